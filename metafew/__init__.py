@@ -1,0 +1,1 @@
+"""Few-shot meta-learning experiments: any head, any normalization, any backbone, one command line."""

@@ -1,0 +1,112 @@
+"""The command line: ``python train.py`` and, once installed, ``metafew``. Imports torch only when a run starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from metafew.errors import UsageError
+
+INSTALLED = Path(__file__).parent / "conf"
+CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
+
+HEADER = """\
+metafew: few-shot meta-learning experiments.
+
+  python train.py [group=word ...] [key=value ...]
+
+Every group takes one of the words below; every other value that --cfg job shows can be typed as key=value.
+"""
+FOOTER = """\
+Further examples
+  python train.py head=svm norm=tasknorm dataset=omniglot trainer.max_steps=200
+  python train.py evaluate=[svm,ridge]                        more heads measured on the same test tasks
+  python train.py train.way=20 test.shot=[1,5]                other tasks
+  python train.py -m head=protonet,ridge,svm norm=tasknorm,batch    a sweep: one run a combination
+  python train.py stages=[test] ckpt=outputs/.../checkpoints/best.ckpt    test what was trained
+  python train.py head=svm --cfg job                          show every value and run nothing
+"""
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Return the words of every group and what the first comment of each file says of it."""
+    groups: dict[str, dict[str, str]] = {}
+    for file in sorted(CONF.glob("*/*.yaml")):
+        comments = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+        about = next(line for line in comments if not line.startswith("@package"))
+        groups.setdefault(file.parent.name, {})[file.stem] = about
+    return groups
+
+
+def help_text() -> str:
+    """Return the text of ``--help``: every group, its words, and what each does."""
+    lines = [HEADER]
+    for group, words in options().items():
+        lines.append(group)
+        lines += [f"  {f'{group}={word}':<24}{about}" for word, about in words.items()]
+    heads = ",".join(options()["head"])
+    lines += ["evaluate", f"  evaluate=[{heads}]  any heads, measured beside the one that trains", "", FOOTER]
+    return "\n".join(lines)
+
+
+def register() -> None:
+    """Add what cannot be a file: the help text, and every head as an option of ``evaluate`` without its defaults."""
+    store = ConfigStore.instance()
+    store.store(group="hydra/help", name="metafew", node={"app_name": "metafew", "template": help_text()})
+    for file in (CONF / "head").glob("*.yaml"):
+        node = OmegaConf.load(file)
+        node.pop("defaults", None)
+        store.store(group="evaluate", name=file.stem, node=node, package=f"evaluate.{file.stem}")
+
+
+def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
+    """Return the configuration of this run and its overrides; those of ``ckpt``, if one is typed, come first."""
+    typed = list(HydraConfig.get().overrides.task)
+    if cfg.ckpt is None:
+        return cfg, typed
+    from metafew.checkpoint import merge, read
+
+    overrides = merge(read(cfg.ckpt)["metafew"]["overrides"], typed, [*options(), "evaluate"])
+    whole = GlobalHydra.instance().hydra.compose_config(
+        config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
+    )
+    runtime = HydraConfig.get().runtime
+    with open_dict(whole):
+        whole.hydra.runtime = OmegaConf.merge(runtime, {"choices": whole.hydra.runtime.choices})
+        HydraConfig.instance().set_config(whole)
+        del whole["hydra"]
+    return whole, overrides
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def job(cfg: DictConfig) -> None:
+    """Run one configuration; an error that users are meant to see is one sentence, in results.json too."""
+    out = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        cfg, overrides = compose(cfg)
+        from metafew.run import run
+
+        words = HydraConfig.get().runtime.choices
+        choices = {group: words[group] for group in options() if isinstance(words.get(group), str)}
+        run(cfg, choices, overrides, out)
+    except UsageError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            (out / "results.json").write_text(json.dumps({"error": str(error)}) + "\n")
+            print(f"metafew: {error}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(2)
+
+
+def main() -> None:
+    """Start from the command line."""
+    register()
+    job()

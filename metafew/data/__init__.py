@@ -1,0 +1,1 @@
+"""Images, tasks and how they reach the model."""

@@ -1,0 +1,149 @@
+"""glyphs: the letters of matplotlib's own typefaces, a dataset that every installation already holds."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from metafew.data.sources import Category, shipped_split
+from metafew.errors import UsageError
+
+STYLES = {
+    "DejaVuSans": ("", "-Bold", "-BoldOblique", "-Oblique"),
+    "DejaVuSansMono": ("", "-Bold", "-BoldOblique", "-Oblique"),
+    "DejaVuSerif": ("", "-Bold", "-BoldItalic", "-Italic"),
+    "STIXGeneral": ("", "Bol", "BolIta", "Italic"),
+    "cm": ("b10", "mi10", "r10", "ss10", "tt10"),  # cmti10 came later, with matplotlib 3.11
+}
+FACES = tuple(family + style for family, styles in STYLES.items() for style in styles)
+MIN_DRAWINGS = 12  # of a letter
+LOOK_ALIKE = 0.875  # correlation of two letters' drawings in one typeface
+INK = 5 / 7  # of the image's side, 20 of 28 pixels: room for small shifts and rotations
+OVERSAMPLING = 8
+VERSION = 1  # of the drawings
+
+
+class Glyphs:
+    """Letters as classes, typefaces as samples: the default dataset.
+
+    Each letter has at least 12 different drawings, and no two letters nearly coincide in any typeface. Letters and
+    splits ship with the package (`choose_letters` says how they were chosen).
+
+    Args:
+        image_size: Height and width of a drawing, in pixels.
+        jitter: The random distortion that belongs to the data. It is carried, not applied: the drawings that
+            `read` gives are upright and centred.
+    """
+
+    name = "glyphs"
+    channels = 1
+
+    def __init__(self, image_size: int, jitter: Any | None):
+        self.image_size = image_size
+        self.jitter = jitter
+
+    def splits(self) -> dict[str, list[Category]]:
+        """Return the letters of 'train', 'val' and 'test', with keys such as 'DejaVuSans-Bold/0041'.
+
+        Raises:
+            UsageError: A typeface is not installed.
+        """
+        return {
+            split: [Category(unicodedata.name(letter), keys_of(letter)) for letter in letters]
+            for split, letters in shipped_split(self.name).items()
+        }
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the typefaces, the rasteriser, the letters and the image size."""
+        settings = (VERSION, self.image_size, features.version("freetype2"), shipped_split(self.name))
+        digest = sha256(repr(settings).encode())
+        for face in FACES:
+            digest.update(font_path(face).read_bytes())
+        return digest.hexdigest()
+
+    def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
+        """Draw the letters of `keys` one by one: uint8 of shape (1, image_size, image_size), ink 255."""
+        return (draw(key, self.image_size)[None] for key in keys)
+
+
+def font_path(face: str) -> Path:
+    """Return the file of a typeface, or raise `UsageError` where matplotlib came without it."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    if not path.is_file():
+        raise UsageError(
+            f"dataset=glyphs needs {path} from matplotlib: type `pip install --force-reinstall matplotlib`."
+        )
+    return path
+
+
+@cache
+def coverage(face: str) -> frozenset[str]:
+    """Return the characters that a typeface draws."""
+    from matplotlib.ft2font import FT2Font
+
+    # Computer Modern files put other glyphs at the code points of letters beyond ASCII: Psi at U+00AA.
+    last = 0x7F if face.startswith("cm") else 0x10FFFF
+    return frozenset(chr(code) for code in FT2Font(str(font_path(face))).get_charmap() if code <= last)
+
+
+def keys_of(letter: str) -> tuple[str, ...]:
+    """Return the keys of a letter's drawings, one for each typeface that has it."""
+    return tuple(f"{face}/{ord(letter):04X}" for face in FACES if letter in coverage(face))
+
+
+@lru_cache(maxsize=len(FACES))
+def font(face: str, em: int) -> ImageFont.FreeTypeFont:
+    """Return a typeface whose em is `em` pixels."""
+    return ImageFont.truetype(str(font_path(face)), em, layout_engine=ImageFont.Layout.BASIC)
+
+
+def draw(key: str, size: int) -> np.ndarray:
+    """Draw one letter, centred, its longer side 5/7 of the image: uint8 of shape (size, size), ink 255."""
+    face, code = key.split("/")
+    em = OVERSAMPLING * size
+    canvas = Image.new("L", (3 * em, 3 * em))  # room for the widest letters and their margin
+    ImageDraw.Draw(canvas).text((em, 2 * em), chr(int(code, 16)), 255, font(face, em), anchor="ls")
+    left, top, right, bottom = canvas.getbbox()
+    side = max(right - left, bottom - top) / INK
+    x, y = (left + right - side) / 2, (top + bottom - side) / 2
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX, (x, y, x + side, y + side)))
+
+
+def choose_letters(size: int = 28) -> dict[str, str]:
+    """Return the letters of 'train' (60 %), 'val' (15 %) and 'test' (25 %) that ship with the package.
+
+    Candidates are letters, not modifier letters or compositions ('é', 'ﬁ'), that at least 12 typefaces have and all
+    of these draw differently. In code point order, a candidate is dropped if it correlates above `LOOK_ALIKE` with a
+    letter kept before it, in any typeface that has both. The order of the letters' SHA-256 deals the kept ones to the
+    splits. This takes seconds, therefore `Glyphs` reads the stored result.
+    """
+    candidates = (
+        letter
+        for letter in sorted(frozenset.union(*map(coverage, FACES)))
+        if unicodedata.category(letter) in {"Lu", "Ll", "Lo"}
+        and unicodedata.is_normalized("NFKD", letter)
+        and len(keys_of(letter)) >= MIN_DRAWINGS
+    )
+    drawn = {letter: np.array([draw(key, size).ravel() for key in keys_of(letter)]) for letter in candidates}
+    letters = [letter for letter, drawings in drawn.items() if len(np.unique(drawings, axis=0)) == len(drawings)]
+    shapes = np.zeros((len(FACES), len(letters), size * size))  # an absent drawing correlates with nothing
+    for column, letter in enumerate(letters):
+        shape = drawn[letter] - drawn[letter].mean(axis=1, keepdims=True)
+        have = [letter in coverage(face) for face in FACES]
+        shapes[have, column] = shape / np.linalg.norm(shape, axis=1, keepdims=True)
+    likeness = np.max(shapes @ shapes.swapaxes(1, 2), axis=0)
+    kept: list[int] = []
+    for column, similar in enumerate(likeness > LOOK_ALIKE):
+        if not similar[kept].any():
+            kept.append(column)
+    dealt = sorted((letters[column] for column in kept), key=lambda letter: sha256(letter.encode()).digest())
+    val, test = round(0.60 * len(dealt)), round(0.75 * len(dealt))  # where they start
+    parts = {"train": dealt[:val], "val": dealt[val:test], "test": dealt[test:]}
+    return {split: "".join(sorted(part)) for split, part in parts.items()}

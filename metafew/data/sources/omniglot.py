@@ -1,0 +1,159 @@
+"""Omniglot (Lake, Salakhutdinov & Tenenbaum, 2015): 1,623 characters of 50 alphabets, each drawn by 20 people."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import cached_property
+from hashlib import sha256
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from PIL import Image
+
+from metafew.data.sources import Category, shipped_split
+from metafew.errors import UsageError
+
+CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+DRAWINGS, SIDE = 20, 105  # of each character; in pixels
+MD5 = {
+    "images_background": "md5:68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "md5:6b91aef0f799c5bb55b94e3f2daec811",
+}
+URLS = (
+    "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
+    "https://github.com/brendenlake/omniglot/raw/master/python/",
+)
+VERSION = 1  # of the conversion
+
+
+class Omniglot:
+    """Handwritten characters as classes, read from the authors' two zip archives without unpacking them.
+
+    Args:
+        root: The folder of images_background.zip and images_evaluation.zip.
+        split: 'lake', the authors' own: 659 evaluation characters for testing; of the 30 background alphabets the
+            five that validate in 'vinyals' do so here. 'vinyals' (Vinyals et al., 2016): 1028, 172 and 423
+            characters, each in four rotations that are classes of their own.
+        image_size: Height and width of the images, in pixels; the drawings' 105 x 105 are averaged by area.
+        download: Whether missing archives are fetched into `root`.
+
+    Raises:
+        UsageError: The split is neither of the two.
+    """
+
+    name = "omniglot"
+    channels = 1
+    jitter = None
+
+    def __init__(self, root: str, split: str, image_size: int, download: bool):
+        held_out = shipped_split(self.name)
+        if split not in held_out:
+            raise UsageError(f"dataset.split={split} is no split of omniglot: type {' or '.join(held_out)}.")
+        self.root = Path(root)
+        self.split = split
+        self.image_size = image_size
+        self.download = download
+        self._held_out = {part: tuple(prefixes) for part, prefixes in held_out[split].items()}
+
+    def splits(self) -> dict[str, list[Category]]:
+        """Return the characters of 'train', 'val' and 'test', named alphabet/character or alphabet/character/rot090.
+
+        Raises:
+            UsageError: An archive is missing and cannot be fetched, or is not the authors'.
+        """
+        classes: dict[str, list[Category]] = {"train": [], "val": [], "test": []}
+        rotations = {f"/rot{90 * turns:03}": turns for turns in range(4)} if self.split == "vinyals" else {"": 0}
+        for character, drawings in groupby(sorted(self._drawings), key=os.path.dirname):
+            name, keys = character.partition("/")[2], tuple(drawings)
+            part = next((p for p, prefixes in self._held_out.items() if keys[0].startswith(prefixes)), "train")
+            classes[part] += [Category(name + suffix, keys, turns) for suffix, turns in rotations.items()]
+        return classes
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the drawings (by their CRC-32 in the archives), the split and the image size."""
+        settings = (VERSION, self.image_size, self.split, self._held_out, sorted(self._drawings.items()))
+        return sha256(repr(settings).encode()).hexdigest()
+
+    def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
+        """Read drawings one by one: uint8 of shape (1, image_size, image_size), ink 255.
+
+        Raises:
+            UsageError: A drawing is damaged.
+        """
+        weights = area_weights(SIDE, self.image_size)
+        with ExitStack() as stack:
+            archives = {name: stack.enter_context(ZipFile(self._path(name))) for name in CHARACTERS}
+            for key in keys:
+                archive = archives[key.partition("/")[0]]
+                try:
+                    with archive.open(key) as file:
+                        ink = 255.0 - np.asarray(Image.open(file).convert("L"))
+                except (BadZipFile, OSError) as error:
+                    raise UsageError(
+                        f"{key} in {archive.filename} is damaged ({error}): replace the archive."
+                    ) from error
+                yield np.rint(weights @ ink @ weights.T).astype(np.uint8)[None]
+
+    @cached_property
+    def _drawings(self) -> dict[str, int]:
+        """The keys of both archives' drawings, with their CRC-32."""
+        return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._path(name)).items()}
+
+    def _path(self, name: str) -> Path:
+        return obtain(self.root / f"{name}.zip", self.download)
+
+
+def list_drawings(path: Path) -> dict[str, int]:
+    """Return the members of an archive that are drawings, with their CRC-32; `UsageError` if it is incomplete."""
+    drawing, found = re.compile(rf"{path.stem}/[^/]+/[^/]+/\d{{4}}_\d\d\.png"), {}
+    with suppress(BadZipFile), ZipFile(path) as archive:
+        found = {info.filename: info.CRC for info in archive.infolist() if drawing.fullmatch(info.filename)}
+    counts, wanted = Counter(map(os.path.dirname, found)), CHARACTERS[path.stem]
+    if len(counts) != wanted or set(counts.values()) != {DRAWINGS}:
+        raise UsageError(
+            f"{path} should be a zip file of {wanted} characters with {DRAWINGS} drawings each and shows {len(counts)} "
+            f"characters, {len(found)} drawings: replace it, or type data_dir=PATH with a good copy in PATH/omniglot."
+        )
+    return found
+
+
+def obtain(path: Path, download: bool) -> Path:
+    """Return `path`, fetched first if it is missing; `UsageError` if that is forbidden or fails."""
+    if not path.is_file():
+        reason = fetch(path) if download else "dataset.download=false forbids fetching it"
+        if reason:
+            raise UsageError(
+                f"dataset=omniglot needs {path.name}, which {path.parent} does not hold, and {reason}: put the "
+                f"archives of {URLS[0]} there, or type data_dir=PATH with both in PATH/omniglot."
+            )
+    return path
+
+
+def fetch(path: Path) -> str | None:
+    """Download an archive, named once it is complete and verified; return what prevented it, if anything did."""
+    import pooch
+
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        return "that folder cannot be written"
+    failures, progress = [], find_spec("tqdm") is not None
+    for base in URLS:
+        try:
+            pooch.retrieve(base + path.name, MD5[path.stem], path.name, path.parent, progressbar=progress)
+            return None
+        except (OSError, ValueError) as error:  # ValueError: other bytes than the authors'
+            failures.append(f"{base} ({type(error).__name__})")
+    return f"fetching it failed from {' and '.join(failures)}"
+
+
+def area_weights(side: int, size: int) -> np.ndarray:
+    """Return the (size, side) matrix that averages `side` pixels by area into `size`."""
+    edges, pixels = np.linspace(0, side, size + 1)[:, None], np.arange(side)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return overlap.clip(0) * size / side

@@ -1,0 +1,41 @@
+"""The one batch type: tasks of equal shape, stacked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Labelled(NamedTuple):
+    """Images and their labels.
+
+    Attributes:
+        images: ``(t, n, c, h, w)``; uint8 from the loader, floating point in [0, 1] in every step.
+        labels: ``(t, n)`` int64 in ``0..way-1``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Episode(NamedTuple):
+    """A stack of ``t`` tasks that share their way and their numbers of support and query rows.
+
+    A meta-batch, the input of one Lightning step, is a list of episodes: one when all its tasks have the same
+    shape, several when way or shot is drawn per task. Nothing is ever padded, so that no statistic can see a
+    row which is not there.
+
+    Attributes:
+        support: labelled examples given, ``(t, s, ...)``.
+        query: examples to be labelled, ``(t, q, ...)``.
+        way: number of classes of each task.
+        index: ``(t,)`` the numbers of the tasks in their split.
+        views: parameters of the jitter of support and query rows, or None when the data have none.
+    """
+
+    support: Labelled
+    query: Labelled
+    way: int
+    index: Tensor
+    views: tuple[Tensor, Tensor] | None = None

@@ -1,0 +1,32 @@
+"""Ridge regression on one-hot labels (Bertinetto et al. 2019, R2-D2; Lee et al. 2019, MetaOptNet-RR)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metafew.heads.head import FeatureHead
+from metafew.solvers.ridge import ridge
+
+
+class Ridge(FeatureHead):
+    """Logits of a linear map fitted by least squares with an L2 penalty: ``scale * f(x) (S'S + penalty I)^-1 S'Y``.
+
+    ``S`` are the support features and ``Y`` their one-hot labels. MetaOptNet-RR solves the same problem with a
+    linear term twice as large, so its solution is exactly twice this one, which the learned scale absorbs.
+
+    Args:
+        penalty: weight of the L2 penalty.
+        scale: initial value of the learned scale of the logits.
+    """
+
+    def __init__(self, penalty: float = 50.0, scale: float = 1.0):
+        super().__init__()
+        self.penalty = penalty
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Return scaled predictions ``(t, q, w)`` of the one-hot labels."""
+        targets = F.one_hot(labels, way).to(support.dtype)
+        return self.scale * ridge(support, targets, self.penalty, query)

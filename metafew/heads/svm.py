@@ -1,0 +1,31 @@
+"""The multi-class support vector machine of MetaOptNet (Lee et al. 2019; Crammer and Singer 2001)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metafew.heads.head import FeatureHead
+from metafew.solvers.crammer_singer import crammer_singer
+
+
+class SVM(FeatureHead):
+    """Logits ``scale * sum_i alpha_im <f(x_i), f(x)>`` with ``alpha`` the dual solution of the Crammer-Singer SVM.
+
+    Gradients pass through the solution by the implicit function theorem.
+
+    Args:
+        c: upper bound of the dual variables: the price of a margin violation.
+        scale: initial value of the learned scale of the logits.
+    """
+
+    def __init__(self, c: float = 0.1, scale: float = 1.0):
+        super().__init__()
+        self.c = c
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Return scaled scores ``(t, q, w)``."""
+        wide = support.double()
+        alpha = crammer_singer(wide @ wide.mT, labels, way, self.c)
+        return self.scale * (query @ support.mT @ alpha.to(query.dtype))

@@ -1,0 +1,127 @@
+"""The LightningModule: a backbone, the head that trains it, an objective, and the heads that evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.baselines import pixels_1nn
+from metafew.episode import Episode
+from metafew.metrics import PerTask, interval
+from metafew.norms.running import commit
+
+PIXELS = "pixels_1nn"
+
+
+class Learner(pl.LightningModule):
+    """Trains a backbone through a head and measures it through that head and others.
+
+    Args:
+        backbone: the feature extractor.
+        heads: heads by name; the first one trains, the others only measure and are frozen.
+        objective: ``objective(backbone, head, batch)`` is the loss of a meta-batch.
+        optimizer: makes an optimizer from parameter groups.
+        schedule: makes a learning-rate schedule from the optimizer; it advances once a step.
+        provenance: plain values that every checkpoint carries, so that it can say what it is.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: dict[str, nn.Module],
+        objective: nn.Module,
+        optimizer: Callable,
+        schedule: Callable,
+        provenance: dict,
+    ):
+        super().__init__()
+        self.backbone, self.objective = backbone, objective
+        self.heads = nn.ModuleDict(heads)
+        self.trained = next(iter(heads))
+        for name, head in heads.items():
+            head.requires_grad_(name == self.trained)
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.provenance = provenance
+        self.val_tasks = nn.ModuleDict({name: PerTask() for name in heads})
+        self.test_tasks = nn.ModuleList()
+        self.tables: list[dict[str, Tensor]] = []
+
+    def training_step(self, batch: list[Episode], _: int) -> Tensor:
+        """Return the loss of a meta-batch."""
+        loss = self.objective(self.backbone, self.heads[self.trained], batch)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        return loss
+
+    def on_before_optimizer_step(self, _) -> None:
+        """Let running moments take over what the step recorded."""
+        commit(self.backbone)
+
+    def validation_step(self, batch: list[Episode], _: int) -> None:
+        """Measure every head on a batch of validation tasks."""
+        self._measure(batch, self.val_tasks)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy and loss of every head."""
+        for name, metric in self.val_tasks.items():
+            table = metric.compute()
+            for measure in ("accuracy", "loss"):
+                mean = interval(table[:, PerTask.columns.index(measure)])["mean"]
+                shown = name == self.trained and measure == "accuracy"
+                self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+            metric.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start a table of tasks for every test and head."""
+        self.test_tasks = nn.ModuleList(
+            nn.ModuleDict({name: PerTask() for name in (*self.heads, PIXELS)}) for _ in self.trainer.test_dataloaders
+        ).to(self.device)
+
+    def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
+        """Measure every head, and the pixels, on a batch of test tasks."""
+        tables = self.test_tasks[dataloader_idx]
+        self._measure(batch, tables)
+        for episode in batch:
+            tables[PIXELS].update(pixels_1nn(episode.support, episode.query.images, episode.way), episode)
+
+    def on_test_epoch_end(self) -> None:
+        """Keep, for each test, one table of tasks a head."""
+        self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
+
+    @torch.no_grad()
+    def predict(self, episode: Episode) -> Tensor:
+        """Return the probabilities ``(t, q, w)`` that the trained head gives to the queries of ``episode``."""
+        self.eval()
+        logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
+        return logits.softmax(-1)
+
+    def _measure(self, batch: list[Episode], tables: nn.ModuleDict) -> None:
+        for episode in batch:
+            for name, head in self.heads.items():
+                logits = head(self.backbone, episode.support, episode.query.images, episode.way)
+                tables[name].update(logits, episode)
+
+    def configure_optimizers(self) -> dict:
+        """Return the optimizer and a schedule that advances once a step."""
+        spared = {id(getattr(module, name)) for module in self.modules() for name in getattr(module, "undecayed", ())}
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if id(p) not in spared]
+        groups = [{"params": decayed}]
+        if len(decayed) < len(trainable):
+            groups.append({"params": [p for p in trainable if id(p) in spared], "weight_decay": 0.0})
+        optimizer = self.make_optimizer(groups)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Write where the checkpoint comes from into it, as plain values."""
+        checkpoint["metafew"] = self.provenance
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the weights that the run has already fitted to this model when it goes on from a checkpoint."""
+        checkpoint["state_dict"] = self.state_dict()

@@ -1,0 +1,58 @@
+"""Results of evaluation: one row a task, the same from any number of processes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from metafew.episode import Episode
+
+
+class PerTask(Metric):
+    """Accuracy and loss of every task, in the order of the tasks' numbers.
+
+    ``compute`` returns float64 ``(tasks, 5)`` with the columns of :attr:`columns`, gathered over all processes.
+    """
+
+    columns = ("index", "way", "shot", "accuracy", "loss")
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, episode: Episode) -> None:
+        """Add the tasks of an episode.
+
+        Args:
+            logits: ``(t, q, w)``.
+            episode: the tasks that they belong to; ``loss`` is the mean cross-entropy of its queries, in nats.
+        """
+        labels = episode.query.labels
+        accuracy = (logits.argmax(-1) == labels).double().mean(1)
+        loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1)
+        way = torch.full_like(loss, episode.way)
+        shot = torch.full_like(loss, episode.support.labels.shape[1] / episode.way)
+        self.rows.append(torch.stack([episode.index.double(), way, shot, accuracy, loss], 1))
+
+    def compute(self) -> Tensor:
+        """Return the rows, sorted by task."""
+        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        return rows[rows[:, 0].argsort()]
+
+
+def interval(values: Tensor) -> dict[str, float]:
+    """Return the mean over tasks and the half width of its 95 % confidence interval.
+
+    ``ci95 = 1.96 s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); NaN for a single task.
+
+    >>> {k: round(v, 3) for k, v in interval(torch.tensor([0.5, 0.7, 0.9])).items()}
+    {'mean': 0.7, 'ci95': 0.226, 'tasks': 3}
+    """
+    count = len(values)
+    spread = values.std().item() if count > 1 else math.nan
+    return {"mean": values.mean().item(), "ci95": 1.96 * spread / math.sqrt(count), "tasks": count}

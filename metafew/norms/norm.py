@@ -1,0 +1,80 @@
+"""What all normalization schemes share: per-image moments, pooling, and one scale and shift."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metafew.norms.passes import Affine, Instance
+from metafew.norms.scope import current
+
+Moments = tuple[Tensor, Tensor]
+
+
+def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
+    """Return the moments of the union of equally large groups, by the law of total variance.
+
+    ``mean = E[mean_i]`` and ``var = E[var_i] + E[(mean_i - mean)^2]``: a sum of non-negative terms, free of the
+    cancellation in ``E[x^2] - E[x]^2``.
+
+    Args:
+        mean: means of the groups along ``dim``.
+        var: their population variances.
+        dim: the dimension to pool, kept with size 1.
+    """
+    pooled = mean.mean(dim, keepdim=True)
+    return pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True)
+
+
+class Norm(nn.Module):
+    """Normalize each image and channel by a scheme's moments, then scale and shift.
+
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias``, with one weight and bias a channel. The moments come from
+    :meth:`moments` and are never smaller than float32. Subclasses say only where the moments come from.
+
+    Args:
+        channels: number of channels ``c``.
+        eps: added to the variance.
+    """
+
+    transductive = False
+    """Whether, in eval mode, one target row may change the result of another."""
+    undecayed: tuple[str, ...] = ()
+    """Names of parameters to keep out of weight decay."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def blind(self) -> bool:
+        """Whether the moments do not depend on the activations."""
+        return False
+
+    def moments(self, own: Moments | None, context: int) -> Moments:
+        """Return the mean and variance that normalize each row.
+
+        Args:
+            own: mean and variance ``(t, n, c)`` of every image and channel, over positions, in float32 or better;
+                None for a scheme that is :attr:`blind`. Those of any group of images follow by :func:`pool`.
+            context: number of context rows; rows ``[:, :context]`` are context, the others target.
+
+        Returns:
+            Two tensors that broadcast to ``(t, n, c)``.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says."""
+        tasks, context, _ = current()
+        shape = (tasks, x.shape[0] // tasks, x.shape[1])
+        own = None
+        if not self.blind:
+            x, mean, var = Instance.apply(x)
+            own = mean.view(shape), var.view(shape)
+        mean, var = self.moments(own, context)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return Affine.apply(x, *(part.expand(shape).reshape(-1, shape[-1]) for part in (scale, shift)))

@@ -1,0 +1,84 @@
+"""What a run leaves behind: results.json, tasks.csv, and the final table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from metafew.metrics import PerTask, interval
+
+PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # used from a checkout that is not installed
+            found[name] = "unknown"
+    return found
+
+
+def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> dict[str, dict]:
+    """Return ``metrics`` of the heads and ``baselines`` of what else was measured, each with mean, ci95 and tasks.
+
+    Args:
+        tables: for each test one table of tasks a name, as :class:`~metafew.metrics.PerTask` computes them.
+        shots: the shot of each test; tests after the first carry it in the name of the measure.
+        heads: names that are heads, the trained one first.
+    """
+    metrics, baselines = {}, {}
+    for number, (test, shot) in enumerate(zip(tables, shots, strict=False)):
+        prefix = f"shot{shot}/" if number else ""
+        for name, table in test.items():
+            for measure in ("accuracy", "loss"):
+                value = interval(table[:, PerTask.columns.index(measure)])
+                if name in heads:
+                    metrics[f"test/{name}/{prefix}{measure}"] = value
+                elif measure == "accuracy":
+                    baselines[f"{prefix}{name}"] = value
+    return {"metrics": metrics, "baselines": baselines}
+
+
+def write_tasks(path: Path, tables: list[dict[str, Tensor]], source: str) -> None:
+    """Write one row for each test task and head."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
+        for test in tables:
+            for name, table in test.items():
+                for index, way, shot, accuracy, loss in table.tolist():
+                    writer.writerow([int(index), source, name, int(way), f"{shot:g}", accuracy, loss])
+
+
+def show(report: dict) -> None:
+    """Print accuracies as a table, with the baselines below."""
+    table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
+    for column, side in (("measured", "left"), ("accuracy", "right"), ("tasks", "right")):
+        table.add_column(column, justify=side)
+    for section in ("metrics", "baselines"):
+        for name, value in report[section].items():
+            if not name.endswith("loss"):
+                label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
+                figure = f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+                table.add_row(label, figure, str(value["tasks"]))
+        table.add_section()
+    mode = "transductive" if report["transductive"] else "not transductive"
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
+    Console().print(table)

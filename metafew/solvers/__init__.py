@@ -1,0 +1,1 @@
+"""Batched, differentiable solvers: pure functions of tensors, one problem a file."""

@@ -1,0 +1,192 @@
+"""The multi-class support vector machine of Crammer & Singer (JMLR 2001), as in MetaOptNet (Lee et al., CVPR 2019).
+
+With the Gram matrix K = X Xᵀ of the n support rows, one-hot labels Y and bounds U = C Y, the dual problem is
+
+    minimise over α (n, w)   ½ <α, (K + I) α> - <Y, α>   subject to   α <= U  and  α 1 = 0.
+
+An entry is free where α < U. Once the free set is known the solution is linear in Y, so the solver searches for
+that set, and the gradient comes from the same linear system. Everything is float64, which autocast leaves alone.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import one_hot
+
+_BLOCK = 2**21  # doubles in the class systems that are held at once
+
+
+def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Tensor:
+    """Solve the dual SVM of every task and differentiate its solution with respect to the Gram matrix.
+
+    The decision values of queries with features Z are Z Xᵀ α. The gradient is the implicit one of the optimality
+    conditions, exact to first order wherever no entry is about to change sides. A task whose Gram matrix is not
+    finite gets NaN and leaves the other tasks alone. A task that could not be solved is reported by a warning.
+
+    Args:
+        gram: (t, n, n), symmetric and positive semi-definite; float64 unless the features are small.
+        labels: (t, n), the class of each support row, int64 in 0 .. way - 1.
+        way: The number of classes w; a class may have no rows.
+        c: The bound C on the dual variable of a row's own class.
+
+    Returns:
+        The dual variables α, (t, n, w), in the dtype of `gram`.
+
+    Raises:
+        ValueError: The shapes disagree, or c is not positive.
+    """
+    if gram.shape != (*labels.shape, labels.shape[-1]):
+        raise ValueError(f"gram must be (t, n, n) for labels (t, n), not {[*gram.shape]} for {[*labels.shape]}.")
+    if c <= 0:
+        raise ValueError(f"c must be positive, not {c}.")
+    return _CrammerSinger.apply(gram.double(), one_hot(labels, way).double(), c).to(gram.dtype)
+
+
+def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) -> Tensor:
+    """Measure how far α is from optimal: 0 at the solution, and only there.
+
+    With V = Y - K α and P the projection of each row on the feasible set, the multipliers of α <= U are V - P(V)
+    less the smallest entry of each row: never negative, and they leave α - P(V) as the stationarity term.
+
+    Args:
+        gram: (t, n, n).
+        alpha: (t, n, w).
+        labels: (t, n).
+        c: The bound C.
+
+    Returns:
+        The largest violation of stationarity, feasibility and complementarity over 1 + max|K|, (t,).
+    """
+    gram, alpha = gram.double(), alpha.double()
+    target = one_hot(labels, alpha.shape[-1]).double()
+    point = target - gram @ alpha
+    nearest, _ = _project(point, target, c)
+    multipliers = point - nearest
+    multipliers = multipliers - multipliers.amin(-1, keepdim=True)
+    slack = c * target - alpha
+    violations = torch.stack([(alpha - nearest).abs(), -slack, multipliers * slack.abs()]).amax((0, 2, 3))
+    return torch.maximum(violations, alpha.sum(-1).abs().amax(-1)) / (1 + gram.abs().amax((1, 2)))
+
+
+class _CrammerSinger(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, gram: Tensor, target: Tensor, c: float) -> Tensor:
+        alpha, free = _solve(gram, target, c)
+        ctx.save_for_backward(gram, alpha, free)
+        return alpha
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        # On the free set (K + I) dα + dν = -dK α, whose matrix is symmetric: <grad, dα> = -<u, dK α>.
+        gram, alpha, free = ctx.saved_tensors
+        product = _solve_weighted(gram, free.double(), grad) @ alpha.mT
+        return -(product + product.mT) / 2, None, None
+
+
+def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """Return α and its free set by a primal-dual active-set method, safeguarded by an interior-point method."""
+    # Ridge regression is the solution if no bound is active; the zero hands a hole in K to the whole task.
+    target = target + 0 * gram.sum((1, 2), keepdim=True)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    beta = torch.cholesky_solve(target - target.mean(-1, keepdim=True), torch.linalg.cholesky_ex(gram + identity)[0])
+    for _ in range(20):  # 1 to 12 are needed unless features are few and long, where the free sets may cycle
+        alpha, free = _descend(gram, target, c, beta)
+        unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
+        if not unsettled.any():
+            return alpha, free
+        step = _solve_weighted(gram, free.double(), target - alpha - gram @ alpha)
+        beta = torch.where(unsettled[:, None, None], alpha + step, beta)
+    gram, target = gram[unsettled], target[unsettled]
+    solved, solved_free = _descend(gram, target, c, _interior_point(gram, target, c))
+    residual = kkt_residual(gram, solved, target.argmax(-1), c).max().item()
+    if residual > 1e-6:
+        warnings.warn(f"The SVM of a task was left with a KKT residual of {residual:.1e}.", stacklevel=2)
+    alpha[unsettled], free[unsettled] = solved, solved_free
+    return alpha, free
+
+
+def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
+    """Return α by following the central path slack * multiplier = μ down to rounding, whatever the scale of K."""
+    slack = torch.full_like(target, c / target.shape[-1])
+    multiplier = c * (1 + gram.abs().amax((1, 2), keepdim=True)) * torch.ones_like(target)
+    for _ in range(60):  # 15 to 45 are needed
+        alpha = c * target - slack
+        gap = (slack * multiplier).mean((1, 2), keepdim=True)
+        running = gap > 1e-14 * c**2
+        if not running.any():
+            break
+        ratio = multiplier / slack
+        push = 0.1 * gap / slack
+        step = _solve_weighted(gram, (1 + ratio).rsqrt(), target - alpha - gram @ alpha - push)
+        change = push - multiplier + ratio * step
+        steepest = torch.maximum(step / slack, -change / multiplier).amax((1, 2), keepdim=True)
+        length = running * 0.99 / steepest.clamp_min(0.99)  # stay inside, and at rest once arrived
+        slack = slack - length * step
+        multiplier = multiplier + length * change
+    return alpha
+
+
+def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Take a projected gradient step from β, which stands still at the solution only."""
+    # Steps well below 1 / curvature settle in the fewest linear solves and rarely cycle.
+    rate = 0.3 / (1 + gram.diagonal(dim1=1, dim2=2)[..., None].abs())
+    return _project(beta - rate * (gram @ beta + beta - target), target, c)
+
+
+def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """Project each row on {a: a <= U, a 1 = 0}, min(point - θ, U), and tell which entries stay below U."""
+    depth = point - c * target
+    depth = depth - depth.amin(-1, keepdim=True)
+    # The slack fills the row like water of volume C = Σ (θ - depth)₊: the lowest of the levels over the k deepest.
+    count = torch.arange(1, depth.shape[-1] + 1, dtype=depth.dtype, device=depth.device)
+    level = ((depth.sort(-1).values.cumsum(-1) + c) / count).amin(-1, keepdim=True)
+    slack = (level - depth).clamp_min(0)
+    return c * target - slack, slack > 0
+
+
+def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
+    """Solve (K + D_m) v_m + ν = rhs_m for all classes m, with Σ_m v_m = 0 and D_m = diag(1 / weight_m²).
+
+    A weight of 1 is the system of a free entry, a weight of 0 fixes v at 0. Classes meet only in ν, thus with
+    Q_m = (K + D_m)⁻¹: (Σ_m Q_m) ν = Σ_m Q_m rhs_m, then v_m = Q_m (rhs_m - ν). Rows of weight 0 are left out.
+
+    Args:
+        gram: (t, n, n).
+        weight: (t, n, w), in 0 .. 1.
+        rhs: (t, n, w).
+
+    Returns:
+        v, (t, n, w).
+    """
+    tasks, rows, way = rhs.shape
+    size = max(1, int((weight > 0).sum(1).max()))
+    weight, index = (x[..., :size] for x in weight.mT.sort(dim=-1, descending=True, stable=True))
+    rhs = rhs.mT.gather(2, index)
+    identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    chunk = max(1, _BLOCK // (tasks * size**2))
+
+    @functools.lru_cache(maxsize=1)  # one chunk is factored once for both passes, many are not kept
+    def system(first: int) -> tuple[slice, Tensor, Tensor, Tensor]:
+        some = slice(first, first + chunk)
+        pairs = weight[:, some, :, None] * weight[:, some, None, :]
+        cells = (rows * index[:, some, :, None] + index[:, some, None, :]).flatten(1)
+        kernel = gram.flatten(1).gather(1, cells).view_as(pairs)
+        return some, cells, pairs, torch.linalg.cholesky_ex(torch.addcmul(identity, pairs, kernel))[0]
+
+    total, schur = rhs.new_zeros(tasks, rows), rhs.new_zeros(tasks, rows**2)
+    for first in range(0, way, chunk):
+        some, cells, pairs, factor = system(first)
+        inverse = pairs * torch.cholesky_inverse(factor)
+        total.scatter_add_(1, index[:, some].flatten(1), (inverse @ rhs[:, some, :, None]).flatten(1))
+        schur.scatter_add_(1, cells, inverse.flatten(1))
+    schur_factor = torch.linalg.cholesky_ex(schur.view_as(gram))[0]
+    shift = torch.cholesky_solve(total[..., None], schur_factor).mT.expand(-1, way, -1)
+    rhs = weight * (rhs - shift.gather(2, index))
+    for first in reversed(range(0, way, chunk)):
+        some, *_, factor = system(first)
+        rhs[:, some] = torch.cholesky_solve(rhs[:, some, :, None], factor)[..., 0]
+    return gram.new_zeros(tasks, way, rows).scatter_(2, index, weight * rhs).mT

@@ -1,0 +1,27 @@
+"""What a multirun says at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class FailedCells(Callback):
+    """Names the cells of a multirun that ended in an error, and lets the whole exit with 1."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Read every results.json of the sweep."""
+        folder = Path(config.hydra.sweep.dir)
+        cells = sorted(folder.glob("**/results.json"))
+        errors = {cell.parent: json.loads(cell.read_text()).get("error") for cell in cells}
+        failed = {cell: error for cell, error in errors.items() if error}
+        if failed:
+            print(f"{len(failed)} of {len(cells)} cells failed:", file=sys.stderr)
+            for cell, error in failed.items():
+                print(f"  {cell}: {error}", file=sys.stderr)
+            sys.exit(1)

@@ -1,0 +1,79 @@
+"""What several test files need: composing configurations, and finding the real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from metafew import cli
+
+REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
+TINY = [
+    "backbone.width=4",
+    "trainer.max_steps=4",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "train.tasks=2",
+    "train.query=2",
+    "val.total=4",
+    "val.query=2",
+    "val.every=2",
+    "test.total=6",
+    "test.query=2",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Build stores once for all tests, away from the user's."""
+    path = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("METAFEW_CACHE")
+    os.environ["METAFEW_CACHE"] = str(path)
+    cli.register()
+    yield path
+    if before is None:
+        del os.environ["METAFEW_CACHE"]
+    else:
+        os.environ["METAFEW_CACHE"] = before
+
+
+@pytest.fixture
+def composed(tmp_path):
+    """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
+
+    def build(*overrides: str):
+        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+            cfg = compose("train", list(overrides), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+            HydraConfig.instance().set_config(cfg)
+            choices = {group: cfg.hydra.runtime.choices[group] for group in cli.options() if group != "logger"}
+            del cfg["hydra"]
+        return cfg, choices, list(overrides)
+
+    return build
+
+
+@pytest.fixture
+def launch(composed, tmp_path):
+    """Run a tiny experiment in this process; returns its report and its folder."""
+
+    def go(*overrides: str, out: Path | None = None):
+        from metafew.run import run
+
+        folder = out or tmp_path
+        folder.mkdir(parents=True, exist_ok=True)
+        return run(*composed(*TINY, *overrides), folder), folder
+
+    return go
+
+
+@pytest.fixture
+def real_omniglot():
+    """The folder that holds Omniglot in its authors' form; tests without it are skipped."""
+    if not (REAL_DATA / "omniglot" / "images_background.zip").exists():
+        pytest.skip("set METAFEW_DATA to a folder with omniglot/ to run this")
+    return REAL_DATA

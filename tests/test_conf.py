@@ -1,0 +1,69 @@
+"""Every YAML under conf/ composes, instantiates, and shows every argument of the class it names."""
+
+import inspect
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from metafew import cli
+from metafew.assemble import make
+
+FILES = sorted(cli.CONF.glob("**/*.yaml"))
+OPTIONS = [file for file in FILES if file.parent != cli.CONF]
+
+
+def targets(node, path=""):
+    """Yield every node below ``node`` that names a class or function."""
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from targets(node[key], f"{path}.{key}")
+
+
+def test_there_is_something_to_test():
+    assert len(FILES) >= 16
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_option_composes_and_instantiates(file, composed, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    group, word = file.parent.name, file.stem
+    cfg, _, _ = composed(f"{group}={word}", f"data_dir={file.parent}")
+    node = cfg[group][word] if group == "logger" else cfg[group]
+    extra = {"channels": 1, "image_size": 28, "norm": make(cfg.norm)} if group == "backbone" else {}
+    thing = make(node, **extra)
+    if group == "norm":
+        assert thing(3).weight.shape == (3,)
+    assert thing is not None
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_no_argument_of_ours_is_hidden(file):
+    """An argument with a default must be in the YAML; one without is in the YAML or supplied by the run."""
+    for path, node in targets(OmegaConf.load(file)):
+        target = node["_target_"]
+        if not target.startswith("metafew."):
+            continue
+        parameters = inspect.signature(get_object(target)).parameters
+        shown = {key for key in node if not str(key).startswith("_")}
+        unknown = shown - set(parameters)
+        hidden = {name for name, p in parameters.items() if p.default is not p.empty} - shown
+        assert not unknown, f"{file}: {path} has no argument {unknown}"
+        assert not hidden, f"{file}: {path} hides {hidden}"
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_option_says_what_it_is(file):
+    assert cli.options()[file.parent.name][file.stem]
+    assert file.stem == file.stem.lower()
+
+
+def test_evaluation_heads_do_not_change_training(composed):
+    plain, _, _ = composed("head=protonet")
+    more, _, _ = composed("head=protonet", "evaluate=[svm,ridge]")
+    assert set(more.evaluate) == {"svm", "ridge"}
+    assert plain == OmegaConf.masked_copy(more, [key for key in more if key != "evaluate"])
+    assert set(composed("evaluate=svm")[0].evaluate) == {"svm"}

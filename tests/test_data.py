@@ -1,0 +1,225 @@
+"""Tasks, stores and views: pure functions of (seed, split, i), on images that the tests make."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metafew.data.augment import Affine, as_float
+from metafew.data.datamodule import MetaBatches
+from metafew.data.sampler import Plan, Sampler
+from metafew.data.sources import Category
+from metafew.data.store import Split, build, locate
+from metafew.errors import UsageError
+
+SIZES = (9, 12, 10, 11, 9, 14, 10)
+
+
+class Numbered:
+    """Seven classes of 9 to 14 images of 4 pixels; an image holds its class, its number, and 0 twice."""
+
+    name, channels, image_size, jitter = "numbered", 1, 2, None
+
+    def __init__(self, turns: int = 0):
+        self.turns, self.reads = turns, 0
+
+    def splits(self):
+        categories = [
+            Category(f"class {c}", tuple(f"{c}/{i}" for i in range(n)), self.turns) for c, n in enumerate(SIZES)
+        ]
+        return {"train": categories, "val": categories[:3], "test": categories[3:]}
+
+    def fingerprint(self):
+        return f"numbered {self.turns}"
+
+    def read(self, keys):
+        for key in keys:
+            self.reads += 1
+            c, i = map(int, key.split("/"))
+            yield np.array([[[c, i], [0, 0]]], np.uint8)
+
+
+@pytest.fixture
+def split(tmp_path):
+    return Split(build(Numbered(), tmp_path), "train")
+
+
+def plan(**changes):
+    return Plan(**{"split": "train", "way": 3, "shot": 2, "query": 4, "tasks": 4, "total": 8, "seed": 0} | changes)
+
+
+def identities(images):
+    """Return (class, number) of every image of a stack of tasks."""
+    return [tuple(map(int, image[0, 0])) for image in images.flatten(0, 1)]
+
+
+def test_store_holds_what_was_read_and_is_built_once(tmp_path):
+    source = Numbered()
+    folder = build(source, tmp_path)
+    assert folder == locate(source, tmp_path) and source.reads == sum(SIZES) * 2
+    build(source, tmp_path)
+    assert source.reads == sum(SIZES) * 2
+    split = Split(folder, "test")
+    assert split.names == ["class 3", "class 4", "class 5", "class 6"]
+    assert split.images[split.rows[2]][:, 0, 0].tolist() == [[5, i] for i in range(14)]
+    assert locate(Numbered(turns=1), tmp_path) != folder
+
+
+def test_a_build_that_breaks_off_leaves_nothing(tmp_path):
+    source = Numbered()
+    read = source.read
+
+    def broken(keys):
+        yield from list(read(keys))[:5]
+        raise OSError("the disk is gone")
+
+    source.read = broken
+    with pytest.raises(OSError, match="disk"):
+        build(source, tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    source.read = read
+    assert Split(build(source, tmp_path), "val").names
+
+
+def test_index_carries_a_checksum(tmp_path):
+    folder = build(Numbered(), tmp_path)
+    assert len(json.loads((folder / "val.json").read_text())["sha256"]) == 64
+
+
+def test_turned_classes_are_turned(tmp_path):
+    plain = Sampler(Split(build(Numbered(), tmp_path), "train"), plan(), None).task(3)
+    turned = Sampler(Split(build(Numbered(turns=1), tmp_path), "train"), plan(), None).task(3)
+    assert torch.equal(turned.query.images, torch.rot90(plain.query.images, 1, (3, 4)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), index=st.integers(0, 10**9), way=st.integers(2, 7), shot=st.integers(1, 4))
+def test_a_task_is_well_formed(tmp_path_factory, seed, index, way, shot):
+    split = Split(build(Numbered(), tmp_path_factory.getbasetemp() / "numbered"), "train")
+    episode = Sampler(split, plan(seed=seed, way=way, shot=shot), None).task(index)
+    seen = identities(episode.support.images) + identities(episode.query.images)
+    assert len(set(seen)) == len(seen) == way * (shot + 4)
+    for part in (episode.support, episode.query):
+        label_of = {}
+        for (category, _), label in zip(identities(part.images), part.labels[0].tolist(), strict=True):
+            assert label_of.setdefault(category, label) == label
+        assert sorted(label_of.values()) == list(range(way))
+    assert Counter(episode.support.labels[0].tolist()) == dict.fromkeys(range(way), shot)
+
+
+def test_queries_do_not_depend_on_the_shot_and_supports_are_nested(split):
+    jitter = Affine(15, 0.25, (0.7, 1.05), 2.5)
+    one = Sampler(split, plan(shot=1), jitter).task(5)
+    three = Sampler(split, plan(shot=3), jitter).task(5)
+    drawn = Sampler(split, plan(shot="3..3"), jitter).task(5)
+    assert torch.equal(one.query.images, three.query.images) and torch.equal(one.views[1], three.views[1])
+    assert set(identities(one.support.images)) <= set(identities(three.support.images))
+    assert torch.equal(three.support.images, drawn.support.images)
+
+
+def test_tasks_depend_on_seed_split_and_number_only(split):
+    def fingerprint(**changes):
+        return identities(Sampler(split, plan(**changes), None).task(0).query.images)
+
+    assert fingerprint() == fingerprint(tasks=2, total=100)
+    assert len({tuple(fingerprint(**c)) for c in ({}, {"seed": 1}, {"split": "val"}, {"split": "test"})}) == 4
+
+
+def test_ranks_and_batch_sizes_share_out_the_same_tasks(split):
+    def numbers(tasks, world):
+        found = []
+        for rank in range(world):
+            batches = MetaBatches(Sampler(split, plan(tasks=tasks, total=10), None), rank, world)
+            found += [i for k in range(len(batches)) for e in batches[k] for i in e.index.tolist()]
+        return sorted(found)
+
+    for tasks in (1, 3, 4, 10):
+        for world in (1, 2, 4):
+            assert numbers(tasks, world) == list(range(10))
+
+
+def test_mixed_shapes_are_stacked_by_shape_and_none_is_lost(split):
+    sampler = Sampler(split, plan(way="2..5", shot="1..3"), None)
+    batch = sampler.batch(range(30))
+    assert len(batch) > 3 and sorted(torch.cat([e.index for e in batch]).tolist()) == list(range(30))
+    for episode in batch:
+        t, s = episode.support.labels.shape
+        assert episode.support.images.shape[:2] == (t, s) and s % episode.way == 0
+        alone = sampler.task(int(episode.index[0]))
+        assert torch.equal(alone.support.images[0], episode.support.images[0])
+    ways = Counter(e.way for e in map(sampler.task, range(400)))
+    assert set(ways) == {2, 3, 4, 5} and min(ways.values()) > 60
+
+
+def test_classes_and_images_are_drawn_evenly(split):
+    sampler = Sampler(split, plan(way=3), None)
+    episodes = [sampler.task(i) for i in range(1500)]
+    classes = Counter(c for e in episodes for c, i in set(identities(e.support.images[:, ::2])))
+    expected = 1500 * 3 / 7
+    # Drawing 3 of 7 without replacement shrinks the variance by (1 - 3/7) * 7/6 = 2/3.
+    statistic = sum((n - expected) ** 2 / expected for n in classes.values()) * 3 / 2
+    assert statistic < 27.9  # chi-square with 6 degrees of freedom: one in 10,000
+    images = Counter(i for e in episodes for c, i in identities(e.query.images) if c == 5)
+    expected = sum(images.values()) / 14
+    assert sum((n - expected) ** 2 / expected for n in images.values()) < 44.0  # 13 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"way": 8}, "needs 8 classes.*has 7"),
+        ({"shot": 6}, "need 10 images of each class, but class 'class 0'.*has 9: type train.query=3"),
+        ({"shot": "1..9"}, "train.shot=8 or less"),
+    ],
+)
+def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
+    with pytest.raises(UsageError, match=said):
+        plan(**changes).check(Numbered().splits()["train"], "numbered")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"way": 1}, {"way": "5..2"}, {"way": "many"}, {"shot": 0}, {"query": 0}, {"tasks": 1.5}]
+)
+def test_a_plan_that_makes_no_sense_is_a_sentence(changes):
+    with pytest.raises(UsageError, match=f"train.{next(iter(changes))} is a whole number"):
+        plan(**changes)
+
+
+def test_affine_without_freedom_changes_nothing_and_shifts_in_pixels():
+    images = torch.rand(2, 3, 1, 28, 28)
+    rng = np.random.default_rng(0)
+    still = Affine(0, 0, (1, 1), 0)
+    maps = torch.from_numpy(still.draw(rng, 6)).view(2, 3, 2, 3)
+    torch.testing.assert_close(still.apply(images, maps), images, atol=1e-5, rtol=0)
+    maps[..., 2] = torch.tensor([-2 / 14, 0.0])  # the input point lies two pixels to the left
+    moved = still.apply(images, maps)
+    torch.testing.assert_close(moved[..., 2:], images[..., :-2], atol=1e-5, rtol=0)
+
+
+def test_affine_keeps_its_bounds():
+    maps = Affine(30, 0, (0.5, 2.0), 7).draw(np.random.default_rng(0), 2000)
+    forward = np.linalg.inv(maps[:, :, :2])
+    scale = np.sqrt(np.linalg.det(forward))
+    angle = np.degrees(np.arctan2(forward[:, 1, 0], forward[:, 0, 0]))
+    shift = -(forward @ maps[:, :, 2:])[..., 0] * 14
+    for values, low, high in ((scale, 0.5, 2.0), (angle, -30, 30), (shift, -7, 7)):
+        assert low - 1e-3 <= values.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < values.max() <= high + 1e-3
+
+
+def test_as_float_ends_at_one():
+    values = as_float(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.float64)
+    torch.testing.assert_close(values, torch.tensor([0, 0.2, 1], dtype=torch.float64))
+
+
+def test_default_cache_is_the_users(composed, monkeypatch):
+    from metafew.assemble import make, make_data
+
+    cfg, _, _ = composed("cache_dir=null")
+    data = make_data(cfg, make(cfg.dataset), "glyphs")
+    assert data.cache.name == "metafew" and Path.home() in data.cache.parents

@@ -1,0 +1,34 @@
+"""Two processes do what one does."""
+
+import csv
+import json
+
+import pytest
+import torch
+from test_cli import TINY, metafew
+
+from metafew import checkpoint
+
+
+@pytest.mark.parametrize("norm", ["tasknorm", "batch"])
+def test_two_processes_equal_one(tmp_path, norm):
+    words = [*TINY, "head=svm", f"norm={norm}", "evaluate=[protonet]", "train.tasks=4", "trainer.precision=64-true"]
+    words += ["test.total=5", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
+    metafew(*words, "hydra.run.dir=one", cwd=tmp_path)
+    metafew(*words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
+    one, two = (checkpoint.read(tmp_path / f"{run}/checkpoints/last.ckpt")["state_dict"] for run in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-9, msg=key)
+    tables = []
+    for run in ("one", "two"):
+        with (tmp_path / run / "tasks.csv").open() as file:
+            tables.append([(r["index"], r["head"], r["accuracy"]) for r in csv.DictReader(file)])
+    assert tables[0] == tables[1] and len(tables[0]) == 15
+    first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
+    assert first["metrics"]["test/svm/loss"]["mean"] == pytest.approx(second["metrics"]["test/svm/loss"]["mean"])
+
+
+def test_tasks_that_cannot_be_shared_are_a_sentence(tmp_path):
+    words = [*TINY, "train.tasks=3", "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir=out"]
+    done = metafew(*words, cwd=tmp_path, code=2)
+    assert "type train.tasks=4" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,191 @@
+"""Whole runs, small ones: what they leave behind, and that the same words give the same numbers."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from metafew import checkpoint
+from metafew.errors import UsageError
+
+COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss"]
+
+
+def weights(folder, name="last"):
+    return checkpoint.read(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_what_the_readme_says(launch):
+    report, out = launch("evaluate=[ridge,svm,protonet]", "test.shot=[1,2]")
+    assert json.loads((out / "results.json").read_text()) == report
+    names = ["protonet", "ridge", "svm"]
+    expected = [f"test/{n}/{shot}{m}" for n in names for shot in ("", "shot2/") for m in ("accuracy", "loss")]
+    assert set(report["metrics"]) == set(expected) and next(iter(report["metrics"])) == "test/protonet/accuracy"
+    assert report["metrics"]["test/svm/accuracy"]["tasks"] == 6
+    assert set(report["baselines"]) == {"pixels_1nn", "shot2/pixels_1nn"}
+    assert report["transductive"] is False and report["queries"] == "together" and report["select"] == "best"
+    assert report["choices"]["head"] == "protonet" and report["choices"]["norm"] == "tasknorm"
+    assert report["steps"] == 4 and report["seed"] == 0 and set(report["seconds"]) == {"fit", "test"}
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["config"]["train"]["way"] == 5
+    with (out / "tasks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS and len(rows) == 6 * 4 * 2
+    ours = [float(r["accuracy"]) for r in rows if r["head"] == "svm" and r["shot"] == "1"]
+    assert sum(ours) / 6 == pytest.approx(report["metrics"]["test/svm/accuracy"]["mean"])
+    for name in ("metrics.csv", "learning_curve.png", "episode.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (out / name).stat().st_size > 0, name
+    assert not any(set("=,") & set(path.name) for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize("head", ["protonet", "svm"])
+def test_the_same_words_give_the_same_bits(launch, tmp_path, head):
+    first, a = launch(f"head={head}", out=tmp_path / "a")
+    again, b = launch(f"head={head}", out=tmp_path / "b")
+    workers, c = launch(f"head={head}", "data.num_workers=2", out=tmp_path / "c")
+    other, d = launch(f"head={head}", "seed=1", out=tmp_path / "d")
+    assert same(weights(a), weights(b)) and same(weights(a), weights(c)) and not same(weights(a), weights(d))
+    assert first["metrics"] == again["metrics"] == workers["metrics"] != other["metrics"]
+    assert first["baselines"] == other["baselines"]
+    assert (a / "tasks.csv").read_text() == (c / "tasks.csv").read_text()
+
+
+def test_evaluation_heads_change_neither_training_nor_results(launch, tmp_path):
+    plain, a = launch(out=tmp_path / "a")
+    more, b = launch("evaluate=[svm]", out=tmp_path / "b")
+    assert plain["metrics"]["test/protonet/accuracy"] == more["metrics"]["test/protonet/accuracy"]
+    ours, theirs = weights(a), weights(b)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_loss_falls(launch):
+    _, out = launch("trainer.max_steps=60", "trainer.log_every_n_steps=1", "backbone.width=16", "train.query=5")
+    with (out / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 60 and sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+@pytest.mark.parametrize("norm", ["tasknorm", "batch"])
+def test_a_run_that_goes_on_equals_one_that_never_stopped(launch, tmp_path, norm):
+    _, whole = launch(f"norm={norm}", "trainer.max_steps=6", out=tmp_path / "whole")
+    _, half = launch(f"norm={norm}", "trainer.max_steps=4", "trainer.log_every_n_steps=1", out=tmp_path / "half")
+    _, rest = launch(f"norm={norm}", "trainer.max_steps=6", f"ckpt={half}/checkpoints/last.ckpt", out=tmp_path / "rest")
+    assert same(weights(whole), weights(rest))
+
+
+def test_batch_norm_moves_its_running_moments_in_training_only(launch, tmp_path):
+    _, out = launch("norm=batch", "trainer.max_steps=2", "val.every=1")
+    first, last = weights(out, "best"), weights(out)
+    key = "backbone.blocks.0.1.running_mean"
+    assert first[key].abs().sum() > 0 and last[key].abs().sum() > 0
+    path = out / "checkpoints" / "last.ckpt"
+    report, _ = launch("norm=batch", "stages=test", f"ckpt={path}", out=tmp_path / "test")
+    again, _ = launch("norm=batch", "stages=test", f"ckpt={path}", out=tmp_path / "again")
+    assert report["metrics"] == again["metrics"] and report["select"] is None and report["steps"] == 2
+
+
+def test_a_checkpoint_holds_plain_values_only(launch):
+    _, out = launch("trainer.max_steps=1", "test.seed=3")
+    content = checkpoint.read(out / "checkpoints" / "best.ckpt")
+    assert "test.seed=3" in content["metafew"]["overrides"]
+    assert content["metafew"]["choices"]["head"] == "protonet"
+    assert content["optimizer_states"] and content["lr_schedulers"]
+
+
+def test_best_is_the_first_of_equals(launch):
+    _, out = launch("optimizer.lr=0.0", "trainer.max_steps=4", "val.every=1")
+    assert checkpoint.read(out / "checkpoints" / "best.ckpt")["global_step"] == 1
+
+
+def test_test_select_last_tests_the_last(launch, tmp_path):
+    last, out = launch("optimizer.lr=0.5", "test.select=last", out=tmp_path / "b")
+    report, _ = launch("stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", out=tmp_path / "c")
+    assert last["select"] == "last" and last["metrics"] == report["metrics"]
+
+
+def test_ways_and_shots_may_differ_within_a_batch(launch):
+    report, _ = launch(
+        "head=svm", "evaluate=[protonet,ridge]", "train.way=2..6", "train.shot=1..3", "test.way=2..6", "val.shot=1..2"
+    )
+    assert all(math.isfinite(value["mean"]) for value in report["metrics"].values())
+
+
+def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
+    from metafew.assemble import make, make_learner
+
+    cfg, choices, _ = composed("optimizer.weight_decay=0.1")
+    learner = make_learner(cfg, make(cfg.dataset), {"choices": choices})
+    decayed, spared = learner.configure_optimizers()["optimizer"].param_groups
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
+    assert len(spared["params"]) == 8 and all(p.ndim == 0 for p in spared["params"])
+
+
+def test_wandb_writes_offline_without_asking(launch, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    _, out = launch("logger=[wandb,tensorboard]", "trainer.max_steps=1")
+    assert list(out.glob("wandb/offline-run-*/*.wandb")) and list(out.glob("tensorboard/events*"))
+    assert (out / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["test.way=500"], "test.way=500 needs 500 classes"),
+        (["train.shot=20"], "train.shot=20 and train.query=2 need 22 images of each class, but class"),
+        (["ckpt=nowhere.ckpt"], "there is no file nowhere.ckpt"),
+        (["stages=[test]"], "type ckpt=PATH"),
+        (["stages=[fly]"], "stages wants fit, test or both"),
+        (["test.select=worst"], "test.select is best or last"),
+        (["trainer.max_steps=0"], "trainer.max_steps is a whole number"),
+        (["dataset=omniglot", "dataset.split=new"], "split"),
+        (["norm=batch", "norm.over=both"], "norm.over is 'apart' or 'joined'"),
+        (["trainer.precision=7"], "trainer cannot be made as typed"),
+        (["dataset.image_size=8"], "needs 16 pixels, not 8"),
+    ],
+)
+def test_errors_are_sentences_before_any_image_is_read(launch, monkeypatch, overrides, said):
+    monkeypatch.setattr("metafew.data.datamodule.build", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(UsageError, match=said):
+        launch(*overrides)
+
+
+def test_checkpoints_that_do_not_fit_are_sentences(launch, tmp_path):
+    _, out = launch("trainer.max_steps=1", out=tmp_path / "fit")
+    path = out / "checkpoints" / "last.ckpt"
+    with pytest.raises(UsageError, match=r"of shape .* holds shape"):
+        launch("stages=[test]", f"ckpt={path}", "backbone.width=8")
+    with pytest.raises(UsageError, match="running moments"):
+        launch("stages=[test]", f"ckpt={path}", "norm=batch")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UsageError, match="cannot be read as one"):
+        launch("stages=[test]", f"ckpt={broken}")
+    torch.save({"weights": 1}, broken)
+    with pytest.raises(UsageError, match="something else"):
+        launch("stages=[test]", f"ckpt={broken}")
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("code in a checkpoint was run",)
+
+
+def test_loading_runs_no_code(tmp_path, capsys):
+    torch.save({"metafew": {}, "state_dict": Malice()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UsageError, match="cannot be read as one"):
+        checkpoint.read(tmp_path / "evil.ckpt")
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_evaluates_under_another_head(launch, tmp_path):
+    _, out = launch("head=svm", "trainer.max_steps=1", out=tmp_path / "fit")
+    report, _ = launch("head=protonet", "stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", out=tmp_path / "test")
+    assert "test/protonet/accuracy" in report["metrics"]

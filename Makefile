@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help train test test-all lint format clean
+.PHONY: help train bench test test-all lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+bench: $(READY) ## measure how long things take, as ratios
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 train: $(READY) ## run the default experiment; ARGS="head=svm norm=batch" changes it
 	$(BIN)/python train.py $(ARGS)

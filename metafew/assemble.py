@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pooch
 import pytorch_lightning as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
+from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot
 from metafew.data.sampler import Plan
 from metafew.data.sources import Source
@@ -28,25 +33,57 @@ def words(value: Any) -> list:
 
 def make(node: DictConfig, **injected: Any) -> Any:
     """Instantiate what ``node`` names; what its constructor objects to becomes a sentence."""
+    return attempt(node._get_full_key(None), instantiate, node, **injected, _convert_="all")
+
+
+def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call ``constructor``; what it objects to becomes a sentence about ``group``."""
     try:
-        return instantiate(node, **injected, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
+        return constructor(*args, **kwargs)
+    except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
+        cause = error.__cause__ or error
         if isinstance(cause, UsageError):
             raise cause from None
-        reason = " ".join(str(cause or error).split()).rstrip(".")
-        group = node._get_full_key(None)
+        reason = " ".join(str(cause).split()).rstrip(".")
         raise UsageError(
             f"{group} cannot be made as typed ({reason}): --cfg job shows every value of {group}"
         ) from error
 
 
-def make_learner(cfg: DictConfig, source: Source, provenance: dict) -> Learner:
-    """Return the model. An evaluation head of the trained head's name is the trained head."""
+def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool) -> Learner:
+    """Return the model. An evaluation head of the trained head's name is the trained head.
+
+    Args:
+        cfg: the composed configuration.
+        source: where the images come from.
+        provenance: what checkpoints say of themselves.
+        trained: whether the main head is, or will be, trained; otherwise it only measures, like those of ``evaluate``.
+    """
     backbone = make(cfg.backbone, channels=source.channels, image_size=source.image_size, norm=make(cfg.norm))
-    heads = {provenance["choices"]["head"]: make(cfg.head)}
-    heads |= {name: make(node) for name, node in cfg.get("evaluate", {}).items() if name not in heads}
-    return Learner(backbone, heads, make(cfg.objective), make(cfg.optimizer), make(cfg.schedule), provenance)
+    nodes = {provenance["choices"]["head"]: cfg.head}
+    nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
+    heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
+    # Optimizer and schedule are made when training starts; what they object to should be said before.
+    optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
+    trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
+    attempt("schedule", schedule, trial)
+    return Learner(
+        backbone,
+        heads,
+        make(cfg.objective),
+        optimizer,
+        schedule,
+        queries=cfg.test.queries,
+        provenance=provenance,
+    )
+
+
+def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> nn.Module:
+    """Return a head; one with an output layer of its own (``_partial_``) is told the features and whether it trains."""
+    head = make(node)
+    if isinstance(head, nn.Module):
+        return head
+    return attempt(node._get_full_key(None), head, features=backbone.features, trained=trained)
 
 
 def make_data(cfg: DictConfig, source: Source, dataset: str) -> FewShot:
@@ -67,11 +104,16 @@ def make_data(cfg: DictConfig, source: Source, dataset: str) -> FewShot:
     return FewShot(source, train, val, test, cache=cache, num_workers=cfg.data.num_workers)
 
 
-def make_trainer(cfg: DictConfig, trained: str, out: Path) -> pl.Trainer:
-    """Return a Trainer that logs, keeps checkpoints of the head ``trained``, and shows progress."""
+def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:
+    """Return a CSV logger and those asked for, which are told the configuration."""
     loggers = [make(node) for node in cfg.get("logger", {}).values()]
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return [CSVLogger(out, name="", version=""), *loggers]
+
+
+def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path) -> pl.Trainer:
+    """Return a Trainer that logs, keeps checkpoints of the head ``trained``, and shows progress."""
     callbacks: list[Callback] = [
         ModelCheckpoint(
             out / "checkpoints",
@@ -84,10 +126,14 @@ def make_trainer(cfg: DictConfig, trained: str, out: Path) -> pl.Trainer:
     ]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress())
+    # Solvers and measures are float64, which Apple's GPUs lack.
+    no_doubles = cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available()
+    accelerator = "cpu" if no_doubles else cfg.trainer.accelerator
     batches = cfg.trainer.accumulate_grad_batches
     return make(
         cfg.trainer,
-        logger=[CSVLogger(out, name="", version=""), *loggers],
+        logger=loggers,
+        accelerator=accelerator,
         callbacks=callbacks,
         default_root_dir=str(out),
         val_check_interval=batches * min(cfg.val.every, cfg.trainer.max_steps),

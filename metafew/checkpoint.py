@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,10 +22,10 @@ def read(path: str | Path) -> dict:
         raise UsageError(f"{wanted}, and there is no file {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # what a file of any other kind may raise is not for torch to say
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{wanted}, and {path} cannot be read as one ({reason})") from error
-    if not isinstance(checkpoint, dict) or "metafew" not in checkpoint or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
         raise UsageError(f"{wanted}, and {path} is something else")
     return checkpoint
 
@@ -38,6 +37,8 @@ def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> 
 
     >>> merge(["norm=batch", "norm.eps=0.1", "seed=3", "head.c=1"], ["norm=layer", "ckpt=a.ckpt"], ["norm", "head"])
     ['seed=3', 'head.c=1', 'norm=layer', 'ckpt=a.ckpt']
+    >>> merge(["+trainer.deterministic=true", "stages=[fit]"], ["ckpt=a.ckpt"], [])
+    ['++trainer.deterministic=true', 'ckpt=a.ckpt']
     """
 
     def key(override: str) -> str:
@@ -46,12 +47,20 @@ def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> 
     typed = list(typed)
     replaced = {key(override) for override in typed}
     dropped = tuple(f"{group}." for group in replaced & set(groups))
+    # A saved + added a key; where the key exists by now, ++ sets it.
+    saved = [f"+{o}" if o.startswith("+") and not o.startswith("++") else o for o in saved]
     kept = [o for o in saved if key(o) not in replaced | {"ckpt", "stages"} and not key(o).startswith(dropped)]
     return kept + typed
 
 
-def reconcile(state: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, Tensor]:
+def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:
     """Return a complete state of ``model``: the checkpoint's values, and the model's own where it may differ.
+
+    Args:
+        state: the state of the model that was saved.
+        model: the model to complete.
+        path: where the checkpoint comes from.
+        fit: whether training will go on, which can fit what is missing.
 
     A model may have other heads than the checkpoint, and another norm as long as the checkpoint holds every running
     moment that the norm needs. Anything else that differs is another architecture.
@@ -60,32 +69,32 @@ def reconcile(state: dict[str, Tensor], model: nn.Module, path: str) -> dict[str
         UsageError: the checkpoint at ``path`` does not fit.
     """
     own = model.state_dict()
-    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Norm))
+    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}
+    norms, demanding = tuple(layers), tuple(n for n, m in layers.items() if getattr(m, "tests_by_running", False))
     fitted, fresh = {}, []
     for key, value in own.items():
         if key in state and state[key].shape == value.shape:
             fitted[key] = state[key]
-        elif key.startswith("heads.") and key not in state:
-            fitted[key] = value
-        elif key.startswith(norms) and key not in state and "running" not in key:
-            fitted[key] = value
-            fresh.append(key)
-        elif key.startswith(norms) and key not in state:
+        elif key in state or not key.startswith(("heads.", *norms)):
+            came = f"shape {tuple(state[key].shape)}" if key in state else "nothing"
+            group = "head" if key.startswith("heads.") else "norm" if key.startswith(norms) else "backbone"
+            raise UsageError(
+                f"the model wants {key} of shape {tuple(value.shape)} and the checkpoint {path} holds {came}: "
+                f"type {group}=... with the options that it was trained with, or leave them out to use those"
+            )
+        elif "running" in key and key.startswith(demanding) and not fit:
             raise UsageError(
                 f"this norm tests by running moments, and the checkpoint {path} was trained with a norm that keeps "
                 "none: train with norm=batch, or test with the norm of the checkpoint"
             )
         else:
-            came = "nothing" if key not in state else f"shape {tuple(state[key].shape)}"
-            raise UsageError(
-                f"the model wants {key} of shape {tuple(value.shape)} and the checkpoint {path} holds {came}: "
-                "type the backbone that it was trained with, or leave the group out to use it"
-            )
+            fitted[key] = value
+            fresh += [key] if key.startswith(norms) else []
     alien = [key for key in state if key not in own and not key.startswith(("heads.", *norms))]
     if alien:
         raise UsageError(
             f"the checkpoint {path} holds {alien[0]}, which this model has no place for: "
-            "type the backbone that it was trained with, or leave the group out to use it"
+            "type backbone=... with the options that it was trained with, or leave them out to use those"
         )
     if fresh:
         log.warning("%d values of the norm are not in %s and start untrained", len(fresh), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -76,12 +78,18 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     from metafew.checkpoint import merge, read
 
     overrides = merge(read(cfg.ckpt)["metafew"]["overrides"], typed, [*options(), "evaluate"])
-    whole = GlobalHydra.instance().hydra.compose_config(
-        config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
-    )
-    runtime = HydraConfig.get().runtime
+    try:
+        whole = GlobalHydra.instance().hydra.compose_config(
+            config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
+        )
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"what is typed does not fit the choices that {cfg.ckpt} carries ({reason})") from error
     with open_dict(whole):
-        whole.hydra.runtime = OmegaConf.merge(runtime, {"choices": whole.hydra.runtime.choices})
+        choices = whole.hydra.runtime.choices
+        whole.hydra = copy.deepcopy(HydraConfig.get())
+        OmegaConf.set_readonly(whole.hydra, False)
+        whole.hydra.runtime.choices = choices
         HydraConfig.instance().set_config(whole)
         del whole["hydra"]
     return whole, overrides

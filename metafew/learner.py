@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from metafew.backbones.backbone import Backbone
+from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.baselines import pixels_1nn
 from metafew.episode import Episode
 from metafew.metrics import PerTask, interval
+from metafew.norms.alpha import Alpha
 from metafew.norms.running import commit
 
 PIXELS = "pixels_1nn"
@@ -26,6 +27,7 @@ class Learner(pl.LightningModule):
         objective: ``objective(backbone, head, batch)`` is the loss of a meta-batch.
         optimizer: makes an optimizer from parameter groups.
         schedule: makes a learning-rate schedule from the optimizer; it advances once a step.
+        queries: how many test queries are asked at once: all ``together``, a ``single`` one, or those of one ``class``.
         provenance: plain values that every checkpoint carries, so that it can say what it is.
     """
 
@@ -36,6 +38,7 @@ class Learner(pl.LightningModule):
         objective: nn.Module,
         optimizer: Callable,
         schedule: Callable,
+        queries: str,
         provenance: dict,
     ):
         super().__init__()
@@ -45,10 +48,15 @@ class Learner(pl.LightningModule):
         for name, head in heads.items():
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.provenance = provenance
+        self.queries, self.provenance = queries, provenance
         self.val_tasks = nn.ModuleDict({name: PerTask() for name in heads})
         self.test_tasks = nn.ModuleList()
         self.tables: list[dict[str, Tensor]] = []
+
+    @property
+    def alphas(self) -> list[Alpha]:
+        """What TaskNorm learned to blend by, from the first layer to the last."""
+        return [module for module in self.backbone.modules() if isinstance(module, Alpha)]
 
     def training_step(self, batch: list[Episode], _: int) -> Tensor:
         """Return the loss of a meta-batch."""
@@ -65,7 +73,7 @@ class Learner(pl.LightningModule):
         self._measure(batch, self.val_tasks)
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy and loss of every head."""
+        """Log accuracy and loss of every head, and TaskNorm's alphas at the largest context of training."""
         for name, metric in self.val_tasks.items():
             table = metric.compute()
             for measure in ("accuracy", "loss"):
@@ -73,6 +81,9 @@ class Learner(pl.LightningModule):
                 shown = name == self.trained and measure == "accuracy"
                 self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
             metric.reset()
+        for number, alpha in enumerate(self.alphas, 1):
+            value = alpha(self.trainer.datamodule.train.contexts[1]).mean()
+            self.log(f"alpha/layer{number}", value, sync_dist=self.trainer.world_size > 1)
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
@@ -83,8 +94,11 @@ class Learner(pl.LightningModule):
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
         """Measure every head, and the pixels, on a batch of test tasks."""
         tables = self.test_tasks[dataloader_idx]
-        self._measure(batch, tables)
         for episode in batch:
+            # The queries of a class are consecutive, and equally many for each class.
+            size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
+            with targets_at_once(size[self.queries]):
+                self._measure([episode], tables)
             tables[PIXELS].update(pixels_1nn(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:

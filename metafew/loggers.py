@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from metafew.errors import UsageError
 
@@ -45,8 +46,7 @@ def tensorboard(save_dir: str) -> TensorBoardLogger:
     return TensorBoardLogger(save_dir, name="tensorboard", version="")
 
 
-def close(loggers: Iterable[Logger]) -> None:
-    """End Weights & Biases runs, so that the next run of a sweep starts its own."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+def close() -> None:
+    """End the Weights & Biases run, if there is one, so that the next run of a sweep starts its own."""
+    if package := sys.modules.get("wandb"):
+        package.finish()

@@ -45,14 +45,14 @@ class PerTask(Metric):
         return rows[rows[:, 0].argsort()]
 
 
-def interval(values: Tensor) -> dict[str, float]:
+def interval(values: Tensor) -> dict[str, float | None]:
     """Return the mean over tasks and the half width of its 95 % confidence interval.
 
-    ``ci95 = 1.96 s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); NaN for a single task.
+    ``ci95 = 1.96 s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); None for a single task.
 
     >>> {k: round(v, 3) for k, v in interval(torch.tensor([0.5, 0.7, 0.9])).items()}
     {'mean': 0.7, 'ci95': 0.226, 'tasks': 3}
     """
     count = len(values)
-    spread = values.std().item() if count > 1 else math.nan
-    return {"mean": values.mean().item(), "ci95": 1.96 * spread / math.sqrt(count), "tasks": count}
+    ci95 = 1.96 * values.std().item() / math.sqrt(count) if count > 1 else None
+    return {"mean": values.mean().item(), "ci95": ci95, "tasks": count}

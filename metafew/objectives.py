@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
+from metafew.errors import UsageError
 
 
 class Episodic(nn.Module):
@@ -23,6 +24,11 @@ class Episodic(nn.Module):
 
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
+        if not 0 <= label_smoothing < 0.5:
+            raise UsageError(
+                f"objective.label_smoothing is from 0 to less than 0.5, not {label_smoothing}: "
+                "type objective.label_smoothing=0.1"
+            )
         self.label_smoothing = label_smoothing
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:

@@ -20,7 +20,7 @@ PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 def write_json(path: Path, content: dict) -> None:
     """Write ``content`` whole or not at all."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(unfinished, path)
 
 
@@ -52,7 +52,7 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> 
                 if name in heads:
                     metrics[f"test/{name}/{prefix}{measure}"] = value
                 elif measure == "accuracy":
-                    baselines[f"{prefix}{name}"] = value
+                    baselines[f"{name}/{prefix}".rstrip("/")] = value
     return {"metrics": metrics, "baselines": baselines}
 
 
@@ -76,7 +76,8 @@ def show(report: dict) -> None:
         for name, value in report[section].items():
             if not name.endswith("loss"):
                 label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
-                figure = f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+                spread = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
+                figure = f"{100 * value['mean']:.2f}{spread} %"
                 table.add_row(label, figure, str(value["tasks"]))
         table.add_section()
     mode = "transductive" if report["transductive"] else "not transductive"

@@ -7,19 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "backbone.width=4",
-    "trainer.max_steps=2",
-    "trainer.accelerator=cpu",
-    "train.tasks=2",
-    "train.query=2",
-    "val.total=2",
-    "val.query=2",
-    "test.total=4",
-    "test.query=2",
-]
 
 
 def metafew(*arguments, cwd, code=0, env=None):
@@ -55,6 +45,8 @@ def test_a_checkpoint_carries_its_choices(tmp_path):
     assert next(iter(other["metrics"])) == "test/svm/accuracy" and "test/protonet/accuracy" in other["metrics"]
     assert other["choices"]["norm"] == "batch" and "penalty" not in other["config"]["head"]
     assert other["baselines"] == trained["baselines"]
+    done = metafew("stages=[test]", ckpt, "backbone.width=8", "hydra.run.dir=wide", cwd=tmp_path, code=2)
+    assert "type backbone=..." in done.stderr and "error" in json.loads((tmp_path / "wide/results.json").read_text())
 
 
 def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
@@ -71,18 +63,20 @@ def test_missing_data_without_network_is_a_sentence(tmp_path):
 
 
 def test_a_multirun_goes_on_after_a_failed_cell_and_names_it(tmp_path):
-    done = metafew(*TINY, "-m", "train.way=5,999", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path, code=1)
+    done = metafew("-m", *TINY, "train.way=5,999", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path, code=1)
     reports = {
         cell.name: json.loads((cell / "results.json").read_text()) for cell in (tmp_path / "sweep").glob("[0-9]")
     }
     assert [("error" in reports[cell]) for cell in sorted(reports)] == [False, False, True, True]
     assert "2 of 4 cells failed" in done.stderr and "Traceback" not in done.stderr
+    again = metafew("-m", *TINY, "train.way=5", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert "failed" not in again.stderr
     assert reports["1"]["seed"] == 1 and reports["0"]["metrics"] != reports["1"]["metrics"]
 
 
 @pytest.mark.slow
 def test_the_nine_cells_of_heads_and_norms(tmp_path):
     words = ["head=protonet,ridge,svm", "norm=tasknorm,batch,none"]
-    metafew(*TINY, "-m", *words, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    metafew("-m", *TINY, *words, "hydra.sweep.dir=sweep", cwd=tmp_path)
     reports = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/results.json")]
     assert len({(r["choices"]["head"], r["choices"]["norm"]) for r in reports}) == 9

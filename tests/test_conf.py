@@ -7,7 +7,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.assemble import make
+from metafew.assemble import make, make_head
 
 FILES = sorted(cli.CONF.glob("**/*.yaml"))
 OPTIONS = [file for file in FILES if file.parent != cli.CONF]
@@ -33,10 +33,11 @@ def test_option_composes_and_instantiates(file, composed, monkeypatch):
     group, word = file.parent.name, file.stem
     cfg, _, _ = composed(f"{group}={word}", f"data_dir={file.parent}")
     node = cfg[group][word] if group == "logger" else cfg[group]
-    extra = {"channels": 1, "image_size": 28, "norm": make(cfg.norm)} if group == "backbone" else {}
-    thing = make(node, **extra)
+    supplied = {"channels": 1, "image_size": 28, "norm": make(cfg.norm)}
+    extra = supplied if group == "backbone" else {}
+    thing = make_head(node, make(cfg.backbone, **supplied), trained=True) if group == "head" else make(node, **extra)
     if group == "norm":
-        assert thing(3).weight.shape == (3,)
+        assert thing(8).weight.shape == (8,)
     assert thing is not None
 
 

@@ -9,16 +9,18 @@ from omegaconf import OmegaConf
 
 from metafew import cli
 from metafew.assemble import make
+from metafew.backbones.backbone import targets_at_once
 from metafew.backbones.conv4 import Conv4
+from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.norm import Norm, pool
 from metafew.norms.passes import Instance
-from metafew.norms.running import RunningNorm, commit
+from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
 
 SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
-T, S, Q, C, H = 3, 4, 5, 6, 7
+T, S, Q, C, H = 3, 4, 5, 8, 7
 
 
 def scheme(word: str) -> Norm:
@@ -49,8 +51,8 @@ class TestContract:
     def test_tasks_do_not_see_each_other(self, word, train, x):
         norm = scheme(word).train(train)
         whole = apply(norm, x)
-        for t in range(T):
-            torch.testing.assert_close(apply(norm, x[t : t + 1]), whole[t : t + 1], rtol=1e-12, atol=1e-12)
+        alone = torch.cat([apply(norm, x[t : t + 1]) for t in range(T)])
+        assert torch.allclose(alone, whole, rtol=1e-12, atol=1e-12) != (train and norm.couples_tasks)
 
     def test_targets_do_not_see_each_other_unless_declared(self, word, x):
         norm = scheme(word).eval()
@@ -64,19 +66,37 @@ class TestContract:
         norm = scheme(word).train(train)
         torch.testing.assert_close(apply(norm, x)[:, :S], apply(norm, x[:, :S]), rtol=1e-12, atol=1e-12)
 
-    def test_gradients(self, word, x):
-        norm = scheme(word).eval()
-        small = x[:2, :3, :, :2, :2].clone().requires_grad_()
-        parameters = [p for p in norm.parameters() if p.requires_grad]
+    @pytest.mark.parametrize("train", [True, False])
+    def test_gradients_of_both_orders(self, word, train, x):
+        norm = scheme(word).train(train)
+        f, inputs = as_function(norm, x[:2, :3, :, :2, :2])
+        if word == "batch_renorm" and train:
+            pytest.skip("its stopped gradients are the subject of a test below")
+        assert torch.autograd.gradcheck(f, inputs)
+        assert torch.autograd.gradgradcheck(f, inputs)
 
-        def f(images, *values):
-            named = dict(zip([n for n, _ in norm.named_parameters()], values, strict=True))
-            with rows(2, 2):
-                flat = torch.func.functional_call(norm, named, (images.flatten(0, 1),))
-            return flat.unflatten(0, (2, 3))
+    @pytest.mark.parametrize("train", [True, False])
+    def test_vmap_of_gradients_equals_a_loop(self, word, train, x):
+        norm = scheme(word).train(train)
+        names, values = zip(*((name, value.detach()) for name, value in norm.named_parameters()), strict=True)
 
-        assert torch.autograd.gradcheck(f, (small, *parameters))
-        assert torch.autograd.gradgradcheck(f, (small, *parameters))
+        def loss(images, *values):
+            with rows(1, 2, record=False):
+                y = torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (images,))
+            return (y.sin() * torch.arange(y.numel()).view_as(y)).sum()
+
+        def slope(images):
+            """A function of second order: the gradient after a gradient step."""
+            inner = torch.func.grad(loss, argnums=tuple(range(1, 1 + len(names))))
+
+            def stepped(i):
+                return loss(i, *(v - 1e-3 * g for v, g in zip(values, inner(i, *values), strict=True)))
+
+            return torch.func.grad(stepped)(images)
+
+        batched = torch.func.vmap(slope)(x[:, :5])
+        looped = torch.stack([slope(task) for task in x[:, :5]])
+        torch.testing.assert_close(batched, looped, rtol=1e-9, atol=1e-9)
 
     def test_one_support_row_and_one_pixel(self, word, x):
         y = apply(scheme(word).train(), x[:1, :2, :, :1, :1], context=1)
@@ -97,6 +117,17 @@ class TestContract:
         apply(norm, 9 * x)
         assert torch.equal(apply(norm, x), first)
         assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+
+
+def as_function(norm: Norm, images: torch.Tensor):
+    """Return a pure function of images (2, 3, ...) and parameters, the first two rows of a task context; its inputs."""
+    names = [name for name, _ in norm.named_parameters()]
+
+    def f(x, *values):
+        with rows(2, 2, record=False):
+            return torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (x.flatten(0, 1),))
+
+    return f, (images.clone().requires_grad_(), *norm.parameters())
 
 
 def numpy_moments(a: np.ndarray, axes: tuple[int, ...]):
@@ -130,24 +161,82 @@ def test_pool_survives_a_large_mean():
     torch.testing.assert_close(pool(*instance(far))[1][:, 0].double(), reference, rtol=1e-3, atol=0)
 
 
-def test_tasknorm_formula(x):
-    norm = scheme("tasknorm")
-    a = x.numpy()
-    alpha = 1 / (1 + np.exp(-(norm.scale.item() * S + norm.offset.item())))
-    mean_d, var_d = numpy_moments(a[:, :S], (1, 3, 4))
-    mean_x, var_x = numpy_moments(a, (3, 4))
-    mean = alpha * mean_d + (1 - alpha) * mean_x
-    var = alpha * (var_d + (mean_d - mean) ** 2) + (1 - alpha) * (var_x + (mean_x - mean) ** 2)
-    agree(apply(norm, x), affine(norm, a, mean, var))
+def axes_of(word: str):
+    """Transcriptions: the mean and variance that each scheme uses in evaluation, from arrays (t, n, c, h, w)."""
+
+    def context(a, norm):
+        return numpy_moments(a[:, :S], (1, 3, 4))
+
+    def running(a, norm):
+        return tuple(b.numpy()[:, None, None] for b in (norm.running_mean, norm.running_var))
+
+    def own(a, norm):
+        return numpy_moments(a, (3, 4))
+
+    def image(a, norm):
+        return numpy_moments(a, (2, 3, 4))
+
+    def blended(other):
+        def moments(a, norm):
+            alpha = 1 / (1 + np.exp(-(norm.alpha.scale.item() * S + norm.alpha.offset.item())))
+            (mean_d, var_d), (mean_x, var_x) = context(a, norm), other(a, norm)
+            mean = alpha * mean_d + (1 - alpha) * mean_x
+            var = alpha * (var_d + (mean_d - mean) ** 2) + (1 - alpha) * (var_x + (mean_x - mean) ** 2)
+            return mean, var
+
+        return moments
+
+    def apart(a, norm):
+        parts = [numpy_moments(part, (1, 3, 4)) for part in (a[:, :S], a[:, S:])]
+        sizes = (S, Q)
+        return tuple(
+            np.concatenate([np.repeat(p[k], n, 1) for p, n in zip(parts, sizes, strict=True)], 1) for k in (0, 1)
+        )
+
+    def with_itself(a, norm):
+        """Reptile's: a target is normalized by the union of the context and itself."""
+        mean, var = (np.repeat(m, S + Q, 1) for m in context(a, norm))
+        mean, var = np.copy(mean), np.copy(var)
+        for q in range(S, S + Q):
+            union = np.concatenate([a[:, :S], a[:, q : q + 1]], 1)
+            mean[:, q : q + 1], var[:, q : q + 1] = numpy_moments(union, (1, 3, 4))
+        return mean, var
+
+    def groups(a, norm):
+        split = a.reshape(*a.shape[:2], norm.groups, -1, *a.shape[3:])
+        return tuple(np.repeat(m[:, :, :, 0], C // norm.groups, 2) for m in numpy_moments(split, (3, 4, 5)))
+
+    def nothing(a, norm):
+        return np.zeros(()), np.ones(())
+
+    return {
+        "batch": running,
+        "batch_renorm": running,
+        "batch_shared": running,
+        "frozen": running,
+        "group": groups,
+        "instance": own,
+        "layer": image,
+        "meta_batch": context,
+        "none": nothing,
+        "reptile": with_itself,
+        "tasknorm": blended(own),
+        "tasknorm_l": blended(image),
+        "tasknorm_r": blended(running),
+        "transductive": apart,
+    }[word]
 
 
-def test_tasknorm_starts_halfway():
-    assert TaskNorm(3).alpha(5) == 0.5
+@pytest.mark.parametrize("word", SCHEMES)
+def test_formula_in_evaluation(word, x):
+    norm, a = scheme(word).eval(), x.numpy()
+    agree(apply(norm, x), affine(norm, a, *axes_of(word)(a, norm)))
 
 
+@pytest.mark.parametrize("word", ["batch", "transductive", "reptile"])
 @pytest.mark.parametrize("over", ["apart", "joined"])
-def test_batch_norm_formula_in_training(over, x):
-    norm = BatchNorm(C, over=over).double()
+def test_formula_in_training(word, over, x):
+    norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"), over=over)(C).double()
     a = x.numpy()
     if over == "joined":
         reference = affine(norm, a, *numpy_moments(a, (1, 3, 4)))
@@ -157,15 +246,132 @@ def test_batch_norm_formula_in_training(over, x):
     agree(apply(norm, x), reference)
 
 
-def test_batch_norm_uses_running_moments_in_evaluation(x):
-    norm = scheme("batch").eval()
-    mean, var = (b.numpy()[:, None, None] for b in (norm.running_mean, norm.running_var))
-    agree(apply(norm, x), affine(norm, x.numpy(), mean, var))
+def test_formula_of_batch_shared_in_training(x):
+    norm = scheme("batch_shared").train()
+    a = x.numpy()
+    parts = [affine(norm, part, *numpy_moments(part, (0, 1, 3, 4))) for part in (a[:, :S], a[:, S:])]
+    agree(apply(norm, x), np.concatenate(parts, 1))
 
 
-def test_none_is_affine(x):
-    norm = scheme("none")
-    agree(apply(norm, x), affine(norm, x.numpy(), np.zeros(()), np.ones(())))
+def test_formula_of_batch_renorm_in_training_and_its_stopped_gradient(x):
+    norm = make(OmegaConf.load(cli.CONF / "norm" / "batch_renorm.yaml"), r_max=1.2, d_max=0.3)(C).double()
+    with torch.no_grad():
+        norm.running_mean.uniform_(0.2, 0.8)
+        norm.running_var.uniform_(0.5, 1.5)
+    mean_r, s_r = norm.running_mean[:, None, None], (norm.running_var + norm.eps).sqrt()[:, None, None]
+
+    def corrections(part):
+        mean, s = (
+            part.mean((1, 3, 4), keepdim=True),
+            (part.var((1, 3, 4), correction=0, keepdim=True) + norm.eps).sqrt(),
+        )
+        return (s / s_r).clamp(1 / 1.2, 1.2), ((mean - mean_r) / s_r).clamp(-0.3, 0.3)
+
+    held = [corrections(part) for part in (x[:, :S], x[:, S:])]
+    assert {bool(((r == 1.2) | (r == 1 / 1.2)).any()) for r, _ in held} == {True}
+
+    def reference(images):
+        parts = []
+        for part, (r, d) in zip((images[:, :S], images[:, S:]), held, strict=True):
+            mean, var = part.mean((1, 3, 4), keepdim=True), part.var((1, 3, 4), correction=0, keepdim=True)
+            parts.append((part - mean) / (var + norm.eps).sqrt() * r + d)
+        return torch.cat(parts, 1)
+
+    images = x.clone().requires_grad_()
+    y, z = apply(norm, images), reference(images)
+    torch.testing.assert_close(y, z, rtol=1e-11, atol=1e-11)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    ours, theirs = (torch.autograd.grad((out * weights).sum(), images)[0] for out in (y, z))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def with_alpha(norm: Norm, alpha: float) -> Norm:
+    """Return ``norm`` with its alpha set for any context size, and weight 1 and bias 0."""
+    with torch.no_grad():
+        norm.alpha.offset.fill_(np.log(alpha / (1 - alpha)) if 0 < alpha < 1 else 1e3 * (2 * alpha - 1))
+        norm.alpha.scale.zero_()
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+    return norm.eval()
+
+
+def plain(word: str) -> Norm:
+    return make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))(C).double().eval()
+
+
+@pytest.mark.parametrize(("word", "other"), [("tasknorm", "instance"), ("tasknorm_l", "layer")])
+def test_limits_of_tasknorm(word, other, x):
+    torch.testing.assert_close(
+        apply(with_alpha(scheme(word), 1), x), apply(plain("meta_batch"), x), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(apply(with_alpha(scheme(word), 0), x), apply(plain(other), x), rtol=1e-12, atol=1e-12)
+
+
+def test_tasknorm_with_alpha_n_over_n_plus_1_is_reptiles_norm_on_targets(x):
+    ours = apply(with_alpha(scheme("tasknorm"), S / (S + 1)), x)[:, S:]
+    torch.testing.assert_close(ours, apply(plain("reptile"), x)[:, S:], rtol=1e-12, atol=1e-12)
+
+
+def test_reptiles_norm_equals_the_authors_loop_in_the_first_layer_only(x):
+    """The authors pass each target through the network together with the context, under batch moments."""
+    norm, joined = plain("reptile"), make(OmegaConf.load(cli.CONF / "norm" / "transductive.yaml"), over="joined")(C)
+    one_layer, two_layers = (lambda n, a: apply(n, a)), (lambda n, a: apply(n, apply(n, a).relu()))
+
+    def loop(layers):
+        whole = [layers(joined.double().eval(), torch.cat([x[:, :S], x[:, q : q + 1]], 1)) for q in range(S, S + Q)]
+        return torch.cat([task[:, S:] for task in whole], 1)
+
+    torch.testing.assert_close(one_layer(norm, x)[:, S:], loop(one_layer), rtol=1e-12, atol=1e-12)
+    gap = (two_layers(norm, x)[:, S:] - loop(two_layers)).abs().max()
+    assert 1e-4 < gap < 2
+
+
+@pytest.mark.parametrize(
+    ("word", "axes", "part"),
+    [
+        ("instance", (3, 4), slice(None)),
+        ("layer", (2, 3, 4), slice(None)),
+        ("transductive", (1, 3, 4), slice(S)),
+        ("transductive", (1, 3, 4), slice(S, None)),
+        ("meta_batch", (1, 3, 4), slice(S)),
+        ("reptile", (1, 3, 4), slice(S)),
+    ],
+)
+def test_zero_mean_and_unit_variance(word, axes, part, x):
+    y = apply(plain(word), x)[:, part]
+    torch.testing.assert_close(y.mean(axes), torch.zeros_like(y.mean(axes)), rtol=0, atol=1e-12)
+    var = y.var(axes, correction=0)
+    torch.testing.assert_close(var, torch.ones_like(var), rtol=1e-3, atol=0)
+
+
+def test_one_group_is_layer_norm_and_c_groups_instance_norm(x):
+    for groups, word in ((1, "layer"), (C, "instance")):
+        norm = make(OmegaConf.load(cli.CONF / "norm" / "group.yaml"), groups=groups)(C).double()
+        torch.testing.assert_close(apply(norm, x), apply(plain(word), x), rtol=1e-12, atol=1e-12)
+    with pytest.raises(UsageError, match="does not divide"):
+        make(OmegaConf.load(cli.CONF / "norm" / "group.yaml"), groups=3)(C)
+
+
+@pytest.mark.parametrize("word", ["tasknorm", "tasknorm_l", "tasknorm_r"])
+@pytest.mark.parametrize(("form", "channelwise"), [("functional", True), ("independent", False), ("independent", True)])
+def test_forms_of_alpha(word, form, channelwise, x):
+    norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"), alpha=form, channelwise=channelwise)(C).double()
+    assert norm.alpha.offset.shape == ((C,) if channelwise else ())
+    assert (norm.alpha(S) == 0.5).all() and apply(norm, x).isfinite().all()
+    with torch.no_grad():
+        norm.alpha.offset += 1
+    assert torch.equal(norm.alpha(1), norm.alpha(500))
+    if form == "functional":
+        with torch.no_grad():
+            norm.alpha.scale += 0.1
+        assert (norm.alpha(500) > norm.alpha(1)).all()
+
+
+def test_checkpoints_of_batch_transductive_and_reptile_are_exchangeable():
+    states = [
+        scheme(word).state_dict().keys() for word in ("batch", "transductive", "reptile", "batch_renorm", "frozen")
+    ]
+    assert all(keys == states[0] for keys in states)
 
 
 def test_running_moments_change_once_a_step_by_the_mean_over_tasks(x):
@@ -193,12 +399,6 @@ def test_a_norm_outside_a_scope_says_what_is_missing(x):
         TaskNorm(C)(x[0].float())
 
 
-def test_no_scheme_is_forgotten_by_running_norm():
-    assert all(
-        isinstance(scheme(word), RunningNorm) == ("running_mean" in scheme(word).state_dict()) for word in SCHEMES
-    )
-
-
 def test_embed_gives_the_same_for_one_task_and_many():
     torch.manual_seed(0)
     backbone = Conv4(1, 28, TaskNorm, width=4).double()
@@ -209,3 +409,21 @@ def test_embed_gives_the_same_for_one_task_and_many():
         one = backbone.embed(images[t : t + 1, :2], images[t : t + 1, 2:])
         torch.testing.assert_close(one[1], targets[t : t + 1], rtol=1e-12, atol=1e-12)
     assert backbone.embed(images)[1].shape == (3, 0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("word", SCHEMES)
+def test_asking_one_or_some_at_once_changes_nothing_unless_transductive(word, dtype):
+    torch.manual_seed(0)
+    backbone = Conv4(1, 28, make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml")), width=8).to(dtype)
+    images = torch.rand(2, 9, 1, 28, 28, dtype=dtype)
+    backbone.embed(images[:, :3], images[:, 3:])
+    commit(backbone)
+    backbone.eval()
+    context, together = backbone.embed(images[:, :3], images[:, 3:])
+    for count in (1, 2):
+        with targets_at_once(count):
+            same_context, targets = backbone.embed(images[:, :3], images[:, 3:])
+        torch.testing.assert_close(same_context, context, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-4)
+        gap = (targets - together).abs().max()
+        assert gap > 0.01 if backbone.transductive else gap < (1e-10 if dtype == torch.float64 else 1e-4)

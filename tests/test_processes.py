@@ -5,14 +5,15 @@ import json
 
 import pytest
 import torch
-from test_cli import TINY, metafew
+from conftest import TINY
+from test_cli import metafew
 
 from metafew import checkpoint
 
 
-@pytest.mark.parametrize("norm", ["tasknorm", "batch"])
-def test_two_processes_equal_one(tmp_path, norm):
-    words = [*TINY, "head=svm", f"norm={norm}", "evaluate=[protonet]", "train.tasks=4", "trainer.precision=64-true"]
+@pytest.mark.parametrize(("head", "norm"), [("svm", "tasknorm"), ("maml", "batch"), ("svm", "batch_shared")])
+def test_two_processes_equal_one(tmp_path, head, norm):
+    words = [*TINY, f"head={head}", f"norm={norm}", "evaluate=[protonet]", "train.tasks=4", "trainer.precision=64-true"]
     words += ["test.total=5", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
     metafew(*words, "hydra.run.dir=one", cwd=tmp_path)
     metafew(*words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
@@ -25,7 +26,8 @@ def test_two_processes_equal_one(tmp_path, norm):
             tables.append([(r["index"], r["head"], r["accuracy"]) for r in csv.DictReader(file)])
     assert tables[0] == tables[1] and len(tables[0]) == 15
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
-    assert first["metrics"]["test/svm/loss"]["mean"] == pytest.approx(second["metrics"]["test/svm/loss"]["mean"])
+    loss = f"test/{head}/loss"
+    assert first["metrics"][loss]["mean"] == pytest.approx(second["metrics"][loss]["mean"])
 
 
 def test_tasks_that_cannot_be_shared_are_a_sentence(tmp_path):

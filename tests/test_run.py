@@ -28,7 +28,7 @@ def test_a_run_leaves_what_the_readme_says(launch):
     expected = [f"test/{n}/{shot}{m}" for n in names for shot in ("", "shot2/") for m in ("accuracy", "loss")]
     assert set(report["metrics"]) == set(expected) and next(iter(report["metrics"])) == "test/protonet/accuracy"
     assert report["metrics"]["test/svm/accuracy"]["tasks"] == 6
-    assert set(report["baselines"]) == {"pixels_1nn", "shot2/pixels_1nn"}
+    assert set(report["baselines"]) == {"pixels_1nn", "pixels_1nn/shot2"}
     assert report["transductive"] is False and report["queries"] == "together" and report["select"] == "best"
     assert report["choices"]["head"] == "protonet" and report["choices"]["norm"] == "tasknorm"
     assert report["steps"] == 4 and report["seed"] == 0 and set(report["seconds"]) == {"fit", "test"}
@@ -109,6 +109,76 @@ def test_test_select_last_tests_the_last(launch, tmp_path):
     assert last["select"] == "last" and last["metrics"] == report["metrics"]
 
 
+def test_another_training_starts_from_the_weights_and_is_not_resumed(launch, tmp_path):
+    _, first = launch(out=tmp_path / "first")
+    ckpt = f"ckpt={first}/checkpoints/last.ckpt"
+    again, out = launch(ckpt, "optimizer.lr=0.0", out=tmp_path / "again")
+    assert again["steps"] == 4 and same(weights(out), weights(first))
+    done, _ = launch(ckpt, out=tmp_path / "done")  # nothing is left to train
+    assert done["steps"] == 4 and done["select"] == "last" and "test/protonet/accuracy" in done["metrics"]
+
+
+def test_one_transductive_model_is_tested_three_ways(launch, tmp_path):
+    """CBN, TBN and RN differ only at test (Bronskill et al. 2020, Appendix B.2)."""
+    _, fit = launch("norm=transductive", out=tmp_path / "fit")
+    ckpt = f"ckpt={fit}/checkpoints/last.ckpt"
+    reports = {
+        norm: launch("stages=[test]", ckpt, f"norm={norm}", out=tmp_path / norm)[0]
+        for norm in ("transductive", "batch", "reptile")
+    }
+    assert [report["transductive"] for report in reports.values()] == [True, False, False]
+    assert len({report["metrics"]["test/protonet/loss"]["mean"] for report in reports.values()}) == 3
+
+
+@pytest.mark.parametrize("head", ["protonet", "ridge", "svm", "maml"])
+def test_how_many_queries_are_asked_at_once_matters_for_transductive_norms_only(launch, tmp_path, head):
+    fit = {}
+    for norm in ("tasknorm", "transductive"):
+        _, fit[norm] = launch(f"head={head}", f"norm={norm}", "trainer.max_steps=1", out=tmp_path / f"fit-{norm}")
+    for norm, out in fit.items():
+        tables = {}
+        for queries in ("together", "single", "class"):
+            words = ["stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", f"head={head}", f"norm={norm}"]
+            report, folder = launch(*words, f"test.queries={queries}", out=tmp_path / f"{norm}-{queries}")
+            assert report["queries"] == queries
+            with (folder / "tasks.csv").open() as file:
+                rows = [row for row in csv.DictReader(file) if row["head"] == head]
+            tables[queries] = [(row["accuracy"], round(float(row["loss"]), 4)) for row in rows]
+        same_answers = tables["together"] == tables["single"] == tables["class"]
+        assert same_answers == (norm != "transductive"), (norm, tables)
+
+
+def test_accumulated_batches_equal_one_larger_batch(launch, tmp_path):
+    precise = ["trainer.precision=64-true", "trainer.max_steps=2", "val.every=2"]
+    _, one = launch(*precise, "train.tasks=4", out=tmp_path / "one")
+    _, two = launch(*precise, "train.tasks=2", "trainer.accumulate_grad_batches=2", out=tmp_path / "two")
+    for key, value in weights(one).items():
+        torch.testing.assert_close(value, weights(two)[key], rtol=1e-9, atol=1e-9)
+
+
+def test_alpha_is_logged_and_drawn(launch):
+    _, out = launch("train.shot=1..2")
+    with (out / "metrics.csv").open() as file:
+        logged = [row["alpha/layer1"] for row in csv.DictReader(file) if row.get("alpha/layer1")]
+    assert len(logged) == 2 and 0.4 < float(logged[-1]) < 0.6
+    assert (out / "alpha.png").stat().st_size > 0
+
+
+def test_a_context_size_never_trained_warns(launch, caplog):
+    launch("trainer.max_steps=1", "test.shot=3")
+    assert "alpha was never fitted" in caplog.text
+    caplog.clear()
+    launch("trainer.max_steps=1", "test.shot=3", "norm.alpha=independent")
+    assert "alpha was never fitted" not in caplog.text
+
+
+def test_an_untrained_maml_starts_from_a_zero_output(launch, tmp_path):
+    _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
+    words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "evaluate=[maml]", "test.way=3"]
+    report, _ = launch(*words, out=tmp_path / "test")
+    assert report["metrics"]["test/maml/accuracy"]["tasks"] == 6
+
+
 def test_ways_and_shots_may_differ_within_a_batch(launch):
     report, _ = launch(
         "head=svm", "evaluate=[protonet,ridge]", "train.way=2..6", "train.shot=1..3", "test.way=2..6", "val.shot=1..2"
@@ -120,7 +190,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
     from metafew.assemble import make, make_learner
 
     cfg, choices, _ = composed("optimizer.weight_decay=0.1")
-    learner = make_learner(cfg, make(cfg.dataset), {"choices": choices})
+    learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True)
     decayed, spared = learner.configure_optimizers()["optimizer"].param_groups
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
     assert len(spared["params"]) == 8 and all(p.ndim == 0 for p in spared["params"])
@@ -146,9 +216,27 @@ def test_wandb_writes_offline_without_asking(launch, monkeypatch):
         (["test.select=worst"], "test.select is best or last"),
         (["trainer.max_steps=0"], "trainer.max_steps is a whole number"),
         (["dataset=omniglot", "dataset.split=new"], "split"),
-        (["norm=batch", "norm.over=both"], "norm.over is 'apart' or 'joined'"),
+        (["norm=batch", "norm.over=both"], "norm.over is apart or joined"),
         (["trainer.precision=7"], "trainer cannot be made as typed"),
         (["dataset.image_size=8"], "needs 16 pixels, not 8"),
+        (["head=maml", "test.way=3"], "head.output=shared"),
+        (["head=maml", "norm=batch_shared"], "one task at a time"),
+        (["norm=batch_shared", "train.shot=1..3"], "all of one size"),
+        (["norm.alpha=fixed"], "functional or independent"),
+        (["norm=group", "norm.groups=0"], "does not divide"),
+        (["test.queries=none"], "test.queries is together or single or class"),
+        (["optimizer.lr=abc"], "optimizer cannot be made as typed"),
+        (["optimizer.lr=-1"], "optimizer cannot be made as typed"),
+        (["schedule.factor=2"], "schedule cannot be made as typed"),
+        (["backbone.width=0"], "backbone.width is at least 1"),
+        (["data.num_workers=-1"], "data.num_workers is a whole number"),
+        (["seed=-1"], "seed is a whole number"),
+        (["test.shot=[]"], "not an empty list"),
+        (["train.tasks=null"], "train.tasks is a whole number"),
+        (["test.total=0"], "test.total is a whole number"),
+        (["objective.label_smoothing=2"], "objective.label_smoothing is from 0"),
+        (["head=ridge", "head.penalty=0"], "penalty of ridge regression is positive"),
+        (["head=svm", "head.c=-1"], "bound c of the support vector machine is positive"),
     ],
 )
 def test_errors_are_sentences_before_any_image_is_read(launch, monkeypatch, overrides, said):
@@ -166,6 +254,9 @@ def test_checkpoints_that_do_not_fit_are_sentences(launch, tmp_path):
         launch("stages=[test]", f"ckpt={path}", "norm=batch")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UsageError, match="cannot be read as one"):
+        launch("stages=[test]", f"ckpt={broken}")
+    broken.write_text("hello world")
     with pytest.raises(UsageError, match="cannot be read as one"):
         launch("stages=[test]", f"ckpt={broken}")
     torch.save({"weights": 1}, broken)

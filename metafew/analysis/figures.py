@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
 from metafew.episode import Episode
+from metafew.norms.alpha import Alpha
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by all common kinds of colour vision, and in grey
 
@@ -36,6 +39,28 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
     right.plot(steps, [100 * value for value in accuracy], color=ORANGE, marker="o", markersize=4)
     right.set_ylabel("validation accuracy (%)", color=ORANGE)
     right.set_ylim(None, 100)
+    figure.savefig(path, dpi=150)
+
+
+def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -> None:
+    """Draw the weight that each TaskNorm layer gives to the context's moments, over the size of the context.
+
+    Args:
+        alphas: those of the layers, from first to last.
+        trained: the smallest and largest context of training, which is shaded; beyond it alpha was never fitted.
+        path: the PNG to write.
+    """
+    sizes = [10 ** (k / 20) for k in range(0, 55)]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(trained[0] * 0.97, trained[1] * 1.03, color="0.85", label="trained")
+    for number, alpha in enumerate(alphas):
+        with torch.no_grad():
+            values = [float(alpha(size).mean()) for size in sizes]
+        shade = number / max(1, len(alphas) - 1)
+        axes.plot(sizes, values, color=colormaps["viridis"](0.85 * shade), label=f"layer {number + 1}")
+    axes.set(xscale="log", xlim=(1, 500), ylim=(0, 1), xlabel="context size (images)", ylabel="alpha")
+    axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=150)
 
 

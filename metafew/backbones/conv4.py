@@ -40,6 +40,8 @@ class Conv4(Backbone):
                 f"backbone=conv4 halves the image four times and needs 16 pixels, not {image_size}: "
                 "type dataset.image_size=28"
             )
+        if width < 1:
+            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
         self.features = width * (image_size // 16) ** 2
         self.blocks = nn.Sequential(*(Block(c, width, norm) for c in (channels, width, width, width)))
 

@@ -15,6 +15,7 @@ from metafew.data.sampler import Plan, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
 from metafew.episode import Episode
+from metafew.errors import UsageError
 
 
 class MetaBatches(Dataset):
@@ -71,7 +72,12 @@ class FewShot(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the store, in one process of each machine."""
-        build(self.source, self.cache)
+        try:
+            build(self.source, self.cache)
+        except OSError as error:
+            raise UsageError(
+                f"the images could not be stored in {self.cache} ({error}): type cache_dir=PATH"
+            ) from error
 
     def train_dataloader(self) -> DataLoader:
         """Return the meta-batches of training."""

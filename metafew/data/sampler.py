@@ -62,6 +62,12 @@ class Plan:
             )
         return low, high
 
+    @property
+    def contexts(self) -> tuple[int, int]:
+        """The smallest and largest number of support images of a task."""
+        (way, ways), (shot, shots) = self.bounds("way"), self.bounds("shot")
+        return way * shot, ways * shots
+
     def check(self, categories: Sequence[Category], dataset: str) -> None:
         """Raise a sentence when the largest task of this plan cannot be drawn from ``categories``."""
         (_, way), (_, shot) = self.bounds("way"), self.bounds("shot")

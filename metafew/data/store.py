@@ -37,10 +37,13 @@ def build(source: Source, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
+            for left_over in cache.glob(f"{path.name}.*/"):
+                shutil.rmtree(left_over, ignore_errors=True)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=cache))
             try:
                 for split, categories in source.splits().items():
                     _write(unfinished, split, categories, source)
+                unfinished.chmod(0o755)  # others may share the cache
                 os.replace(unfinished, path)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,6 +15,11 @@ class FeatureHead(nn.Module):
     Subclasses implement :meth:`classify`. A head never receives the labels of queries.
     """
 
+    adapts_backbone = False
+    """Whether the backbone's weights change from task to task."""
+    fixed_way: int | None = None
+    """The only number of classes that the head can tell apart, if there is one."""
+
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return logits of the queries. Called with features in float32 or better, outside autocast.
 

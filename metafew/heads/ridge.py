@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead
 from metafew.solvers.ridge import ridge
 
@@ -23,6 +24,8 @@ class Ridge(FeatureHead):
 
     def __init__(self, penalty: float = 50.0, scale: float = 1.0):
         super().__init__()
+        if not penalty > 0:
+            raise UsageError(f"the penalty of ridge regression is positive, not {penalty}: type head.penalty=50")
         self.penalty = penalty
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

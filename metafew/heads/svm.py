@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead
 from metafew.solvers.crammer_singer import crammer_singer
 
@@ -21,6 +22,8 @@ class SVM(FeatureHead):
 
     def __init__(self, c: float = 0.1, scale: float = 1.0):
         super().__init__()
+        if not c > 0:
+            raise UsageError(f"the bound c of the support vector machine is positive, not {c}: type head.c=0.1")
         self.c = c
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

@@ -16,10 +16,10 @@ class Identity(Norm):
         channels: number of channels.
     """
 
+    blind = True
+
     def __init__(self, channels: int):
         super().__init__(channels, eps=0.0)
-
-    blind = True
 
     def moments(self, own: None, context: int) -> Moments:
         """Return 0 and 1."""

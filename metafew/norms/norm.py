@@ -26,6 +26,11 @@ def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
     return pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True)
 
 
+def context_moments(own: Moments, context: int) -> Moments:
+    """Return the moments ``(t, 1, c)`` of all context images of each task."""
+    return pool(*(part[:, :context] for part in own))
+
+
 class Norm(nn.Module):
     """Normalize each image and channel by a scheme's moments, then scale and shift.
 
@@ -39,12 +44,12 @@ class Norm(nn.Module):
 
     transductive = False
     """Whether, in eval mode, one target row may change the result of another."""
-    undecayed: tuple[str, ...] = ()
-    """Names of parameters to keep out of weight decay."""
+    couples_tasks = False
+    """Whether, in training, the tasks of a meta-batch change one another's results."""
 
-    def __init__(self, channels: int, eps: float):
+    def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        self.eps = eps
+        self.eps = float(eps)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 

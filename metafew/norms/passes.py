@@ -52,7 +52,7 @@ class Instance(Function):
         def moments(part: Tensor) -> tuple[Tensor, Tensor]:
             part = precise(part)
             mean = part.mean(POSITIONS, keepdim=True)
-            return mean[..., 0, 0], (part - mean).square_().mean(POSITIONS)
+            return mean[..., 0, 0], (part - mean).square().mean(POSITIONS)
 
         return x.view_as(x), *by_piece(moments, x)
 

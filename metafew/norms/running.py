@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed, nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
-from metafew.norms.norm import Norm
+from metafew.errors import UsageError
+from metafew.norms.norm import Moments, Norm, pool
 from metafew.norms.scope import current
 
 
@@ -21,6 +24,9 @@ class RunningNorm(Norm):
         momentum: weight of the newest step.
     """
 
+    tests_by_running = True
+    """Whether evaluation uses the running moments."""
+
     def __init__(self, channels: int, eps: float, momentum: float):
         super().__init__(channels, eps)
         self.momentum = momentum
@@ -28,11 +34,16 @@ class RunningNorm(Norm):
         self.register_buffer("running_var", torch.ones(channels))
         self.pending: Tensor | None = None
 
-    def record(self, mean: Tensor, var: Tensor) -> None:
-        """Keep the moments of each task for :func:`commit`, when the pass under way asks for it.
+    @property
+    def blind(self) -> bool:
+        """Whether the running moments are used and nothing else: in evaluation, where a scheme tests by them."""
+        return self.tests_by_running and not self.training
+
+    def record(self, mean: Tensor, var: Tensor) -> Moments:
+        """Keep the moments of each task for :func:`commit`, when the pass under way asks for it, and return them.
 
         Args:
-            mean: ``(t, n or 1, c)`` means that normalize the rows of each task; rows are weighted alike.
+            mean: ``(t, n, c)`` means of the groups that the rows of each task belong to; rows count alike.
             var: variances of the same shape.
         """
         if self.training and current().record:
@@ -40,6 +51,7 @@ class RunningNorm(Norm):
             tasks = moments.new_full((2, 1), mean.shape[0])
             pending = torch.cat([moments, tasks], 1)
             self.pending = pending if self.pending is None else self.pending + pending
+        return mean, var
 
     def absorb(self, total: Tensor) -> None:
         """Move the running moments towards the mean of ``total``: ``(2, c + 1)`` sums, the count in the last column."""
@@ -49,6 +61,45 @@ class RunningNorm(Norm):
         self.pending = None
 
 
+class GroupedNorm(RunningNorm):
+    """A scheme that trains with the moments of groups of a task's rows.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance.
+        momentum: weight of the newest step in the running moments.
+        over: ``apart`` for context rows and target rows each by their own moments, ``joined`` for both by those of all
+            rows together.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, over: str = "apart"):
+        super().__init__(channels, eps, momentum)
+        if over not in ("apart", "joined"):
+            raise UsageError(f"norm.over is apart or joined, not {over}: type norm.over=apart")
+        self.over = over
+
+
+def grouped(own: Moments, context: int, over: str) -> Moments:
+    """Return moments ``(t, n, c)``: for every row those of its group, context or targets (apart) or all (joined)."""
+    rows = own[0].shape[1]
+    sizes = [rows] if over == "joined" else [size for size in (context, rows - context) if size]
+    pooled = [pool(*parts) for parts in zip(*(part.split(sizes, 1) for part in own), strict=True)]
+    return tuple(
+        torch.cat([part.expand(-1, size, -1) for part, size in zip(parts, sizes, strict=True)], 1)
+        for parts in zip(*pooled, strict=True)
+    )
+
+
+def distributed() -> bool:
+    """Tell whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def over_processes(value: Tensor) -> Tensor:
+    """Return the mean of ``value`` over all processes, with gradient."""
+    return all_reduce(value) / dist.get_world_size() if distributed() else value
+
+
 @torch.no_grad()
 def commit(model: nn.Module) -> None:
     """Let all running moments of ``model`` take over what this step recorded, over all processes."""
@@ -56,7 +107,7 @@ def commit(model: nn.Module) -> None:
     if not norms:
         return
     total = torch.cat([norm.pending for norm in norms], 1)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(total)
+    if distributed():
+        dist.all_reduce(total)
     for norm, part in zip(norms, total.split([norm.pending.shape[1] for norm in norms], 1), strict=True):
         norm.absorb(part)

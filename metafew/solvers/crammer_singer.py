@@ -49,7 +49,8 @@ def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) ->
     """Measure how far α is from optimal: 0 at the solution, and only there.
 
     With V = Y - K α and P the projection of each row on the feasible set, the multipliers of α <= U are V - P(V)
-    less the smallest entry of each row: never negative, and they leave α - P(V) as the stationarity term.
+    less the smallest entry of each row: never negative, and they leave α - P(V) as the stationarity term, which is
+    no smaller than α - U.
 
     Args:
         gram: (t, n, n).
@@ -66,9 +67,10 @@ def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) ->
     nearest, _ = _project(point, target, c)
     multipliers = point - nearest
     multipliers = multipliers - multipliers.amin(-1, keepdim=True)
-    slack = c * target - alpha
-    violations = torch.stack([(alpha - nearest).abs(), -slack, multipliers * slack.abs()]).amax((0, 2, 3))
-    return torch.maximum(violations, alpha.sum(-1).abs().amax(-1)) / (1 + gram.abs().amax((1, 2)))
+    stationarity = (alpha - nearest).abs().amax((1, 2))
+    complementarity = (multipliers * (c * target - alpha)).abs().amax((1, 2))
+    row_sums = alpha.sum(-1).abs().amax(1)
+    return torch.stack([stationarity, complementarity, row_sums]).amax(0) / (1 + gram.abs().amax((1, 2)))
 
 
 class _CrammerSinger(torch.autograd.Function):
@@ -93,7 +95,7 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
     target = target + 0 * gram.sum((1, 2), keepdim=True)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     beta = torch.cholesky_solve(target - target.mean(-1, keepdim=True), torch.linalg.cholesky_ex(gram + identity)[0])
-    for _ in range(20):  # 1 to 12 are needed unless features are few and long, where the free sets may cycle
+    for _ in range(60):  # 0 to 20 are needed, unless features are few and long, where the free sets may cycle
         alpha, free = _descend(gram, target, c, beta)
         unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
         if not unsettled.any():
@@ -113,7 +115,7 @@ def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
     """Return α by following the central path slack * multiplier = μ down to rounding, whatever the scale of K."""
     slack = torch.full_like(target, c / target.shape[-1])
     multiplier = c * (1 + gram.abs().amax((1, 2), keepdim=True)) * torch.ones_like(target)
-    for _ in range(60):  # 15 to 45 are needed
+    for _ in range(200):  # 15 to 80 are needed
         alpha = c * target - slack
         gap = (slack * multiplier).mean((1, 2), keepdim=True)
         running = gap > 1e-14 * c**2
@@ -140,7 +142,6 @@ def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tens
 def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """Project each row on {a: a <= U, a 1 = 0}, min(point - θ, U), and tell which entries stay below U."""
     depth = point - c * target
-    depth = depth - depth.amin(-1, keepdim=True)
     # The slack fills the row like water of volume C = Σ (θ - depth)₊: the lowest of the levels over the k deepest.
     count = torch.arange(1, depth.shape[-1] + 1, dtype=depth.dtype, device=depth.device)
     level = ((depth.sort(-1).values.cumsum(-1) + c) / count).amin(-1, keepdim=True)

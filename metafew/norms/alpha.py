@@ -1,0 +1,55 @@
+"""TaskNorm's blend of two sets of moments, and the weight that it learns (Bronskill et al. 2020, Eqs. 9-11)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metafew.errors import UsageError
+from metafew.norms.norm import Moments
+
+FORMS = ("functional", "independent")
+
+
+class Alpha(nn.Module):
+    """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
+
+    Both numbers start at 0, alpha at 1/2. They are no fast weights of an adapting head, and have no weight decay.
+
+    Args:
+        form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, the form for tasks
+            of one size, where ``scale`` cannot be told from ``offset``.
+        channels: None for one alpha a layer; a number for one a channel (tables E.3 and E.4 of the paper).
+    """
+
+    undecayed = ("scale", "offset")
+
+    def __init__(self, form: str, channels: int | None):
+        super().__init__()
+        if form not in FORMS:
+            raise UsageError(f"norm.alpha is functional or independent, not {form}: type norm.alpha=functional")
+        shape = () if channels is None else (channels,)
+        self.offset = nn.Parameter(torch.zeros(shape))
+        self.scale = nn.Parameter(torch.zeros(shape)) if form == "functional" else None
+
+    def forward(self, context: int) -> Tensor:
+        """Return alpha, a scalar or ``(c,)``, for ``context`` images."""
+        return torch.sigmoid(self.offset if self.scale is None else self.scale * context + self.offset)
+
+
+def blend(alpha: Tensor | float, shared: Moments, own: Moments) -> Moments:
+    """Return the moments of a mixture of two populations.
+
+    ``mean = alpha mean_s + (1 - alpha) mean_o`` and
+    ``var = alpha (var_s + (mean_s - mean)^2) + (1 - alpha) (var_o + (mean_o - mean)^2)``.
+
+    Args:
+        alpha: weight of ``shared``.
+        shared: mean and variance of one population.
+        own: mean and variance of the other.
+    """
+    (shared_mean, shared_var), (own_mean, own_var) = shared, own
+    gap = shared_mean - own_mean
+    # The two squares of the definition sum to alpha (1 - alpha) gap^2.
+    var = own_var + alpha * (shared_var - own_var) + alpha * (1 - alpha) * gap.square()
+    return own_mean + alpha * gap, var

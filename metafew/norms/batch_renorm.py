@@ -1,0 +1,51 @@
+"""Batch renormalization, BRN (Ioffe 2017)."""
+
+from __future__ import annotations
+
+from metafew.norms.norm import Moments
+from metafew.norms.running import GroupedNorm, grouped
+
+
+class BatchRenorm(GroupedNorm):
+    """Moments of the batch in training, corrected towards the running moments; running moments in evaluation.
+
+    In training, with ``s = sqrt(var + eps)`` of the batch (B) and of the running moments (r)::
+
+        y = weight * ((x - mean_B) / s_B * r + d) + bias,
+        r = clip(s_B / s_r, 1 / r_max, r_max),    d = clip((mean_B - mean_r) / s_r, -d_max, d_max)
+
+    and no gradient passes through r and d. Ioffe widens both bounds during training, from 1 to 3 and from 0 to 5;
+    here they stay at their final values, since neither paper says how to stretch them over a meta-training run.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance.
+        momentum: weight of the newest step in the running moments.
+        over: ``apart`` or ``joined``, as in :class:`~metafew.norms.batch.BatchNorm`.
+        r_max: bound of the correction of the scale.
+        d_max: bound of the correction of the mean.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        over: str = "apart",
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+    ):
+        super().__init__(channels, eps, momentum, over)
+        self.r_max, self.d_max = r_max, d_max
+
+    def moments(self, own: Moments | None, context: int) -> Moments:
+        """Return the moments by which plain normalization gives the corrected result."""
+        if own is None:
+            return self.running_mean, self.running_var
+        mean, var = self.record(*grouped(own, context, self.over))
+        spread, running = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
+        r = (spread.detach() / running).clamp(1 / self.r_max, self.r_max)
+        d = ((mean.detach() - self.running_mean) / running).clamp(-self.d_max, self.d_max)
+        # (x - mean) r / s + d = (x - (mean - d s / r)) / (s / r)
+        wide = spread / r
+        return mean - d * wide, wide.square() - self.eps

@@ -1,0 +1,28 @@
+"""Group normalization, GN (Wu and He 2018)."""
+
+from __future__ import annotations
+
+from metafew.errors import UsageError
+from metafew.norms.norm import Moments, Norm, pool
+
+
+class GroupNorm(Norm):
+    """Moments of each image, over positions and the channels of a group: layer norm with one group.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance.
+        groups: number of groups, a divisor of ``channels``.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, groups: int = 4):
+        super().__init__(channels, eps)
+        if groups < 1 or channels % groups:
+            raise UsageError(f"norm.groups={groups} does not divide {channels} channels: type norm.groups=1")
+        self.groups = groups
+
+    def moments(self, own: Moments, context: int) -> Moments:
+        """Return moments ``(t, n, c)``."""
+        pooled = pool(*(part.unflatten(2, (self.groups, -1)) for part in own), dim=3)
+        size = self.weight.numel() // self.groups
+        return tuple(part.expand(*part.shape[:3], size).flatten(2) for part in pooled)

@@ -1,0 +1,35 @@
+"""Reptile's normalization, RN (Nichol et al. 2018; Bronskill et al. 2020, Section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+
+from metafew.norms.alpha import blend
+from metafew.norms.norm import Moments, context_moments
+from metafew.norms.running import GroupedNorm, grouped
+
+
+class ReptileNorm(GroupedNorm):
+    """Batch moments in training; in evaluation a target is normalized by the context and itself.
+
+    Training is that of :class:`~metafew.norms.transductive.Transductive`. In evaluation context rows use the context's
+    moments, and a target the moments of the context's ``N`` images and its own: a blend with ``alpha = N / (N + 1)``,
+    layer by layer. (The authors loop over targets and pass each through the network together with the context; there
+    the context's own activations also depend on the target. Here they do not.)
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance.
+        momentum: weight of the newest step in the running moments.
+        over: ``apart`` or ``joined``, as in :class:`~metafew.norms.batch.BatchNorm`.
+    """
+
+    tests_by_running = False
+
+    def moments(self, own: Moments, context: int) -> Moments:
+        """Return the moments of the groups in training, of the context and each target in evaluation."""
+        if self.training:
+            return self.record(*grouped(own, context, self.over))
+        shared = context_moments(own, context)
+        targets = blend(context / (context + 1), shared, tuple(part[:, context:] for part in own))
+        return tuple(torch.cat([s.expand(-1, context, -1), t], 1) for s, t in zip(shared, targets, strict=True))

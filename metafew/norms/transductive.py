@@ -1,0 +1,27 @@
+"""Transductive batch normalization, TBN: what MAML's published figures rest on (Bronskill et al. 2020, Section 3.1)."""
+
+from __future__ import annotations
+
+from metafew.norms.norm import Moments
+from metafew.norms.running import GroupedNorm, grouped
+
+
+class Transductive(GroupedNorm):
+    """Moments of the batch, in evaluation too: the targets of a task are normalized by each other.
+
+    A prediction then depends on which other queries are asked with it. Running moments are kept, so that what was
+    trained can be tested under ``norm=batch`` or ``norm=reptile``.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance.
+        momentum: weight of the newest step in the running moments.
+        over: ``apart`` or ``joined``, as in :class:`~metafew.norms.batch.BatchNorm`.
+    """
+
+    transductive = True
+    tests_by_running = False
+
+    def moments(self, own: Moments, context: int) -> Moments:
+        """Return the moments of the groups ``(t, n, c)``."""
+        return self.record(*grouped(own, context, self.over))

@@ -56,14 +56,14 @@ def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> 
 def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:
     """Return a complete state of ``model``: the checkpoint's values, and the model's own where it may differ.
 
+    A model may have other heads than the checkpoint, and another norm as long as the checkpoint holds every running
+    moment that the norm needs. Anything else that differs is another architecture.
+
     Args:
         state: the state of the model that was saved.
         model: the model to complete.
         path: where the checkpoint comes from.
         fit: whether training will go on, which can fit what is missing.
-
-    A model may have other heads than the checkpoint, and another norm as long as the checkpoint holds every running
-    moment that the norm needs. Anything else that differs is another architecture.
 
     Raises:
         UsageError: the checkpoint at ``path`` does not fit.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.baselines import pixels_1nn
 from metafew.episode import Episode
-from metafew.metrics import PerTask, interval
+from metafew.metrics import PerTask, summary
 from metafew.norms.alpha import Alpha
 from metafew.norms.running import commit
 
@@ -77,7 +77,7 @@ class Learner(pl.LightningModule):
         for name, metric in self.val_tasks.items():
             table = metric.compute()
             for measure in ("accuracy", "loss"):
-                mean = interval(table[:, PerTask.columns.index(measure)])["mean"]
+                mean = summary(table, measure)["mean"]
                 shown = name == self.trained and measure == "accuracy"
                 self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
             metric.reset()

@@ -45,6 +45,11 @@ class PerTask(Metric):
         return rows[rows[:, 0].argsort()]
 
 
+def summary(table: Tensor, measure: str) -> dict[str, float | None]:
+    """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
+    return interval(table[:, PerTask.columns.index(measure)])
+
+
 def interval(values: Tensor) -> dict[str, float | None]:
     """Return the mean over tasks and the half width of its 95 % confidence interval.
 

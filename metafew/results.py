@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from metafew.metrics import PerTask, interval
+from metafew.metrics import summary
 
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -48,7 +48,7 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> 
         prefix = f"shot{shot}/" if number else ""
         for name, table in test.items():
             for measure in ("accuracy", "loss"):
-                value = interval(table[:, PerTask.columns.index(measure)])
+                value = summary(table, measure)
                 if name in heads:
                     metrics[f"test/{name}/{prefix}{measure}"] = value
                 elif measure == "accuracy":

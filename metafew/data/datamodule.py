@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -96,8 +97,13 @@ class FewShot(pl.LightningDataModule):
         (episode,) = self._sampler(self.test[0]).batch([0])
         return present(episode, self.source.jitter, dtype)
 
+    @cached_property
+    def _store(self) -> Path:
+        """The folder of the store; finding it reads the source's files."""
+        return locate(self.source, self.cache)
+
     def _sampler(self, plan: Plan) -> Sampler:
-        return Sampler(Split(locate(self.source, self.cache), plan.split), plan, self.source.jitter)
+        return Sampler(Split(self._store, plan.split), plan, self.source.jitter)
 
     def _loader(self, plan: Plan, start: int = 0) -> DataLoader:
         batches = MetaBatches(self._sampler(plan), self.trainer.global_rank, self.trainer.world_size)

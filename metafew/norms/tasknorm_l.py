@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from metafew.norms.alpha import Alpha, blend
-from metafew.norms.norm import Moments, Norm, context_moments, pool
+from metafew.norms.alpha import blend
+from metafew.norms.norm import Moments, context_moments, pool
+from metafew.norms.tasknorm import TaskNorm
 
 
-class TaskNormL(Norm):
+class TaskNormL(TaskNorm):
     """Blend the moments of a task's context with those of the image being normalized, over all its channels.
 
     As :class:`~metafew.norms.tasknorm.TaskNorm`, with layer normalization's moments in the place of instance
-    normalization's.
-
-    Args:
-        channels: number of channels.
-        eps: added to the variance.
-        alpha: ``functional`` or ``independent`` (:class:`~metafew.norms.alpha.Alpha`).
-        channelwise: learn an alpha for each channel instead of one for the layer.
+    normalization's; the arguments are the same.
     """
-
-    def __init__(self, channels: int, eps: float = 1e-5, alpha: str = "functional", channelwise: bool = False):
-        super().__init__(channels, eps)
-        self.alpha = Alpha(alpha, channels if channelwise else None)
 
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``: a blend for every image."""

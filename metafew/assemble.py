@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from metafew import checkpoint
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot
+from metafew.data.minibatches import Minibatches
 from metafew.data.sampler import Plan
 from metafew.data.sources import Source
 from metafew.errors import UsageError
 from metafew.learner import Learner
+from metafew.objectives.objective import Objective
 from metafew.progress import Progress
 
 
@@ -50,7 +54,7 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
         ) from error
 
 
-def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool) -> Learner:
+def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
     """Return the model. An evaluation head of the trained head's name is the trained head.
 
     Args:
@@ -58,8 +62,11 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
         source: where the images come from.
         provenance: what checkpoints say of themselves.
         trained: whether the main head is, or will be, trained; otherwise it only measures, like those of ``evaluate``.
+        fit: whether it will be trained.
     """
-    backbone = make(cfg.backbone, channels=source.channels, image_size=source.image_size, norm=make(cfg.norm))
+    backbone = make_backbone(cfg, source)
+    objective = make_objective(cfg, source, backbone)
+    trained = trained and objective.trains_head
     nodes = {provenance["choices"]["head"]: cfg.head}
     nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
     heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
@@ -67,34 +74,60 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
     attempt("schedule", schedule, trial)
-    return Learner(
+    learner = Learner(
         backbone,
         heads,
-        make(cfg.objective),
+        objective,
         optimizer,
         schedule,
         queries=cfg.test.queries,
         provenance=provenance,
     )
+    if fit:
+        objective.prepare(backbone, heads[learner.trained])
+        objective.advise(trial)
+    return learner
+
+
+def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
+    """Return the backbone, frozen if it is to have the weights of a checkpoint, which it does not have yet."""
+    node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
+    backbone = make(node, channels=source.channels, image_size=source.image_size, norm=make(cfg.norm))
+    if cfg.backbone.weights is not None:
+        checkpoint.freeze(backbone)
+    return backbone
+
+
+def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:
+    """Return the objective; one with a classifier of its own is told its dimensions."""
+    objective, supplied = make(cfg.objective), {"regularizer": make(cfg.regularizer)}
+    if "classes" in inspect.signature(objective).parameters:
+        supplied |= {"features": backbone.features, "classes": len(source.splits()["train"])}
+    return attempt("objective", objective, **supplied)
 
 
 def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> nn.Module:
-    """Return a head; one with an output layer of its own (``_partial_``) is told the features and whether it trains."""
+    """Return a head; one that must know the backbone (``_partial_``) is told it, and whether it will be trained."""
     head = make(node)
     if isinstance(head, nn.Module):
         return head
-    return attempt(node._get_full_key(None), head, features=backbone.features, trained=trained)
+    return attempt(node._get_full_key(None), head, backbone=backbone, trained=trained)
 
 
-def make_data(cfg: DictConfig, source: Source, dataset: str) -> FewShot:
-    """Return the data of every split, having checked that the tasks of each can be drawn."""
+def make_data(cfg: DictConfig, source: Source, dataset: str, objective: Objective) -> FewShot:
+    """Return the data of every split, having checked that what is wanted of each can be drawn."""
 
     def plan(split: str, total: int, seed: int, **changes: Any) -> Plan:
         node = {word: cfg[split][word] for word in ("way", "shot", "query", "tasks")}
         return Plan(split=split, total=total, seed=seed, **node | changes)
 
     steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-    train = plan("train", steps * cfg.train.tasks, cfg.seed)
+    total = steps * cfg.train.tasks
+    if objective.minibatches:
+        pairs = objective.regularizer.on_features
+        train = Minibatches("train", cfg.train.batch_size, cfg.train.tasks, total, cfg.seed, pairs)
+    else:
+        train = plan("train", total, cfg.seed)
     val = plan("val", cfg.val.total, cfg.test.seed)
     test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
     splits = source.splits()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
+from metafew.norms.alpha import Alpha
 from metafew.norms.norm import Norm
 
 log = logging.getLogger(__name__)
@@ -27,30 +28,38 @@ def read(path: str | Path) -> dict:
         raise UsageError(f"{wanted}, and {path} cannot be read as one ({reason})") from error
     if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
         raise UsageError(f"{wanted}, and {path} is something else")
+    if "model" not in checkpoint["metafew"]:
+        raise UsageError(f"{wanted}, and {path} is of an earlier metafew, whose models were made otherwise: train anew")
     return checkpoint
 
 
-def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> list[str]:
-    """Return the overrides of a run that starts from the choices of a checkpoint and adds what is typed now.
+def trained(checkpoint: dict) -> dict[str, Tensor]:
+    """Return the state of a checkpoint without the heads that only measured: they have the values of their YAML."""
+    saved = checkpoint["metafew"]
+    own = f"heads.{saved['choices']['head']}." if saved["model"]["trained"] else "heads.none."
+    state = checkpoint["state_dict"].items()
+    return {key: value for key, value in state if not key.startswith("heads.") or key.startswith(own)}
 
-    A typed value replaces the saved one; a newly typed group also drops the saved options below it.
 
-    >>> merge(["norm=batch", "norm.eps=0.1", "seed=3", "head.c=1"], ["norm=layer", "ckpt=a.ckpt"], ["norm", "head"])
-    ['seed=3', 'head.c=1', 'norm=layer', 'ckpt=a.ckpt']
-    >>> merge(["+trainer.deterministic=true", "stages=[fit]"], ["ckpt=a.ckpt"], [])
-    ['++trainer.deterministic=true', 'ckpt=a.ckpt']
+def install(backbone: Backbone, path: str) -> None:
+    """Give ``backbone`` the weights and running moments of the backbone of a checkpoint; TaskNorm's scalars stay.
+
+    Raises:
+        UsageError: the checkpoint at ``path`` holds another backbone.
     """
+    whole = nn.ModuleDict({"backbone": backbone})
+    scalars = tuple(f"{name}." for name, module in whole.named_modules() if isinstance(module, Alpha))
+    saved = read(path)["state_dict"].items()
+    state = {key: value for key, value in saved if key.startswith("backbone.") and not key.startswith(scalars)}
+    whole.load_state_dict(reconcile(state, whole, path, fit=True))
 
-    def key(override: str) -> str:
-        return override.lstrip("+~").split("=")[0].split("@")[0]
 
-    typed = list(typed)
-    replaced = {key(override) for override in typed}
-    dropped = tuple(f"{group}." for group in replaced & set(groups))
-    # A saved + added a key; where the key exists by now, ++ sets it.
-    saved = [f"+{o}" if o.startswith("+") and not o.startswith("++") else o for o in saved]
-    kept = [o for o in saved if key(o) not in replaced | {"ckpt", "stages"} and not key(o).startswith(dropped)]
-    return kept + typed
+def freeze(backbone: Backbone) -> None:
+    """Let convolutions, scales and shifts of ``backbone`` stay as they are; TaskNorm's scalars go on learning."""
+    backbone.requires_grad_(False)
+    for module in backbone.modules():
+        if isinstance(module, Alpha):
+            module.requires_grad_(True)
 
 
 def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:
@@ -70,27 +79,30 @@ def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) 
     """
     own = model.state_dict()
     layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}
-    norms, demanding = tuple(layers), tuple(n for n, m in layers.items() if getattr(m, "tests_by_running", False))
+    norms, demanding = tuple(layers), tuple(n for n, m in layers.items() if m.needs_running(fit))
     fitted, fresh = {}, []
     for key, value in own.items():
-        if key in state and state[key].shape == value.shape:
+        if key in state and (not isinstance(value, Tensor) or state[key].shape == value.shape):
             fitted[key] = state[key]
-        elif key in state or not key.startswith(("heads.", *norms)):
+        elif key.startswith("objective.") and not fit:  # of no use in a test
+            fitted[key] = value
+        elif key in state or not key.startswith(("heads.", "objective.", *norms)):
             came = f"shape {tuple(state[key].shape)}" if key in state else "nothing"
-            group = "head" if key.startswith("heads.") else "norm" if key.startswith(norms) else "backbone"
+            groups = {"heads.": "head", "objective.": "objective"} | dict.fromkeys(norms, "norm")
+            group = next((group for start, group in groups.items() if key.startswith(start)), "backbone")
             raise UsageError(
                 f"the model wants {key} of shape {tuple(value.shape)} and the checkpoint {path} holds {came}: "
                 f"type {group}=... with the options that it was trained with, or leave them out to use those"
             )
-        elif "running" in key and key.startswith(demanding) and not fit:
+        elif "running" in key and key.startswith(demanding):
             raise UsageError(
-                f"this norm tests by running moments, and the checkpoint {path} was trained with a norm that keeps "
-                "none: train with norm=batch, or test with the norm of the checkpoint"
+                f"this norm rests on running moments, and the checkpoint {path} was trained with a norm that keeps "
+                "none: train that with norm=batch, or use the norm of the checkpoint"
             )
         else:
             fitted[key] = value
             fresh += [key] if key.startswith(norms) else []
-    alien = [key for key in state if key not in own and not key.startswith(("heads.", *norms))]
+    alien = [key for key in state if key not in own and not key.startswith(("heads.", "objective.", *norms))]
     if alien:
         raise UsageError(
             f"the checkpoint {path} holds {alien[0]}, which this model has no place for: "

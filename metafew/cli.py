@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.errors import UsageError
+from metafew.overrides import merge
 
 INSTALLED = Path(__file__).parent / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -35,6 +36,7 @@ Further examples
   python train.py train.way=20 test.shot=[1,5]                other tasks
   python train.py -m head=protonet,ridge,svm norm=tasknorm,batch    a sweep: one run a combination
   python train.py stages=[test] ckpt=outputs/.../checkpoints/best.ckpt    test what was trained
+  python train.py experiment=unraveling_table1                a published table; goes on when it is typed again
   python train.py head=svm --cfg job                          show every value and run nothing
 """
 
@@ -49,12 +51,17 @@ def options() -> dict[str, dict[str, str]]:
     return groups
 
 
+def groups() -> list[str]:
+    """Return the names of all groups, ``evaluate`` included, which takes the words of ``head``."""
+    return [*options(), "evaluate"]
+
+
 def help_text() -> str:
     """Return the text of ``--help``: every group, its words, and what each does."""
     lines = [HEADER]
     for group, words in options().items():
         lines.append(group)
-        lines += [f"  {f'{group}={word}':<24}{about}" for word, about in words.items()]
+        lines += [f"  {f'{group}={word}':<23} {about}" for word, about in words.items()]
     heads = ",".join(options()["head"])
     lines += ["evaluate", f"  evaluate=[{heads}]  any heads, measured beside the one that trains", "", FOOTER]
     return "\n".join(lines)
@@ -75,9 +82,9 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     typed = list(HydraConfig.get().overrides.task)
     if cfg.ckpt is None:
         return cfg, typed
-    from metafew.checkpoint import merge, read
+    from metafew.checkpoint import read
 
-    overrides = merge(read(cfg.ckpt)["metafew"]["overrides"], typed, [*options(), "evaluate"])
+    overrides = merge(read(cfg.ckpt)["metafew"]["overrides"], typed, groups())
     try:
         whole = GlobalHydra.instance().hydra.compose_config(
             config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -95,11 +102,29 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     return whole, overrides
 
 
+def conduct_cells(cfg: DictConfig) -> int:
+    """Carry out an experiment with all that is typed beside it, and return the exit code."""
+    from metafew.experiment import conduct
+
+    chosen = HydraConfig.get()
+    if chosen.mode == RunMode.MULTIRUN:
+        raise UsageError("an experiment is one command for many runs, and -m asks for many of it: leave out -m")
+    if cfg.ckpt is not None:
+        raise UsageError(f"every cell of an experiment trains anew, and ckpt={cfg.ckpt} was typed: leave out ckpt")
+    typed = [word for word in chosen.overrides.task if not word.startswith("experiment")]
+    return conduct(OmegaConf.to_container(cfg.experiment, resolve=True), typed, Path(chosen.run.dir))
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: DictConfig) -> None:
     """Run one configuration; an error that users are meant to see is one sentence, in results.json too."""
     out = Path(HydraConfig.get().runtime.output_dir)
     try:
+        if "experiment" in cfg:
+            code = conduct_cells(cfg)
+            if code:
+                sys.exit(code)
+            return
         cfg, overrides = compose(cfg)
         from metafew.run import run
 

@@ -39,3 +39,16 @@ class Episode(NamedTuple):
     way: int
     index: Tensor
     views: tuple[Tensor, Tensor] | None = None
+
+    def split(self, size: int | None) -> list[Episode]:
+        """Return episodes of ``size`` tasks each, or all tasks in one, their views applied."""
+        if size is None:
+            return [self]
+        supports, queries = (
+            [Labelled(*parts) for parts in zip(*(p.split(size) for p in part), strict=True)]
+            for part in (self.support, self.query)
+        )
+        return [
+            Episode(support, query, self.way, index)
+            for support, query, index in zip(supports, queries, self.index.split(size), strict=True)
+        ]

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.baselines import pixels_1nn
 from metafew.episode import Episode
+from metafew.heads.head import FeatureHead
 from metafew.metrics import PerTask, summary
 from metafew.norms.alpha import Alpha
 from metafew.norms.running import commit
@@ -49,8 +51,9 @@ class Learner(pl.LightningModule):
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.queries, self.provenance = queries, provenance
-        self.val_tasks = nn.ModuleDict({name: PerTask() for name in heads})
-        self.test_tasks = nn.ModuleList()
+        self.val_tasks: dict[str, PerTask] = {}
+        self.validation: dict[str, dict[str, float]] = {}
+        self.test_tasks: list[dict[str, PerTask]] = []
         self.tables: list[dict[str, Tensor]] = []
 
     @property
@@ -58,15 +61,33 @@ class Learner(pl.LightningModule):
         """What TaskNorm learned to blend by, from the first layer to the last."""
         return [module for module in self.backbone.modules() if isinstance(module, Alpha)]
 
+    @property
+    def measured(self) -> list[str]:
+        """Names of everything that evaluation measures: each head, and below it whatever else it reads."""
+        return [n for name, head in self.heads.items() for n in (name, *(f"{name}/{e}" for e in self._extras(head)))]
+
+    def _extras(self, head: nn.Module) -> list[str]:
+        """Return the names of what a head reads beside its result: nothing while training goes on."""
+        return [] if self.trainer.state.fn == TrainerFn.FITTING else getattr(head, "extra", [])
+
     def training_step(self, batch: list[Episode], _: int) -> Tensor:
         """Return the loss of a meta-batch."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.objective.loss_scale = 1.0 if scaler is None else scaler.get_scale()
         loss = self.objective(self.backbone, self.heads[self.trained], batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_before_optimizer_step(self, _) -> None:
-        """Let running moments take over what the step recorded."""
-        commit(self.backbone)
+        """Let running moments and inner optimizers take over what the step recorded."""
+        commit(self)
+        for head in self.heads.values():
+            if hasattr(head, "commit"):
+                head.commit()
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a table of tasks for everything that is measured."""
+        self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
 
     def validation_step(self, batch: list[Episode], _: int) -> None:
         """Measure every head on a batch of validation tasks."""
@@ -76,20 +97,20 @@ class Learner(pl.LightningModule):
         """Log accuracy and loss of every head, and TaskNorm's alphas at the largest context of training."""
         for name, metric in self.val_tasks.items():
             table = metric.compute()
-            for measure in ("accuracy", "loss"):
-                mean = summary(table, measure)["mean"]
+            self.validation[name] = {measure: summary(table, measure)["mean"] for measure in ("accuracy", "loss")}
+            for measure, mean in self.validation[name].items():
                 shown = name == self.trained and measure == "accuracy"
                 self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
-            metric.reset()
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(self.trainer.datamodule.train.contexts[1]).mean()
             self.log(f"alpha/layer{number}", value, sync_dist=self.trainer.world_size > 1)
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
-        self.test_tasks = nn.ModuleList(
-            nn.ModuleDict({name: PerTask() for name in (*self.heads, PIXELS)}) for _ in self.trainer.test_dataloaders
-        ).to(self.device)
+        self.test_tasks = [
+            {name: PerTask().to(self.device) for name in (*self.measured, PIXELS)}
+            for _ in self.trainer.test_dataloaders
+        ]
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
         """Measure every head, and the pixels, on a batch of test tasks."""
@@ -112,11 +133,33 @@ class Learner(pl.LightningModule):
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
         return logits.softmax(-1)
 
-    def _measure(self, batch: list[Episode], tables: nn.ModuleDict) -> None:
+    def _measure(self, batch: list[Episode], tables: dict[str, PerTask]) -> None:
         for episode in batch:
+            support, images = episode.support, episode.query.images
+            if any(isinstance(head, FeatureHead) for head in self.heads.values()):
+                context, targets = self.backbone.embed(support.images, images)  # one embedding serves them all
             for name, head in self.heads.items():
-                logits = head(self.backbone, episode.support, episode.query.images, episode.way)
-                tables[name].update(logits, episode)
+                if isinstance(head, FeatureHead):
+                    readings = {"": head.label(context, support.labels, targets, episode.way)}
+                elif self._extras(head):
+                    readings = head.readings(self.backbone, support, images, episode.way)
+                else:
+                    readings = {"": head(self.backbone, support, images, episode.way)}
+                for reading, logits in readings.items():
+                    tables[f"{name}/{reading}".rstrip("/")].update(logits, episode)
+
+    def choose(self) -> dict[str, dict]:
+        """Let every head that has candidates take the best of the last validation; return what each took."""
+        chosen = {}
+        for name, head in self.heads.items():
+            candidates = [extra for extra in self._extras(head) if extra in head.candidates]
+            if candidates:
+                best = max(candidates, key=lambda extra: self.validation[f"{name}/{extra}"]["accuracy"])
+                head.chosen = best
+                lr, steps = head.candidates[best]
+                accuracy = self.validation[f"{name}/{best}"]["accuracy"]
+                chosen[name] = {"lr": lr, "test_steps": steps, "validation_accuracy": accuracy}
+        return chosen
 
     def configure_optimizers(self) -> dict:
         """Return the optimizer and a schedule that advances once a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from metafew.metrics import summary
 
+BEST = "best_step/accuracy"
+"""The highest accuracy after any step of an adapting head: a selection on test data."""
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -47,12 +50,19 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> 
     for number, (test, shot) in enumerate(zip(tables, shots, strict=False)):
         prefix = f"shot{shot}/" if number else ""
         for name, table in test.items():
-            for measure in ("accuracy", "loss"):
-                value = summary(table, measure)
-                if name in heads:
-                    metrics[f"test/{name}/{prefix}{measure}"] = value
-                elif measure == "accuracy":
-                    baselines[f"{name}/{prefix}".rstrip("/")] = value
+            head, _, reading = name.partition("/")
+            path = f"{head}/{prefix}{reading}".rstrip("/")
+            if head not in heads:
+                baselines[path] = summary(table, "accuracy")
+                continue
+            metrics |= {f"test/{path}/{measure}": summary(table, measure) for measure in ("accuracy", "loss")}
+        for head in heads:
+            steps = {
+                name: summary(table, "accuracy") for name, table in test.items() if name.startswith(f"{head}/step")
+            }
+            if steps:
+                best = max(steps, key=lambda name: steps[name]["mean"])
+                metrics[f"test/{head}/{prefix}{BEST}"] = steps[best] | {"step": int(best.split("/step")[1])}
     return {"metrics": metrics, "baselines": baselines}
 
 
@@ -74,12 +84,15 @@ def show(report: dict) -> None:
         table.add_column(column, justify=side)
     for section in ("metrics", "baselines"):
         for name, value in report[section].items():
-            if not name.endswith("loss"):
+            if not name.endswith("loss") and not re.search(r"/step\d+/", name):
                 label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
+                label += f" ({value['step']}, selected on test)" if name.endswith(BEST) else ""
                 spread = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
-                figure = f"{100 * value['mean']:.2f}{spread} %"
+                figure = "diverged" if value["mean"] is None else f"{100 * value['mean']:.2f}{spread} %"
                 table.add_row(label, figure, str(value["tasks"]))
         table.add_section()
+    for head, choice in report["chosen"].items():
+        print(f"{head}: lr={choice['lr']:g} test_steps={choice['test_steps']} chosen on validation tasks")
     mode = "transductive" if report["transductive"] else "not transductive"
     table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
     Console().print(table)

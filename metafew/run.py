@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -16,13 +17,15 @@ from metafew import checkpoint, loggers, results
 from metafew.analysis import figures
 from metafew.assemble import make, make_data, make_learner, make_loggers, make_trainer, words
 from metafew.data.datamodule import FewShot
+from metafew.data.sampler import Plan
 from metafew.errors import UsageError
 from metafew.learner import Learner
 
 log = logging.getLogger(__name__)
 
 STAGES = ("fit", "test")
-TRAINING = ["dataset", "backbone", "norm", "objective", "optimizer", "schedule", "head", "train", "seed"]
+TRAINING = ["dataset", "backbone", "norm", "regularizer", "objective", "optimizer", "schedule", "head", "train", "seed"]
+EVALUATION = ("test_steps", "test_batch", "each_step")
 
 
 def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> dict:
@@ -58,31 +61,57 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
         "version": results.versions()["metafew"],
     }
     trained = fit or start["metafew"]["choices"]["head"] == choices["head"]
-    learner = make_learner(cfg, source, provenance, trained)
+    learner = make_learner(cfg, source, provenance, trained, fit)
+    learner.provenance["model"] = {  # all that metafew.load makes it from
+        "images": {"channels": source.channels, "image_size": source.image_size},
+        "trained": learner.objective.trains_head,
+        **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("backbone", "norm", "head")},
+    }
     if start:
-        learner.load_state_dict(checkpoint.reconcile(start["state_dict"], learner, cfg.ckpt, fit))
-    data = make_data(cfg, source, choices["dataset"])
-    check_tasks(learner, data)
+        learner.load_state_dict(checkpoint.reconcile(checkpoint.trained(start), learner, cfg.ckpt, fit))
+    installed = start and start["metafew"]["model"]["backbone"]["weights"]
+    if cfg.backbone.weights not in (None, installed):
+        checkpoint.install(learner.backbone, cfg.backbone.weights)
+    data = make_data(cfg, source, choices["dataset"], learner.objective)
+    check_tasks(learner, data, fit)
+    if fit and not any(p.requires_grad for p in learner.parameters()):
+        raise UsageError(
+            f"nothing is left to train: no weight of the backbone or of head={learner.trained} is free: "
+            "leave out backbone.weights, or choose another head or head.output"
+        )
     trainer = make_trainer(cfg, learner.trained, make_loggers(cfg, out), out)
     if fit and data.train.tasks % trainer.world_size:
         raise UsageError(
             f"train.tasks={data.train.tasks} cannot be shared evenly by {trainer.world_size} processes: "
             f"type train.tasks={trainer.world_size * (1 + data.train.tasks // trainer.world_size)}"
         )
-    seconds, selected = {}, None
+    seconds, selected, chosen = {}, None, {}
     if fit:
         resume = goes_on(cfg, start, provenance)
         seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resume, weights_only=True)
         selected = select(cfg.test.select, trainer, learner)
     if "test" in stages:
+        if any(len(getattr(head, "candidates", {})) > 1 for head in learner.heads.values()):
+            trainer.validate(learner, data, verbose=False)
+            chosen = learner.choose()
         seconds["test"] = timed(trainer.test, learner, data, verbose=False)
+    measures = results.measures(learner.tables, words(cfg.test.shot), list(learner.heads))
+    for name, value in measures["metrics"].items():
+        if not math.isfinite(value["mean"]):
+            value |= {"mean": None, "ci95": None}
+            log.warning(
+                "%s is not finite: training, or adaptation to a task, diverged; a smaller optimizer.lr or head.lr may "
+                "help",
+                name,
+            )
     report = {
-        **results.measures(learner.tables, words(cfg.test.shot), list(learner.heads)),
+        **measures,
+        "chosen": chosen,
         "transductive": learner.backbone.transductive,
         "over": cfg.norm.get("over"),
         "queries": cfg.test.queries,
         "select": selected,
-        "choices": choices,
+        "choices": choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
         "steps": trainer.global_step if fit else start["global_step"],
         "seconds": seconds,
         "seed": cfg.seed,
@@ -116,22 +145,27 @@ def check(cfg: DictConfig) -> list[str]:
     return stages
 
 
-def check_tasks(learner: Learner, data: FewShot) -> None:
+def check_tasks(learner: Learner, data: FewShot, fit: bool) -> None:
     """Raise a sentence, or warn once, where norm or heads are not made for the tasks."""
     low, high = data.train.contexts
-    if learner.backbone.couples_tasks:
+    plans = [plan for plan in (data.train, data.val, *data.test) if isinstance(plan, Plan)]
+    if fit and learner.objective.needs_queries and data.train.query == 0:
+        raise UsageError("this objective learns from queries, and train.query is 0: type train.query=15")
+    if fit and learner.backbone.couples_tasks:
+        norm, instead = ("this network", "a network without batch norm") if learner.backbone.own_norms else (
+            "this norm", "norm=transductive")  # fmt: skip
         if learner.heads[learner.trained].adapts_backbone:
             raise UsageError(
-                f"head={learner.trained} adapts the backbone to one task at a time, and this norm treats the tasks of "
-                "a meta-batch as one batch: type norm=transductive"
+                f"head={learner.trained} adapts the backbone to one task at a time, and {norm} treats the tasks of "
+                f"a meta-batch as one batch: type {instead}"
             )
         if low < high:
             raise UsageError(
-                f"this norm treats the tasks of a meta-batch as one batch and wants them all of one size, not train.way"
+                f"{norm} treats the tasks of a meta-batch as one batch and wants them all of one size, not train.way"
                 f"={data.train.way} with train.shot={data.train.shot}: type train.way=5 train.shot=1, or norm=batch"
             )
     for name, head in learner.heads.items():
-        for plan in (data.train, data.val, *data.test):
+        for plan in plans:
             if head.fixed_way is not None and plan.bounds("way") != (head.fixed_way, head.fixed_way):
                 raise UsageError(
                     f"head={name} has a linear output layer for {head.fixed_way} classes, and {plan.split}.way is "
@@ -150,10 +184,16 @@ def goes_on(cfg: DictConfig, start: dict | None, provenance: dict) -> str | None
     """Return the checkpoint whose training goes on; None where training starts, be it from a checkpoint's weights."""
     if start is None:
         return None
-    if start["metafew"]["training"] == provenance["training"]:
+    before, now = (of_training(saved["training"]) for saved in (start["metafew"], provenance))
+    if before == now:
         return cfg.ckpt
     log.warning("the training of %s was another one: a new training starts from its weights", cfg.ckpt)
     return None
+
+
+def of_training(cfg: dict) -> dict:
+    """Return what a training depends on: not the options of the head that matter in evaluation alone."""
+    return cfg | {"head": {key: value for key, value in cfg["head"].items() if key not in EVALUATION}}
 
 
 def select(which: str, trainer: pl.Trainer, learner: Learner) -> str:

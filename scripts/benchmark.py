@@ -28,7 +28,8 @@ from metafew.episode import Episode, Labelled
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
-from metafew.objectives import Episodic
+from metafew.objectives.episodic import Episodic
+from metafew.regularizers import NoRegularizer
 from metafew.results import versions, write_json
 
 TASKS, WAY, SHOT, QUERY, CHANNELS, SIZE = 4, 5, 1, 15, 64, 28
@@ -69,7 +70,7 @@ def steps(device: torch.device) -> dict[str, Callable[[], None]]:
 
     def stepper(scheme: Callable[[int], nn.Module]) -> Callable[[], None]:
         backbone = Conv4(1, SIZE, scheme, width=CHANNELS).to(device)
-        head, objective = ProtoNet(), Episodic()
+        head, objective = ProtoNet(), Episodic(NoRegularizer())
         optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-3)
 
         def call() -> None:

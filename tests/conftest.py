@@ -10,6 +10,8 @@ from omegaconf import open_dict
 
 from metafew import cli
 
+# Tensors in tests are small: a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 TINY = [
     "backbone.width=4",
@@ -50,7 +52,11 @@ def composed(tmp_path):
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path)
             HydraConfig.instance().set_config(cfg)
-            choices = {group: cfg.hydra.runtime.choices[group] for group in cli.options() if group != "logger"}
+            choices = {
+                group: cfg.hydra.runtime.choices[group]
+                for group in cli.options()
+                if group not in ("logger", "experiment")
+            }
             del cfg["hydra"]
         return cfg, choices, list(overrides)
 

@@ -185,10 +185,19 @@ def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"way": 1}, {"way": "5..2"}, {"way": "many"}, {"shot": 0}, {"query": 0}, {"tasks": 1.5}]
+    "changes",
+    [
+        {"way": 1},
+        {"way": "5..2"},
+        {"way": "many"},
+        {"shot": 0},
+        {"query": -1},
+        {"query": 0, "split": "val"},
+        {"tasks": 1.5},
+    ],
 )
 def test_a_plan_that_makes_no_sense_is_a_sentence(changes):
-    with pytest.raises(UsageError, match=f"train.{next(iter(changes))} is a whole number"):
+    with pytest.raises(UsageError, match=f"{changes.get('split', 'train')}.{next(iter(changes))} is a whole number"):
         plan(**changes)
 
 
@@ -221,7 +230,9 @@ def test_as_float_ends_at_one():
 
 def test_default_cache_is_the_users(composed, monkeypatch):
     from metafew.assemble import make, make_data
+    from metafew.objectives.episodic import Episodic
+    from metafew.regularizers import NoRegularizer
 
     cfg, _, _ = composed("cache_dir=null")
-    data = make_data(cfg, make(cfg.dataset), "glyphs")
+    data = make_data(cfg, make(cfg.dataset), "glyphs", Episodic(NoRegularizer()))
     assert data.cache.name == "metafew" and Path.home() in data.cache.parents

@@ -11,9 +11,25 @@ from test_cli import metafew
 from metafew import checkpoint
 
 
-@pytest.mark.parametrize(("head", "norm"), [("svm", "tasknorm"), ("maml", "batch"), ("svm", "batch_shared")])
-def test_two_processes_equal_one(tmp_path, head, norm):
-    words = [*TINY, f"head={head}", f"norm={norm}", "evaluate=[protonet]", "train.tasks=4", "trainer.precision=64-true"]
+@pytest.mark.parametrize(
+    ("head", "norm", "regularizer"),
+    [
+        ("svm", "tasknorm", "none"),
+        ("maml", "batch", "none"),
+        ("svm", "batch_shared", "none"),
+        ("reptile", "transductive", "weight_clustering"),
+    ],
+)
+def test_two_processes_equal_one(tmp_path, head, norm, regularizer):
+    words = [
+        *TINY,
+        f"head={head}",
+        f"norm={norm}",
+        f"regularizer={regularizer}",
+        "evaluate=[protonet]",
+        "train.tasks=4",
+        "trainer.precision=64-true",
+    ]
     words += ["test.total=5", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
     metafew(*words, "hydra.run.dir=one", cwd=tmp_path)
     metafew(*words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)

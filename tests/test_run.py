@@ -190,7 +190,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
     from metafew.assemble import make, make_learner
 
     cfg, choices, _ = composed("optimizer.weight_decay=0.1")
-    learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True)
+    learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True, fit=True)
     decayed, spared = learner.configure_optimizers()["optimizer"].param_groups
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
     assert len(spared["params"]) == 8 and all(p.ndim == 0 for p in spared["params"])
@@ -280,3 +280,76 @@ def test_a_checkpoint_evaluates_under_another_head(launch, tmp_path):
     _, out = launch("head=svm", "trainer.max_steps=1", out=tmp_path / "fit")
     report, _ = launch("head=protonet", "stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", out=tmp_path / "test")
     assert "test/protonet/accuracy" in report["metrics"]
+
+
+def test_what_diverged_is_nothing_in_the_results_and_a_warning(launch, caplog):
+    report, out = launch("optimizer=sgd", "optimizer.lr=1e30", "test.select=last")
+    assert report["metrics"]["test/protonet/loss"]["mean"] is None and "test/protonet/loss is not finite" in caplog.text
+    assert json.loads((out / "results.json").read_text()) == report
+
+
+def test_heads_on_features_share_one_embedding(launch, monkeypatch):
+    from metafew.backbones.backbone import Backbone
+
+    passes, whole = [], Backbone.embed
+    monkeypatch.setattr(Backbone, "embed", lambda *a, **k: passes.append(1) or whole(*a, **k))
+    counts = {}
+    for words in ((), ("evaluate=[svm,ridge,cosine]",)):
+        passes.clear()
+        launch("trainer.max_steps=1", *words)
+        counts[words] = len(passes)
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_what_only_matters_in_training_does_not_stop_a_test(launch, tmp_path):
+    """Any head evaluates a backbone that another trained, however it was trained."""
+    trainings = {
+        "shared": ["norm=batch_shared"],
+        "reptile": ["head=reptile", "train.query=0", "train.shot=2", "regularizer=weight_clustering"],
+        "classical": ["objective=classical", "train.batch_size=8", "train.tasks=1", "regularizer=feature_clustering"],
+    }
+    for name, words in trainings.items():
+        _, fit = launch(*words, "trainer.max_steps=1", "val.every=1", out=tmp_path / name)
+        for head in ("maml", "svm"):
+            words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", f"head={head}", "test.total=2"]
+            report, _ = launch(*words, out=tmp_path / f"{name}-{head}")
+            assert report["metrics"][f"test/{head}/accuracy"]["tasks"] == 2
+
+
+def test_heads_that_only_measured_have_the_values_of_their_yaml(launch, tmp_path):
+    _, fit = launch("evaluate=[ridge]", "trainer.max_steps=1", out=tmp_path / "fit")
+    losses = []
+    for scale in (1.0, 10.0):
+        words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "evaluate=[ridge]"]
+        report, _ = launch(*words, f"evaluate.ridge.scale={scale}", out=tmp_path / f"{scale:.0f}")
+        losses.append(report["metrics"]["test/ridge/loss"]["mean"])
+    assert losses[0] != losses[1]
+
+
+def test_weights_typed_beside_a_checkpoint_are_installed(launch, tmp_path):
+    _, a = launch("norm=batch", "trainer.max_steps=1", out=tmp_path / "a")
+    _, b = launch("norm=batch", "trainer.max_steps=1", "seed=1", out=tmp_path / "b")
+    words = ["norm=batch", f"ckpt={a}/checkpoints/last.ckpt", "head=ridge", "trainer.max_steps=1"]
+    _, both = launch(*words, f"backbone.weights={b}/checkpoints/last.ckpt", out=tmp_path / "both")
+    key = "backbone.blocks.0.0.weight"
+    assert torch.equal(weights(both)[key], weights(b)[key]) and not torch.equal(weights(both)[key], weights(a)[key])
+    # A checkpoint of that run holds them itself: the other file may be gone.
+    (b / "checkpoints" / "last.ckpt").unlink()
+    words = ["stages=[test]", f"ckpt={both}/checkpoints/last.ckpt", f"backbone.weights={b}/checkpoints/last.ckpt"]
+    launch(*words, "norm=batch", "head=ridge", out=tmp_path / "again")
+
+
+def test_frozen_norm_wants_running_moments(launch, tmp_path):
+    _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
+    for word in ("backbone.weights", "ckpt"):
+        with pytest.raises(UsageError, match="rests on running moments"):
+            launch("norm=frozen", "head=ridge", f"{word}={fit}/checkpoints/last.ckpt", out=tmp_path / "frozen")
+
+
+def test_another_way_of_evaluating_goes_on_with_the_training(launch, tmp_path):
+    words = ["head=maml", "head.steps=1", "head.test_steps=1", "norm=batch"]
+    _, whole = launch(*words, "trainer.max_steps=4", out=tmp_path / "whole")
+    _, half = launch(*words, "trainer.max_steps=2", out=tmp_path / "half")
+    words = ["head=maml", "head.steps=1", "norm=batch", "trainer.max_steps=4", "head.test_steps=2"]
+    _, rest = launch(*words, f"ckpt={half}/checkpoints/last.ckpt", out=tmp_path / "rest")
+    assert same(weights(whole), weights(rest))

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from metafew.backbones.film import FiLM
 from metafew.norms.norm import Norm
 from metafew.norms.scope import rows
 
@@ -28,16 +29,42 @@ def targets_at_once(count: int | None) -> Iterator[None]:
         _at_once.reset(token)
 
 
-class Backbone(nn.Module):
-    """A feature extractor. Subclasses map flat images ``(b, c, h, w)`` to features ``(b, d)`` in ``forward``."""
+def channels_last(images: Tensor) -> Tensor:
+    """Return ``images`` ``(b, c, h, w)`` with channels next to each other in memory, where convolutions are fastest.
 
-    def embed(self, context: Tensor, targets: Tensor | None = None, record: bool = True) -> tuple[Tensor, Tensor]:
+    torch's own conversion leaves images of one channel as they are, and the layers after them in the slow layout; it
+    also fails inside ``vmap``.
+    """
+    rows, channels, height, width = images.shape
+    return images.movedim(1, -1).flatten().view(rows, height, width, channels).movedim(-1, 1)
+
+
+class Backbone(nn.Module):
+    """A feature extractor. Subclasses map flat images ``(b, c, h, w)`` to features ``(b, d)`` in ``forward``.
+
+    Args:
+        channels: channels of the images.
+        image_size: height and width of the images.
+    """
+
+    features: int
+    """Dimension ``d`` of the features."""
+    own_norms = False
+    """Whether the normalization layers are the network's own and know nothing of contexts."""
+
+    def __init__(self, channels: int, image_size: int):
+        super().__init__()
+        self.channels, self.image_size = channels, image_size
+
+    def embed(
+        self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
+    ) -> tuple[Tensor, Tensor]:
         """Embed the rows of ``t`` tasks in one pass, each norm knowing which rows are context.
 
         Args:
             context: ``(t, s, c, h, w)``, the rows that every norm may take moments from.
             targets: ``(t, q, c, h, w)``, rows that see the context and, unless the norm is transductive, themselves.
-            record: whether running moments take part in this pass.
+            record: whether running moments take part in this pass (see :class:`~metafew.norms.scope.Rows`).
 
         Returns:
             Features ``(t, s, d)`` of the context and ``(t, q, d)`` of the targets (``q = 0`` without any).
@@ -50,10 +77,10 @@ class Backbone(nn.Module):
         ]
         return parts[0][0], torch.cat([features for _, features in parts], 1)
 
-    def _pass(self, images: Tensor, context: int, record: bool) -> tuple[Tensor, Tensor]:
+    def _pass(self, images: Tensor, context: int, record: bool | dict) -> tuple[Tensor, Tensor]:
         """Embed ``images`` ``(t, n, c, h, w)``, of which the first ``context`` rows are context."""
         with rows(images.shape[0], context, record):
-            features = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            features = self(channels_last(images.flatten(0, 1))).unflatten(0, images.shape[:2])
         return features[:, :context], features[:, context:]
 
     @property
@@ -65,6 +92,11 @@ class Backbone(nn.Module):
     def couples_tasks(self) -> bool:
         """Whether some norm lets the tasks of a meta-batch influence each other in training."""
         return any(norm.couples_tasks for norm in self.norms)
+
+    @property
+    def films(self) -> list[FiLM]:
+        """The places where a head may modulate channels, from input to output."""
+        return [module for module in self.modules() if isinstance(module, FiLM)]
 
     @property
     def norms(self) -> list[Norm]:

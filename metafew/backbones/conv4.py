@@ -4,47 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.film import FiLM
 from metafew.errors import UsageError
 
 
-class Block(nn.Sequential):
-    """3x3 convolution without bias, norm, 2x2 max-pooling, ReLU.
-
-    Pooling before the ReLU gives the same values as the customary order, on a quarter of the positions.
-    """
-
-    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]):
-        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        super().__init__(conv, norm(outputs), nn.MaxPool2d(2), nn.ReLU())
-
-
 class Conv4(Backbone):
-    """Four blocks of ``width`` channels, flattened: 64 features for 28x28 images, 1,600 for 84x84 at width 64.
+    """Four blocks of 3x3 convolution without bias, norm, halving of the image, and ReLU.
+
+    With the defaults it has 64 features for 28x28 images and 1,600 for 84x84 (Conv4-64, Snell et al. 2017);
+    ``width=32`` is the network of MAML for mini-ImageNet, ``downsample=stride readout=mean`` its network for Omniglot
+    (Finn et al. 2017). Pooling comes before the ReLU, which gives the same values on a quarter of the positions.
 
     Args:
         channels: channels of the images.
-        image_size: height and width of the images, at least 16.
+        image_size: height and width of the images.
         norm: ``norm(channels)`` makes a normalization layer.
         width: channels of each block.
+        downsample: ``pool``, 2x2 max-pooling that drops an odd row (images of at least 16 pixels), or ``stride``,
+            convolutions of stride 2 that keep it.
+        readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
 
-    def __init__(self, channels: int, image_size: int, norm: Callable[[int], nn.Module], width: int = 64):
-        super().__init__()
-        if image_size < 16:
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        norm: Callable[[int], nn.Module],
+        width: int = 64,
+        downsample: str = "pool",
+        readout: str = "flatten",
+    ):
+        super().__init__(channels, image_size)
+        choices = {"downsample": (downsample, ("pool", "stride")), "readout": (readout, ("flatten", "mean"))}
+        for key, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise UsageError(
+                    f"backbone.{key} is {' or '.join(allowed)}, not {value}: type backbone.{key}={allowed[0]}"
+                )
+        if width < 1:
+            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+        if downsample == "pool" and image_size < 16:
             raise UsageError(
                 f"backbone=conv4 halves the image four times and needs 16 pixels, not {image_size}: "
                 "type dataset.image_size=28"
             )
-        if width < 1:
-            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
-        self.features = width * (image_size // 16) ** 2
-        self.blocks = nn.Sequential(*(Block(c, width, norm) for c in (channels, width, width, width)))
+        strided = downsample == "stride"
+
+        def block(inputs: int, stage: int) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, width, 3, stride=2 if strided else 1, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            pool = [] if strided else [nn.MaxPool2d(2)]
+            return nn.Sequential(conv, norm(width), FiLM(width, stage), *pool, nn.ReLU())
+
+        self.blocks = nn.Sequential(*(block(channels if stage == 0 else width, stage) for stage in range(4)))
+        self.averaged = readout == "mean"
+        side = -(-image_size // 16) if strided else image_size // 16
+        self.features = width if self.averaged else width * side**2
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        return self.blocks(images.contiguous(memory_format=torch.channels_last)).flatten(1)
+        maps = self.blocks(images)
+        return maps.mean((2, 3)) if self.averaged else maps.flatten(1)

@@ -41,6 +41,8 @@ class Affine:
     @staticmethod
     def apply(images: Tensor, maps: Tensor) -> Tensor:
         """Return the views of ``images`` ``(t, n, c, h, w)`` under ``maps`` ``(t, n, 2, 3)``."""
+        if not images.numel():
+            return images
         flat = images.flatten(0, 1)
         grid = F.affine_grid(maps.flatten(0, 1).to(flat.dtype), list(flat.shape), align_corners=False)
         return F.grid_sample(flat, grid, align_corners=False).view_as(images)

@@ -12,6 +12,7 @@ from torch.utils import data
 from torch.utils.data import DataLoader, Dataset
 
 from metafew.data.augment import as_float
+from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import Plan, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
@@ -59,14 +60,22 @@ class FewShot(pl.LightningDataModule):
 
     Args:
         source: where the images come from.
-        train: the plan of training tasks.
+        train: the plan of training tasks, or of minibatches.
         val: the plan of validation tasks.
         test: one plan for each test measured, on the same classes and queries.
         cache: folder of the stores.
         num_workers: processes that draw tasks ahead.
     """
 
-    def __init__(self, source: Source, train: Plan, val: Plan, test: Sequence[Plan], cache: Path, num_workers: int):
+    def __init__(
+        self,
+        source: Source,
+        train: Plan | Minibatches,
+        val: Plan,
+        test: Sequence[Plan],
+        cache: Path,
+        num_workers: int,
+    ):
         super().__init__()
         self.source, self.cache, self.num_workers = source, cache, num_workers
         self.train, self.val, self.test = train, val, list(test)
@@ -102,8 +111,9 @@ class FewShot(pl.LightningDataModule):
         """The folder of the store; finding it reads the source's files."""
         return locate(self.source, self.cache)
 
-    def _sampler(self, plan: Plan) -> Sampler:
-        return Sampler(Split(self._store, plan.split), plan, self.source.jitter)
+    def _sampler(self, plan: Plan | Minibatches) -> Sampler:
+        sampler = MinibatchSampler if isinstance(plan, Minibatches) else Sampler
+        return sampler(Split(self._store, plan.split), plan, self.source.jitter)
 
     def _loader(self, plan: Plan, start: int = 0) -> DataLoader:
         batches = MetaBatches(self._sampler(plan), self.trainer.global_rank, self.trainer.world_size)

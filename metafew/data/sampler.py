@@ -44,10 +44,11 @@ class Plan:
         for word in ("way", "shot"):
             self.bounds(word)
         for word in ("query", "tasks", "total"):
-            value = getattr(self, word)
-            if not isinstance(value, int) or value < 1:
+            value, least = getattr(self, word), 0 if (self.split, word) == ("train", "query") else 1
+            if not isinstance(value, int) or value < least:
                 raise UsageError(
-                    f"{self.split}.{word} is a whole number of at least 1, not {value}: type {self.split}.{word}=1"
+                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
+                    f"type {self.split}.{word}=1"
                 )
 
     def bounds(self, word: str) -> tuple[int, int]:
@@ -118,11 +119,8 @@ class Sampler:
         maps = self.jitter and [self.jitter.draw(rng, len(r)) for r in rows]
 
         def pick(part: slice, size: int) -> Labelled:
-            turns = np.repeat(self.split.turns[classes], size)
-            images = self.split.gather(np.concatenate([r[part] for r in rows]), turns)
-            return Labelled(
-                torch.from_numpy(images).unsqueeze(0), torch.arange(way).repeat_interleave(size).unsqueeze(0)
-            )
+            labels = torch.arange(way).repeat_interleave(size)
+            return self._gather(np.concatenate([r[part] for r in rows]), np.repeat(classes, size), labels)
 
         def views(part: slice) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([m[part] for m in maps])).unsqueeze(0)
@@ -134,6 +132,11 @@ class Sampler:
             index=torch.tensor([index]),
             views=(views(support), views(query)) if maps else None,
         )
+
+    def _gather(self, rows: np.ndarray, classes: np.ndarray, labels: torch.Tensor) -> Labelled:
+        """Return the images ``rows`` of ``classes``, one class a row, as one task with these labels."""
+        images = self.split.gather(rows, self.split.turns[classes])
+        return Labelled(torch.from_numpy(images).unsqueeze(0), labels.unsqueeze(0))
 
     def batch(self, indices: Iterable[int]) -> list[Episode]:
         """Return a meta-batch: tasks of equal shape stacked, in the order in which shapes first occur."""

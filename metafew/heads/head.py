@@ -9,6 +9,18 @@ from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 
 
+def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
+    """Return the mean feature of each class, ``(..., w, d)``.
+
+    Args:
+        features: ``(..., s, d)``.
+        labels: ``(..., s)`` in ``0..way-1``; classes may have unequal numbers of rows.
+        way: number of classes ``w``.
+    """
+    members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
+    return (members / members.sum(-2, keepdim=True)).mT @ features
+
+
 class FeatureHead(nn.Module):
     """A head that fits a classifier on the features of the support set and leaves the backbone as it is.
 
@@ -34,9 +46,20 @@ class FeatureHead(nn.Module):
         """
         raise NotImplementedError
 
+    def label(self, context: Tensor, labels: Tensor, targets: Tensor, way: int) -> Tensor:
+        """Return logits ``(t, q, w)`` of queries with the features ``targets`` ``(t, q, d)``, in whatever precision.
+
+        Args:
+            context: features ``(t, s, d)`` of the support set.
+            labels: its labels ``(t, s)``.
+            targets: features of the queries.
+            way: number of classes.
+        """
+        precise = torch.promote_types(context.dtype, torch.float32)
+        with torch.autocast(context.device.type, enabled=False):
+            return self.classify(context.to(precise), labels, targets.to(precise), way)
+
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
         context, targets = backbone.embed(support.images, query)
-        precise = torch.promote_types(context.dtype, torch.float32)
-        with torch.autocast(context.device.type, enabled=False):
-            return self.classify(context.to(precise), support.labels, targets.to(precise), way)
+        return self.label(context, support.labels, targets, way)

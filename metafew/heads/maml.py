@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,43 +12,36 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.norms.alpha import Alpha
+from metafew.heads.fast import (
+    BACKBONE,
+    Bound,
+    Differentiate,
+    Known,
+    Task,
+    adaptable,
+    by_autograd,
+    by_function,
+    embed,
+    severed,
+)
+from metafew.heads.inner import RULES, Rates, Shape, Weights
+from metafew.heads.output import Output, classify, prototypes
 from metafew.norms.norm import Norm
 
-Weights = dict[str, Tensor]
-
-
-class Layers(NamedTuple):
-    """What adapts to a task: weights of the backbone by name, and a linear output layer."""
-
-    backbone: Weights
-    output: Weights
-
-    def descend(self, loss: Tensor, rate: float, graph: bool) -> Layers:
-        """Return the layers after a step of gradient descent, which autograd sees through if ``graph``."""
-        values = [*self.backbone.values(), *self.output.values()]
-        steps = iter(torch.autograd.grad(loss, values, create_graph=graph))
-        return Layers(*({name: value - rate * next(steps) for name, value in part.items()} for part in self))
-
-    def leaves(self) -> Layers:
-        """Return the same values, cut off from where they came from."""
-        return Layers(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in self))
-
-
-class Bound(nn.Module):
-    """A backbone's ``embed`` as a ``forward``, so that it can be called with other weights."""
-
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Embed as the backbone does."""
-        return self.backbone.embed(*args, **kwargs)
+CHOICES = {
+    "adapt": ("all", "no_norm", "output"),
+    "rates": ("fixed", "layer", "weight"),
+    "optimizer": tuple(RULES),
+    "inner": ("auto", "loop", "chunk", "vmap"),
+}
+Plan = dict[float, dict[int, list[str]]]
+"""For each inner learning rate, which results are read after which step."""
 
 
 class MAML(nn.Module):
     """Fit the backbone and a linear output layer to the support set by a few steps of gradient descent.
+
+    With ``adapt="output"`` the layer alone is fitted (ANIL, Raghu et al. 2020), on features that are computed once.
 
     Each step descends the mean cross-entropy of the support set, whose rows are the context of every norm; the queries
     then pass together with the support set, which gives the context's moments under the adapted weights. In training
@@ -57,101 +51,219 @@ class MAML(nn.Module):
     The inner learning rate is on the mean over support rows. Finn et al. sum over classes: their rate times the way is
     ours, so their 0.4 on 5-way Omniglot is 2.0 here.
 
+    In evaluation ``lr`` and ``test_steps`` may be lists: each pair is measured on the validation tasks, and the best
+    one is tested.
+
     Args:
-        features: dimension of the backbone's features.
+        backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
         way: number of classes of every task, for ``output="linear"``.
         steps: gradient steps in training.
-        test_steps: gradient steps in evaluation.
-        lr: inner learning rate.
+        test_steps: gradient steps in evaluation, or a list to choose from.
+        lr: inner learning rate, or a list to choose from in evaluation.
+        rates: ``fixed``; or learned from ``lr`` on, one a ``layer`` and step, or one a ``weight``
+            (:class:`~metafew.heads.inner.Rates`).
+        optimizer: ``sgd`` or ``adam`` (:mod:`metafew.heads.inner`).
         first_order: leave the second derivatives out.
-        adapt: ``all`` weights of the backbone, or ``no_norm`` for all but scales and shifts of norms (Finn et al.).
-        output: ``linear``, a meta-learned output layer of ``way`` rows; ``shared``, one meta-learned row that all
-            classes start from; ``zero``; or ``auto``: ``zero`` in a head that was not trained, else ``linear`` if
-            tasks have one way, else ``shared``. All but ``linear`` take any way.
+        adapt: ``all`` weights of the backbone; ``no_norm``, all but scales and shifts of norms (Finn et al.); or only
+            the ``output`` layer.
+        freeze: beginnings of names of backbone weights that do not adapt, such as ``blocks.0``.
+        output: what the output layer starts from (:class:`~metafew.heads.output.Output`).
+        inner: how the tasks of a meta-batch are worked through, with the same numbers: one by one in a ``loop``, a
+            ``chunk`` or all of them at once by ``vmap``; ``auto`` is ``vmap`` on a GPU, which it keeps busy, and
+            ``loop`` on a CPU, where it is faster. In training no more than these are held in memory at once.
+        chunk: tasks in a chunk.
+        each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
+            Bronskill et al. (2020) report.
         trained: whether the head is, or will be, trained.
     """
 
-    adapts_backbone = True
-
     def __init__(
         self,
-        features: int,
+        backbone: Backbone,
         trained: bool,
         way: int | str,
         steps: int = 5,
-        test_steps: int = 10,
-        lr: float = 0.4,
+        test_steps: int | Sequence[int] = 10,
+        lr: float | Sequence[float] = 0.4,
+        rates: str = "fixed",
+        optimizer: str = "sgd",
         first_order: bool = False,
         adapt: str = "all",
+        freeze: Sequence[str] = (),
         output: str = "auto",
+        inner: str = "auto",
+        chunk: int = 4,
+        each_step: bool = False,
     ):
         super().__init__()
-        choices = {"adapt": (adapt, ("all", "no_norm")), "output": (output, ("auto", "linear", "shared", "zero"))}
-        for key, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise UsageError(f"head.{key} is {' or '.join(allowed)}, not {value}: type head.{key}={allowed[0]}")
-        for key, value in (("steps", steps), ("test_steps", test_steps)):
-            if not isinstance(value, int) or value < 0:
-                raise UsageError(f"head.{key} is a whole number from 0, not {value}: type head.{key}=5")
-        if output == "auto":
-            output = "zero" if not trained else "linear" if isinstance(way, int) else "shared"
-        if output == "linear" and not isinstance(way, int):
-            raise UsageError(
-                f"a linear output layer wants one number of classes, not train.way={way}: type head.output=shared"
-            )
-        self.way, self.steps, self.test_steps, self.lr = way, steps, test_steps, lr
-        self.first_order, self.adapt, self.output = first_order, adapt, output
-        if output != "zero":
-            size = way if output == "linear" else 1
-            self.weight = nn.Parameter(torch.empty(size, features))
-            nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-            self.bias = nn.Parameter(torch.zeros(size))
-        self.features = features
+        for key, value in {"adapt": adapt, "rates": rates, "optimizer": optimizer, "inner": inner}.items():
+            if value not in CHOICES[key]:
+                wanted = " or ".join(CHOICES[key])
+                raise UsageError(f"head.{key} is {wanted}, not {value}: type head.{key}={CHOICES[key][0]}")
+        self.lrs, self.marks = listed(lr), listed(test_steps)
+        whole = {"steps": ([steps], 0), "test_steps": (self.marks, 0), "chunk": ([chunk], 1)}
+        for key, (values, least) in whole.items():
+            if not values or not all(isinstance(v, int) and v >= least for v in values):
+                raise UsageError(f"head.{key} is a whole number from {least}, not {values}: type head.{key}=5")
+        if not self.lrs or not all(isinstance(v, int | float) and v > 0 for v in self.lrs):
+            raise UsageError(f"head.lr is a positive number, not {lr}: type head.lr=0.4")
+        if trained and len(self.lrs) > 1:
+            raise UsageError(f"a list of head.lr is for evaluation, and this head trains: type head.lr={self.lrs[0]}")
+        if rates != "fixed" and len(self.lrs) > 1:
+            raise UsageError(f"head.rates={rates} learns from one head.lr on: type head.lr={self.lrs[0]}")
+        self.steps, self.first_order, self.inner, self.chunk = steps, first_order, inner, chunk
+        self.each_step, self.chosen = each_step, None
+        self.output = Output(output, way, backbone.features, trained)
+        self.names = adaptable(backbone, adapt, listed(freeze))
+        self.rule = RULES[optimizer]()
+        self.rates = Rates(rates, self.lrs[0], steps, [*self._shapes(backbone)])
+
+    def _shapes(self, backbone: Backbone) -> Iterator[Shape]:
+        values = dict(backbone.named_parameters())
+        for name in self.names:
+            yield Shape(BACKBONE + name, values[name].shape)
+        rows = self.output.way or 1
+        yield Shape("weight", torch.Size((rows, backbone.features)))
+        yield Shape("bias", torch.Size((rows,)))
+
+    @property
+    def adapts_backbone(self) -> bool:
+        """Whether the backbone's weights change from task to task."""
+        return bool(self.names)
 
     @property
     def fixed_way(self) -> int | None:
         """The only number of classes that this head can tell apart, if there is one."""
-        return self.way if self.output == "linear" else None
+        return self.output.way
 
-    def start(self, backbone: Backbone, way: int) -> Layers:
-        """Return the weights that adaptation starts from."""
-        if self.output == "linear" and way != self.way:
-            raise UsageError(
-                f"this output layer was made for {self.way} classes and a task has {way}: type head.output=shared"
-            )
-        kept = Alpha if self.adapt == "all" else (Alpha, Norm)
-        names = {id(p) for module in backbone.modules() if isinstance(module, kept) for p in module.parameters()}
-        fast = {name: p for name, p in backbone.named_parameters() if id(p) not in names}
-        if self.output == "zero":
-            like = next(backbone.parameters()).detach()
-            shapes = {"weight": (way, self.features), "bias": (way,)}
-            output = {name: like.new_zeros(shape).requires_grad_() for name, shape in shapes.items()}
-        else:
-            output = {"weight": self.weight.expand(way, -1), "bias": self.bias.expand(way)}
-        return Layers(fast, output)
+    @property
+    def candidates(self) -> dict[str, tuple[float, int]]:
+        """Pairs of ``lr`` and ``test_steps`` to choose from, by name."""
+        return {f"lr{lr:g}_steps{mark}": (lr, mark) for lr in self.lrs for mark in self.marks}
+
+    @property
+    def extra(self) -> list[str]:
+        """Names of what evaluation measures beside the result: candidates until one is chosen, steps if asked for."""
+        if len(self.candidates) > 1 and self.chosen is None:
+            return [*self.candidates]
+        return [f"step{step}" for step in range(1, self._setting[1] + 1)] if self.each_step else []
+
+    @property
+    def _setting(self) -> tuple[float, int]:
+        return self.candidates[self.chosen or next(iter(self.candidates))]
+
+    def tasks_at_once(self, device: torch.device) -> int | None:
+        """Return how many tasks are worked through together; None for all of a meta-batch."""
+        inner = ("vmap" if device.type == "cuda" else "loop") if self.inner == "auto" else self.inner
+        return {"loop": 1, "chunk": self.chunk, "vmap": None}[inner]
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
-        tasks = zip(support.images.split(1), support.labels, query.split(1), strict=True)
-        return torch.cat([self._task(backbone, images, labels, asked, way) for images, labels, asked in tasks])
+        return self._measure(backbone, support, query, way, extra=False)[""]
 
-    def _task(self, backbone: Backbone, images: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
-        """Adapt to one task and return the logits ``(1, q, w)`` of its queries."""
-        bound = Bound(backbone)
-        with torch.enable_grad():
-            layers = self.start(backbone, way)
-            if not self.training:
-                layers = layers.leaves()
-            for _ in range(self.steps if self.training else self.test_steps):
-                features, _ = self._embed(bound, layers, images, record=False)
-                loss = F.cross_entropy(F.linear(features[0], **layers.output), labels)
-                layers = layers.descend(loss, self.lr, graph=self.training and not self.first_order)
-                if not self.training:
-                    layers = layers.leaves()
-        _, features = self._embed(bound, layers, images, query)
-        return F.linear(features, **layers.output)
+    def readings(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> dict[str, Tensor]:
+        """Return logits under the name ``""``, and those of everything in :attr:`extra`."""
+        return self._measure(backbone, support, query, way, extra=True)
 
-    @staticmethod
-    def _embed(bound: Bound, layers: Layers, *images: Tensor, **options: bool) -> tuple[Tensor, Tensor]:
-        weights = {f"backbone.{name}": value for name, value in layers.backbone.items()}
-        return torch.func.functional_call(bound, weights, images, options)
+    def _plan(self, extra: bool) -> Plan:
+        lr, steps = (self.lrs[0], self.steps) if self.training else self._setting
+        plan = {lr: {steps: [""]}}
+        for name in self.extra if extra else []:
+            rate, mark = self.candidates.get(name) or (lr, int(name.removeprefix("step")))
+            plan.setdefault(rate, {}).setdefault(mark, []).append(name)
+        return plan
+
+    def _measure(
+        self, backbone: Backbone, support: Labelled, query: Tensor, way: int, extra: bool
+    ) -> dict[str, Tensor]:
+        plan, bound = self._plan(extra), Bound(backbone)
+        size = self.tasks_at_once(query.device)
+        images = support.images
+        if not self.adapts_backbone:
+            bound, (images, query) = Known(), backbone.embed(images, query)
+        one = partial(self._loop if size == 1 else self._vmap, bound, way, plan)
+        parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
+        results = [one(*part) for part in parts]
+        return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+
+    def _loop(
+        self, bound: Bound, way: int, plan: Plan, images: Tensor, labels: Tensor, query: Tensor
+    ) -> dict[str, Tensor]:
+        """Read the results ``(1, q, w)`` of one task."""
+        return dict(self._task(bound, Task(images[0], labels[0], way), query[0], plan, differentiate=by_autograd))
+
+    def _vmap(
+        self, bound: Bound, way: int, plan: Plan, images: Tensor, labels: Tensor, query: Tensor
+    ) -> dict[str, Tensor]:
+        """Read the results ``(t, q, w)`` of several tasks at once."""
+        norms: list[Norm] = []
+
+        def one(images: Tensor, labels: Tensor, query: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+            ledger: dict[Norm, Tensor] = {}
+            task = Task(images, labels, way)
+            logits = dict(self._task(bound, task, query, plan, by_function, record=ledger))
+            norms[:] = ledger
+            return {name: value[0] for name, value in logits.items()}, list(ledger.values())
+
+        logits, moments = torch.vmap(one, randomness="different")(images, labels, query)
+        for norm, value in zip(norms, moments, strict=True):
+            norm.gather(value.sum(0))
+        return logits
+
+    def _task(
+        self,
+        bound: Bound,
+        task: Task,
+        query: Tensor,
+        plan: Plan,
+        differentiate: Differentiate,
+        record: bool | dict = True,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Adapt to one task and yield names and logits ``(1, q, w)`` of its queries."""
+        for lr, marks in plan.items():
+            path = self._path(bound, task, lr, max(marks), differentiate)
+            for step, weights in enumerate(path):
+                if step in marks:
+                    _, features = embed(bound, weights, task.images, query, record=record)
+                    logits = classify(features, weights)
+                    yield from ((name, logits) for name in marks[step])
+
+    def _path(self, bound: Bound, task: Task, lr: float, steps: int, differentiate: Differentiate) -> Iterator[Weights]:
+        """Yield the weights after 0, 1, ..., ``steps`` steps."""
+        outer = self.training and torch.is_grad_enabled()
+        weights = self.start(bound, task)
+        state = self.first_state(weights)
+        # Where no gradient will be asked for, nothing is kept of how the weights came about.
+        hold = dict if outer else severed
+        weights, state = hold(weights), hold(state)
+        yield weights
+        for step in range(steps):
+            loss = partial(self.loss, bound, task, step)
+            grads, _ = differentiate(loss, weights, outer and not self.first_order)
+            weights, state = self.rule(weights, grads, state, self.rates.at(step, lr))
+            weights, state = hold(weights), hold(state)
+            yield weights
+
+    def first_state(self, weights: Weights) -> Weights:
+        """Return the state of the inner optimizer before the first step."""
+        return self.rule.start(weights)
+
+    def start(self, bound: Bound, task: Task) -> Weights:
+        """Return the weights that adaptation starts from."""
+        values = dict(bound.named_parameters())
+        fast = {BACKBONE + name: values[BACKBONE + name] for name in self.names}
+        output = self.output.start(task.way, like=task.images)
+        if self.output.kind == "prototype":
+            features, _ = embed(bound, fast, task.images, record=False)
+            output = prototypes(features[0], task.labels, task.way)
+        return fast | output
+
+    def loss(self, bound: Bound, task: Task, step: int, weights: Weights) -> Tensor:
+        """Return the mean cross-entropy, in nats, of the support rows that step ``step`` uses."""
+        features, _ = embed(bound, weights, task.images, record=False)
+        return F.cross_entropy(classify(features[0], weights), task.labels)
+
+
+def listed(value) -> list:
+    """Return a list, whether a list or a single value was given."""
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metafew.heads.head import FeatureHead
+from metafew.heads.head import FeatureHead, class_means
 
 
 class ProtoNet(FeatureHead):
@@ -23,8 +22,7 @@ class ProtoNet(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return negative squared distances ``(t, q, w)`` to the class means."""
-        members = F.one_hot(labels, way).to(support.dtype)
-        prototypes = (members / members.sum(1, keepdim=True)).mT @ support
+        prototypes = class_means(support, labels, way)
         # Distances do not change when all points move together; centred ones lose no digits in the expansion.
         centre = prototypes.mean(1, keepdim=True)
         prototypes, query = prototypes - centre, query - centre

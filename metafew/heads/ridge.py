@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,17 +21,24 @@ class Ridge(FeatureHead):
 
     Args:
         penalty: weight of the L2 penalty.
+        learn_penalty: learn the penalty, which starts at ``penalty`` and stays positive: its logarithm is learned.
         scale: initial value of the learned scale of the logits.
     """
 
-    def __init__(self, penalty: float = 50.0, scale: float = 1.0):
+    def __init__(self, penalty: float = 50.0, learn_penalty: bool = False, scale: float = 1.0):
         super().__init__()
         if not penalty > 0:
             raise UsageError(f"the penalty of ridge regression is positive, not {penalty}: type head.penalty=50")
-        self.penalty = penalty
+        self.initial_penalty = penalty
+        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty))) if learn_penalty else None
         self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    @property
+    def strength(self) -> float | Tensor:
+        """The weight of the L2 penalty."""
+        return self.initial_penalty if self.log_penalty is None else self.log_penalty.exp()
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return scaled predictions ``(t, q, w)`` of the one-hot labels."""
         targets = F.one_hot(labels, way).to(support.dtype)
-        return self.scale * ridge(support, targets, self.penalty, query)
+        return self.scale * ridge(support, targets, self.strength, query)

@@ -19,6 +19,10 @@ class FrozenNorm(RunningNorm):
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__(channels, eps, momentum=0.0)
 
+    def needs_running(self, fit: bool) -> bool:
+        """Tell that nothing can be done without: they are never updated."""
+        return True
+
     def moments(self, own: None, context: int) -> Moments:
         """Return the running moments."""
         return self.running_mean, self.running_var

@@ -58,6 +58,10 @@ class Norm(nn.Module):
         """Whether the moments do not depend on the activations."""
         return False
 
+    def needs_running(self, fit: bool) -> bool:
+        """Tell whether nothing can be done without running moments of an earlier training, be it to ``fit`` or not."""
+        return False
+
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return the mean and variance that normalize each row.
 

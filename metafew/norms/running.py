@@ -39,6 +39,10 @@ class RunningNorm(Norm):
         """Whether the running moments are used and nothing else: in evaluation, where a scheme tests by them."""
         return self.tests_by_running and not self.training
 
+    def needs_running(self, fit: bool) -> bool:
+        """Tell whether evaluation rests on running moments and training cannot provide them."""
+        return self.tests_by_running and not fit
+
     def record(self, mean: Tensor, var: Tensor) -> Moments:
         """Keep the moments of each task for :func:`commit`, when the pass under way asks for it, and return them.
 
@@ -46,12 +50,19 @@ class RunningNorm(Norm):
             mean: ``(t, n, c)`` means of the groups that the rows of each task belong to; rows count alike.
             var: variances of the same shape.
         """
-        if self.training and current().record:
+        ledger = current().record
+        if self.training and ledger is not False:
             moments = torch.stack([mean.detach().mean(1).sum(0), var.detach().mean(1).sum(0)])
-            tasks = moments.new_full((2, 1), mean.shape[0])
-            pending = torch.cat([moments, tasks], 1)
-            self.pending = pending if self.pending is None else self.pending + pending
+            sums = torch.cat([moments, moments.new_full((2, 1), mean.shape[0])], 1)
+            if ledger is True:
+                self.gather(sums)
+            else:
+                ledger[self] = sums
         return mean, var
+
+    def gather(self, sums: Tensor) -> None:
+        """Add moments summed over tasks, ``(2, c + 1)`` with the count of tasks in the last column, to this step's."""
+        self.pending = sums if self.pending is None else self.pending + sums
 
     def absorb(self, total: Tensor) -> None:
         """Move the running moments towards the mean of ``total``: ``(2, c + 1)`` sums, the count in the last column."""

@@ -14,19 +14,20 @@ class Rows(NamedTuple):
     Attributes:
         tasks: number of tasks; task ``i`` owns the ``i``-th contiguous block of rows.
         context: the first so many rows of each task are its context, the rest its targets.
-        record: whether running moments take part in this pass (inner steps of an adapting head do not).
+        record: whether running moments take part in this pass (inner steps of an adapting head do not); or a dictionary
+            in which each norm leaves what it would have recorded, for passes inside ``vmap``.
     """
 
     tasks: int
     context: int
-    record: bool
+    record: bool | dict
 
 
 _rows: ContextVar[Rows] = ContextVar("rows")
 
 
 @contextmanager
-def rows(tasks: int, context: int, record: bool = True) -> Iterator[None]:
+def rows(tasks: int, context: int, record: bool | dict = True) -> Iterator[None]:
     """Tell every norm of the pass inside which rows are context."""
     token = _rows.set(Rows(tasks, context, record))
     try:

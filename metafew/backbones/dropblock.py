@@ -1,0 +1,67 @@
+"""DropBlock (Ghiasi et al. 2018): dropout of squares of a feature map, as MetaOptNet schedules it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metafew.errors import UsageError
+
+RAMP = 20 * 2000
+"""Calls until the drop rate is reached; Lee et al. (2019) divide by 20 epochs of 2,000."""
+
+
+class DropBlock(nn.Module):
+    """Set random squares of every channel to zero in training; the identity in evaluation.
+
+    With a map ``F`` positions wide, a square starts at each place where it fits with probability
+    ``gamma = (1 - keep) / size^2 * F^2 / (F - size + 1)^2``, so that about ``keep`` of the positions remain (more where
+    squares overlap). What remains is multiplied by positions / remaining positions, counted over the batch. The
+    fraction falls slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. A map smaller than the square is dropped
+    whole, channel by channel.
+
+    A call is one pass in training mode, however many tasks and images it holds, and the present one counts. A head on
+    frozen features makes one a step for support set and queries together, where Lee et al. make two; a head that adapts
+    makes one for each inner step and one for the queries, for each task or for as many as it adapts together.
+
+    Args:
+        drop: fraction of the positions that is dropped in the end.
+        size: width of the squares.
+    """
+
+    def __init__(self, drop: float, size: int):
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise UsageError(f"the fraction to drop is from 0 to below 1, not {drop}: type backbone.drop=0.1")
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"a block to drop is at least 1 wide, not {size}: type backbone.block_size=5")
+        self.drop, self.size = drop, size
+        # A number, as a transform such as torch.func.grad cannot see a tensor change; it is saved all the same.
+        self.calls = 0
+
+    @property
+    def keep(self) -> float:
+        """The fraction of positions that is kept after so many calls."""
+        return max(1 - self.drop * self.calls / RAMP, 1 - self.drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop squares of maps ``(b, c, h, w)``."""
+        if not self.training:
+            return x
+        self.calls += 1
+        height, width = x.shape[-2:]
+        size = min(self.size, height, width)
+        starts = (height - size + 1, width - size + 1)
+        gamma = (1 - self.keep) / size**2 * (height * width) / (starts[0] * starts[1])
+        corners = torch.rand(*x.shape[:2], *starts, device=x.device) < gamma
+        kept = 1 - F.max_pool2d(F.pad(corners.float(), [size - 1] * 4), size, stride=1)
+        return x * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(x.dtype)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of calls, for checkpoints."""
+        return torch.tensor(self.calls)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue from a checkpoint's number of calls."""
+        self.calls = int(state)

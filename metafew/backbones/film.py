@@ -1,0 +1,47 @@
+"""Feature-wise linear modulation (Perez et al. 2018): places in a backbone where a task scales and shifts channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor, nn
+
+Vectors = Mapping["FiLM", tuple[Tensor, Tensor]]
+
+_vectors: ContextVar[Vectors | None] = ContextVar("vectors", default=None)
+
+
+@contextmanager
+def modulated(vectors: Vectors) -> Iterator[None]:
+    """Let every :class:`FiLM` of the passes inside scale and shift the rows of each task, by vectors ``(t, c)``."""
+    token = _vectors.set(vectors)
+    try:
+        yield
+    finally:
+        _vectors.reset(token)
+
+
+class FiLM(nn.Module):
+    """A place for modulation: ``gamma * x + beta`` inside :func:`modulated`, ``x`` itself everywhere else.
+
+    It owns no weights. Whoever modulates generates ``gamma`` and ``beta`` for each task.
+
+    Args:
+        channels: number of channels ``c``.
+        stage: number of the stage of the backbone that the place belongs to, from 0.
+    """
+
+    def __init__(self, channels: int, stage: int):
+        super().__init__()
+        self.channels, self.stage = channels, stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Modulate a flat batch ``(t * n, c, h, w)``, task by task."""
+        vectors = _vectors.get()
+        if vectors is None:
+            return x
+        rows = x.shape[0] // vectors[self][0].shape[0]
+        gamma, beta = (part.repeat_interleave(rows, 0)[..., None, None].to(x.dtype) for part in vectors[self])
+        return gamma * x + beta

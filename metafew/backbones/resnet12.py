@@ -1,0 +1,94 @@
+"""ResNet-12, the residual network of MetaOptNet (Lee et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.backbones.dropblock import DropBlock
+from metafew.errors import UsageError
+
+MakeNorm = Callable[[int], nn.Module]
+
+
+class Block(nn.Module):
+    """Three 3x3 convolutions with norms, plus a 1x1 convolution with norm, then halving, LeakyReLU(0.1) and ``drop``.
+
+    Pooling comes before the LeakyReLU of the sum, which gives the same values on a quarter of the positions.
+
+    Args:
+        inputs: channels before.
+        outputs: channels after.
+        norm: ``norm(channels)`` makes a normalization layer.
+        drop: what the block ends in.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: MakeNorm, drop: nn.Module):
+        super().__init__()
+
+        def conv(before: int, kernel: int) -> list[nn.Module]:
+            layer = nn.Conv2d(before, outputs, kernel, padding=kernel // 2, bias=False)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            return [layer, norm(outputs)]
+
+        self.residual = nn.Sequential(
+            *conv(inputs, 3), nn.LeakyReLU(0.1), *conv(outputs, 3), nn.LeakyReLU(0.1), *conv(outputs, 3)
+        )
+        self.shortcut = nn.Sequential(*conv(inputs, 1))
+        self.end = nn.Sequential(nn.MaxPool2d(2), nn.LeakyReLU(0.1), drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return maps of half the height and width."""
+        return self.end(self.residual(x) + self.shortcut(x))
+
+
+class ResNet12(Backbone):
+    """Four residual blocks; dropout ends the first two, DropBlock the last two.
+
+    With the defaults (64, 160, 320 and 640 channels) it has 16,000 features for 84x84 images and 2,560 for 32x32: they
+    are not averaged over positions, as in Lee et al. (2019). Convolutions start by He's rule over the outgoing fan.
+
+    Args:
+        channels: channels of the images.
+        image_size: height and width of the images, at least 16.
+        norm: ``norm(channels)`` makes a normalization layer.
+        width: channels of the first block; the others have 2.5, 5 and 10 times as many.
+        drop: rate of dropout and, in the end, of DropBlock.
+        block_size: width of the squares of DropBlock; Lee et al. take 5 for 84x84 images and 2 for 32x32.
+        readout: ``flatten`` the last block, or its ``mean`` over positions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        norm: MakeNorm,
+        width: int = 64,
+        drop: float = 0.1,
+        block_size: int = 5,
+        readout: str = "flatten",
+    ):
+        super().__init__(channels, image_size)
+        if readout not in ("flatten", "mean"):
+            raise UsageError(f"backbone.readout is flatten or mean, not {readout}: type backbone.readout=flatten")
+        if width < 1:
+            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+        if image_size < 16:
+            raise UsageError(
+                f"backbone=resnet12 halves the image four times and needs 16 pixels, not {image_size}: "
+                "type dataset.image_size=28"
+            )
+        # DropBlock checks the rate for both.
+        late = [DropBlock(drop, block_size) for _ in range(2)]
+        drops = [nn.Dropout(drop), nn.Dropout(drop), *late]
+        sizes = [channels, width, 5 * width // 2, 5 * width, 10 * width]
+        self.blocks = nn.Sequential(*(Block(sizes[i], sizes[i + 1], norm, drops[i]) for i in range(4)))
+        self.averaged = readout == "mean"
+        self.features = sizes[-1] * (1 if self.averaged else (image_size // 16) ** 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
+        maps = self.blocks(images)
+        return maps.mean((2, 3)) if self.averaged else maps.flatten(1)

@@ -1,0 +1,87 @@
+"""ResNet-18 (He et al. 2016) as CNAPs uses it (Requeima et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.backbones.film import FiLM
+from metafew.errors import UsageError
+
+MakeNorm = Callable[[int], nn.Module]
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    """Return a convolution without bias that starts by He's rule over the outgoing fan."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each with norm and a place for FiLM, plus a shortcut; ReLU between them and after the sum.
+
+    Args:
+        inputs: channels before.
+        outputs: channels after. Where they differ from ``inputs``, the image is halved and the shortcut is a 1x1
+            convolution with norm.
+        stage: number of the stage, from 0.
+        norm: ``norm(channels)`` makes a normalization layer.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stage: int, norm: MakeNorm):
+        super().__init__()
+        wider = inputs != outputs
+        stride = 2 if wider else 1
+        self.residual = nn.Sequential(
+            conv(inputs, outputs, 3, stride, 1),
+            norm(outputs),
+            FiLM(outputs, stage),
+            nn.ReLU(),
+            conv(outputs, outputs, 3, 1, 1),
+            norm(outputs),
+            FiLM(outputs, stage),
+        )
+        self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride, 0), norm(outputs)) if wider else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps of the block."""
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+class ResNet18(Backbone):
+    """A 5x5 convolution of stride 2, four stages of two residual blocks, and the mean over positions.
+
+    There is no max-pooling, so that 84x84 images end as 6x6 maps. With the default width the stages have 64, 128, 256
+    and 512 channels, and 512 features come out. The norms of the residual branches may be modulated, those of the first
+    convolution and of the shortcuts not (Requeima et al. 2019).
+
+    Args:
+        channels: channels of the images.
+        image_size: height and width of the images, at least 3.
+        norm: ``norm(channels)`` makes a normalization layer.
+        width: channels of the first stage; each stage doubles them.
+    """
+
+    def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64):
+        super().__init__(channels, image_size)
+        if width < 1:
+            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+        if image_size < 3:
+            raise UsageError(
+                f"backbone=resnet18 begins with a 5x5 convolution and needs 3 pixels, not {image_size}: "
+                "type dataset.image_size=28"
+            )
+        self.stem = nn.Sequential(conv(channels, width, 5, 2, 1), norm(width), nn.ReLU())
+        sizes = [width, width, 2 * width, 4 * width, 8 * width]
+        self.blocks = nn.Sequential(
+            *(Block(sizes[stage + second], sizes[stage + 1], stage, norm) for stage in range(4) for second in range(2))
+        )
+        self.features = sizes[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
+        return self.blocks(self.stem(images)).mean((2, 3))

@@ -1,0 +1,152 @@
+"""How tightly features cluster by class (Goldblum et al. 2020): measures of a backbone, and terms of its loss.
+
+Pairs are features ``(..., p, 2, 2, d)``: ``p`` pairs of classes, two images of each. ``x1, x2`` are the images of one
+class of a pair, ``y1, y2`` those of the other. Expectations below are for two isotropic Gaussians of many dimensions,
+each of total variance ``s``, their means ``D`` apart, with ``r = D^2 / s``. The authors' published code has the names
+of ``R_FC`` and ``R_HV`` swapped; here they are those of the paper.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from metafew.errors import UsageError
+
+
+def feature_clustering(pairs: Tensor) -> Tensor:
+    """Return the feature clustering ratio ``R_FC``, the mean over pairs.
+
+    ``(|x1 - x2|^2 + |y1 - y2|^2) / (|m_x - m_y|^2 + 1e-6)`` with the class means ``m``: the general formula of
+    :func:`class_clustering` for two classes of two images, whose numerator and denominator are both half of these. It
+    is 0 when every class is a point, and in expectation ``4 / (1 + r)``. The 1e-6 is that of the authors' code.
+
+    Args:
+        pairs: features ``(..., p, 2, 2, d)``.
+
+    Returns:
+        A scalar, in float32 or better.
+    """
+    pairs = _precise(pairs)
+    within = (pairs[..., 0, :] - pairs[..., 1, :]).square().sum((-1, -2))
+    means = pairs.mean(-2)
+    between = (means[..., 0, :] - means[..., 1, :]).square().sum(-1)
+    return (within / (between + 1e-6)).mean()
+
+
+def hyperplane_variation(pairs: Tensor) -> Tensor:
+    """Return the hyperplane variation ``(2 R_HV)^2``, the mean over pairs: the form that the paper tabulates.
+
+    ``(|d1 - d2| / ((|d1| + |d2|) / 2 + 1e-4))^2``, from 0 to 4, where ``d_i = x_i - y_i`` is the normal of the plane
+    that separates image ``i`` of both classes: how much a one-shot classifier changes when its support is redrawn.
+    In expectation ``4 / (2 + r)``. The square and the 1e-4 are those of the authors' code.
+
+    Args:
+        pairs: features ``(..., p, 2, 2, d)``.
+
+    Returns:
+        A scalar, in float32 or better.
+    """
+    return (2 * _turns(pairs)).square().mean()
+
+
+def hyperplane_ratio(pairs: Tensor) -> Tensor:
+    """Return ``R_HV`` as printed, ``|d1 - d2| / (|d1| + |d2|)``, from 0 to 1, the mean over pairs.
+
+    The denominator has the epsilon of :func:`hyperplane_variation`. In expectation ``1 / sqrt(2 + r)``.
+
+    Args:
+        pairs: features ``(..., p, 2, 2, d)``.
+
+    Returns:
+        A scalar, in float32 or better.
+    """
+    return _turns(pairs).mean()
+
+
+def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean variance within classes over the variance between them, of a whole split.
+
+    ``(1/C) sum_i (1/N_i) sum_j |x_ij - m_i|^2 / ((1/C) sum_i |m_i - m|^2 + 1e-6)`` with the class means ``m_i`` and
+    their mean ``m``: every class weighs the same, whatever its number of images ``N_i``. It does not grow with the
+    number of classes ``C``.
+
+    Args:
+        features: ``(n, d)``.
+        labels: ``(n,)``, any integers.
+
+    Returns:
+        A scalar, in float32 or better.
+    """
+    classes = [_precise(features[labels == label]) for label in labels.unique()]
+    means = torch.stack([rows.mean(0) for rows in classes])
+    spreads = [(rows - mean).square().sum(1).mean() for rows, mean in zip(classes, means, strict=True)]
+    between = (means - means.mean(0)).square().sum(1).mean()
+    return torch.stack(spreads).mean() / (between + 1e-6)
+
+
+def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
+    """Return ``R_FC`` as printed, of a whole split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
+
+    This is ``C`` times :func:`variance_ratio`, which also says how classes of unequal size are weighed.
+
+    Args:
+        features: ``(n, d)``.
+        labels: ``(n,)``, any integers.
+
+    Returns:
+        A scalar, in float32 or better.
+    """
+    return len(labels.unique()) * variance_ratio(features, labels)
+
+
+def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    """Return random disjoint pairs of classes with two images each, from every task.
+
+    The pairs of a task depend on its number and labels alone: not on the other tasks, the number of processes or
+    torch's random state, so that a regularized run keeps the promises of every other. Classes of fewer than two rows
+    do not take part, and of an odd number one is left out. All tasks give as many pairs as the one with the fewest.
+
+    Args:
+        features: ``(t, n, d)``, support and query rows together.
+        labels: ``(t, n)``.
+        index: ``(t,)``, the numbers of the tasks, as in an episode.
+
+    Returns:
+        ``(t, p, 2, 2, d)``: task, pair, class, image.
+
+    Raises:
+        UsageError: a task has fewer than two classes of two rows.
+    """
+    drawn = [_rows(task, number) for task, number in zip(labels.cpu().numpy(), index.tolist(), strict=True)]
+    rows = np.stack([task[: min(map(len, drawn))] for task in drawn])
+    if not rows.size:
+        raise UsageError(
+            "pairs of classes need two images of each of two classes in every task, support and query together, "
+            "but a task has fewer: type train.query=1 or more"
+        )
+    tasks = torch.arange(len(rows), device=features.device)[:, None, None, None]
+    return features[tasks, torch.from_numpy(rows).to(features.device)]
+
+
+def _rows(labels: np.ndarray, number: int) -> np.ndarray:
+    """Return the rows ``(p, 2, 2)`` of the pairs that task ``number`` draws."""
+    rng = np.random.default_rng(number)
+    classes, counts = np.unique(labels, return_counts=True)
+    classes = rng.permutation(classes[counts > 1])
+    rows = [rng.choice(np.flatnonzero(labels == c), 2, replace=False) for c in classes[: len(classes) // 2 * 2]]
+    return np.asarray(rows, dtype=np.int64).reshape(-1, 2, 2)
+
+
+def _turns(pairs: Tensor) -> Tensor:
+    """Return ``|d1 - d2| / (|d1| + |d2| + 2e-4)`` ``(..., p)`` of every pair."""
+    normals = _precise(pairs[..., 0, :, :]) - _precise(pairs[..., 1, :, :])
+    change = vector_norm(normals[..., 0, :] - normals[..., 1, :], dim=-1)
+    return change / (vector_norm(normals, dim=-1).sum(-1) + 2e-4)
+
+
+def _precise(features: Tensor) -> Tensor:
+    """Return ``features`` in float32 or better: their squares overflow in float16."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -1,0 +1,138 @@
+"""Minibatches of classical training, cut into chunks. Chunk ``i`` is a pure function of (seed, split, i)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metafew.data.augment import Affine
+from metafew.data.sampler import STREAMS, Sampler
+from metafew.data.sources import Category
+from metafew.data.store import Split
+from metafew.episode import Episode, Labelled
+from metafew.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """What the minibatches of a split look like.
+
+    Attributes:
+        split: ``train``.
+        size: images of one minibatch, over all processes.
+        tasks: equal chunks that a minibatch is cut into; each is a task to every norm.
+        total: number of chunks in all.
+        seed: the seed of the stream of chunks.
+        pairs: whether a chunk consists of pairs of classes with two images each, as regularizers on features need.
+    """
+
+    split: str
+    size: int
+    tasks: int
+    total: int
+    seed: int
+    pairs: bool
+
+    def __post_init__(self):
+        for word, value, least in (("batch_size", self.size, 2), ("tasks", self.tasks, 1), ("total", self.total, 1)):
+            if not isinstance(value, int) or value < least:
+                raise UsageError(
+                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
+                    f"type {self.split}.{word}={least}"
+                )
+        unit, what = (4, "pairs of classes with two images each") if self.pairs else (1, "images")
+        if self.size % (unit * self.tasks):
+            raise UsageError(
+                f"{self.split}.batch_size={self.size} cannot be cut into {self.split}.tasks={self.tasks} equal chunks "
+                f"of {what}: type {self.split}.batch_size={-(-self.size // (unit * self.tasks)) * unit * self.tasks}"
+            )
+
+    @property
+    def chunk(self) -> int:
+        """The number of images of a chunk."""
+        return self.size // self.tasks
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        """The smallest and largest number of context rows of a task: all of a chunk."""
+        return self.chunk, self.chunk
+
+    def check(self, categories: Sequence[Category], dataset: str) -> None:
+        """Raise a sentence when the pairs of a chunk cannot be drawn from ``categories``."""
+        if not self.pairs:
+            return
+        need, have = self.chunk // 2, len(categories)
+        if need > have:
+            raise UsageError(
+                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs {need} "
+                f"classes in each, but the {self.split} split of dataset={dataset} has {have}: "
+                f"type {self.split}.batch_size={have // 2 * 4 * self.tasks} or less"
+            )
+        smallest = min(categories, key=lambda category: len(category.keys))
+        if len(smallest.keys) < 2:
+            raise UsageError(
+                f"pairs need two images of each class, but class '{smallest.name}' in the {self.split} split of "
+                f"dataset={dataset} has {len(smallest.keys)}: type regularizer=none"
+            )
+
+
+class MinibatchSampler(Sampler):
+    """Draws the chunks of a plan: tasks of all classes of the split, whose rows are all support.
+
+    Without pairs, chunks are consecutive pieces of an endless sequence of epochs, each a permutation of all images of
+    the split; an epoch may end within a chunk. With pairs, a chunk draws its classes, all different, then two images
+    of each, anew: there are no epochs.
+
+    Args:
+        split: the images.
+        plan: what chunks look like.
+        jitter: random views that belong to the data, or None.
+    """
+
+    def __init__(self, split: Split, plan: Minibatches, jitter: Affine | None):
+        super().__init__(split, plan, jitter)
+        # Rotated classes share images, so an image of an epoch is a row and a class.
+        self.rows = np.concatenate(split.rows)
+        self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
+        self._latest = (-1, np.empty(0, int))
+
+    def task(self, index: int) -> Episode:
+        """Return chunk ``index`` as an episode of one task, images in uint8.
+
+        With pairs, its features ``(1, n, d)`` viewed as ``(1, n / 4, 2, 2, d)`` are (task, pair, class, image).
+        """
+        rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
+        rows, classes = self._pairs(rng) if self.plan.pairs else self._piece(index * self.plan.chunk)
+        support = self._gather(rows, classes, torch.from_numpy(classes))
+        views = self.jitter and torch.from_numpy(self.jitter.draw(rng, len(rows))).unsqueeze(0)
+        return Episode(
+            support=support,
+            query=Labelled(*(part[:, :0] for part in support)),
+            way=len(self.split.rows),
+            index=torch.tensor([index]),
+            views=None if views is None else (views, views[:, :0]),
+        )
+
+    def _pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of two images of each of ``chunk / 2`` different classes, and their classes."""
+        classes = rng.permutation(len(self.split.rows))[: self.plan.chunk // 2]
+        rows = [rng.choice(self.split.rows[c], 2, replace=False) for c in classes]
+        return np.concatenate(rows), np.repeat(classes, 2)
+
+    def _piece(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows and the classes of the ``chunk`` images from the ``start``-th of all epochs on."""
+        stop, size = start + self.plan.chunk, len(self.rows)
+        epochs = range(start // size, -(-stop // size))
+        order = np.concatenate([self._epoch(e)[max(start - e * size, 0) : stop - e * size] for e in epochs])
+        return self.rows[order], self.classes[order]
+
+    def _epoch(self, number: int) -> np.ndarray:
+        """Return the order of all images in epoch ``number``; the latest is kept, as chunks mostly come in order."""
+        if self._latest[0] != number:
+            # A child stream: no chunk's own stream equals it.
+            stream = np.random.SeedSequence([self.plan.seed, STREAMS[self.plan.split]], spawn_key=(number,))
+            self._latest = number, np.random.default_rng(stream).permutation(len(self.rows))
+        return self._latest[1]

@@ -1,0 +1,151 @@
+"""Conditional neural adaptive processes, CNAPs (Requeima et al. 2019), as Bronskill et al. (2020) use them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.backbones.film import FiLM, modulated
+from metafew.episode import Labelled
+from metafew.errors import UsageError
+from metafew.heads.head import class_means
+from metafew.heads.set_encoder import SetEncoder
+
+log = logging.getLogger(__name__)
+
+
+class Residual(nn.Linear):
+    """A dense layer and a skip connection: ``x + W x + b``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``, ``(..., c)``."""
+        return x + super().forward(x)
+
+
+class Modulation(nn.Module):
+    """The scale and shift of one FiLM place: ``gamma = 1 + v_1 * g(h)`` and ``beta = v_2 * b(h)``.
+
+    ``g`` and ``b`` are three residual dense layers each, with ReLU between them. The learned vectors ``v`` start near
+    0, so that modulation starts near the identity.
+
+    Args:
+        channels: number of channels ``c`` of the place.
+        init_std: standard deviation that the vectors are drawn with.
+    """
+
+    def __init__(self, channels: int, init_std: float):
+        super().__init__()
+
+        def layer() -> Residual:
+            return Residual(channels, channels)
+
+        self.nets = nn.ModuleList(nn.Sequential(layer(), nn.ReLU(), layer(), nn.ReLU(), layer()) for _ in range(2))
+        self.vectors = nn.Parameter(init_std * torch.randn(2, channels))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta, each of the shape of ``hidden``, ``(t, c)``."""
+        scale, shift = (vector * net(hidden) for vector, net in zip(self.vectors, self.nets, strict=True))
+        return 1 + scale, shift
+
+
+class Classifier(nn.Module):
+    """A linear classifier generated from class means ``nu_c``: ``logit_c = f(x) . (nu_c + w(nu_c)) + b(nu_c)``.
+
+    ``w`` and ``b`` are three dense layers each, with ELU between them, those of ``b`` one unit wide; all classes share
+    them. The last layers have no bias: it would move the logits of all classes alike.
+
+    Args:
+        features: dimension ``d`` of the features.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+
+        def net(size: int) -> nn.Sequential:
+            first, second, last = nn.Linear(features, size), nn.Linear(size, size), nn.Linear(size, size, bias=False)
+            return nn.Sequential(first, nn.ELU(), second, nn.ELU(), last)
+
+        self.weight, self.bias = net(features), net(1)
+
+    def forward(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Return logits ``(t, q, w)`` from features ``(t, s, d)``, their labels ``(t, s)``, and ``(t, q, d)``."""
+        means = class_means(support, labels, way)
+        return query @ (means + self.weight(means)).mT + self.bias(means).mT
+
+
+class CNAPs(nn.Module):
+    """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set alone.
+
+    A set encoder makes one vector of the support images. From it come, through a dense layer and ReLU for each stage
+    of the backbone, gamma and beta for each of its FiLM places; the class means of the features under this modulation
+    give the classifier. Nothing takes gradient steps on a task, and any number of classes will do. The backbone is
+    meant to be pre-trained and frozen, all but the scalars by which TaskNorm blends.
+
+    The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16:
+    relative to the mean over tasks it weighs 0.016 there. It also lets the vectors of a residual block start from
+    the same draw; here each has its own. The auto-regressive variant is left out.
+
+    Args:
+        backbone: the backbone that it will modulate; only its dimensions and FiLM places matter here.
+        trained: whether the head is, or will be, trained.
+        norm: ``norm(channels)`` makes a normalization layer of the set encoder.
+        width: channels of the set encoder.
+        penalty: weight of the sum of squares of the vectors that multiply what is generated for FiLM.
+        init_std: standard deviation that these vectors are drawn with.
+    """
+
+    adapts_backbone = False
+    fixed_way = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        trained: bool,
+        norm: Callable[[int], nn.Module],
+        width: int = 64,
+        penalty: float = 0.001,
+        init_std: float = 0.001,
+    ):
+        super().__init__()
+        if not backbone.films:
+            raise UsageError(
+                f"head=cnaps wants a backbone with FiLM places, which {type(backbone).__name__} does not have: "
+                "type backbone=conv4 or backbone=resnet18"
+            )
+        if not isinstance(width, int) or width < 1:
+            raise UsageError(f"head.width is a whole number from 1, not {width}: type head.width=64")
+        for key, value in (("penalty", penalty), ("init_std", init_std)):
+            if not value >= 0:
+                raise UsageError(f"head.{key} is not negative, as {value} is: type head.{key}=0.001")
+        convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+        if trained and any(p.requires_grad for module in convolutions for p in module.parameters()):
+            log.warning("head=cnaps is meant for a pre-trained, frozen backbone: type backbone.weights=CKPT")
+        self.strength = penalty
+        self.encoder = SetEncoder(backbone.channels, backbone.image_size, norm, width)
+        sizes = {str(place.stage): place.channels for place in backbone.films}
+        self.stages = nn.ModuleDict({stage: nn.Linear(width, channels) for stage, channels in sizes.items()})
+        self.places = nn.ModuleList(Modulation(place.channels, init_std) for place in backbone.films)
+        self.classifier = Classifier(backbone.features)
+
+    def penalty(self) -> Tensor:
+        """Return the penalty on modulation: its weight times the sum of squares of the vectors. It is no task's own."""
+        return self.strength * torch.stack([place.vectors.square().sum() for place in self.places]).sum()
+
+    def modulation(self, backbone: Backbone, images: Tensor) -> dict[FiLM, tuple[Tensor, Tensor]]:
+        """Return gamma and beta ``(t, c)`` for each FiLM place, from support images ``(t, s, c, h, w)``."""
+        task = self.encoder(images)
+        hidden = {stage: layer(task).relu() for stage, layer in self.stages.items()}
+        places = zip(backbone.films, self.places, strict=True)
+        return {place: generate(hidden[str(place.stage)]) for place, generate in places}
+
+    def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
+        """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
+        with modulated(self.modulation(backbone, support.images)):
+            context, targets = backbone.embed(support.images, query)
+        precise = torch.promote_types(context.dtype, torch.float32)
+        with torch.autocast(context.device.type, enabled=False):
+            return self.classifier(context.to(precise), support.labels, targets.to(precise), way)

@@ -1,0 +1,103 @@
+"""The inner loop's steps: rules by which weights descend, and the learning rates that they descend at."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metafew.errors import UsageError
+
+Weights = dict[str, Tensor]
+"""Weights that adapt to a task, by name."""
+
+
+class SGD:
+    """Gradient descent, ``w <- w - rate * g``, which keeps no state."""
+
+    def start(self, weights: Weights) -> Weights:
+        """Return the state before the first step."""
+        return {}
+
+    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
+        """Return the weights after a step, and the state."""
+        return {name: value - rates[name] * grads[name] for name, value in weights.items()}, state
+
+
+class Adam:
+    """Adam without momentum (Kingma and Ba 2015, with ``beta1 = 0``), the inner optimizer of Nichol et al. (2018).
+
+    ``v <- beta2 v + (1 - beta2) g^2`` and ``w <- w - rate * g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps.
+    Kingma and Ba add ``eps`` to the root; inside it the same small number keeps second derivatives finite where
+    ``g = 0``. The state holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight.
+    """
+
+    beta2, eps = 0.999, 1e-8
+
+    def start(self, weights: Weights) -> Weights:
+        """Return the state before the first step: nothing is known of any gradient."""
+        zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+        return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()}
+
+    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
+        """Return the weights after a step, and the state."""
+        moved, after = {}, {}
+        for name, value in weights.items():
+            steps = state[f"{name}/steps"] + 1
+            square = self.beta2 * state[name] + (1 - self.beta2) * grads[name].square()
+            after |= {name: square, f"{name}/steps": steps}
+            moved[name] = value - rates[name] * grads[name] / (square / (1 - self.beta2**steps) + self.eps**2).sqrt()
+        return moved, after
+
+
+RULES = {"sgd": SGD, "adam": Adam}
+
+
+class Shape(NamedTuple):
+    """What learned rates must know of a weight.
+
+    Attributes:
+        name: its name.
+        size: the shape of one rate for each of its values; 1 where the weight has one row for each class of a task.
+    """
+
+    name: str
+    size: torch.Size
+
+
+class Rates(nn.Module):
+    """Inner learning rates: one for everything, or learned.
+
+    Args:
+        kind: ``fixed``; ``layer``, a learned rate for each weight tensor and step (LSLR, Antoniou et al. 2019; steps
+            beyond those of training use the last); or ``weight``, a learned rate for each single weight, the same in
+            all steps (Meta-SGD, Li et al. 2017).
+        lr: the rate, and what learned rates start from.
+        steps: steps in training.
+        shapes: the weights that adapt.
+    """
+
+    def __init__(self, kind: str, lr: float, steps: int, shapes: list[Shape]):
+        super().__init__()
+        if kind == "layer" and steps < 1:
+            raise UsageError("head.rates=layer learns a rate for each step, and head.steps is 0: type head.steps=1")
+        self.kind, self.names = kind, [shape.name for shape in shapes]
+        if kind != "fixed":
+            for shape in shapes:
+                size = (steps,) if kind == "layer" else shape.size
+                self.register_parameter(entry(shape.name), nn.Parameter(torch.full(size, float(lr))))
+
+    def at(self, step: int, lr: float) -> dict[str, Tensor | float]:
+        """Return the rate of each weight in step ``step``, from 0; ``lr`` where rates are not learned."""
+        if self.kind == "fixed":
+            return dict.fromkeys(self.names, lr)
+        rates = {name: getattr(self, entry(name)) for name in self.names}
+        if self.kind == "weight":
+            return rates
+        return {name: rate[min(step, len(rate) - 1)] for name, rate in rates.items()}
+
+
+def entry(name: str) -> str:
+    """Return a name under which a module can register what belongs to the weight ``name``."""
+    return "of/" + name.replace(".", "/")

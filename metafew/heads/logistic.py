@@ -1,0 +1,34 @@
+"""Multinomial logistic regression with an L2 penalty, solved to the optimum for each task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metafew.errors import UsageError
+from metafew.heads.head import FeatureHead
+from metafew.solvers.logistic import logistic
+
+
+class Logistic(FeatureHead):
+    """Logits ``scale * (f(x) W + b)``, where ``W`` and ``b`` minimise ``1/2 |W|^2 + c * sum of the losses``.
+
+    The losses are the cross-entropies of the support rows, and the intercept ``b`` is not penalised: the objective
+    of scikit-learn's ``LogisticRegression(C=c)``. Gradients pass through the solution by the implicit function
+    theorem.
+
+    Args:
+        c: weight of each support row's loss against the penalty.
+        scale: initial value of the learned scale of the logits.
+    """
+
+    def __init__(self, c: float = 1.0, scale: float = 1.0):
+        super().__init__()
+        if not c > 0:
+            raise UsageError(f"the weight c of logistic regression's losses is positive, not {c}: type head.c=1")
+        self.c = c
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Return scaled logits ``(t, q, w)``."""
+        return self.scale * logistic(support, labels, way, self.c, query)

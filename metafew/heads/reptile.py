@@ -1,0 +1,131 @@
+"""Reptile's inner loop (Nichol et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metafew.backbones.backbone import Backbone
+from metafew.errors import UsageError
+from metafew.heads.fast import Bound, Task
+from metafew.heads.inner import Weights, entry
+from metafew.heads.maml import MAML
+from metafew.norms.running import distributed
+
+
+class Reptile(MAML):
+    """Fit all weights to the support set by Adam on small minibatches of it; train by ``objective=reptile``.
+
+    Minibatches go through random orders of the support rows, one order after the other: in training a function of
+    (seed, task, step), in evaluation, where nothing is learned of the order, of the step alone.
+
+    The inner Adam has no momentum, and its second moments go on from task to task. They are a buffer that is replaced
+    once a step by their mean over the tasks of the meta-batch; evaluation starts from it and never changes it. The
+    authors let one task after another update a single state, which depends on the order of tasks and on how many
+    processes share them: a departure. With ``fresh`` every task starts from nothing.
+
+    Args:
+        backbone: the backbone that it will adapt.
+        trained: whether the head is, or will be, trained.
+        way: number of classes of every task, for ``output="linear"``.
+        steps: inner steps in training.
+        test_steps: inner steps in evaluation, or a list to choose from.
+        lr: inner learning rate, or a list to choose from in evaluation.
+        batch: support rows in an inner step of training.
+        test_batch: support rows in an inner step of evaluation.
+        fresh: restart the second moments for each task.
+        adapt: ``all`` weights, ``no_norm`` or ``output``, as in :class:`~metafew.heads.maml.MAML`.
+        freeze: beginnings of names of backbone weights that do not adapt.
+        output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
+        inner: how the tasks of a meta-batch are worked through in evaluation.
+        chunk: tasks in a chunk.
+        each_step: also measure after every step of evaluation.
+        seed: of the minibatches of training.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        trained: bool,
+        way: int | str,
+        steps: int = 5,
+        test_steps: int | Sequence[int] = 50,
+        lr: float | Sequence[float] = 1e-3,
+        batch: int = 10,
+        test_batch: int = 5,
+        fresh: bool = False,
+        adapt: str = "all",
+        freeze: Sequence[str] = (),
+        output: str = "auto",
+        inner: str = "auto",
+        chunk: int = 4,
+        each_step: bool = False,
+        seed: int = 0,
+    ):
+        for key, value in {"batch": batch, "test_batch": test_batch}.items():
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"head.{key} is a whole number from 1, not {value}: type head.{key}=5")
+        if output == "shared":
+            raise UsageError("head=reptile moves every row of the output layer by itself: type head.output=zero")
+        if output == "auto" and not isinstance(way, int):
+            output = "zero"
+        super().__init__(
+            backbone, trained, way, steps, test_steps, lr, optimizer="adam", first_order=True, adapt=adapt,
+            freeze=freeze, output=output, inner=inner, chunk=chunk, each_step=each_step,
+        )  # fmt: skip
+        self.batch, self.test_batch, self.fresh, self.seed = batch, test_batch, fresh, seed
+        self.lasting = []
+        for shape in self._shapes(backbone):
+            if self.lasts(shape.name) and not fresh:
+                self.register_buffer(entry(shape.name), torch.zeros(shape.size))
+                self.register_buffer(entry(f"{shape.name}/steps"), torch.zeros(()))
+                self.lasting += [shape.name, f"{shape.name}/steps"]
+        self.pending: Tensor | None = None
+
+    def lasts(self, name: str) -> bool:
+        """Tell whether a weight goes on from task to task: that of an output layer made anew does not."""
+        return self.output.kind == "linear" or name not in ("weight", "bias")
+
+    def first_state(self, weights: Weights) -> Weights:
+        """Return the second moments that tasks start from."""
+        return self.rule.start(weights) | {name: getattr(self, entry(name)) for name in self.lasting}
+
+    def loss(self, bound: Bound, task: Task, step: int, weights: Weights) -> Tensor:
+        """Return the mean cross-entropy, in nats, of the minibatch of step ``step``."""
+        rows = self.rows(step, len(task.labels), task.index).to(task.labels.device)
+        return super().loss(bound, Task(task.images[rows], task.labels[rows], task.way), step, weights)
+
+    def rows(self, step: int, count: int, task: int | None = None) -> Tensor:
+        """Return which of ``count`` support rows step ``step`` uses; ``task`` is the number of a task of training."""
+        seed = () if task is None else (self.seed, task)
+        size = min(self.batch if self.training else self.test_batch, count)
+        first, last = step * size, (step + 1) * size
+        orders = range(first // count, -(-last // count))
+        # NumPy, for vmap would give each task an order of its own.
+        sequence = np.concatenate([np.random.default_rng([*seed, i]).permutation(count) for i in orders])
+        return torch.from_numpy(sequence[first - orders[0] * count :][:size])
+
+    def keep(self, states: Sequence[Weights]) -> None:
+        """Note the second moments at which the tasks of a meta-batch ended, for :meth:`commit`."""
+        if not self.lasting:
+            return
+        ends = [torch.cat([state[name].flatten() for name in self.lasting]) for state in states]
+        total = torch.cat([torch.stack(ends).sum(0), ends[0].new_tensor([len(ends)])])
+        self.pending = total if self.pending is None else self.pending + total
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Let the buffers take over the mean over tasks, of all processes, of what was noted in this step."""
+        if self.pending is None:
+            return
+        if distributed():
+            dist.all_reduce(self.pending)
+        mean = self.pending[:-1] / self.pending[-1]
+        buffers = [getattr(self, entry(name)) for name in self.lasting]
+        for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+        self.pending = None

@@ -1,0 +1,28 @@
+"""What is typed on the command line, when it meets words that were typed or written before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Return the overrides of a run that starts from saved choices and adds what is typed now.
+
+    A typed value replaces the saved one; a newly typed group also drops the saved options below it.
+
+    >>> merge(["norm=batch", "norm.eps=0.1", "seed=3", "head.c=1"], ["norm=layer", "ckpt=a.ckpt"], ["norm", "head"])
+    ['seed=3', 'head.c=1', 'norm=layer', 'ckpt=a.ckpt']
+    >>> merge(["+trainer.deterministic=true", "stages=[fit]"], ["ckpt=a.ckpt"], [])
+    ['++trainer.deterministic=true', 'ckpt=a.ckpt']
+    """
+
+    def key(override: str) -> str:
+        return override.lstrip("+~").split("=")[0].split("@")[0]
+
+    typed = list(typed)
+    replaced = {key(override) for override in typed}
+    dropped = tuple(f"{group}." for group in replaced & set(groups))
+    # A saved + added a key; where the key exists by now, ++ sets it.
+    saved = [f"+{o}" if o.startswith("+") and not o.startswith("++") else o for o in saved]
+    kept = [o for o in saved if key(o) not in replaced | {"ckpt", "stages"} and not key(o).startswith(dropped)]
+    return kept + typed

@@ -1,0 +1,391 @@
+"""Whole runs over the grid of choices: what goes together trains and is finite, what does not is a sentence."""
+
+import copy
+import csv
+import math
+from itertools import combinations, product
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from metafew import checkpoint
+from metafew.analysis import figures
+from metafew.cli import CONF
+from metafew.errors import UsageError
+from metafew.run import run
+from metafew.schedules import piecewise
+
+HEADS, NORMS = (sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("head", "norm"))
+WIDTHS = {"conv4": 4, "r2d2": 6, "resnet12": 4, "resnet18": 4}
+OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"module"})
+ADAPTING = {"maml", "fomaml", "reptile"}
+STEPPING = ADAPTING | {"anil"}
+
+QUICK = [word for word in TINY if not word.startswith("backbone.")]
+QUICK += ["trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
+
+
+class BatchNormed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
+
+
+@pytest.fixture
+def carry_out(tmp_path, monkeypatch):
+    """Run a configuration, without figures; all that it measures must be finite."""
+    for name in ("learning_curve", "alpha_curve", "episode_sheet"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+
+    def go(cfg, choices, overrides, folder):
+        folder.mkdir(exist_ok=True)
+        report = run(cfg, choices, overrides, folder)
+        assert all(math.isfinite(value["mean"]) for value in report["metrics"].values())
+        assert bool(report["metrics"]) == ("test" in cfg.stages)
+        return report, folder
+
+    return go
+
+
+@pytest.fixture
+def quick(carry_out, composed, tmp_path):
+    """Run an experiment of one step, unless the words say more; returns its report and its folder."""
+
+    def go(*words, name="run"):
+        return carry_out(*composed(*QUICK, *words), tmp_path / name)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return {}
+
+
+@pytest.fixture
+def cell(carry_out, composed, memory, tmp_path):
+    """Run a cell of the grid. Words of each group are composed once: what they say depends on no other group."""
+
+    def go(head, norm, backbone):
+        chosen = {"norm": norm, "backbone": backbone}
+        for group, word in {"head": head, **chosen}.items():
+            if (group, word) not in memory:
+                memory[group, word] = composed(*QUICK, *choose(**{group: word}))
+        cfg, choices, _ = copy.deepcopy(memory["head", head])
+        for group, word in chosen.items():
+            cfg[group] = copy.deepcopy(memory[group, word][0][group])
+        return carry_out(cfg, choices | chosen, [], tmp_path)
+
+    return go
+
+
+def state(folder):
+    return checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def choose(head="protonet", norm="tasknorm", backbone="conv4"):
+    """Return words that choose these; a head that takes steps takes few."""
+    words = [f"head={head}", f"norm={norm}", f"backbone={backbone}", f"backbone.width={WIDTHS[backbone]}"]
+    return words + ["norm.groups=2"] * (norm == "group") + ["head.steps=1", "head.test_steps=1"] * (head in STEPPING)
+
+
+def sentence(head, norm, backbone):
+    """Return what is said of choices that do not go together, or None."""
+    if head == "cnaps" and backbone not in ("conv4", "resnet18"):
+        return "wants a backbone with FiLM places"
+    if head in ADAPTING and norm == "batch_shared":
+        return f"head={head} adapts the backbone to one task at a time, and this norm"
+    return None
+
+
+def pairs(cell):
+    return set(combinations(enumerate(cell), 2))
+
+
+def covering(cells):
+    """Choose cells one by one until every pair of choices that some cell holds is held by a chosen one."""
+    missing, chosen = set().union(*map(pairs, cells)), []
+    while missing:
+        chosen.append(max(cells, key=lambda cell: len(missing & pairs(cell))))
+        missing -= pairs(chosen[-1])
+    return chosen
+
+
+CELLS = list(product(HEADS, NORMS, OURS))
+SENSIBLE = [cell for cell in CELLS if sentence(*cell) is None]
+COVERING = covering(SENSIBLE)
+GRID = [pytest.param(*cell, marks=[] if cell in COVERING else pytest.mark.slow) for cell in SENSIBLE]
+
+
+def test_the_suite_meets_every_pair_of_choices():
+    met = set().union(*map(pairs, COVERING))
+    for choices in ((HEADS, NORMS), (HEADS, None, OURS), (None, NORMS, OURS)):
+        (i, first), (j, second) = ((k, words) for k, words in enumerate(choices) if words)
+        for a, b in product(first, second):
+            senseless = (a == "cnaps" and b in ("r2d2", "resnet12")) or (a in ADAPTING and b == "batch_shared")
+            assert (((i, a), (j, b)) in met) == (not senseless), (a, b)
+    assert set(OURS) == set(WIDTHS) and len(COVERING) < len(SENSIBLE) / 3
+
+
+@pytest.mark.parametrize(("head", "norm", "backbone"), GRID)
+def test_every_head_norm_and_backbone_go_together(cell, head, norm, backbone):
+    report, _ = cell(head, norm, backbone)
+    assert report["choices"].items() >= {"head": head, "norm": norm, "backbone": backbone}.items()
+    assert report["transductive"] == (norm == "transductive") and report["steps"] == 1
+
+
+@pytest.mark.parametrize(("head", "norm", "backbone"), [cell for cell in CELLS if sentence(*cell)])
+def test_what_does_not_go_together_is_a_sentence(cell, head, norm, backbone):
+    with pytest.raises(UsageError, match=sentence(head, norm, backbone)):
+        cell(head, norm, backbone)
+
+
+@pytest.mark.parametrize("network", ["Plain", "BatchNormed"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_takes_a_network_of_the_user(quick, head, network):
+    words = [f"head={head}", "backbone=module", f"backbone.target={__name__}.{network}"]
+    said = {"cnaps": "wants a backbone with FiLM places, which Wrapped"}
+    if network == "BatchNormed":
+        said |= dict.fromkeys(ADAPTING, "this network .* type a network without batch norm")
+    if head in said:
+        with pytest.raises(UsageError, match=said[head]):
+            quick(*words)
+    else:
+        assert quick(*words)[0]["choices"]["norm"] == "own"
+
+
+def test_norm_is_nothing_to_a_network_of_the_user(quick):
+    words = ["backbone=module", f"backbone.target={__name__}.Plain"]
+    reports = [quick(*words, f"norm={norm}", name=norm)[0] for norm in ("tasknorm", "transductive", "batch_shared")]
+    assert reports[0]["metrics"] == reports[1]["metrics"] == reports[2]["metrics"]
+
+
+ON_FEATURES = ("feature_clustering", "hyperplane_variation")
+
+
+@pytest.mark.parametrize("regularizer", ["none", *ON_FEATURES])
+def test_classical_training_takes_regularizers_on_features(quick, regularizer):
+    _, out = quick("backbone.width=4", "objective=classical", "train.batch_size=8", f"regularizer={regularizer}")
+    assert "objective.classifier.weight" in state(out)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "protonet"])
+def test_classical_training_is_measured_by_any_head(quick, head):
+    report, _ = quick(*choose(head), "objective=classical", "train.batch_size=8", "schedule=constant")
+    assert report["choices"]["objective"] == "classical"
+
+
+@pytest.mark.parametrize("regularizer", ON_FEATURES)
+@pytest.mark.parametrize("head", ["protonet", "svm", "anil", "maml", "cnaps"])
+def test_episodic_training_takes_regularizers_on_features(quick, head, regularizer):
+    quick(*choose(head), "train.shot=2", f"regularizer={regularizer}")
+
+
+@pytest.mark.parametrize("norm", ["tasknorm", "batch"])
+def test_weight_clustering_changes_what_reptile_learns(quick, norm):
+    words = ["head=reptile", f"norm={norm}", "backbone.width=4", "head.test_steps=1"]
+    _, plain = quick(*words, name="plain")
+    _, drawn = quick(*words, "regularizer=weight_clustering", name="drawn")
+    _, idle = quick(*words, "regularizer=weight_clustering", "regularizer.weight=0", name="idle")
+    weights = [state(out)["backbone.blocks.0.0.weight"] for out in (plain, drawn, idle)]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["regularizer=weight_clustering"], "type head=reptile, or regularizer=feature_clustering"),
+        (["objective=classical", "regularizer=weight_clustering"], "type head=reptile"),
+        (["head=reptile", "regularizer=feature_clustering"], "objective=reptile has no loss on features"),
+        (["head=reptile", "regularizer=hyperplane_variation"], "objective=reptile has no loss on features"),
+        (["objective=reptile"], "objective=reptile trains through the inner loop of head=reptile"),
+        (["objective=reptile", "head=maml"], "objective=reptile trains through the inner loop of head=reptile"),
+        (["head=cnaps", "objective=reptile"], "objective=reptile trains through the inner loop of head=reptile"),
+        (["train.query=0"], "learns from queries, and train.query is 0"),
+        (["objective=classical", "train.batch_size=9"], "type train.batch_size=10"),
+        (
+            ["objective=classical", "train.batch_size=6", "regularizer=feature_clustering"],
+            "pairs of classes with two images each: type train.batch_size=8",
+        ),
+        (["head=maml", "head.output=linear", "train.way=2..6"], "a linear output layer wants one number of classes"),
+        (["head=reptile", "head.output=shared"], "type head.output=zero"),
+    ],
+)
+def test_objectives_that_do_not_fit_are_sentences(quick, words, said):
+    with pytest.raises(UsageError, match=said):
+        quick("backbone.width=4", *words)
+
+
+RANGES = [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..20", "shot=1..10", "query=2")]
+
+
+@pytest.mark.parametrize("head", ["protonet", "maml", "reptile"])
+def test_tasks_of_2_to_20_classes_and_1_to_10_shots_are_mixed(quick, head):
+    others = {"protonet": [h for h in HEADS if h not in ("protonet", "fomaml", "reptile")]}.get(head, ["protonet"])
+    words = [*choose(head), f"evaluate=[{','.join(others)}]", "train.tasks=4", "test.total=6", "val.total=1"]
+    report, out = quick(*words, *RANGES)
+    with (out / "tasks.csv").open() as file:
+        sizes = [(int(row["way"]), float(row["shot"])) for row in csv.DictReader(file) if row["head"] == head]
+    assert len(set(sizes)) == 6 and all(2 <= way <= 20 and 1 <= shot <= 10 for way, shot in sizes)
+    assert all(report["metrics"][f"test/{name}/accuracy"]["tasks"] == 6 for name in (head, *others))
+    if head == "maml":  # one row that all classes start from
+        assert state(out)["heads.maml.output.weight"].shape[0] == 1
+
+
+def test_every_head_measures_the_features_of_another(quick):
+    _, fit = quick("backbone.width=4", "stages=[fit]", name="fit")
+    words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", f"evaluate=[{','.join(HEADS)}]", "test.total=3"]
+    report, _ = quick("backbone.width=4", *words)
+    assert {f"test/{head}/accuracy" for head in HEADS} <= set(report["metrics"])
+    assert report["metrics"]["test/maml/loss"] == report["metrics"]["test/fomaml/loss"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_in_every_precision(quick, head, precision):
+    _, out = quick(*choose(head, "tasknorm"), f"trainer.precision={precision}")
+    kinds = {value.dtype for value in state(out).values() if value.is_floating_point()}
+    assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [
+        (["constant"], 1),
+        (["step", "schedule.step_size=2"], 0.125),
+        (["linear"], 0),
+        (["cosine"], 0),
+        (["metaoptnet"], 0.0024),
+    ],
+)
+def test_every_schedule_is_where_it_should_be_after_six_steps(quick, schedule, factor):
+    words = ["optimizer=sgd", f"schedule={schedule[0]}", *schedule[1:], "trainer.max_steps=6", "val.every=6"]
+    clip = ["trainer.gradient_clip_val=10", "trainer.gradient_clip_algorithm=value"]
+    _, out = quick("backbone.width=4", "stages=[fit]", *words, *clip)
+    (schedule,) = checkpoint.read(out / "checkpoints" / "last.ckpt")["lr_schedulers"]
+    assert schedule["_last_lr"] == pytest.approx([0.1 * factor] * 2, abs=1e-12)
+
+
+def test_piecewise_schedule_changes_at_its_boundaries():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, met = piecewise(optimizer, 12, [1.0, 0.06, 0.012, 0.0024], [0.0, 1 / 3, 2 / 3, 5 / 6]), []
+    for _ in range(14):
+        met.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        schedule.step()
+    assert met == pytest.approx([1.0] * 4 + [0.06] * 4 + [0.012] * 2 + [0.0024] * 4)
+
+
+@pytest.mark.parametrize(
+    ("factors", "since"), [([1, 0.1], [0.0]), ([1, 0.1], [0.1, 0.5]), ([1, 0.1, 0.01], [0.0, 0.5, 0.2]), ([], [])]
+)
+def test_a_piecewise_schedule_that_makes_no_sense_is_a_sentence(factors, since):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    with pytest.raises(UsageError, match="one rising fraction from 0"):
+        piecewise(optimizer, 12, factors, since)
+
+
+@pytest.fixture
+def pretrained(composed, carry_out, memory, tmp_path_factory):
+    """Weights from classical training under batch norm, and the words that take them."""
+    if "pretrained" not in memory:
+        words = ["backbone.width=4", "norm=batch", "objective=classical", "train.batch_size=8", "stages=[fit]"]
+        memory["pretrained"] = carry_out(*composed(*QUICK, *words), tmp_path_factory.mktemp("pretrained"))[1]
+    out = memory["pretrained"]
+    return state(out), ["backbone.width=4", f"backbone.weights={out}/checkpoints/last.ckpt"]
+
+
+def moved(before, after):
+    """Return the names of backbone weights that both hold and that differ, and those that only ``after`` holds."""
+    after = {key: value for key, value in after.items() if key.startswith("backbone.")}
+    assert {key for key in before if key.startswith("backbone.") and "running" not in key} <= after.keys()
+    return {k for k in after if k in before and not torch.equal(after[k], before[k])}, after.keys() - before.keys()
+
+
+def test_cnaps_and_tasknorm_learn_on_frozen_weights(quick, pretrained, caplog):
+    before, words = pretrained
+    _, out = quick("head=cnaps", "norm=tasknorm", *words)
+    after = state(out)
+    changed, new = moved(before, after)
+    assert not changed and len(new) == 8 and all(".alpha." in key for key in new)
+    assert all(after[key].item() != 0 for key in new)
+    assert "pre-trained" not in caplog.text
+
+
+def test_frozen_norm_keeps_the_moments_of_the_weights(quick, pretrained):
+    before, words = pretrained
+    _, out = quick("head=cnaps", "norm=frozen", *words)
+    assert moved(before, state(out)) == (set(), set())
+    assert before["backbone.blocks.0.1.running_mean"].abs().sum() > 0
+
+
+def test_cnaps_without_weights_warns_once(quick, caplog):
+    quick("head=cnaps", "backbone.width=4")
+    assert caplog.text.count("head=cnaps is meant for a pre-trained, frozen backbone") == 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_on_frozen_weights_or_says_that_nothing_is_left(quick, pretrained, head):
+    before, words = pretrained
+    words = ["norm=frozen", *words, f"head={head}"] + ["head.steps=1", "head.test_steps=1"] * (head in STEPPING)
+    if head == "protonet":
+        with pytest.raises(UsageError, match=f"nothing is left to train: no weight of the backbone or of head={head}"):
+            quick(*words)
+    else:
+        _, out = quick(*words)
+        assert moved(before, state(out)) == (set(), set())
+
+
+def test_a_head_without_weights_trains_only_tasknorm_on_frozen_weights(quick, pretrained):
+    before, words = pretrained
+    with pytest.raises(UsageError, match="nothing is left to train: no weight of the backbone or of head=protonet"):
+        quick("norm=batch", *words, name="batch")
+    _, out = quick("norm=tasknorm", *words)
+    changed, new = moved(before, state(out))
+    assert not changed and all(".alpha." in key for key in new)
+    assert all(state(out)[key].item() != 0 for key in new)
+
+
+def test_weights_of_another_width_are_a_sentence(quick, pretrained):
+    with pytest.raises(UsageError, match=r"wants backbone\.blocks\.0\.0\.weight of shape .* type backbone="):
+        quick("head=cnaps", *pretrained[1], "backbone.width=8")
+
+
+def test_lr_and_steps_are_chosen_on_validation_tasks(quick):
+    rates, marks = (0.05, 5.0), (1, 10)
+    words = ["backbone.width=4", "evaluate=[maml]", "val.total=6", "val.query=4", "test.query=4", "test.select=last"]
+    grid = [f"evaluate.maml.lr={[*rates]}", f"evaluate.maml.test_steps={[*marks]}"]
+    report, out = quick(*words, *grid, name="grid")
+    with (out / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/maml/lr5_steps1/accuracy"]]
+    found = {(lr, k): float(rows[-1][f"val/maml/lr{lr:g}_steps{k}/accuracy"]) for lr, k in product(rates, marks)}
+    chosen = report["chosen"]["maml"]
+    lr, steps = chosen["lr"], chosen["test_steps"]
+    assert found[lr, steps] == max(found.values()) > min(found.values())
+    assert chosen["validation_accuracy"] == pytest.approx(found[lr, steps])
+    words += ["stages=[test]", f"ckpt={out}/checkpoints/last.ckpt"]
+    alone, _ = quick(*words, f"evaluate.maml.lr={lr}", f"evaluate.maml.test_steps={steps}", name="alone")
+    assert alone["chosen"] == {} and alone["metrics"] == report["metrics"]
+
+
+def test_the_best_step_is_the_maximum_of_all_steps(quick):
+    words = [
+        "backbone.width=4",
+        "head=maml",
+        "head.each_step=true",
+        "head.test_steps=4",
+        "test.total=6",
+        "test.query=4",
+    ]
+    metrics = quick(*words)[0]["metrics"]
+    steps = {step: metrics[f"test/maml/step{step}/accuracy"]["mean"] for step in (1, 2, 3, 4)}
+    best = metrics["test/maml/best_step/accuracy"]
+    assert best["mean"] == max(steps.values()) == steps[best["step"]]
+    assert metrics["test/maml/step4/accuracy"] == metrics["test/maml/accuracy"] and len(set(steps.values())) > 1
+    assert "test/maml/step5/accuracy" not in metrics

@@ -1,0 +1,115 @@
+"""Losses against their formulas, and what they train."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_maml import Smooth, W, three_tasks
+
+from metafew.clustering import draw_pairs, feature_clustering, hyperplane_variation
+from metafew.episode import Labelled
+from metafew.errors import UsageError
+from metafew.heads.cnaps import CNAPs
+from metafew.heads.maml import MAML
+from metafew.heads.protonet import ProtoNet
+from metafew.heads.ridge import Ridge
+from metafew.objectives.classical import Classical
+from metafew.objectives.episodic import Episodic
+from metafew.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
+
+OFF = NoRegularizer()
+
+
+@pytest.fixture
+def backbone():
+    torch.manual_seed(0)
+    return Smooth("tasknorm").double()
+
+
+def chunk():
+    """Two chunks of two pairs of classes with two images each, labelled among ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 8, 1, 6, 6, generator=generator, dtype=torch.double)
+    labels = torch.tensor([[4, 4, 1, 1, 0, 0, 9, 9], [3, 3, 2, 2, 5, 5, 6, 6]])
+    task = three_tasks()
+    return task._replace(support=Labelled(images, labels), query=Labelled(images[:, :0], labels[:, :0]), way=10)
+
+
+def test_classical_is_the_cross_entropy_of_one_linear_layer(backbone):
+    objective = Classical(OFF, features=4, classes=10).double()
+    episode = chunk()
+    features, _ = backbone.embed(episode.support.images)
+    reference = F.cross_entropy(objective.classifier(features).flatten(0, 1), episode.support.labels.flatten())
+    torch.testing.assert_close(objective(backbone, ProtoNet(), [episode]), reference)
+    smooth = Classical(OFF, features=4, classes=10, label_smoothing=0.1).double()
+    smooth.load_state_dict(objective.state_dict())
+    weights = torch.full((16, 10), 0.1 / 9, dtype=torch.double)
+    weights[torch.arange(16), episode.support.labels.flatten()] = 0.9
+    reference = -(weights * objective.classifier(features).flatten(0, 1).log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(smooth(backbone, ProtoNet(), [episode]), reference)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "measure"),
+    [(FeatureClustering(0.5), feature_clustering), (HyperplaneVariation(0.5), hyperplane_variation)],
+)
+def test_classical_adds_the_measure_of_its_pairs(backbone, regularizer, measure):
+    plain, regularized = (Classical(r, features=4, classes=10).double() for r in (OFF, regularizer))
+    regularized.load_state_dict(plain.state_dict(), strict=False)
+    episode = chunk()
+    features, _ = backbone.embed(episode.support.images)
+    pairs = torch.stack([f.view(2, 2, 2, -1) for f in features])
+    assert (episode.support.labels.view(2, 2, 2, 2).diff(dim=-1) == 0).all()
+    torch.testing.assert_close(
+        regularized(backbone, ProtoNet(), [episode]),
+        plain(backbone, ProtoNet(), [episode]) + 0.5 * measure(pairs),
+    )
+
+
+def test_classical_leaves_the_head_alone(backbone):
+    head = Ridge()
+    Classical(OFF, features=4, classes=10).prepare(backbone, head)
+    assert not any(p.requires_grad for p in head.parameters()) and all(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("adapting", [False, True])
+def test_episodic_adds_the_measure_of_pairs_from_support_and_query(backbone, adapting):
+    task = three_tasks()
+    head = MAML(backbone, trained=True, way=W, steps=1).double() if adapting else ProtoNet()
+    features = torch.cat(backbone.embed(task.support.images, task.query.images), 1)
+    pairs = draw_pairs(features, torch.cat([task.support.labels, task.query.labels], 1), task.index)
+    plain = Episodic(OFF)(backbone, head, [task])
+    regularized = Episodic(FeatureClustering(2.0))(backbone, head, [task])
+    torch.testing.assert_close(regularized, plain + 2 * feature_clustering(pairs))
+
+
+def test_the_loss_is_a_mean_over_tasks_of_whatever_shape(backbone):
+    task = three_tasks()
+    narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query)))
+    losses = [Episodic(OFF)(backbone, ProtoNet(), [part]) for part in (*task.split(1), *narrow.split(1))]
+    torch.testing.assert_close(Episodic(OFF)(backbone, ProtoNet(), [task, narrow]), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("objective", [lambda r: Episodic(r), lambda r: Classical(r, features=4, classes=10)])
+def test_weight_clustering_belongs_to_reptile(objective, backbone):
+    with pytest.raises(UsageError, match="type head=reptile"):
+        objective(WeightClustering()).prepare(backbone, ProtoNet())
+
+
+def test_what_a_head_asks_for_is_added():
+    from omegaconf import OmegaConf
+
+    from metafew.assemble import make
+    from metafew.backbones.conv4 import Conv4
+    from metafew.cli import CONF
+
+    norm = make(OmegaConf.load(CONF / "norm" / "meta_batch.yaml"))
+    backbone = Conv4(1, 16, norm, width=4)
+    costs = []
+    for penalty in (0.0, 0.5):
+        torch.manual_seed(0)
+        head = CNAPs(backbone, trained=True, norm=norm, width=4, penalty=penalty, init_std=0.5)
+        images, labels = torch.rand(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+        part = Labelled(images, labels.repeat(2, 2))
+        costs.append(Episodic(OFF)(backbone, head, [three_tasks()._replace(support=part, query=part, way=2)]))
+    torch.testing.assert_close(costs[1] - costs[0], head.penalty(), rtol=1e-4, atol=1e-5)
+    assert head.penalty() > 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from metafew.errors import UsageError
+from metafew.precision import precise
 
 
 def feature_clustering(pairs: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def feature_clustering(pairs: Tensor) -> Tensor:
     Returns:
         A scalar, in float32 or better.
     """
-    pairs = _precise(pairs)
+    pairs = precise(pairs)
     within = (pairs[..., 0, :] - pairs[..., 1, :]).square().sum((-1, -2))
     means = pairs.mean(-2)
     between = (means[..., 0, :] - means[..., 1, :]).square().sum(-1)
@@ -80,7 +81,7 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A scalar, in float32 or better.
     """
-    classes = [_precise(features[labels == label]) for label in labels.unique()]
+    classes = [precise(features[labels == label]) for label in labels.unique()]
     means = torch.stack([rows.mean(0) for rows in classes])
     spreads = [(rows - mean).square().sum(1).mean() for rows, mean in zip(classes, means, strict=True)]
     between = (means - means.mean(0)).square().sum(1).mean()
@@ -142,11 +143,6 @@ def _rows(labels: np.ndarray, number: int) -> np.ndarray:
 
 def _turns(pairs: Tensor) -> Tensor:
     """Return ``|d1 - d2| / (|d1| + |d2| + 2e-4)`` ``(..., p)`` of every pair."""
-    normals = _precise(pairs[..., 0, :, :]) - _precise(pairs[..., 1, :, :])
+    normals = precise(pairs[..., 0, :, :]) - precise(pairs[..., 1, :, :])
     change = vector_norm(normals[..., 0, :] - normals[..., 1, :], dim=-1)
     return change / (vector_norm(normals, dim=-1).sum(-1) + 2e-4)
-
-
-def _precise(features: Tensor) -> Tensor:
-    """Return ``features`` in float32 or better: their squares overflow in float16."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))

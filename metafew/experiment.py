@@ -20,6 +20,7 @@ from rich.console import Console
 from metafew.analysis.sheets import sheets
 from metafew.cli import groups
 from metafew.errors import UsageError
+from metafew.files import write_json
 from metafew.overrides import merge
 
 PROGRAM = ["-m", "metafew"]
@@ -68,9 +69,10 @@ class Cell:
                 code = start(words, log)
                 if code:
                     if "error" not in read(folder / "results.json"):
-                        write(folder / "results.json", {"error": f"it ended with exit code {code}: see {log.name}"})
+                        sentence = f"it ended with exit code {code}: see {log.name}"
+                        write_json(folder / "results.json", {"error": sentence})
                     return
-                write(folder / "words.json", self.history(folder))
+                write_json(folder / "words.json", self.history(folder))
 
     def report(self, columns: dict[str, str]) -> dict:
         """Return what stands in the results.json of the experiment: an error, or the measures of ``columns``."""
@@ -147,7 +149,7 @@ def conduct(experiment: dict, typed: list[str], out: Path) -> int:
             else:
                 say(console, f"{place}: finished before")
             reports[cell.name] = cell.report(experiment["columns"])
-            write(out / "results.json", {"title": experiment["title"], "cells": reports})
+            write_json(out / "results.json", {"title": experiment["title"], "cells": reports})
     except KeyboardInterrupt:
         sentence = f"interrupted, and what is finished stays in {out}: type the same command to go on from there"
         print(f"metafew: {sentence}", file=sys.stderr)
@@ -188,11 +190,3 @@ def say(console: Console, text: str) -> None:
 def read(path: Path) -> dict:
     """Return the content of a JSON file, nothing where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write(path: Path, content: dict) -> None:
-    """Write ``content`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)

@@ -81,9 +81,6 @@ class Learner(pl.LightningModule):
     def on_before_optimizer_step(self, _) -> None:
         """Let running moments and inner optimizers take over what the step recorded."""
         commit(self)
-        for head in self.heads.values():
-            if hasattr(head, "commit"):
-                head.commit()
 
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for everything that is measured."""

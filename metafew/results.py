@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,13 +16,6 @@ from metafew.metrics import summary
 BEST = "best_step/accuracy"
 """The highest accuracy after any step of an adapting head: a selection on test data."""
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from metafew.assemble import make, make_data, make_learner, make_loggers, make_t
 from metafew.data.datamodule import FewShot
 from metafew.data.sampler import Plan
 from metafew.errors import UsageError
+from metafew.files import write_json
 from metafew.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def select(which: str, trainer: pl.Trainer, learner: Learner) -> str:
 
 def leave(report: dict, learner: Learner, data: FewShot, out: Path) -> None:
     """Write results.json, tasks.csv and figures, and print the table."""
-    results.write_json(out / "results.json", report)
+    write_json(out / "results.json", report)
     if "fit" in report["seconds"]:
         figures.learning_curve(out / "metrics.csv", learner.trained, out / "learning_curve.png")
     if learner.alphas:

@@ -25,12 +25,13 @@ from metafew.assemble import make
 from metafew.backbones.conv4 import Conv4
 from metafew.cli import CONF
 from metafew.episode import Episode, Labelled
+from metafew.files import write_json
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.objectives.episodic import Episodic
 from metafew.regularizers import NoRegularizer
-from metafew.results import versions, write_json
+from metafew.results import versions
 
 TASKS, WAY, SHOT, QUERY, CHANNELS, SIZE = 4, 5, 1, 15, 64, 28
 ROWS = WAY * (SHOT + QUERY)

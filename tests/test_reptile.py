@@ -33,7 +33,7 @@ def outer_step(backbone, head, regularizer=OFF, tasks=None):
     parameters = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
     loss = objective(backbone, head, [tasks or three_tasks()])
     loss.backward()
-    head.commit()
+    commit(head)
     torch.optim.SGD(parameters, lr=1.0).step()
     return loss.detach()
 

@@ -14,6 +14,7 @@ from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.head import class_means
 from metafew.heads.set_encoder import SetEncoder
+from metafew.precision import precise
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,5 @@ class CNAPs(nn.Module):
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
         with modulated(self.modulation(backbone, support.images)):
             context, targets = backbone.embed(support.images, query)
-        precise = torch.promote_types(context.dtype, torch.float32)
         with torch.autocast(context.device.type, enabled=False):
-            return self.classifier(context.to(precise), support.labels, targets.to(precise), way)
+            return self.classifier(precise(context), support.labels, precise(targets), way)

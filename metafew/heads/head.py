@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.precision import precise
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
@@ -55,9 +56,8 @@ class FeatureHead(nn.Module):
             targets: features of the queries.
             way: number of classes.
         """
-        precise = torch.promote_types(context.dtype, torch.float32)
         with torch.autocast(context.device.type, enabled=False):
-            return self.classify(context.to(precise), labels, targets.to(precise), way)
+            return self.classify(precise(context), labels, precise(targets), way)
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from metafew.errors import UsageError
 from metafew.heads.head import class_means
 from metafew.heads.inner import Weights
+from metafew.precision import precise
 
 KINDS = ("auto", "linear", "shared", "zero", "prototype")
 
@@ -67,8 +68,3 @@ def classify(features: Tensor, weights: Weights) -> Tensor:
     """Return the logits of ``features`` ``(..., d)`` in float32 or better, whatever is cast around it."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(precise(features), precise(weights["weight"]), precise(weights["bias"]))
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
@@ -14,7 +13,6 @@ from metafew.errors import UsageError
 from metafew.heads.fast import Bound, Task
 from metafew.heads.inner import Weights, entry
 from metafew.heads.maml import MAML
-from metafew.norms.running import distributed
 
 
 class Reptile(MAML):
@@ -110,21 +108,16 @@ class Reptile(MAML):
         return torch.from_numpy(sequence[first - orders[0] * count :][:size])
 
     def keep(self, states: Sequence[Weights]) -> None:
-        """Note the second moments at which the tasks of a meta-batch ended, for :meth:`commit`."""
+        """Note where the second moments of a meta-batch ended, for :func:`~metafew.norms.running.commit`."""
         if not self.lasting:
             return
         ends = [torch.cat([state[name].flatten() for name in self.lasting]) for state in states]
         total = torch.cat([torch.stack(ends).sum(0), ends[0].new_tensor([len(ends)])])
         self.pending = total if self.pending is None else self.pending + total
 
-    @torch.no_grad()
-    def commit(self) -> None:
-        """Let the buffers take over the mean over tasks, of all processes, of what was noted in this step."""
-        if self.pending is None:
-            return
-        if distributed():
-            dist.all_reduce(self.pending)
-        mean = self.pending[:-1] / self.pending[-1]
+    def absorb(self, total: Tensor) -> None:
+        """Let the buffers take over the mean over tasks of ``total``, their sums with the count of tasks at the end."""
+        mean = total[:-1] / total[-1]
         buffers = [getattr(self, entry(name)) for name in self.lasting]
         for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metafew.precision import precise
+
 CACHED = 2**19  # values in a piece: 2 MiB of float32
 POSITIONS = (2, 3)
 
@@ -23,11 +25,6 @@ def pieces(x: Tensor) -> Iterator[slice]:
     rows = x.shape[0]
     size = max(1, CACHED * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
     return (slice(start, start + size) for start in range(0, rows, size))
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def by_piece(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:

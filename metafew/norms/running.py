@@ -113,12 +113,15 @@ def over_processes(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def commit(model: nn.Module) -> None:
-    """Let all running moments of ``model`` take over what this step recorded, over all processes."""
-    norms = [m for m in model.modules() if isinstance(m, RunningNorm) and m.pending is not None]
-    if not norms:
+    """Let every module of ``model`` that recorded something in this step take it over, summed over all processes.
+
+    Such a module holds sums over tasks, with their count, in ``pending``, and takes the total in ``absorb``.
+    """
+    recorders = [module for module in model.modules() if getattr(module, "pending", None) is not None]
+    if not recorders:
         return
-    total = torch.cat([norm.pending for norm in norms], 1)
+    total = torch.cat([module.pending.flatten() for module in recorders])
     if distributed():
         dist.all_reduce(total)
-    for norm, part in zip(norms, total.split([norm.pending.shape[1] for norm in norms], 1), strict=True):
-        norm.absorb(part)
+    for module, part in zip(recorders, total.split([m.pending.numel() for m in recorders]), strict=True):
+        module.absorb(part.view_as(module.pending))

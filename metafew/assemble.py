@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from metafew.data.minibatches import Minibatches
 from metafew.data.sampler import Plan
 from metafew.data.sources import Source
 from metafew.errors import UsageError
+from metafew.files import CONF
 from metafew.learner import Learner
 from metafew.objectives.objective import Objective
 from metafew.progress import Progress
@@ -52,6 +54,48 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
         raise UsageError(
             f"{group} cannot be made as typed ({reason}): --cfg job shows every value of {group}"
         ) from error
+
+
+def make_source(cfg: DictConfig) -> Source:
+    """Return the dataset; one that consists of others (``_partial_``) is told how to find them."""
+    source = make(cfg.dataset)
+    return source if isinstance(source, Source) else attempt("dataset", source, find=partial(find, cfg))
+
+
+def find(cfg: DictConfig, item: str | Mapping[str, Any], image_size: int) -> Source:
+    """Return a dataset of a mixture.
+
+    Args:
+        cfg: the composed configuration.
+        item: a word of ``dataset``; a folder of class folders, as typed or below ``data_dir``; or options of a dataset,
+            with ``dataset`` for its word (default ``folder``) and ``name`` for what tables call it.
+        image_size: height and width of its images.
+    """
+    options = dict(item) if isinstance(item, Mapping) else {"dataset": str(item)}
+    word = options.pop("dataset", "folder")
+    label = options.pop("name", Path(options.get("root", word)).resolve().name)
+    files = {file.stem: file for file in (CONF / "dataset").glob("*.yaml")}
+    if word not in files:
+        folders = [path for path in (Path(word), Path(cfg.data_dir) / word) if path.is_dir()]
+        if not folders:
+            raise UsageError(
+                f"a mixture wants words of dataset and folders, and {word} is neither, here or in "
+                f"data_dir={cfg.data_dir}: type dataset.sources=[glyphs,omniglot,DIR]"
+            )
+        word, options["root"] = "folder", str(folders[0])
+    whole = OmegaConf.create({"data_dir": cfg.data_dir, **OmegaConf.load(files[word])})
+    if "image_size" not in whole.dataset or "_partial_" in whole.dataset:
+        raise UsageError(f"dataset={word} cannot be a part of a mixture: take it out of dataset.sources")
+    free = [key for key in whole.dataset if not key.startswith("_") and key != "image_size"]
+    if unknown := options.keys() - set(free):
+        raise UsageError(
+            f"{', '.join(sorted(unknown))} is no option of dataset={word} in a mixture, where it takes "
+            f"{', '.join(free)}: take it out of dataset.sources"
+        )
+    whole.dataset.update({**options, "image_size": image_size})
+    source = make(whole.dataset)
+    source.label = str(label)
+    return source
 
 
 def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
@@ -114,11 +158,11 @@ def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> nn.Module:
     return attempt(node._get_full_key(None), head, backbone=backbone, trained=trained)
 
 
-def make_data(cfg: DictConfig, source: Source, dataset: str, objective: Objective) -> FewShot:
-    """Return the data of every split, having checked that what is wanted of each can be drawn."""
+def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Container[str]) -> FewShot:
+    """Return the data of every split, having checked that what is wanted of those to be used can be drawn."""
 
     def plan(split: str, total: int, seed: int, **changes: Any) -> Plan:
-        node = {word: cfg[split][word] for word in ("way", "shot", "query", "tasks")}
+        node = {word: cfg[split][word] for word in ("way", "shot", "query", "tasks", "support")}
         return Plan(split=split, total=total, seed=seed, **node | changes)
 
     steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
@@ -130,11 +174,20 @@ def make_data(cfg: DictConfig, source: Source, dataset: str, objective: Objectiv
         train = plan("train", total, cfg.seed)
     val = plan("val", cfg.val.total, cfg.test.seed)
     test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
-    splits = source.splits()
-    for each in (train, val, *test):
-        each.check(splits[each.split], dataset)
+    augmentation = make(cfg.augment)
+    for each in (plan for plan in (train, val, *test) if plan.split in used):
+        components = source.components(each.split)
+        if each.total < len(components):
+            raise UsageError(
+                f"{each.split}.total={each.total} leaves out some of the {len(components)} datasets of the mixture: "
+                f"type {each.split}.total={100 * len(components)}"
+            )
+        for component in components:
+            categories = component.splits()[each.split]
+            each.check(categories, component.title)
+            augmentation.check(each.split, component.image_size, categories)
     cache = Path(cfg.cache_dir or pooch.os_cache("metafew"))
-    return FewShot(source, train, val, test, cache=cache, num_workers=cfg.data.num_workers)
+    return FewShot(source, train, val, test, augmentation, cache=cache, num_workers=cfg.data.num_workers)
 
 
 def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:

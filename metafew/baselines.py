@@ -8,8 +8,8 @@ from torch import Tensor
 from metafew.episode import Labelled
 
 
-def pixels_1nn(support: Labelled, query: Tensor, way: int) -> Tensor:
-    """Label each query as its nearest support image in Euclidean distance between pixels.
+def nearest(support: Labelled, query: Tensor, way: int) -> Tensor:
+    """Label each query as its nearest support image in Euclidean distance between pixels, or vectors.
 
     Args:
         support: images ``(t, s, c, h, w)`` and labels.

@@ -20,7 +20,9 @@ def read(path: str | Path) -> dict:
     """Return the content of a checkpoint written by a run; code inside it is never executed."""
     wanted = "ckpt wants the path of a checkpoint that a metafew run wrote, such as outputs/.../checkpoints/best.ckpt"
     if not Path(path).is_file():
-        raise UsageError(f"{wanted}, and there is no file {path}")
+        found = Path(path, "checkpoints", "best.ckpt")
+        advice = f": type ckpt={found}" if found.is_file() else ""
+        raise UsageError(f"{wanted}, and there is no file {path}{advice}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a file of any other kind may raise is not for torch to say

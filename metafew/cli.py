@@ -17,10 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.errors import UsageError
+from metafew.files import CONF
 from metafew.overrides import merge
-
-INSTALLED = Path(__file__).parent / "conf"
-CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
 
 HEADER = """\
 metafew: few-shot meta-learning experiments.

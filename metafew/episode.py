@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from metafew.data.augment import Chain
 
 
 class Labelled(NamedTuple):
@@ -19,6 +22,20 @@ class Labelled(NamedTuple):
     labels: Tensor
 
 
+class Views(NamedTuple):
+    """How the images of an episode are to be seen.
+
+    Attributes:
+        chain: shows images, ``chain.apply(images, parameters)``.
+        support: parameters of the support rows, ``(t, s, k)``.
+        query: parameters of the query rows, ``(t, q, k)``.
+    """
+
+    chain: Chain
+    support: Tensor
+    query: Tensor
+
+
 class Episode(NamedTuple):
     """A stack of ``t`` tasks that share their way and their numbers of support and query rows.
 
@@ -31,14 +48,19 @@ class Episode(NamedTuple):
         query: examples to be labelled, ``(t, q, ...)``.
         way: number of classes of each task.
         index: ``(t,)`` the numbers of the tasks in their split.
-        views: parameters of the jitter of support and query rows, or None when the data have none.
+        views: random views that the images have yet to be seen through, or None.
+        source: the number of the dataset that all tasks come from, in a mixture of several.
+        ids: which images of their split support and query rows are, ``(t, s)`` and ``(t, q)`` int64, so that what is
+            known of an image need not be computed anew; None for tasks whose images are met only once.
     """
 
     support: Labelled
     query: Labelled
     way: int
     index: Tensor
-    views: tuple[Tensor, Tensor] | None = None
+    views: Views | None = None
+    source: int = 0
+    ids: tuple[Tensor, Tensor] | None = None
 
     def split(self, size: int | None) -> list[Episode]:
         """Return episodes of ``size`` tasks each, or all tasks in one, their views applied."""
@@ -49,6 +71,6 @@ class Episode(NamedTuple):
             for part in (self.support, self.query)
         )
         return [
-            Episode(support, query, self.way, index)
+            Episode(support, query, self.way, index, source=self.source)
             for support, query, index in zip(supports, queries, self.index.split(size), strict=True)
         ]

@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all. Imports no torch."""
+"""The configuration's folder, and files that are there whole or not at all. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+
+INSTALLED = Path(__file__).parent / "conf"
+CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def write_json(path: Path, content: dict) -> None:

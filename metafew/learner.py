@@ -8,16 +8,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from metafew.backbones.backbone import Backbone, targets_at_once
-from metafew.baselines import pixels_1nn
+from metafew.baselines import nearest
+from metafew.embedded import Embedded, pays
 from metafew.episode import Episode
 from metafew.heads.head import FeatureHead
 from metafew.metrics import PerTask, summary
 from metafew.norms.alpha import Alpha
 from metafew.norms.running import commit
-
-PIXELS = "pixels_1nn"
 
 
 class Learner(pl.LightningModule):
@@ -51,9 +51,11 @@ class Learner(pl.LightningModule):
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.queries, self.provenance = queries, provenance
+        self.baseline = "pixels_1nn" if backbone.image_size > 1 else "vectors_1nn"
         self.val_tasks: dict[str, PerTask] = {}
         self.validation: dict[str, dict[str, float]] = {}
         self.test_tasks: list[dict[str, PerTask]] = []
+        self.known: list[Embedded | None] = []
         self.tables: list[dict[str, Tensor]] = []
 
     @property
@@ -85,10 +87,11 @@ class Learner(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for everything that is measured."""
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
+        self.known = [self._known(self.trainer.val_dataloaders)]
 
     def validation_step(self, batch: list[Episode], _: int) -> None:
         """Measure every head on a batch of validation tasks."""
-        self._measure(batch, self.val_tasks)
+        self._measure(batch, self.val_tasks, self.known[0])
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and loss of every head, and TaskNorm's alphas at the largest context of training."""
@@ -105,19 +108,20 @@ class Learner(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
         self.test_tasks = [
-            {name: PerTask().to(self.device) for name in (*self.measured, PIXELS)}
+            {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)}
             for _ in self.trainer.test_dataloaders
         ]
+        self.known = [self._known(loader) for loader in self.trainer.test_dataloaders]
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
-        """Measure every head, and the pixels, on a batch of test tasks."""
-        tables = self.test_tasks[dataloader_idx]
+        """Measure every head, and the nearest neighbour, on a batch of test tasks."""
+        tables, known = self.test_tasks[dataloader_idx], self.known[dataloader_idx]
         for episode in batch:
             # The queries of a class are consecutive, and equally many for each class.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with targets_at_once(size[self.queries]):
-                self._measure([episode], tables)
-            tables[PIXELS].update(pixels_1nn(episode.support, episode.query.images, episode.way), episode)
+                self._measure([episode], tables, known)
+            tables[self.baseline].update(nearest(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
         """Keep, for each test, one table of tasks a head."""
@@ -130,11 +134,20 @@ class Learner(pl.LightningModule):
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
         return logits.softmax(-1)
 
-    def _measure(self, batch: list[Episode], tables: dict[str, PerTask]) -> None:
+    def _known(self, loader: DataLoader) -> Embedded | None:
+        """Return the features of all images that ``loader`` draws tasks from, where it pays to compute them first."""
+        sampler, heads = loader.dataset.sampler, self.heads.values()
+        if not all(isinstance(head, FeatureHead) for head in heads) or not pays(self.backbone, sampler):
+            return None
+        with self.trainer.precision_plugin.forward_context():
+            return Embedded(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))
+
+    def _measure(self, batch: list[Episode], tables: dict[str, PerTask], known: Embedded | None) -> None:
         for episode in batch:
             support, images = episode.support, episode.query.images
             if any(isinstance(head, FeatureHead) for head in self.heads.values()):
-                context, targets = self.backbone.embed(support.images, images)  # one embedding serves them all
+                # One embedding serves them all.
+                context, targets = known(episode) if known else self.backbone.embed(support.images, images)
             for name, head in self.heads.items():
                 if isinstance(head, FeatureHead):
                     readings = {"": head.label(context, support.labels, targets, episode.way)}

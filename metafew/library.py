@@ -45,7 +45,8 @@ class Model(nn.Module):
 
         Args:
             images: ``(n, c, h, w)``, or ``(n, h, w)`` for images of one channel; uint8, or floating point in [0, 1].
-                They look as in training: of the same size, and drawings with ink 255 (or 1) on ground 0.
+                They look as in training: of the same size, and drawings with ink 255 (or 1) on ground 0. Vectors
+                ``(n, d)`` for a model of ``dataset=features``.
             labels: ``n`` strings, numbers or whatever else can be a key; classes may differ in number of images.
 
         Raises:
@@ -73,17 +74,34 @@ class Model(nn.Module):
         rows = torch.tensor([[numbers[label] for label in labels]], device=support.device)
         return Task(self, Labelled(support, rows), classes)
 
+    @torch.no_grad()
+    def features(self, images: Tensor | np.ndarray) -> Tensor:
+        """Return features ``(n, d)`` of ``n`` images, before any adaptation; to every norm, all of them are context.
+
+        Args:
+            images: as :meth:`adapt` takes them.
+
+        Raises:
+            UsageError: images are not as in training.
+        """
+        return self.backbone.embed(self.prepare(images))[0][0].float()
+
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], in the model's precision and on its device."""
         shape = (self.channels, self.image_size, self.image_size)
         wanted = f"this model wants images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
+        if self.image_size == 1:
+            wanted = f"this model wants vectors (n, {self.channels}) in floating point"
         try:
             values = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"{wanted}, and a {type(images).__name__} came that is no array of them: resize and stack them"
             ) from error
-        if values.ndim == 3 and self.channels == 1:
+        vectors = self.image_size == 1
+        if vectors and values.ndim == 2:
+            values = values[..., None, None]
+        elif values.ndim == 3 and self.channels == 1:
             values = values.unsqueeze(1)
         if values.shape[1:] != shape:
             raise UsageError(
@@ -94,7 +112,7 @@ class Model(nn.Module):
             return as_float(values.to(own.device), own.dtype).unsqueeze(0)
         if not values.is_floating_point():
             raise UsageError(f"{wanted}, not {values.dtype}: convert values of 0..255 to uint8")
-        if values.numel() and not -SLACK <= values.min() <= values.max() <= 1 + SLACK:
+        if not vectors and values.numel() and not -SLACK <= values.min() <= values.max() <= 1 + SLACK:
             low, high = values.min().item(), values.max().item()
             raise UsageError(f"{wanted}, not from {low:g} to {high:g}: divide values of 0..255 by 255")
         return values.to(own).unsqueeze(0)

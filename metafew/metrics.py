@@ -15,18 +15,25 @@ from metafew.episode import Episode
 class PerTask(Metric):
     """Accuracy and loss of every task, in the order of the tasks' numbers.
 
-    ``compute`` returns float64 ``(tasks, 5)`` with the columns of :attr:`columns`, gathered over all processes.
+    ``compute`` returns float64 ``(tasks, 6)`` with the columns of :attr:`columns`, gathered over all processes.
     """
 
-    columns = ("index", "way", "shot", "accuracy", "loss")
+    columns = ("index", "source", "way", "shot", "accuracy", "loss")
     full_state_update = False
 
     def __init__(self):
         super().__init__()
         self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tasks."""
+        super().reset()
+        # Processes exchange what they have, and one may have no task at all.
+        self.rows.append(torch.empty(0, len(self.columns), dtype=torch.float64, device=self.device))
 
     def update(self, logits: Tensor, episode: Episode) -> None:
-        """Add the tasks of an episode.
+        """Add the tasks of an episode; ``shot`` is the mean over classes.
 
         Args:
             logits: ``(t, q, w)``.
@@ -35,9 +42,9 @@ class PerTask(Metric):
         labels = episode.query.labels
         accuracy = (logits.argmax(-1) == labels).double().mean(1)
         loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1)
-        way = torch.full_like(loss, episode.way)
-        shot = torch.full_like(loss, episode.support.labels.shape[1] / episode.way)
-        self.rows.append(torch.stack([episode.index.double(), way, shot, accuracy, loss], 1))
+        shot = episode.support.labels.shape[1] / episode.way
+        source, way, shot = (torch.full_like(loss, value) for value in (episode.source, episode.way, shot))
+        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss], 1))
 
     def compute(self) -> Tensor:
         """Return the rows, sorted by task."""
@@ -48,6 +55,11 @@ class PerTask(Metric):
 def summary(table: Tensor, measure: str) -> dict[str, float | None]:
     """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
     return interval(table[:, PerTask.columns.index(measure)])
+
+
+def of_source(table: Tensor, number: int) -> Tensor:
+    """Return the rows of the tasks from one dataset of a mixture."""
+    return table[table[:, PerTask.columns.index("source")] == number]
 
 
 def interval(values: Tensor) -> dict[str, float | None]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, stack
 
-from metafew.metrics import summary
+from metafew.analysis.ranks import ranks
+from metafew.metrics import PerTask, of_source, summary
 
 BEST = "best_step/accuracy"
 """The highest accuracy after any step of an adapting head: a selection on test data."""
@@ -29,15 +30,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> dict[str, dict]:
+def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
     """Return ``metrics`` of the heads and ``baselines`` of what else was measured, each with mean, ci95 and tasks.
+
+    A mixture of datasets adds each head's measures on each of them, and, for several heads, ``average_rank``.
 
     Args:
         tables: for each test one table of tasks a name, as :class:`~metafew.metrics.PerTask` computes them.
         shots: the shot of each test; tests after the first carry it in the name of the measure.
         heads: names that are heads, the trained one first.
+        sources: the datasets that test tasks come from.
     """
     metrics, baselines = {}, {}
+    parts = dict(enumerate(sources)) if len(sources) > 1 else {}
     for number, (test, shot) in enumerate(zip(tables, shots, strict=False)):
         prefix = f"shot{shot}/" if number else ""
         for name, table in test.items():
@@ -46,7 +51,10 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> 
             if head not in heads:
                 baselines[path] = summary(table, "accuracy")
                 continue
-            metrics |= {f"test/{path}/{measure}": summary(table, measure) for measure in ("accuracy", "loss")}
+            for measure in ("accuracy", "loss"):
+                metrics[f"test/{path}/{measure}"] = summary(table, measure)
+                for part, source in parts.items():
+                    metrics[f"test/{path}/{source}/{measure}"] = summary(of_source(table, part), measure)
         for head in heads:
             steps = {
                 name: summary(table, "accuracy") for name, table in test.items() if name.startswith(f"{head}/step")
@@ -54,36 +62,77 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str]) -> 
             if steps:
                 best = max(steps, key=lambda name: steps[name]["mean"])
                 metrics[f"test/{head}/{prefix}{BEST}"] = steps[best] | {"step": int(best.split("/step")[1])}
-    return {"metrics": metrics, "baselines": baselines}
+    average = {"average_rank": average_ranks(tables[0], heads, len(sources))} if parts and len(heads) > 1 else {}
+    return {"metrics": metrics, "baselines": baselines, **average}
 
 
-def write_tasks(path: Path, tables: list[dict[str, Tensor]], source: str) -> None:
-    """Write one row for each test task and head."""
+def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
+    """Return, for each head, the mean over datasets of its rank among the heads."""
+    accuracy = PerTask.columns.index("accuracy")
+    placed = [ranks(stack([of_source(test[head], part)[:, accuracy] for head in heads])) for part in range(sources)]
+    return dict(zip(heads, stack(placed).mean(0).tolist(), strict=True))
+
+
+def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
+    """Write one row for each test task and head; ``sources`` names the datasets."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
         for test in tables:
             for name, table in test.items():
-                for index, way, shot, accuracy, loss in table.tolist():
-                    writer.writerow([int(index), source, name, int(way), f"{shot:g}", accuracy, loss])
+                for index, source, way, shot, accuracy, loss in table.tolist():
+                    writer.writerow([int(index), sources[int(source)], name, int(way), f"{shot:g}", accuracy, loss])
 
 
 def show(report: dict) -> None:
-    """Print accuracies as a table, with the baselines below."""
+    """Print accuracies as a table, with the baselines below; those of a mixture's datasets in a table of their own."""
+    console = Console()
     table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
     for column, side in (("measured", "left"), ("accuracy", "right"), ("tasks", "right")):
         table.add_column(column, justify=side)
     for section in ("metrics", "baselines"):
         for name, value in report[section].items():
-            if not name.endswith("loss") and not re.search(r"/step\d+/", name):
+            part = set(name.split("/")[2:-1]) & set(report["sources"])  # test/HEAD/.../SOURCE/accuracy
+            if not name.endswith("loss") and not part and not re.search(r"/step\d+/", name):
                 label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
                 label += f" ({value['step']}, selected on test)" if name.endswith(BEST) else ""
-                spread = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
-                figure = "diverged" if value["mean"] is None else f"{100 * value['mean']:.2f}{spread} %"
-                table.add_row(label, figure, str(value["tasks"]))
+                table.add_row(label, percent(value), str(value["tasks"]))
         table.add_section()
     for head, choice in report["chosen"].items():
         print(f"{head}: lr={choice['lr']:g} test_steps={choice['test_steps']} chosen on validation tasks")
     mode = "transductive" if report["transductive"] else "not transductive"
     table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
-    Console().print(table)
+    console.print(table)
+    if len(report["sources"]) > 1:
+        console.print(by_source(report))
+
+
+def by_source(report: dict) -> Table:
+    """Return a table with a row for each dataset of a mixture and a column for each head, of the first shot."""
+    first = next(iter(report["sources"]))
+    heads = [n.split("/")[1] for n in report["metrics"] if n.split("/")[2:] == [first, "accuracy"]]
+    table = Table(title="accuracy (%) on each dataset")
+    table.add_column("dataset", no_wrap=True)
+    table.add_column("trained on")
+    for column in (*heads, "tasks"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for source, seen in report["sources"].items():
+        values = [report["metrics"][f"test/{head}/{source}/accuracy"] for head in heads]
+        table.add_row(source, "yes" if seen else "no", *map(short, values), str(values[0]["tasks"]))
+    if "average_rank" in report:
+        table.add_section()
+        table.add_row("average rank", "", *(f"{report['average_rank'][head]:.2f}" for head in heads), "")
+    return table
+
+
+def percent(value: dict) -> str:
+    """Return a mean and its interval as they stand in tables."""
+    if value["mean"] is None:
+        return "diverged"
+    spread = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
+    return f"{100 * value['mean']:.2f}{spread} %"
+
+
+def short(value: dict) -> str:
+    """Return the same with one digit, as many columns want it."""
+    return re.sub(r"(\.\d)\d| %| ", r"\1", percent(value))

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metafew import checkpoint, loggers, results
 from metafew.analysis import figures
-from metafew.assemble import make, make_data, make_learner, make_loggers, make_trainer, words
+from metafew.assemble import make_data, make_learner, make_loggers, make_source, make_trainer, words
 from metafew.data.datamodule import FewShot
-from metafew.data.sampler import Plan
+from metafew.data.sampler import NATURAL, Plan
 from metafew.errors import UsageError
 from metafew.files import write_json
 from metafew.learner import Learner
@@ -25,8 +25,20 @@ from metafew.learner import Learner
 log = logging.getLogger(__name__)
 
 STAGES = ("fit", "test")
-TRAINING = ["dataset", "backbone", "norm", "regularizer", "objective", "optimizer", "schedule", "head", "train", "seed"]
-EVALUATION = ("test_steps", "test_batch", "each_step")
+TRAINING = [
+    "dataset",
+    "augment",
+    "backbone",
+    "norm",
+    "regularizer",
+    "objective",
+    "optimizer",
+    "schedule",
+    "head",
+    "train",
+    "seed",
+]
+EVALUATION = ("test_steps", "test_batch", "each_step", "test_sources")
 
 
 def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> dict:
@@ -53,7 +65,7 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
     stages = check(cfg)
     fit = "fit" in stages
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    source = make(cfg.dataset)
+    source = make_source(cfg)
     start = cfg.ckpt and checkpoint.read(cfg.ckpt)
     provenance = {
         "overrides": overrides,
@@ -61,8 +73,10 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
         "training": OmegaConf.to_container(OmegaConf.masked_copy(cfg, TRAINING)),
         "version": results.versions()["metafew"],
     }
-    trained = fit or start["metafew"]["choices"]["head"] == choices["head"]
+    trained = fit or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
     learner = make_learner(cfg, source, provenance, trained, fit)
+    if not fit and start is None and any(True for _ in learner.backbone.parameters()):
+        raise UsageError("stages=[test] wants a trained model, and ckpt is not given: type ckpt=PATH")
     learner.provenance["model"] = {  # all that metafew.load makes it from
         "images": {"channels": source.channels, "image_size": source.image_size},
         "trained": learner.objective.trains_head,
@@ -73,7 +87,9 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
     installed = start and start["metafew"]["model"]["backbone"]["weights"]
     if cfg.backbone.weights not in (None, installed):
         checkpoint.install(learner.backbone, cfg.backbone.weights)
-    data = make_data(cfg, source, choices["dataset"], learner.objective)
+    chooses = any(len(getattr(head, "candidates", {})) > 1 for head in learner.heads.values())
+    used = {"train": fit, "val": fit or chooses, "test": "test" in stages}
+    data = make_data(cfg, source, learner.objective, [split for split, needed in used.items() if needed])
     check_tasks(learner, data, fit)
     if fit and not any(p.requires_grad for p in learner.parameters()):
         raise UsageError(
@@ -92,11 +108,13 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
         seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resume, weights_only=True)
         selected = select(cfg.test.select, trainer, learner)
     if "test" in stages:
-        if any(len(getattr(head, "candidates", {})) > 1 for head in learner.heads.values()):
+        if chooses:
             trainer.validate(learner, data, verbose=False)
             chosen = learner.choose()
         seconds["test"] = timed(trainer.test, learner, data, verbose=False)
-    measures = results.measures(learner.tables, words(cfg.test.shot), list(learner.heads))
+    seen = source.components("train")
+    sources = {component.title: component in seen for component in source.components("test")}
+    measures = results.measures(learner.tables, words(cfg.test.shot), list(learner.heads), list(sources))
     for name, value in measures["metrics"].items():
         if not math.isfinite(value["mean"]):
             value |= {"mean": None, "ci95": None}
@@ -107,13 +125,14 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
             )
     report = {
         **measures,
+        "sources": sources,
         "chosen": chosen,
         "transductive": learner.backbone.transductive,
         "over": cfg.norm.get("over"),
         "queries": cfg.test.queries,
         "select": selected,
         "choices": choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
-        "steps": trainer.global_step if fit else start["global_step"],
+        "steps": trainer.global_step if fit else start["global_step"] if start else 0,
         "seconds": seconds,
         "seed": cfg.seed,
         "versions": results.versions(),
@@ -129,8 +148,6 @@ def check(cfg: DictConfig) -> list[str]:
     stages = words(cfg.stages)
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"stages wants fit, test or both, not {stages}: type stages=[fit,test]")
-    if "fit" not in stages and cfg.ckpt is None:
-        raise UsageError("stages=[test] wants a trained model, and ckpt is not given: type ckpt=PATH")
     for key, allowed in (("test.select", ("best", "last")), ("test.queries", ("together", "single", "class"))):
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
@@ -143,6 +160,11 @@ def check(cfg: DictConfig) -> list[str]:
             raise UsageError(f"{key} is a whole number of at least {low}, not {value}: type {key}={low}")
     if not words(cfg.test.shot):
         raise UsageError("test.shot is a number or a list of some, not an empty list: type test.shot=1")
+    if NATURAL in words(cfg.test.shot) and len(words(cfg.test.shot)) > 1:
+        raise UsageError(
+            f"the shots of a list are measured on the same classes and queries, and natural ones bring their own, not "
+            f"{words(cfg.test.shot)}: type test.shot=natural"
+        )
     return stages
 
 
@@ -193,8 +215,9 @@ def goes_on(cfg: DictConfig, start: dict | None, provenance: dict) -> str | None
 
 
 def of_training(cfg: dict) -> dict:
-    """Return what a training depends on: not the options of the head that matter in evaluation alone."""
-    return cfg | {"head": {key: value for key, value in cfg["head"].items() if key not in EVALUATION}}
+    """Return what a training depends on: not the options of head and dataset that matter in evaluation alone."""
+    parts = {group: {k: v for k, v in cfg[group].items() if k not in EVALUATION} for group in ("head", "dataset")}
+    return cfg | parts
 
 
 def select(which: str, trainer: pl.Trainer, learner: Learner) -> str:
@@ -216,9 +239,10 @@ def leave(report: dict, learner: Learner, data: FewShot, out: Path) -> None:
     if learner.alphas:
         figures.alpha_curve(learner.alphas, data.train.contexts, out / "alpha.png")
     if learner.tables:
-        results.write_tasks(out / "tasks.csv", learner.tables, report["choices"]["dataset"])
-        episode = data.first_test_episode(learner.dtype)
-        figures.episode_sheet(episode, learner.predict(episode), out / "episode.png")
+        results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]))
+        if data.source.image_size > 1:
+            episode = data.first_test_episode(learner.dtype)
+            figures.episode_sheet(episode, learner.predict(episode), out / "episode.png")
         results.show(report)
     print(f"results, figures and checkpoints are in {out}")
 

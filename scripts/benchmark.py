@@ -1,132 +1,108 @@
-"""How long things take, as ratios within one run: python scripts/benchmark.py [norms] [steps] [--help].
+"""How long things take, as ratios within one run: python scripts/benchmark.py [SECTION ...] [--rounds N] [--threads N].
 
-norms: forward and backward of each normalization layer, against torch.nn.BatchNorm2d on the same tensor.
-steps: a training step of a prototypical network on conv4 with each norm, against the same network with BatchNorm2d.
-
-The candidates take turns, and the median over the rounds is shown. Run it on an otherwise idle machine.
+The rows of a table take turns, and the median over the rounds is shown; the first round warms up. Run it on an
+otherwise idle machine; without arguments it takes less than ten minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from benchmarks.measure import Bench, Rows
+from peers.problem import Setting
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from torch import nn
+from rich.table import Column, Table
 
-from metafew.assemble import make
-from metafew.backbones.conv4 import Conv4
-from metafew.cli import CONF
-from metafew.episode import Episode, Labelled
 from metafew.files import write_json
-from metafew.heads.protonet import ProtoNet
-from metafew.norms.running import commit
-from metafew.norms.scope import rows
-from metafew.objectives.episodic import Episodic
-from metafew.regularizers import NoRegularizer
 from metafew.results import versions
 
-TASKS, WAY, SHOT, QUERY, CHANNELS, SIZE = 4, 5, 1, 15, 64, 28
-ROWS = WAY * (SHOT + QUERY)
-REFERENCE = "torch.nn.BatchNorm2d"
+SECTIONS = {
+    "steps": "a training step of every head with norm=batch and norm=tasknorm, against the backbone alone; memory",
+    "peers": "the same steps by a plain loop as the papers' code writes it and, with --peers DIR, by other libraries",
+    "solvers": "the SVM, ridge and logistic solvers alone, forward and backward; with --peers DIR qpth's too",
+    "norms": "each normalization layer, forward and backward, against torch.nn.BatchNorm2d on the same tensor",
+    "loader": "a meta-batch out of its store, against the step that consumes it; memory",
+    "evaluation": "1,000 test tasks by a prototypical network, as one command",
+    "startup": "train.py --help, and train.py for one training step, as whole processes",
+    "scaling": "a step per task and per image, and the memory of MAML, as tasks and classes grow in number",
+}
+"""Each is a module of benchmarks, with a function ``tables``."""
+WIDE = Setting(backbone="resnet12", channels=3, size=84, tasks=2, heads=("protonet", "maml"))
+"""What --full adds to ``steps`` and ``peers``."""
 
 
-def schemes() -> dict[str, Callable[[int], nn.Module]]:
-    """Return constructors of every norm, torch's first."""
-    words = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
-    return {REFERENCE: nn.BatchNorm2d} | {w: make(OmegaConf.load(CONF / "norm" / f"{w}.yaml")) for w in words}
-
-
-def norms(device: torch.device) -> dict[str, Callable[[], None]]:
-    """Return one call a norm: forward and backward on the activations of the first layer of conv4."""
-    shape = (TASKS * ROWS, CHANNELS, SIZE, SIZE)
-    x, slope = (torch.randn(shape, device=device).to(memory_format=torch.channels_last) for _ in range(2))
-
-    def call(norm: nn.Module) -> None:
-        images = x.detach().requires_grad_()
-        with rows(TASKS, WAY * SHOT):
-            y = norm(images)
-        y.backward(slope)
-        commit(norm)
-
-    layers = {word: scheme(CHANNELS).to(device) for word, scheme in schemes().items()}
-    return {word: lambda layer=layer: call(layer) for word, layer in layers.items()}
-
-
-def steps(device: torch.device) -> dict[str, Callable[[], None]]:
-    """Return one call a norm: the loss of a meta-batch, its gradient, and an Adam step."""
-
-    def labelled(count: int) -> Labelled:
-        images = torch.rand(TASKS, WAY * count, 1, SIZE, SIZE, device=device)
-        return Labelled(images, torch.arange(WAY, device=device).repeat_interleave(count).expand(TASKS, -1))
-
-    episode = Episode(labelled(SHOT), labelled(QUERY), WAY, torch.arange(TASKS))
-
-    def stepper(scheme: Callable[[int], nn.Module]) -> Callable[[], None]:
-        backbone = Conv4(1, SIZE, scheme, width=CHANNELS).to(device)
-        head, objective = ProtoNet(), Episodic(NoRegularizer())
-        optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-3)
-
-        def call() -> None:
-            optimizer.zero_grad()
-            objective(backbone, head, [episode]).backward()
-            commit(backbone)
-            optimizer.step()
-
-        return call
-
-    return {word: stepper(scheme) for word, scheme in schemes().items()}
-
-
-def measure(calls: dict[str, Callable[[], None]], rounds: int, device: torch.device, title: str) -> dict[str, dict]:
-    """Return milliseconds (median over rounds) and the ratio to the reference for each call."""
-    seconds: dict[str, list[float]] = {word: [] for word in calls}
-    for _ in track(range(rounds + 1), title, transient=True):
-        for word, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[word].append(time.perf_counter() - begin)
-    # The first round warms up.
-    medians = {word: statistics.median(values[1:]) for word, values in seconds.items()}
-    return {word: {"ms": 1e3 * m, "ratio": m / medians[REFERENCE]} for word, m in medians.items()}
-
-
-def main() -> None:
-    """Measure what was asked for, print a table of each and write a JSON file."""
-    sections = {"norms": norms, "steps": steps}
-    about, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=about, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", nargs="*", default=list(sections), help=f"any of {', '.join(sections)}; default all")
-    parser.add_argument("--rounds", type=int, default=9, help="times that each candidate is measured (default 9)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch decides)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="the file to write")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.what) - set(sections):
-        parser.error(f"{', '.join(sorted(unknown))} cannot be measured: type {' or '.join(sections)}")
+def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None:  # noqa: B008, it is frozen
+    """Measure what was asked for, print the tables and write a JSON file."""
+    arguments = parse(typed)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    device = torch.device(arguments.device)
-    report: dict = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
-    for name in arguments.what:
-        report[name] = measure(sections[name](device), arguments.rounds, device, name)
-        table = Table("norm", "ms", "ratio", title=f"{name}: forward and backward, {torch.get_num_threads()} threads")
-        for word, row in report[name].items():
-            table.add_row(word, f"{row['ms']:.1f}", f"{row['ratio']:.2f}")
-        Console().print(table)
-    write_json(arguments.out, report)
+    device, threads = torch.device(arguments.device), torch.get_num_threads()
+    bench = Bench(setting, arguments.rounds, device, arguments.peers)
+    report: dict = {"device": name(device), "threads": threads, "rounds": arguments.rounds, "versions": versions()}
+    for section in arguments.sections or SECTIONS:
+        tables = import_module(f"benchmarks.{section}").tables
+        found = tables(bench)
+        if arguments.full and section in ("steps", "peers"):
+            found |= tables(replace(bench, setting=WIDE, rounds=min(3, bench.rounds)))
+        for title, rows in found.items():
+            Console().print(draw(f"{title}, {threads} threads", rows))
+        report[section] = found
+        write_json(arguments.out, report)
+
+
+def parse(typed: list[str] | None) -> argparse.Namespace:
+    """Return what was typed."""
+    about, _, rest = __doc__.partition("\n\n")
+    lines = [f"  {word:12}{what}" for word, what in SECTIONS.items()]
+    parser = argparse.ArgumentParser(
+        prog="python scripts/benchmark.py",
+        description=about.partition(":")[0] + ".",
+        epilog="\n".join(["sections:", *lines, "", rest]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default all")
+    parser.add_argument("--rounds", type=int, default=9, help="times that each row is measured (default 9)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch decides)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", help="environments of scripts/make_peers.py, to be measured too"
+    )
+    parser.add_argument("--full", action="store_true", help="also 84x84 colour images with resnet12 (takes long)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmark.json"), help="the file to write (default benchmark.json)"
+    )
+    arguments = parser.parse_args(typed)
+    if unknown := [word for word in arguments.sections if word not in SECTIONS]:
+        parser.error(f"{', '.join(unknown)} cannot be measured: type {' or '.join(SECTIONS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds is at least 1, not {arguments.rounds}: type --rounds 9")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("no GPU is at hand for --device cuda: leave it out")
+    return arguments
+
+
+def name(device: torch.device) -> str:
+    """Return what a device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def draw(title: str, rows: Rows) -> Table:
+    """Return a table; what a row does not have stays empty."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = Table(Column(no_wrap=True), *columns, title=title)
+    for word, row in rows.items():
+        table.add_row(word, *(shown(row.get(key, "")) for key in columns))
+    return table
+
+
+def shown(value: float | str) -> str:
+    """Return a value with four digits."""
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 if __name__ == "__main__":

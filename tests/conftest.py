@@ -67,12 +67,12 @@ def composed(tmp_path):
 def launch(composed, tmp_path):
     """Run a tiny experiment in this process; returns its report and its folder."""
 
-    def go(*overrides: str, out: Path | None = None):
+    def go(*overrides: str, out: Path | None = None, tiny: list[str] = TINY):
         from metafew.run import run
 
         folder = out or tmp_path
         folder.mkdir(parents=True, exist_ok=True)
-        return run(*composed(*TINY, *overrides), folder), folder
+        return run(*composed(*tiny, *overrides), folder), folder
 
     return go
 

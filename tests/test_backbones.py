@@ -13,7 +13,8 @@ from metafew.backbones.film import modulated
 from metafew.errors import UsageError
 from metafew.norms.scope import rows
 
-BACKBONES = sorted(file.stem for file in (cli.CONF / "backbone").glob("*.yaml"))
+# The identity has no layer for a contract to be about: tests/test_features.py.
+BACKBONES = sorted(file.stem for file in (cli.CONF / "backbone").glob("*.yaml") if file.stem != "identity")
 T, S, Q = 2, 3, 2
 
 

@@ -8,10 +8,15 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.assemble import make, make_backbone, make_head, make_objective
+from metafew.assemble import make, make_backbone, make_head, make_objective, make_source
 
 FILES = sorted(cli.CONF.glob("**/*.yaml"))
 OPTIONS = [file for file in FILES if file.parent != cli.CONF]
+
+NEEDED = {
+    ("backbone", "module"): ["backbone.target=torch.nn.Flatten"],
+    ("dataset", "features"): [f"dataset.root={__file__}"],
+}
 
 
 def targets(node, path=""):
@@ -33,7 +38,7 @@ def test_option_composes_and_instantiates(file, composed, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     group, word = file.parent.name, file.stem
     words = [f"{group}={word}", f"data_dir={file.parent}"]
-    words += ["backbone.target=torch.nn.Flatten"] if (group, word) == ("backbone", "module") else []
+    words += NEEDED.get((group, word), [])
     cfg, _, _ = composed(*words)
     node = cfg[group][word] if group == "logger" else cfg[group]
     source = SimpleNamespace(channels=1, image_size=28, splits=lambda: {"train": range(9)})
@@ -42,6 +47,7 @@ def test_option_composes_and_instantiates(file, composed, monkeypatch):
         "backbone": lambda: backbone,
         "head": lambda: make_head(node, backbone, trained=True),
         "objective": lambda: make_objective(cfg, source, backbone),
+        "dataset": lambda: make_source(cfg),
     }
     thing = made.get(group, lambda: make(node))()
     if group == "norm":

@@ -1,6 +1,9 @@
 """Tasks, stores and views: pure functions of (seed, split, i), on images that the tests make."""
 
 import json
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,21 +12,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import chi2_contingency, chisquare
+from torch.utils.data import DataLoader
 
-from metafew.data.augment import Affine, as_float
-from metafew.data.datamodule import MetaBatches
+from metafew.data.augment import Affine, Chain, as_float
+from metafew.data.datamodule import InOrder, MetaBatches
 from metafew.data.sampler import Plan, Sampler
-from metafew.data.sources import Category
-from metafew.data.store import Split, build, locate
+from metafew.data.sources import Category, Source
+from metafew.data.store import Split, build, locate, verify
 from metafew.errors import UsageError
 
 SIZES = (9, 12, 10, 11, 9, 14, 10)
 
 
-class Numbered:
+class Numbered(Source):
     """Seven classes of 9 to 14 images of 4 pixels; an image holds its class, its number, and 0 twice."""
 
-    name, channels, image_size, jitter = "numbered", 1, 2, None
+    name, channels, image_size = "numbered", 1, 2
 
     def __init__(self, turns: int = 0):
         self.turns, self.reads = turns, 0
@@ -79,16 +85,133 @@ def test_a_build_that_breaks_off_leaves_nothing(tmp_path):
         raise OSError("the disk is gone")
 
     source.read = broken
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(UsageError, match=r"the disk is gone.*cache_dir=PATH"):
         build(source, tmp_path)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
     source.read = read
     assert Split(build(source, tmp_path), "val").names
 
 
-def test_index_carries_a_checksum(tmp_path):
+def test_sidecar_says_what_the_store_is_and_verify_finds_a_flipped_bit(tmp_path):
     folder = build(Numbered(), tmp_path)
-    assert len(json.loads((folder / "val.json").read_text())["sha256"]) == 64
+    about = json.loads((folder / "store.json").read_text())
+    assert (about["dataset"], about["image_size"], about["channels"]) == ("numbered", 2, 1)
+    assert about["fingerprint"] == Numbered().fingerprint()
+    assert about["splits"]["val"].items() >= {"classes": 3, "images": sum(SIZES[:3])}.items()
+    verify(folder)
+    content = bytearray((folder / "val.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "val.npy").write_bytes(content)
+    with pytest.raises(UsageError, match=r"val images in .* have changed"):
+        verify(folder)
+
+
+def test_a_store_gives_other_channels_on_demand(tmp_path):
+    folder = build(Numbered(), tmp_path)
+    grey, colour = Split(folder, "train"), Split(folder, "train", channels=3)
+    rows, turns = np.arange(5), np.zeros(5, int)
+    assert np.array_equal(colour.gather(rows, turns), grey.gather(rows, turns).repeat(3, 1))
+
+
+def test_colours_become_grey_as_pillow_makes_them(tmp_path):
+    class Colours(Numbered):
+        name, channels = "colours", 3
+
+        def read(self, keys):
+            rng = np.random.default_rng(0)
+            return (rng.integers(0, 256, (3, 2, 2), np.uint8) for _ in keys)
+
+    folder = build(Colours(), tmp_path)
+    rows, turns = np.arange(30), np.zeros(30, int)
+    colours, greys = (Split(folder, "train", channels).gather(rows, turns) for channels in (3, 1))
+    for colour, grey in zip(colours, greys, strict=True):
+        pillow = np.asarray(Image.fromarray(np.ascontiguousarray(colour.transpose(1, 2, 0))).convert("L"))
+        assert np.abs(pillow.astype(int) - grey[0]).max() <= 1
+
+
+class Slow(Numbered):
+    """A source that takes its time and leaves a mark for each image that it reads."""
+
+    def __init__(self, marks):
+        super().__init__()
+        self.marks = marks
+
+    def read(self, keys):
+        for image in super().read(keys):
+            time.sleep(0.005)
+            with self.marks.open("a") as file:
+                file.write("x")
+            yield image
+
+
+def start(source, cache):
+    """Build the store of ``source`` in a process of its own; returns its number."""
+    if not (pid := os.fork()):
+        build(source, cache)
+        os._exit(0)
+    return pid
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    source = Slow(tmp_path / "marks")
+    for pid in [start(source, tmp_path / "cache") for _ in range(3)]:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert len(source.marks.read_text()) == 2 * sum(SIZES)
+    verify(locate(source, tmp_path / "cache"))
+
+
+def test_a_killed_build_leaves_nothing_under_the_final_name(tmp_path):
+    source, cache = Slow(tmp_path / "marks"), tmp_path / "cache"
+    pid = start(source, cache)
+    while not source.marks.exists():
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not locate(source, cache).exists() and len(list(cache.glob("*/"))) == 1
+    verify(build(source, cache))
+    assert list(cache.glob("*/")) == [locate(source, cache)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    """Building and reading a store of 64 MB takes less than a quarter of that beyond what a tiny one takes."""
+
+    class Large(Numbered):
+        def __init__(self, count):
+            self.count, self.name = count, f"large{count}"
+
+        def splits(self):
+            classes = [Category(f"c{c}", tuple((c, i) for i in range(self.count))) for c in range(8)]
+            return {"train": classes, "val": classes[:3], "test": classes[:3]}
+
+        def fingerprint(self):
+            return self.name
+
+        image_size = 256
+
+        def read(self, keys):
+            return (np.full((1, 256, 256), i % 256, np.uint8) for _, i in keys)
+
+    def grown(count):
+        """Return the kB by which the memory of a process of its own grows at most."""
+        receive, send = os.pipe()
+        if not (pid := os.fork()):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+            before = memory("VmRSS")
+            sampler = Sampler(Split(build(Large(count), tmp_path), "train"), plan(way=5), None)
+            for index in range(5):
+                sampler.task(index)
+            os.write(send, str(memory("VmHWM") - before).encode())
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        return int(os.read(receive, 99))
+
+    assert grown(128) - grown(8) < 16 * 1024
+
+
+def memory(which):
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(which))
 
 
 def test_turned_classes_are_turned(tmp_path):
@@ -113,14 +236,14 @@ def test_a_task_is_well_formed(tmp_path_factory, seed, index, way, shot):
 
 
 def test_queries_do_not_depend_on_the_shot_and_supports_are_nested(split):
-    jitter = Affine(15, 0.25, (0.7, 1.05), 2.5)
+    jitter = Chain([Affine(15, 0.25, (0.7, 1.05), 2.5)])
     one = Sampler(split, plan(shot=1), jitter).task(5)
     three = Sampler(split, plan(shot=3), jitter).task(5)
     drawn = Sampler(split, plan(shot="3..3"), jitter).task(5)
-    assert torch.equal(one.query.images, three.query.images) and torch.equal(one.views[1], three.views[1])
+    assert torch.equal(one.query.images, three.query.images) and torch.equal(one.views.query, three.views.query)
     first = slice(None, None, 3)  # of three rows a class
     assert identities(one.support.images) == identities(three.support.images[:, first])
-    assert torch.equal(one.views[0], three.views[0][:, first])
+    assert torch.equal(one.views.support, three.views.support[:, first])
     assert torch.equal(three.support.images, drawn.support.images)
 
 
@@ -171,6 +294,34 @@ def test_classes_and_images_are_drawn_evenly(split):
     assert sum((n - expected) ** 2 / expected for n in images.values()) < 44.0  # 13 degrees of freedom
 
 
+def test_sorted_sources_give_no_order_bias(split):
+    """Neither labels nor the parts of a task follow the order in which a source lists classes and images."""
+    episodes = [Sampler(split, plan(way=3, query=2), None).task(i) for i in range(1500)]
+    labels, parts = np.zeros((7, 3)), np.zeros((2, 14))
+    for episode in episodes:
+        for number, part in enumerate((episode.support, episode.query)):
+            for (c, i), label in zip(identities(part.images), part.labels[0].tolist(), strict=True):
+                labels[c, label] += 1
+                parts[number, i] += c == 5
+    assert chi2_contingency(labels / 4).pvalue > 1e-4  # four images a class
+    assert chi2_contingency(parts).pvalue > 1e-4
+    assert all(chisquare(part).pvalue > 1e-4 for part in parts)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_draw_the_same_tasks_in_the_same_order(split, workers):
+    batches = MetaBatches(Sampler(split, plan(way="2..4", total=20), Chain([Affine(9, 0, (1, 1), 0)])), 0, 1)
+    alone, shared = (
+        list(DataLoader(batches, batch_size=None, sampler=InOrder(5, 0), num_workers=n)) for n in (0, workers)
+    )
+    for one, other in zip(alone, shared, strict=True):
+        for first, second in zip(one, other, strict=True):
+            assert torch.equal(first.index, second.index)
+            assert torch.equal(first.support.images, second.support.images)
+            assert torch.equal(first.views.query, second.views.query)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -201,28 +352,6 @@ def test_a_plan_that_makes_no_sense_is_a_sentence(changes):
         plan(**changes)
 
 
-def test_affine_without_freedom_changes_nothing_and_shifts_in_pixels():
-    images = torch.rand(2, 3, 1, 28, 28)
-    rng = np.random.default_rng(0)
-    still = Affine(0, 0, (1, 1), 0)
-    maps = torch.from_numpy(still.draw(rng, 6)).view(2, 3, 2, 3)
-    torch.testing.assert_close(still.apply(images, maps), images, atol=1e-5, rtol=0)
-    maps[..., 2] = torch.tensor([-2 / 14, 0.0])  # the input point lies two pixels to the left
-    moved = still.apply(images, maps)
-    torch.testing.assert_close(moved[..., 2:], images[..., :-2], atol=1e-5, rtol=0)
-
-
-def test_affine_keeps_its_bounds():
-    maps = Affine(30, 0, (0.5, 2.0), 7).draw(np.random.default_rng(0), 2000)
-    forward = np.linalg.inv(maps[:, :, :2])
-    scale = np.sqrt(np.linalg.det(forward))
-    angle = np.degrees(np.arctan2(forward[:, 1, 0], forward[:, 0, 0]))
-    shift = -(forward @ maps[:, :, 2:])[..., 0] * 14
-    for values, low, high in ((scale, 0.5, 2.0), (angle, -30, 30), (shift, -7, 7)):
-        assert low - 1e-3 <= values.min() < low + 0.1 * (high - low)
-        assert high - 0.1 * (high - low) < values.max() <= high + 1e-3
-
-
 def test_as_float_ends_at_one():
     values = as_float(torch.tensor([0, 51, 255], dtype=torch.uint8), torch.float64)
     torch.testing.assert_close(values, torch.tensor([0, 0.2, 1], dtype=torch.float64))
@@ -234,5 +363,5 @@ def test_default_cache_is_the_users(composed, monkeypatch):
     from metafew.regularizers import NoRegularizer
 
     cfg, _, _ = composed("cache_dir=null")
-    data = make_data(cfg, make(cfg.dataset), "glyphs", Episodic(NoRegularizer()))
+    data = make_data(cfg, make(cfg.dataset), Episodic(NoRegularizer()), ["train", "val", "test"])
     assert data.cache.name == "metafew" and Path.home() in data.cache.parents

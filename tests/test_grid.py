@@ -19,7 +19,7 @@ from metafew.schedules import piecewise
 
 HEADS, NORMS = (sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("head", "norm"))
 WIDTHS = {"conv4": 4, "r2d2": 6, "resnet12": 4, "resnet18": 4}
-OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"module"})
+OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"module", "identity"})
 ADAPTING = {"maml", "fomaml", "reptile"}
 STEPPING = ADAPTING | {"anil"}
 
@@ -144,6 +144,29 @@ def test_every_head_norm_and_backbone_go_together(cell, head, norm, backbone):
 def test_what_does_not_go_together_is_a_sentence(cell, head, norm, backbone):
     with pytest.raises(UsageError, match=sentence(head, norm, backbone)):
         cell(head, norm, backbone)
+
+
+UNEQUAL = [(head, norm) for head, norm in product(HEADS, NORMS) if norm != "batch_shared"]
+DIAGONAL = [(head, NORMS[i % len(NORMS)]) for i, head in enumerate(HEADS * 2)]
+NATURAL = [
+    f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "shot=natural", "support=9")
+]
+
+
+@pytest.mark.parametrize(
+    ("head", "norm"),
+    [pytest.param(*cell, marks=[] if cell in DIAGONAL else pytest.mark.slow) for cell in UNEQUAL],
+)
+def test_shots_that_differ_from_class_to_class_go_through_every_head_and_norm(quick, head, norm):
+    report, out = quick(*choose(head, norm), *NATURAL, "test.total=4")
+    with (out / "tasks.csv").open() as file:
+        assert len({row["shot"] for row in csv.DictReader(file)}) > 1
+    assert report["choices"]["norm"] == norm
+
+
+def test_shots_that_differ_are_a_sentence_where_all_tasks_are_one_batch(quick):
+    with pytest.raises(UsageError, match=r"wants them all of one size, not train\.way=2\.\.4 with train\.shot=natural"):
+        quick(*choose(norm="batch_shared"), *NATURAL)
 
 
 @pytest.mark.parametrize("network", ["Plain", "BatchNormed"])

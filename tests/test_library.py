@@ -38,11 +38,11 @@ def seen(composed, *overrides):
     cfg, choices, _ = composed(*TINY, *overrides)
     source = make(cfg.dataset)
     learner = make_learner(cfg, source, {"choices": choices}, trained=True, fit=False)
-    data = make_data(cfg, source, choices["dataset"], learner.objective)
+    data = make_data(cfg, source, learner.objective, ["test"])
     first = data.first_test_episode(torch.float32)
     for index in range(cfg.test.total):
-        (episode,) = data._sampler(data.test[0]).batch([index])
-        episode = present(episode, source.jitter, torch.float32)
+        (episode,) = data.sampler(data.test[0]).batch([index])
+        episode = present(episode, torch.float32)
         assert index or torch.equal(episode.query.images, first.query.images)
         yield episode
 

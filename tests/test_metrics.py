@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metafew.baselines import pixels_1nn
+from metafew.baselines import nearest
 from metafew.episode import Episode, Labelled
 from metafew.metrics import PerTask, interval
 
@@ -22,10 +22,10 @@ def test_rows_are_exact_and_in_the_order_of_tasks():
     metric.update(logits[:1], episode([4], [[1, 1]]))
     table = metric.compute()
     assert table[:, 0].tolist() == [2, 4, 7]
-    assert table[:, 3].tolist() == [0.5, 0.5, 1.0]
+    assert table[:, 4].tolist() == [0.5, 0.5, 1.0]
     losses = -logits.double().log_softmax(-1)
-    assert table[2, 4].item() == pytest.approx((losses[0, 0, 0] + losses[0, 1, 1]).item() / 2, rel=1e-12)
-    assert table[:, 1:3].tolist() == [[2, 1]] * 3
+    assert table[2, 5].item() == pytest.approx((losses[0, 0, 0] + losses[0, 1, 1]).item() / 2, rel=1e-12)
+    assert table[:, 1:4].tolist() == [[0, 2, 1]] * 3
 
 
 def test_interval_is_the_95_percent_normal_interval():
@@ -37,9 +37,9 @@ def test_interval_is_the_95_percent_normal_interval():
     assert interval(values[:1])["ci95"] is None
 
 
-def test_pixels_1nn_labels_by_the_nearest_support_image():
+def test_baseline_labels_by_the_nearest_support_image():
     support = Labelled(torch.tensor([0.0, 1.0, 5.0, 9.0]).view(1, 4, 1, 1, 1), torch.tensor([[0, 0, 1, 2]]))
     query = torch.tensor([0.9, 4.0, 8.0]).view(1, 3, 1, 1, 1)
-    logits = pixels_1nn(support, query, 3)
+    logits = nearest(support, query, 3)
     assert logits.argmax(-1).tolist() == [[0, 1, 2]]
     torch.testing.assert_close(logits[0, 0], torch.tensor([-0.1, -4.1, -8.1]), rtol=1e-5, atol=1e-5)

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from metafew.data.augment import Affine
+from metafew.data.augment import Affine, Chain
 from metafew.data.datamodule import MetaBatches
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.sources import Category
+from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
 from metafew.errors import UsageError
 
 SIZES = (3, 7, 5, 4, 6, 5, 9)
 IMAGES = sum(SIZES)  # 39
-JITTER = Affine(15, 0.25, (0.7, 1.05), 2.5)
+JITTER = Chain([Affine(15, 0.25, (0.7, 1.05), 2.5)])
 
 
-class Numbered:
+class Numbered(Source):
     """Seven classes of 3 to 9 images of 4 pixels; an image holds its class, its number, and 0 twice."""
 
-    name, channels, image_size, jitter = "numbered", 1, 2, None
+    name, channels, image_size = "numbered", 1, 2
 
     def splits(self):
         return {
@@ -74,7 +74,7 @@ def test_first_places_are_evenly_shared(split):
 def test_a_chunk_depends_on_seed_and_number_only(split, pairs, jitter):
     def same(one, other):
         assert identities(one) == identities(other) and torch.equal(one.support.labels, other.support.labels)
-        assert jitter is None or torch.equal(one.views[0], other.views[0])
+        assert jitter is None or torch.equal(one.views.support, other.views.support)
 
     sampler = MinibatchSampler(split, plan(pairs=pairs), jitter)
     forward = [sampler.task(i) for i in range(30)]
@@ -96,8 +96,8 @@ def test_a_chunk_is_a_task_of_all_classes_without_queries(split, pairs):
         assert episode.support.labels.dtype == torch.int64
         assert episode.support.labels[0].tolist() == [c for c, _ in identities(episode)]
         assert episode.query.images.shape == (1, 0, 1, 2, 2) and episode.query.labels.shape == (1, 0)
-        assert [view.shape for view in episode.views] == [(1, 8, 2, 3), (1, 0, 2, 3)]
-        assert len(episode.views[0][0].unique(dim=0)) == 8
+        assert [view.shape for view in episode.views[1:]] == [(1, 8, 6), (1, 0, 6)]
+        assert len(episode.views.support[0].unique(dim=0)) == 8
     assert MinibatchSampler(split, plan(pairs=pairs), None).task(0).views is None
 
 
@@ -147,12 +147,12 @@ def test_a_batch_stacks_chunks_and_ranks_share_them_out(split, pairs):
     sampler = MinibatchSampler(split, plan(size=16, tasks=4, total=10, pairs=pairs), JITTER)
     (whole,) = MetaBatches(sampler, 0, 1)[1]
     assert whole.index.tolist() == [4, 5, 6, 7] and whole.support.images.shape == (4, 4, 1, 2, 2)
-    assert whole.query.images.shape == (4, 0, 1, 2, 2) and whole.views[1].shape == (4, 0, 2, 3)
+    assert whole.query.images.shape == (4, 0, 1, 2, 2) and whole.views.query.shape == (4, 0, 6)
     for rank in range(2):
         (half,) = MetaBatches(MinibatchSampler(split, sampler.plan, JITTER), rank, 2)[1]
         assert torch.equal(half.support.images, whole.support.images[rank::2])
         assert torch.equal(half.support.labels, whole.support.labels[rank::2])
-        assert torch.equal(half.views[0], whole.views[0][rank::2])
+        assert torch.equal(half.views.support, whole.views.support[rank::2])
     assert len(MetaBatches(sampler, 0, 1)) == 3
     assert MetaBatches(sampler, 0, 1)[2][0].index.tolist() == [8, 9]
 

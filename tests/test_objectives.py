@@ -3,15 +3,20 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from test_maml import Smooth, W, three_tasks
 
+from metafew.assemble import make
+from metafew.backbones.conv4 import Conv4
 from metafew.clustering import draw_pairs, feature_clustering, hyperplane_variation
-from metafew.episode import Labelled
+from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
+from metafew.files import CONF
 from metafew.heads.cnaps import CNAPs
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
+from metafew.norms.running import commit
 from metafew.objectives.classical import Classical
 from metafew.objectives.episodic import Episodic
 from metafew.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
@@ -84,7 +89,7 @@ def test_episodic_adds_the_measure_of_pairs_from_support_and_query(backbone, ada
 
 def test_the_loss_is_a_mean_over_tasks_of_whatever_shape(backbone):
     task = three_tasks()
-    narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query)))
+    narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query[:2])))
     losses = [Episodic(OFF)(backbone, ProtoNet(), [part]) for part in (*task.split(1), *narrow.split(1))]
     torch.testing.assert_close(Episodic(OFF)(backbone, ProtoNet(), [task, narrow]), torch.stack(losses).mean())
 
@@ -95,13 +100,29 @@ def test_weight_clustering_belongs_to_reptile(objective, backbone):
         objective(WeightClustering()).prepare(backbone, ProtoNet())
 
 
+@pytest.mark.parametrize("norm", ["batch", "batch_shared", "tasknorm"])
+@pytest.mark.parametrize("head", ["protonet", "svm"])
+def test_tasks_one_by_one_have_the_gradients_and_moments_of_all_at_once(norm, head):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 6, 1, 16, 16, generator=generator, dtype=torch.float64)
+    support, query = (Labelled(part, torch.arange(3).repeat(3, 2)) for part in images)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(Conv4(1, 16, make(OmegaConf.load(CONF / "norm" / f"{norm}.yaml")), width=4).double())
+    fitted = make(OmegaConf.load(CONF / "head" / f"{head}.yaml"))
+    Episodic(OFF)(models[0], fitted, [Episode(support, query, 3, torch.arange(3))]).backward()
+    logits = fitted(models[1], support, query.images, 3)
+    F.cross_entropy(logits.flatten(0, 1), query.labels.flatten()).backward()
+    for model in models:
+        commit(model)
+    for (name, one), whole in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one.grad, whole.grad, rtol=1e-9, atol=1e-12, msg=name)
+    for one, whole in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        torch.testing.assert_close(one, whole, rtol=1e-9, atol=1e-12)
+
+
 def test_what_a_head_asks_for_is_added():
-    from omegaconf import OmegaConf
-
-    from metafew.assemble import make
-    from metafew.backbones.conv4 import Conv4
-    from metafew.cli import CONF
-
     norm = make(OmegaConf.load(CONF / "norm" / "meta_batch.yaml"))
     backbone = Conv4(1, 16, norm, width=4)
     costs = []
@@ -110,6 +131,6 @@ def test_what_a_head_asks_for_is_added():
         head = CNAPs(backbone, trained=True, norm=norm, width=4, penalty=penalty, init_std=0.5)
         images, labels = torch.rand(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(2)
         part = Labelled(images, labels.repeat(2, 2))
-        costs.append(Episodic(OFF)(backbone, head, [three_tasks()._replace(support=part, query=part, way=2)]))
+        costs.append(Episodic(OFF)(backbone, head, [Episode(part, part, 2, torch.arange(2))]))
     torch.testing.assert_close(costs[1] - costs[0], head.penalty(), rtol=1e-4, atol=1e-5)
     assert head.penalty() > 0

@@ -10,19 +10,22 @@ from test_cli import metafew
 
 from metafew import checkpoint
 
+MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "val.tasks=1", "test.tasks=1"]
+MIXTURE += [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
+
 
 @pytest.mark.parametrize(
-    ("head", "norm", "regularizer"),
+    ("head", "norm", "regularizer", "more"),
     [
-        ("svm", "tasknorm", "none"),
-        ("maml", "batch", "none"),
-        ("svm", "batch_shared", "none"),
-        ("reptile", "transductive", "weight_clustering"),
+        ("svm", "tasknorm", "none", MIXTURE),
+        ("maml", "batch", "none", []),
+        ("svm", "batch_shared", "none", []),
+        ("reptile", "transductive", "weight_clustering", []),
     ],
 )
-def test_two_processes_equal_one(tmp_path, head, norm, regularizer):
+def test_two_processes_equal_one(launch, tmp_path, head, norm, regularizer, more):
     words = [
-        *TINY,
+        *more,
         f"head={head}",
         f"norm={norm}",
         f"regularizer={regularizer}",
@@ -31,8 +34,8 @@ def test_two_processes_equal_one(tmp_path, head, norm, regularizer):
         "trainer.precision=64-true",
     ]
     words += ["test.total=5", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
-    metafew(*words, "hydra.run.dir=one", cwd=tmp_path)
-    metafew(*words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
+    launch(*words, out=tmp_path / "one")
+    metafew(*TINY, *words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
     one, two = (checkpoint.read(tmp_path / f"{run}/checkpoints/last.ckpt")["state_dict"] for run in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-9, msg=key)

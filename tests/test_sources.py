@@ -7,6 +7,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from metafew.data.sources import glyphs, omniglot, shipped_split
@@ -148,6 +149,8 @@ def test_omniglot_classes(small):
         (f"Tibetan/character01/rot{90 * turns:03}", turns) for turns in range(4)
     ]
     assert len({c.keys for c in vinyals["test"]}) == 1
+    assert [[c.group for c in lake[split]] for split in SPLITS] == [["Greek"], ["Hebrew"], ["Angelic", "Tibetan"]]
+    assert {c.group for c in vinyals["test"]} == {"Tibetan"}
     assert len(vinyals["train"]) == 8
     assert lake["val"][0].keys[:2] == tuple(f"images_background/Hebrew/character02/0001_{i:02}.png" for i in (1, 2))
 
@@ -192,19 +195,21 @@ def test_omniglot_refuses_a_damaged_archive(small, damage):
 
 
 def test_omniglot_without_archives_and_download(tmp_path):
-    with pytest.raises(UsageError, match=r"images_background\.zip.*download=false.*data_dir=PATH"):
+    with pytest.raises(UsageError, match=r"images_background\.zip.*download=false.*data_dir=PATH") as error:
         source(tmp_path / "none").splits()
+    assert all(url in str(error.value) for url in omniglot.URLS)
     assert not (tmp_path / "none").exists()
 
 
 def test_omniglot_without_network_names_both_addresses(tmp_path, monkeypatch):
     def fail(url, *args, **kwargs):
-        raise ConnectionError(url)
+        raise requests.ConnectionError(url)
 
     monkeypatch.setattr("pooch.retrieve", fail)
     with pytest.raises(UsageError) as error:
         source(tmp_path / "new", download=True).splits()
-    assert all(url in str(error.value) for url in omniglot.URLS) and "ConnectionError" in str(error.value)
+    assert all(url in str(error.value) for url in omniglot.URLS) and "no network" in str(error.value)
+    assert "data_dir=PATH" in str(error.value)
 
 
 def test_omniglot_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -214,7 +219,8 @@ def test_omniglot_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_omniglot_downloads_from_the_mirror(small, tmp_path, monkeypatch):
-    def retrieve(url, known_hash, fname, path, progressbar):
+    def retrieve(url, known_hash, fname, path, downloader):
+        assert known_hash == f"md5:{omniglot.MD5[Path(fname).stem]}"
         if url.startswith(omniglot.URLS[0]):
             raise ValueError("another md5")
         (Path(path) / fname).write_bytes((small[0] / fname).read_bytes())

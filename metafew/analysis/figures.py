@@ -67,20 +67,23 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
 def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: int = 12) -> None:
     """Draw the first task of ``episode``: a row a class, its support, then its queries with what was predicted.
 
+    Of a task of many classes the first ten are drawn.
+
     Args:
         episode: tasks with images in [0, 1], on the CPU.
         probabilities: ``(t, q, w)``.
         path: the PNG to write.
         queries: at most so many queries of a class are drawn.
     """
-    support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(episode.way)]
-    asked = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(episode.way)]
+    way = min(episode.way, 10)
+    support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
+    asked = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(way)]
     columns = max(map(len, support)), max(map(len, asked))
     size = 0.75
-    figure = Figure(figsize=(size * (sum(columns) + 1.2), size * 1.25 * episode.way + 0.6))
+    figure = Figure(figsize=(size * (sum(columns) + 1.2), size * 1.25 * way + 0.6))
     gap = 0.6
     grid = GridSpec(
-        episode.way,
+        way,
         sum(columns) + 1,
         figure,
         width_ratios=[*[1] * columns[0], gap, *[1] * columns[1]],
@@ -99,7 +102,7 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
         axes.set(xticks=[], yticks=[])
         return axes
 
-    for label in range(episode.way):
+    for label in range(way):
         for column, image in enumerate(support[label]):
             axes = draw(label, column, image)
             if column == 0:
@@ -118,5 +121,6 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
                 weight="normal" if right else "bold",
             )
             if label == 0 and column == 0:
-                axes.set_title("queries, with the class predicted and its probability", fontsize=9, loc="left")
+                some = "" if way == episode.way else f" (10 of {episode.way} classes)"
+                axes.set_title(f"queries, with the class predicted and its probability{some}", fontsize=9, loc="left")
     figure.savefig(path, dpi=150)

@@ -89,6 +89,11 @@ class Backbone(nn.Module):
         return any(norm.transductive for norm in self.norms)
 
     @property
+    def alone(self) -> bool:
+        """Whether no image changes the features of another, as things stand: in evaluation, or in training."""
+        return not self.own_norms and all(norm.blind or norm.alone for norm in self.norms)
+
+    @property
     def couples_tasks(self) -> bool:
         """Whether some norm lets the tasks of a meta-batch influence each other in training."""
         return any(norm.couples_tasks for norm in self.norms)

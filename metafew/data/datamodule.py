@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,18 +10,17 @@ import torch
 from torch.utils import data
 from torch.utils.data import DataLoader, Dataset
 
-from metafew.data.augment import as_float
+from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.sampler import Plan, Sampler
+from metafew.data.sampler import STREAMS, Mixed, Plan, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
 from metafew.episode import Episode
-from metafew.errors import UsageError
 
 
 class MetaBatches(Dataset):
     """The meta-batches of a plan: batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W``
-    takes every ``W``-th from the ``r``-th on.
+    takes every ``W``-th from the ``r``-th on. In evaluation there is at least one for each rank.
 
     Args:
         sampler: draws the tasks.
@@ -32,13 +30,13 @@ class MetaBatches(Dataset):
 
     def __init__(self, sampler: Sampler, rank: int, world: int):
         self.sampler, self.rank, self.world = sampler, rank, world
+        self.tasks, self.total = max(sampler.plan.tasks, world), sampler.plan.total
 
     def __len__(self) -> int:
-        return -(-self.sampler.plan.total // self.sampler.plan.tasks)
+        return -(-self.total // self.tasks)
 
     def __getitem__(self, step: int) -> list[Episode]:
-        plan = self.sampler.plan
-        tasks = range(step * plan.tasks, min((step + 1) * plan.tasks, plan.total))
+        tasks = range(step * self.tasks, min((step + 1) * self.tasks, self.total))
         return self.sampler.batch(tasks[self.rank :: self.world])
 
 
@@ -63,6 +61,7 @@ class FewShot(pl.LightningDataModule):
         train: the plan of training tasks, or of minibatches.
         val: the plan of validation tasks.
         test: one plan for each test measured, on the same classes and queries.
+        augmentation: views of the images, beyond those that belong to the data.
         cache: folder of the stores.
         num_workers: processes that draw tasks ahead.
     """
@@ -73,21 +72,19 @@ class FewShot(pl.LightningDataModule):
         train: Plan | Minibatches,
         val: Plan,
         test: Sequence[Plan],
+        augmentation: Augmentation,
         cache: Path,
         num_workers: int,
     ):
         super().__init__()
-        self.source, self.cache, self.num_workers = source, cache, num_workers
+        self.source, self.augmentation, self.cache, self.num_workers = source, augmentation, cache, num_workers
         self.train, self.val, self.test = train, val, list(test)
+        self._folders: dict[Source, Path] = {}
 
     def prepare_data(self) -> None:
-        """Build the store, in one process of each machine."""
-        try:
-            build(self.source, self.cache)
-        except OSError as error:
-            raise UsageError(
-                f"the images could not be stored in {self.cache} ({error}): type cache_dir=PATH"
-            ) from error
+        """Build the stores, in one process of each machine."""
+        for source in dict.fromkeys(s for split in STREAMS for s in self.source.components(split)):
+            build(source, self.cache)
 
     def train_dataloader(self) -> DataLoader:
         """Return the meta-batches of training."""
@@ -103,20 +100,26 @@ class FewShot(pl.LightningDataModule):
 
     def first_test_episode(self, dtype: torch.dtype) -> Episode:
         """Return the first test task, ready for a model in ``dtype``, on the CPU."""
-        (episode,) = self._sampler(self.test[0]).batch([0])
-        return present(episode, self.source.jitter, dtype)
+        (episode,) = self.sampler(self.test[0]).batch([0])
+        return present(episode, dtype)
 
-    @cached_property
-    def _store(self) -> Path:
-        """The folder of the store; finding it reads the source's files."""
-        return locate(self.source, self.cache)
+    def sampler(self, plan: Plan | Minibatches) -> Sampler:
+        """Return what draws the tasks of ``plan`` from stores that have been built."""
+        make = MinibatchSampler if isinstance(plan, Minibatches) else Sampler
+        samplers = []
+        for source in self.source.components(plan.split):
+            split = Split(self._locate(source), plan.split, self.source.channels)
+            samplers.append(make(split, plan, self.augmentation.chain(plan.split, source.jitter)))
+        return samplers[0] if len(samplers) == 1 else Mixed(samplers, plan)
 
-    def _sampler(self, plan: Plan | Minibatches) -> Sampler:
-        sampler = MinibatchSampler if isinstance(plan, Minibatches) else Sampler
-        return sampler(Split(self._store, plan.split), plan, self.source.jitter)
+    def _locate(self, source: Source) -> Path:
+        """The folder of a store; finding it reads the names of the source's files, once."""
+        if source not in self._folders:
+            self._folders[source] = locate(source, self.cache)
+        return self._folders[source]
 
-    def _loader(self, plan: Plan, start: int = 0) -> DataLoader:
-        batches = MetaBatches(self._sampler(plan), self.trainer.global_rank, self.trainer.world_size)
+    def _loader(self, plan: Plan | Minibatches, start: int = 0) -> DataLoader:
+        batches = MetaBatches(self.sampler(plan), self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(
             batches,
             batch_size=None,
@@ -129,15 +132,14 @@ class FewShot(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
         """Turn images into floating point numbers and apply their views, on the device."""
         dtype = self.trainer.lightning_module.dtype
-        return [present(episode, self.source.jitter, dtype) for episode in batch]
+        return [present(episode, dtype) for episode in batch]
 
 
-def present(episode: Episode, jitter, dtype: torch.dtype) -> Episode:
+def present(episode: Episode, dtype: torch.dtype) -> Episode:
     """Return ``episode`` with images in ``dtype`` in [0, 1], seen through the views that its tasks drew."""
-    parts = [part._replace(images=as_float(part.images, dtype)) for part in (episode.support, episode.query)]
+    support, query = (p._replace(images=as_float(p.images, dtype)) for p in (episode.support, episode.query))
     if episode.views is not None:
-        parts = [
-            part._replace(images=jitter.apply(part.images, maps))
-            for part, maps in zip(parts, episode.views, strict=True)
-        ]
-    return episode._replace(support=parts[0], query=parts[1], views=None)
+        chain, given, asked = episode.views
+        support = support._replace(images=chain.apply(support.images, given))
+        query = query._replace(images=chain.apply(query.images, asked))
+    return episode._replace(support=support, query=query, views=None)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from metafew.data.augment import Affine
+from metafew.data.augment import Chain
 from metafew.data.sampler import STREAMS, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split
-from metafew.episode import Episode, Labelled
+from metafew.episode import Episode, Labelled, Views
 from metafew.errors import UsageError
 
 
@@ -89,11 +89,11 @@ class MinibatchSampler(Sampler):
     Args:
         split: the images.
         plan: what chunks look like.
-        jitter: random views that belong to the data, or None.
+        views: random views of the images, or None.
     """
 
-    def __init__(self, split: Split, plan: Minibatches, jitter: Affine | None):
-        super().__init__(split, plan, jitter)
+    def __init__(self, split: Split, plan: Minibatches, views: Chain | None):
+        super().__init__(split, plan, views)
         # Rotated classes share images, so an image of an epoch is a row and a class.
         self.rows = np.concatenate(split.rows)
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
@@ -107,13 +107,13 @@ class MinibatchSampler(Sampler):
         rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
         rows, classes = self._pairs(rng) if self.plan.pairs else self._piece(index * self.plan.chunk)
         support = self._gather(rows, classes, torch.from_numpy(classes))
-        views = self.jitter and torch.from_numpy(self.jitter.draw(rng, len(rows))).unsqueeze(0)
+        views = self.views and torch.from_numpy(self.views.draw(rng, classes)).unsqueeze(0)
         return Episode(
             support=support,
             query=Labelled(*(part[:, :0] for part in support)),
             way=len(self.split.rows),
             index=torch.tensor([index]),
-            views=None if views is None else (views, views[:, :0]),
+            views=None if views is None else Views(self.views, views, views[:, :0]),
         )
 
     def _pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

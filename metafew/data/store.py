@@ -1,4 +1,4 @@
-"""Images on disk: one memory-mapped uint8 array a split, and an index of its classes."""
+"""Images on disk: one memory-mapped array a split, and an index of its classes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from hashlib import sha256
+from glob import escape
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from rich.progress import track
 
-from metafew.data.sources import Source
+from metafew.data.sources import Category, Source
+from metafew.errors import UsageError
+from metafew.files import write_json
 
-FORMAT = 1
+FORMAT = 2
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's."""
 
 
 def locate(source: Source, cache: Path) -> Path:
@@ -30,38 +35,81 @@ def build(source: Source, cache: Path) -> Path:
 
     Images are written to a temporary folder, which is renamed when complete: a killed build leaves nothing under the
     final name. Processes that start together wait for the first.
+
+    Raises:
+        UsageError: the images could not be stored.
     """
     path = locate(source, cache)
     if path.exists():
         return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            for left_over in cache.glob(f"{path.name}.*/"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=cache))
-            try:
-                for split, categories in source.splits().items():
-                    _write(unfinished, split, categories, source)
-                unfinished.chmod(0o755)  # others may share the cache
-                os.replace(unfinished, path)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                for left_over in cache.glob(f"{escape(path.name)}.*/"):
+                    shutil.rmtree(left_over, ignore_errors=True)
+                _build(source, path)
+    except OSError as error:
+        raise UsageError(
+            f"the images could not be read, or not be stored in {cache} ({error}): make room, or type cache_dir=PATH"
+        ) from error
     return path
 
 
-def _write(folder: Path, split: str, categories: Sequence, source: Source) -> None:
-    """Write the array and the index of one split."""
+def _build(source: Source, path: Path) -> None:
+    """Write the store of ``source`` to a temporary folder, and rename it to ``path``."""
+    splits = source.splits()
+    values = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
+    wanted = values * sum(len({key for c in categories for key in c.keys}) for categories in splits.values())
+    if wanted > (free := shutil.disk_usage(path.parent).free):
+        raise UsageError(
+            f"the images take {wanted / 1e9:.3g} GB with dataset.image_size={source.image_size}, and {path.parent} has "
+            f"{free / 1e9:.3g} GB left: type a smaller dataset.image_size, or cache_dir=PATH"
+        )
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
+    try:
+        about = {
+            "format": FORMAT,
+            "dataset": source.name,
+            "fingerprint": source.fingerprint(),
+            "image_size": source.image_size,
+            "channels": source.channels,
+            "splits": {split: _write(unfinished, split, found, source) for split, found in splits.items()},
+        }
+        write_json(unfinished / "store.json", about)
+        unfinished.chmod(0o755)  # others may share the cache
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(folder: Path, split: str, categories: Sequence[Category], source: Source) -> dict:
+    """Write the array and the index of one split; return what the store says of it."""
     rows = {key: row for row, key in enumerate(dict.fromkeys(key for c in categories for key in c.keys))}
-    shape = (len(rows), source.channels, source.image_size, source.image_size)
-    images = np.lib.format.open_memmap(folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=shape)
+    shape = (source.channels, source.image_size, source.image_size)
     reading = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
-    for row, image in enumerate(reading):
-        images[row] = image
-    images.flush()
-    index = [{"name": c.name, "rows": [rows[key] for key in c.keys], "turns": c.turns} for c in categories]
-    digest = sha256(images).hexdigest()
-    (folder / f"{split}.json").write_text(json.dumps({"sha256": digest, "classes": index}))
+    with (folder / f"{split}.npy").open("wb") as file:
+        # Written one by one, as pages of a memory map would count as memory in use.
+        descr = np.lib.format.dtype_to_descr(np.dtype(source.dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": (len(rows), *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, image in zip(rows, reading, strict=True):
+            file.write(np.asarray(image, source.dtype).reshape(shape).tobytes())
+    index = [category._asdict() | {"keys": [rows[key] for key in category.keys]} for category in categories]
+    (folder / f"{split}.json").write_text(json.dumps(index))
+    return {"classes": len(categories), "images": len(rows), "sha256": _checksum(folder / f"{split}.npy")}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> None:
+    """Raise a sentence when the images of a store are not those that were written."""
+    for split, about in json.loads((folder / "store.json").read_text())["splits"].items():
+        if _checksum(folder / f"{split}.npy") != about["sha256"]:
+            raise UsageError(f"the {split} images in {folder} have changed since they were written: delete that folder")
 
 
 class Split:
@@ -70,23 +118,35 @@ class Split:
     Args:
         folder: a store.
         split: ``train``, ``val`` or ``test``.
+        channels: what images are converted to: 1 or 3; None leaves them as they are.
 
     Attributes:
         names: class names.
+        groups: for each class what it is a part of.
         rows: for each class the rows of its images.
         turns: for each class the quarter turns to apply to its images.
     """
 
-    def __init__(self, folder: Path, split: str):
-        classes = json.loads((folder / f"{split}.json").read_text())["classes"]
+    def __init__(self, folder: Path, split: str, channels: int | None = None):
+        classes = json.loads((folder / f"{split}.json").read_text())
         self.images = np.load(folder / f"{split}.npy", mmap_mode="r")
+        self.channels = channels or self.images.shape[1]
         self.names = [c["name"] for c in classes]
-        self.rows = [np.asarray(c["rows"]) for c in classes]
+        self.groups = [c["group"] for c in classes]
+        self.rows = [np.asarray(c["keys"]) for c in classes]
         self.turns = np.asarray([c["turns"] for c in classes])
 
+    def ids(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """Return one number for each image, which tells it, and its turn, from all others of the split."""
+        return rows + turns * len(self.images)
+
     def gather(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Return images ``(n, c, h, w)``, uint8, each turned counter-clockwise by its number of quarter turns."""
+        """Return images ``(n, c, h, w)``, each turned counter-clockwise by its number of quarter turns."""
         images = self.images[rows]
+        if self.channels > images.shape[1]:
+            images = images.repeat(self.channels, axis=1)
+        elif self.channels < images.shape[1]:
+            images = np.rint(np.tensordot(images, LUMA, (1, 0)))[:, None].astype(images.dtype)
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images

@@ -15,6 +15,8 @@ class GroupNorm(Norm):
         groups: number of groups, a divisor of ``channels``.
     """
 
+    alone = True
+
     def __init__(self, channels: int, eps: float = 1e-5, groups: int = 4):
         super().__init__(channels, eps)
         if groups < 1 or channels % groups:

@@ -13,6 +13,8 @@ class InstanceNorm(Norm):
         eps: added to the variance.
     """
 
+    alone = True
+
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``."""
         return own

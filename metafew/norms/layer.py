@@ -13,6 +13,8 @@ class LayerNorm(Norm):
         eps: added to the variance.
     """
 
+    alone = True
+
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, 1)``."""
         return pool(*own, dim=2)

@@ -44,6 +44,8 @@ class Norm(nn.Module):
 
     transductive = False
     """Whether, in eval mode, one target row may change the result of another."""
+    alone = False
+    """Whether no image changes the result of another, be it context or target."""
     couples_tasks = False
     """Whether, in training, the tasks of a meta-batch change one another's results."""
 

@@ -18,8 +18,10 @@ class Episodic(Objective):
     """Cross-entropy on the queries after the head saw the support set: the loss of meta-learning.
 
     The mean over the queries of a task, then over all tasks of the meta-batch. (Algorithm 1 of Goldblum et al. 2020
-    sums over tasks: its outer learning rate is ours divided by the number of tasks.) A head that adapts the backbone is
-    differentiated a few tasks at a time, so that memory does not grow with the meta-batch.
+    sums over tasks: its outer learning rate is ours divided by the number of tasks.)
+
+    Tasks are differentiated a few at a time where a head adapts the backbone, and one by one on a CPU, whose cache then
+    holds more of what they need: memory does not grow with the meta-batch. Norms that couple tasks see all at once.
 
     A regularizer takes pairs of classes out of the support and query rows of each task, in the features that a head on
     features sees; of a head that adapts the backbone, in the features before adaptation.
@@ -37,10 +39,14 @@ class Episodic(Objective):
     def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:
         """Return the mean loss over the tasks of ``batch``."""
         tasks = sum(len(episode.index) for episode in batch)
-        size = head.tasks_at_once(batch[0].query.images.device) if head.adapts_backbone else None
+        device = batch[0].query.images.device
+        if head.adapts_backbone:
+            size = head.tasks_at_once(device)
+        else:
+            size = 1 if device.type == "cpu" and not backbone.couples_tasks else None
         pieces = [piece for episode in batch for piece in episode.split(size)]
         losses = (self._losses(backbone, head, piece).sum() / tasks for piece in pieces)
-        if head.adapts_backbone and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (head.adapts_backbone or len(pieces) > 1):
             weights = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
             loss = in_turn(losses, weights, self.loss_scale)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from metafew.data.sources import Category, shipped_split
+from metafew.data.sources import Category, Source, shipped_split
 from metafew.errors import UsageError
 
 STYLES = {
@@ -28,7 +28,7 @@ OVERSAMPLING = 8
 VERSION = 1  # of the drawings
 
 
-class Glyphs:
+class Glyphs(Source):
     """Letters as classes, typefaces as samples: the default dataset.
 
     Each letter has at least 12 different drawings, and no two letters nearly coincide in any typeface. Letters and

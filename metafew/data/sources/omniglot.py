@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from hashlib import sha256
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -15,23 +14,24 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from PIL import Image
 
-from metafew.data.sources import Category, shipped_split
+from metafew.data.download import Remote, obtain
+from metafew.data.sources import Category, Source, shipped_split
 from metafew.errors import UsageError
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS, SIDE = 20, 105  # of each character; in pixels
-MD5 = {
-    "images_background": "md5:68d2efa1b9178cc56df9314c21c6e718",
-    "images_evaluation": "md5:6b91aef0f799c5bb55b94e3f2daec811",
-}
 URLS = (
     "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
     "https://github.com/brendenlake/omniglot/raw/master/python/",
 )
+MD5 = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
 VERSION = 1  # of the conversion
 
 
-class Omniglot:
+class Omniglot(Source):
     """Handwritten characters as classes, read from the authors' two zip archives without unpacking them.
 
     Args:
@@ -48,7 +48,6 @@ class Omniglot:
 
     name = "omniglot"
     channels = 1
-    jitter = None
 
     def __init__(self, root: str, split: str, image_size: int, download: bool):
         held_out = shipped_split(self.name)
@@ -71,7 +70,8 @@ class Omniglot:
         for character, drawings in groupby(sorted(self._drawings), key=os.path.dirname):
             name, keys = character.partition("/")[2], tuple(drawings)
             part = next((p for p, prefixes in self._held_out.items() if keys[0].startswith(prefixes)), "train")
-            classes[part] += [Category(name + suffix, keys, turns) for suffix, turns in rotations.items()]
+            alphabet = name.partition("/")[0]
+            classes[part] += [Category(name + suffix, keys, turns, alphabet) for suffix, turns in rotations.items()]
         return classes
 
     def fingerprint(self) -> str:
@@ -105,7 +105,9 @@ class Omniglot:
         return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._path(name)).items()}
 
     def _path(self, name: str) -> Path:
-        return obtain(self.root / f"{name}.zip", self.download)
+        file = f"{name}.zip"
+        remote = Remote(file, tuple(base + file for base in URLS), f"md5:{MD5[name]}")
+        return obtain(self.root, remote, self.download, self.name)
 
 
 def list_drawings(path: Path) -> dict[str, int]:
@@ -120,36 +122,6 @@ def list_drawings(path: Path) -> dict[str, int]:
             f"characters, {len(found)} drawings: replace it, or type data_dir=PATH with a good copy in PATH/omniglot."
         )
     return found
-
-
-def obtain(path: Path, download: bool) -> Path:
-    """Return `path`, fetched first if it is missing; `UsageError` if that is forbidden or fails."""
-    if not path.is_file():
-        reason = fetch(path) if download else "dataset.download=false forbids fetching it"
-        if reason:
-            raise UsageError(
-                f"dataset=omniglot needs {path.name}, which {path.parent} does not hold, and {reason}: put the "
-                f"archives of {URLS[0]} there, or type data_dir=PATH with both in PATH/omniglot."
-            )
-    return path
-
-
-def fetch(path: Path) -> str | None:
-    """Download an archive, named once it is complete and verified; return what prevented it, if anything did."""
-    import pooch
-
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        return "that folder cannot be written"
-    failures, progress = [], find_spec("tqdm") is not None
-    for base in URLS:
-        try:
-            pooch.retrieve(base + path.name, MD5[path.stem], path.name, path.parent, progressbar=progress)
-            return None
-        except (OSError, ValueError) as error:  # ValueError: other bytes than the authors'
-            failures.append(f"{base} ({type(error).__name__})")
-    return f"fetching it failed from {' and '.join(failures)}"
 
 
 def area_weights(side: int, size: int) -> np.ndarray:

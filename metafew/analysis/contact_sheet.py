@@ -1,0 +1,93 @@
+"""The contact sheet of a dataset: tasks of training and of testing, with the names of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from metafew.data.store import Split
+from metafew.errors import UsageError
+
+WAY, SHOT, QUERY = 5, 3, 5
+CELL, NAMES, TITLE, MARGIN = 0.55, 2.2, 0.5, 0.1  # inches: an image, and the room for words beside and above a task
+LONGEST = 30  # letters of a class name that fit there
+GROUND, LINE = 255, 205  # levels of grey
+
+
+class Sample(NamedTuple):
+    """One task to draw.
+
+    Attributes:
+        title: what stands above it.
+        names: those of its classes.
+        images: of each class, its support before its queries: uint8 ``(n, c, h, w)`` with ``n`` up to 8.
+    """
+
+    title: str
+    names: list[str]
+    images: list[np.ndarray]
+
+
+def sample(split: Split, title: str, seed: int) -> Sample:
+    """Draw a task of five classes, or all where there are fewer; a small class shows all of its images."""
+    rng = np.random.default_rng(seed)
+    classes = rng.permutation(len(split.names))[:WAY]
+    rows = [rng.permutation(split.rows[c])[: SHOT + QUERY] for c in classes]
+    images = [split.gather(r, np.full(len(r), split.turns[c])) for c, r in zip(classes, rows, strict=True)]
+    return Sample(title, [split.names[c] for c in classes], images)
+
+
+def contact_sheet(train: Sequence[Sample], test: Sequence[Sample], path: Path) -> None:
+    """Draw tasks of training on the left and of testing on the right: a row a class, support before queries.
+
+    Args:
+        train: training tasks.
+        test: as many test tasks.
+        path: the PNG to write.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    width, height = CELL * (SHOT + QUERY + 0.5), CELL * WAY
+    whole = 2 * (NAMES + width + MARGIN), len(train) * (TITLE + height) + MARGIN
+    figure = Figure(figsize=whole)
+    for column, tasks in enumerate((train, test)):
+        for row, task in enumerate(tasks):
+            left = column * whole[0] / 2 + NAMES
+            bottom = whole[1] - (row + 1) * (TITLE + height)
+            draw(figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])), task)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the contact sheet cannot be {path} ({error}): type out=FILE.png") from error
+
+
+def draw(axes, task: Sample) -> None:
+    """Draw one task on ``axes``."""
+    axes.set_title(task.title, fontsize=9, loc="left", pad=13, parse_math=False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if not task.names:
+        return
+    size = task.images[0].shape[-1]
+    line = max(1, size // 28)
+    step, gap = size + line, size // 2  # the gap parts support and queries
+    starts = [column * step + (gap if column >= SHOT else 0) for column in range(SHOT + QUERY)]
+    canvas = np.full((WAY * step + line, starts[-1] + step + line, 3), GROUND, np.uint8)
+    for row, images in enumerate(task.images):
+        for left, image in zip(starts, images, strict=False):
+            frame = canvas[row * step : (row + 1) * step + line, left : left + step + line]
+            frame[:] = LINE
+            # Drawings are ink on paper.
+            frame[line:-line, line:-line] = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0][..., None]
+    axes.imshow(canvas)
+    for start, word in ((0, "support"), (SHOT, "queries")):
+        axes.text(starts[start], -0.08 * size, word, fontsize=7, color="0.35")
+    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in task.names]
+    axes.set_yticks([(row + 0.5) * step for row in range(len(names))], names, fontsize=7, parse_math=False)
+    axes.tick_params(length=0)

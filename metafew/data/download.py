@@ -1,0 +1,187 @@
+"""Downloads: verified files, resumed after a cut, from the first mirror that has them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+import requests
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
+
+from metafew.errors import UsageError
+
+CHUNK = 1 << 18  # bytes
+TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+class Remote(NamedTuple):
+    """A file on the web.
+
+    Attributes:
+        name: Its name on disk.
+        urls: Complete addresses, tried in this order.
+        checksum: 'md5:...' or 'sha256:...'; None where nobody publishes one, and the number of bytes must do.
+        size: Bytes, where a server may not tell.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    checksum: str | None
+    size: int | None = None
+
+
+class CutOffError(Exception):
+    """A server stopped sending. The text says after how many bytes."""
+
+
+def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
+    """Return the path of a file in `folder`, fetched first if it is missing.
+
+    The file has its name once it is complete and verified. What arrived of it before stays in a hidden file, and the
+    next attempt goes on from there. Processes that want the same file wait for the first.
+
+    Args:
+        folder: Where the file is wanted; made if need be.
+        remote: The file.
+        download: Whether it may be fetched.
+        dataset: The word of the dataset that needs it.
+
+    Raises:
+        UsageError: Fetching is forbidden or failed.
+    """
+    folder = folder.absolute()  # pooch would expand '~'
+    path = folder / remote.name
+    if path.is_file():
+        return path
+    reason = (
+        fetch(folder, remote) if download else f"dataset.download=false forbids fetching {' or '.join(remote.urls)}"
+    )
+    if reason:
+        raise UsageError(
+            f"dataset={dataset} needs {remote.name}, which {folder} does not hold, and {reason}: "
+            f"{'type the command again, ' if download else ''}put the file into {folder} by hand, or type "
+            f"dataset.root=DIR of a folder that holds it (data_dir=PATH moves the folders of all datasets)."
+        )
+    return path
+
+
+def fetch(folder: Path, remote: Remote) -> str | None:
+    """Download a file into `folder` unless it is there; return what prevented it, if anything did."""
+    unwritable = f"that folder cannot be written, so {' or '.join(remote.urls)} was not fetched"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return unwritable
+        with FileLock(folder / f".{remote.name}.lock"):
+            return None if (folder / remote.name).is_file() else try_mirrors(folder, remote)
+    except OSError:
+        return unwritable
+
+
+def try_mirrors(folder: Path, remote: Remote) -> str | None:
+    """Download a file from the first mirror that has it; return what went wrong at each if none has."""
+    part = folder / f".{remote.name}.part"
+    waiting, failures = deque(remote.urls), []
+    while waiting:
+        url, resumed = waiting.popleft(), part.exists()
+        try:
+            pooch.retrieve(url, remote.checksum, remote.name, folder, downloader=Resumption(part, remote))
+            return None
+        except (requests.RequestException, CutOffError) as error:
+            failures.append(f"{url} ({explain(error)})")
+        except OSError as error:  # of this machine: another mirror would meet it too
+            failures.append(f"{url} ({explain(error)})")
+            break
+        except ValueError:  # pooch, which removed the bytes: other ones than the authors'
+            if resumed:  # the earlier part may be to blame
+                waiting.appendleft(url)
+            else:
+                failures.append(f"{url} (checksum differs)")
+    return f"fetching it failed from {' and '.join(failures)}"
+
+
+class Resumption:
+    """A downloader for pooch that goes on where an earlier attempt was cut off.
+
+    Args:
+        part: The file that collects the bytes.
+        remote: What it is a part of.
+    """
+
+    def __init__(self, part: Path, remote: Remote):
+        self.part, self.remote = part, remote
+
+    def __call__(self, url: str, output: str, _: Any) -> None:
+        """Append what is missing to the part, and give it the name `output` once all is there.
+
+        Raises:
+            CutOffError: The server stopped early.
+            OSError: The disk has no room, or the server cannot be reached or refuses (`requests.RequestException`).
+        """
+        # Without a checksum nobody would notice that the part is of another version.
+        held = self.part.stat().st_size if self.remote.checksum and self.part.exists() else 0
+        with ask(url, held) as response:
+            start = held if response.status_code == requests.codes.partial_content else 0
+            length = response.headers.get("Content-Length")
+            total = start + int(length) if length else self.remote.size
+            free = shutil.disk_usage(self.part.parent).free
+            if total and total - held > free:
+                raise OSError(errno.ENOSPC, f"{total - held} bytes are wanted and {free} are free")
+            self._receive(response, start, total)
+        os.replace(self.part, output)
+
+    def _receive(self, response: requests.Response, start: int, total: int | None) -> None:
+        """Write the body behind the first `start` bytes of the part."""
+        with open(self.part, "ab" if start else "wb") as file, Progress(*COLUMNS, transient=True) as progress:
+            task = progress.add_task(self.remote.name, total=total, completed=start)
+            try:
+                # As sent: some servers call a .tar.gz a tar in gzip encoding, and requests would decode it.
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                    file.write(chunk)
+                    progress.advance(task, len(chunk))
+            except HTTPError as error:
+                raise CutOffError(f"cut off after {file.tell()} of {total or 'unknown'} bytes") from error
+            if total and file.tell() < total:
+                raise CutOffError(f"cut off after {file.tell()} of {total} bytes")
+
+
+def ask(url: str, start: int) -> requests.Response:
+    """Request a file from its byte `start` on, or all of it where the server has no such byte."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    if start and response.status_code == requests.codes.requested_range_not_satisfiable:
+        response.close()
+        return ask(url, 0)
+    response.raise_for_status()
+    return response
+
+
+def explain(error: Exception) -> str:
+    """Say in a few words why a file did not come."""
+    match error:
+        case requests.HTTPError():
+            return str(error.response.status_code)
+        case requests.Timeout():
+            return "no answer in time"
+        case requests.ConnectionError():
+            return f"no network: {type(error).__name__}"
+        case requests.RequestException():
+            return type(error).__name__
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"no room on the disk: {error.strerror}"
+        case _:
+            return str(error)

@@ -1,0 +1,128 @@
+"""CIFAR-FS (Bertinetto et al., 2019) and FC100 (Oreshkin et al., 2018): CIFAR-100 (Krizhevsky, 2009) by classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metafew.data.download import Remote, obtain
+from metafew.data.formats import Collection
+from metafew.data.formats.archives import read
+from metafew.data.formats.arrays import Arrays, dictionary
+from metafew.data.sources import shipped_split
+from metafew.data.sources.collected import Collected
+from metafew.errors import UsageError
+
+FOLDER, BATCHES, NAMES = "cifar-100-python", ("train", "test"), "meta"
+ARCHIVE = Remote(
+    "cifar-100-python.tar.gz",
+    ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+    169001437,
+)
+LIMIT = 2**29  # bytes of a file in the archive, the largest of which has 155 million
+
+
+class Cifar(Collected):
+    """CIFAR-100 as its authors distribute it: 100 classes of 600 images, 32 x 32 pixels, in 20 superclasses.
+
+    Their own training and test images are pooled: a subclass says how the classes are split.
+
+    Args:
+        root: The folder of cifar-100-python.tar.gz or, unpacked, cifar-100-python/.
+        image_size: Height and width of the stored images, in pixels.
+        download: Whether a missing archive is fetched into `root`.
+    """
+
+    def __init__(self, root: str, image_size: int, download: bool):
+        super().__init__(channels=3, image_size=image_size, fit="crop")
+        self.root, self.download = Path(root), download
+
+    def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return the classes of each split, given the superclass of each class."""
+        raise NotImplementedError
+
+    def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
+        """Return the images of both files as one collection, and the names of the classes of each split."""
+        folder = self.root / FOLDER
+        if all((folder / name).is_file() for name in (*BATCHES, NAMES)):
+            files = [folder / name for name in (*BATCHES, NAMES)]
+        else:
+            files = [obtain(self.root, ARCHIVE, self.download, self.name)]
+        content = self._load(files)
+        batches = [batch(content[name], f"{name} in {files[0].parent}") for name in BATCHES]
+        fine, coarse = (np.concatenate([each[key] for each in batches]) for key in ("fine_labels", "coarse_labels"))
+        meta = content[NAMES]
+        try:
+            classes = dict(enumerate(map(str, meta["fine_label_names"])))
+            of = dict(zip(fine.tolist(), coarse.tolist(), strict=True))
+            superclass = {classes[label]: str(meta["coarse_label_names"][of[label]]) for label in sorted(of)}
+        except (IndexError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{NAMES} in {files[0].parent} should name the classes and superclasses of CIFAR-100 and does not "
+                f"({type(error).__name__}: {error}): replace it with the authors' {ARCHIVE.name}"
+            ) from error
+
+        def images() -> np.ndarray:
+            content = self._load(files)
+            data = np.concatenate([content[name]["data"] for name in BATCHES])
+            return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+        return [Arrays(images, fine, classes, files)], self.divide(superclass)
+
+    def _load(self, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+        """Return what the authors' files hold, which lie in a folder or in the archive."""
+        if len(files) > 1:
+            return {file.name: dictionary(file, str(file)) for file in files}
+        pickled, content = read(files[0], [f"{FOLDER}/{name}" for name in (*BATCHES, NAMES)], LIMIT), {}
+        for name in (*BATCHES, NAMES):
+            where = f"{FOLDER}/{name} in {files[0]}"
+            try:
+                content[name] = dictionary(pickled.pop(f"{FOLDER}/{name}"), where)
+            except UsageError as error:  # which cannot know where the bytes come from
+                raise UsageError(f"{where}: {error}") from error
+        return content
+
+
+def batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Return the images of 'train' or 'test' as (n, 3072), with their labels; `UsageError` where they are not there."""
+    try:
+        found = {key: np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels")}
+        count = found["fine_labels"].size
+        problem = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in found.items())
+        if [array.shape for array in found.values()] == [(count, 3072), (count,), (count,)]:
+            problem = problem if found["data"].dtype != np.uint8 else ""
+    except (KeyError, ValueError) as error:  # ValueError: rows of several lengths
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise UsageError(
+            f"{where} should hold data (uint8, 3072 an image), fine_labels and coarse_labels, and does not "
+            f"({problem}): replace it with the authors' {ARCHIVE.name}"
+        )
+    return found
+
+
+class CIFARFS(Cifar):
+    """CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random by its authors; see `Cifar`."""
+
+    name = "cifar_fs"
+
+    def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return the classes that the authors drew."""
+        return {split: [name for _, name in pairs] for split, pairs in shipped_split(self.name).items()}
+
+
+class FC100(Cifar):
+    """FC100: 60, 20 and 20 classes of CIFAR-100, no superclass in two splits; see `Cifar`."""
+
+    name = "fc100"
+
+    def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return the classes of each split's superclasses."""
+        return {
+            split: [name for name, above in superclass.items() if above in superclasses]
+            for split, superclasses in shipped_split(self.name).items()
+        }

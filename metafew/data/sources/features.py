@@ -1,0 +1,104 @@
+"""features: vectors that some network made, in place of images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from metafew.data.formats import stamp
+from metafew.data.formats.arrays import opened
+from metafew.data.sources import Category, Source
+from metafew.errors import UsageError
+
+SPLITS = ("train", "val", "test")
+VERSION = 1  # of the conversion
+
+
+class Features(Source):
+    """Vectors and their classes, for every head and measure that needs no images.
+
+    A vector of `d` numbers is stored as an image of `d` channels and one pixel, in float32.
+
+    Args:
+        root: An .npz file with x_SPLIT, (n, d) numbers, and y_SPLIT, n numbers or strings that name the classes, for
+            one or more of the splits train, val and test.
+    """
+
+    name = "features"
+    image_size = 1
+    dtype = np.float32
+
+    def __init__(self, root: str | None):
+        if root is None or not Path(root).is_file():
+            came = "is not given" if root is None else f"{root} is no file"
+            raise UsageError(
+                f"dataset=features wants an .npz file, and dataset.root {came}: type dataset.root=FILE.npz"
+            )
+        self.root = Path(root)
+
+    @property
+    def channels(self) -> int:
+        """The number of entries of a vector."""
+        return self._known[0]
+
+    def splits(self) -> dict[str, list[Category]]:
+        """Return the classes of 'train', 'val' and 'test'; a split that the file does not hold has none.
+
+        Raises:
+            UsageError: The file is not as it should be.
+        """
+        classes: dict[str, list[Category]] = {split: [] for split in SPLITS}
+        for split, y in self._known[1].items():
+            names, which = np.unique(y, return_inverse=True)
+            for number, name in enumerate(names):
+                keys = tuple((split, int(row)) for row in np.flatnonzero(which == number))
+                classes[split].append(Category(str(name), keys))
+        return classes
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the file's name, size and time of change."""
+        return sha256(f"{VERSION} {stamp([self.root])}".encode()).hexdigest()
+
+    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+        """Read vectors one by one: float32 of shape (d, 1, 1)."""
+        for split, group in groupby(keys, itemgetter(0)):
+            vectors, _ = self._load(split)
+            yield from (vectors[row].reshape(-1, 1, 1) for _, row in group)
+
+    @cached_property
+    def _known(self) -> tuple[int, dict[str, np.ndarray]]:
+        """The number of entries of a vector, and the classes of the vectors of each split that the file holds."""
+        with opened(self.root) as file:
+            held = [split for split in SPLITS if f"x_{split}" in file and f"y_{split}" in file]
+            names = ", ".join(file) or "nothing"
+        classes, shapes = {}, {}
+        for split in held:
+            x, classes[split] = self._load(split)
+            shapes[split] = x.shape
+        if len({shape[1] for shape in shapes.values()}) != 1:
+            came = ", ".join(f"x_{split} {shape}" for split, shape in shapes.items()) or names
+            raise UsageError(
+                f"dataset=features wants x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one "
+                f"length and their classes, and it holds {came}: write it by numpy.savez"
+            )
+        return next(iter(shapes.values()))[1], classes
+
+    def _load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of a split in float32, and their classes; `UsageError` where they are something else."""
+        with opened(self.root) as file:
+            x, y = file[f"x_{split}"], file[f"y_{split}"]
+        if x.dtype.kind in "fiu" and x.ndim == 2 and y.shape == x.shape[:1] and x.shape[1] > 0:
+            with np.errstate(over="ignore"):
+                vectors = x.astype(np.float32)
+            if np.isfinite(vectors).all():
+                return vectors, y
+        raise UsageError(
+            f"dataset=features wants x_{split} and y_{split} in {self.root} to be finite numbers (n, d) and n classes, "
+            f"and they are {x.dtype} {x.shape} and {y.dtype} {y.shape}, or not finite: write them by numpy.savez"
+        )

@@ -1,0 +1,1 @@
+"""What scripts/benchmark.py measures, one kind of row a file."""

@@ -1,0 +1,45 @@
+"""A meta-batch out of its store, against the step that consumes it, and the memory that drawing takes."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from pathlib import Path
+
+import pooch
+import torch
+
+from benchmarks.commands import dataset
+from benchmarks.measure import Bench, Tables
+from benchmarks.steps import configure, step
+from metafew.assemble import make_source
+from metafew.data.augment import as_float
+from metafew.data.sampler import Plan, Sampler
+from metafew.data.store import Split, build
+from metafew.episode import Episode
+
+
+def tables(bench: Bench) -> Tables:
+    """Measure a ProtoNet step with TaskNorm, and the ways of a meta-batch from the store to that step."""
+    s, word = bench.setting, dataset()
+    cache = Path(os.environ.get("METAFEW_CACHE") or pooch.os_cache("metafew"))
+    split = Split(build(make_source(configure(f"dataset={word}")), cache), "train")
+    plan = Plan("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
+    sampler, numbers = Sampler(split, plan, None), itertools.count()
+
+    def draw() -> list[Episode]:
+        first = next(numbers) * s.tasks
+        return sampler.batch(range(first, first + s.tasks))
+
+    def deliver() -> None:
+        for episode in draw():
+            for part in (episode.support, episode.query):
+                as_float(part.images.to(bench.device), torch.float32)
+
+    takes = {"protonet step": step(bench.problem, "protonet", "tasknorm").take, "drawn": draw}
+    takes["drawn, on the device"] = deliver
+    rows = bench.measure("loader", {name: bench.timed(take) for name, take in takes.items()})
+    rows["drawn"]["MiB"] = bench.memory(lambda: collections.deque((draw() for _ in range(s.draws)), maxlen=1))
+    size = sum(file.stat().st_size for file in Path(split.images.filename).parent.glob("*.npy"))
+    return {f"a meta-batch of {word}, MiB after {s.draws} (the store has {size / 2**20:.0f})": rows}

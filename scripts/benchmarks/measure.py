@@ -1,0 +1,96 @@
+"""Taking turns, medians, and the memory that a call needs."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peers.problem import Problem, Setting
+from rich.progress import track
+
+Call = Callable[[], float]
+"""Does something once, and returns the seconds that it took."""
+Rows = dict[str, dict[str, float | str]]
+"""A table: for each row its name, and values by column."""
+Tables = dict[str, Rows]
+"""Tables by title."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure.
+
+    Attributes:
+        setting: the sizes of everything.
+        rounds: how often each row is measured, after one round that warms up.
+        device: where.
+        peers: a folder of environments, each with another library, or None.
+    """
+
+    setting: Setting
+    rounds: int
+    device: torch.device
+    peers: Path | None = None
+
+    @property
+    def problem(self) -> Problem:
+        """The setting on the device."""
+        return Problem(self.setting, self.device)
+
+    def timed(self, call: Callable[[], object]) -> Call:
+        """Return ``call`` so that it returns its seconds."""
+
+        def run() -> float:
+            begin = time.perf_counter()
+            call()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - begin
+
+        return run
+
+    def measure(self, title: str, calls: dict[str, Call], most: int | None = None) -> Rows:
+        """Let ``calls`` take turns; return the median in milliseconds of each, and its ratio to the first.
+
+        Args:
+            title: of the progress bar.
+            calls: by name.
+            most: most rounds, for calls that take long.
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in track(range(1 + min(self.rounds, most or self.rounds)), title, transient=True):
+            for name, call in calls.items():
+                seconds[name].append(call())
+        medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        first = next(iter(medians.values()), 1.0)
+        return {name: {"ms": 1e3 * median, "ratio": median / first} for name, median in medians.items()}
+
+    def memory(self, call: Callable[[], object]) -> float:
+        """Return the MiB by which memory in use grows at most during ``call``: the process's, or the GPU's."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - before) / MIB
+        return growth(call) / MIB
+
+
+def growth(call: Callable[[], object]) -> int:
+    """Return the bytes by which the memory of this process grows at most during ``call`` (Linux only)."""
+
+    def status(which: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left free would hide the growth
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = status("VmRSS")
+    call()
+    return max(0, status("VmHWM") - before)

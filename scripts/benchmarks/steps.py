@@ -1,0 +1,93 @@
+"""A training step of every head with two norms: its time over that of the backbone alone, and its memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from peers.plain import backbone
+from peers.problem import Problem, Step
+from torch import Tensor
+
+from benchmarks.measure import Bench, Tables
+from metafew import cli
+from metafew.assemble import make_learner
+from metafew.backbones.backbone import channels_last
+from metafew.episode import Episode, Labelled
+from metafew.files import CONF
+from metafew.norms.running import commit
+
+NORMS = ("batch", "tasknorm")
+GRADIENT = ("maml", "fomaml", "anil")
+"""Heads whose inner steps and rate are set."""
+
+
+def configure(*typed: str) -> DictConfig:
+    """Return the configuration that train.py would have."""
+    cli.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(typed))
+
+
+def step(problem: Problem, head: str, norm: str) -> Step:
+    """Return a training step as the Learner takes it, from the tasks in memory to Adam."""
+    s = problem.setting
+    typed = [
+        f"backbone={s.backbone}",
+        f"backbone.width={s.width}",
+        f"norm={norm}",
+        f"head={head}",
+        f"train.way={s.way}",
+    ]
+    if s.backbone == "resnet12":
+        typed.append("backbone.drop=0")  # plain.py has none
+    if head in GRADIENT:
+        typed += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
+    source = SimpleNamespace(channels=s.channels, image_size=s.size)
+    logging.disable(logging.WARNING)  # advice on training, which this is not
+    learner = make_learner(configure(*typed), source, {"choices": {"head": head}}, trained=True, fit=True)
+    logging.disable(logging.NOTSET)
+    learner.to(problem.device).train()
+    optimizer = learner.configure_optimizers()["optimizer"]
+    tasks = problem.tasks()
+    support, query = Labelled(tasks.support, tasks.labels), Labelled(tasks.query, tasks.answers)
+    episode = Episode(support, query, s.way, torch.arange(s.tasks))
+
+    def take() -> Tensor:
+        optimizer.zero_grad()
+        loss = learner.objective(learner.backbone, learner.heads[head], [episode])
+        loss.backward()
+        commit(learner)
+        optimizer.step()
+        return loss.detach()
+
+    return Step(take, learner)
+
+
+def floor(problem: Problem) -> Callable[[], None]:
+    """Return the backbone alone: forward and backward of the same images, in its fastest form, one task at a time."""
+    net = backbone(problem, early=True).to(memory_format=torch.channels_last)
+    tasks = problem.tasks()
+    images = [channels_last(torch.cat(parts)) for parts in zip(tasks.support, tasks.query, strict=True)]
+
+    def take() -> None:
+        net.zero_grad()
+        for part in images:
+            net(part).sum().backward()
+
+    return take
+
+
+def tables(bench: Bench) -> Tables:
+    """Measure every head with every norm."""
+    heads = bench.setting.heads or sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
+    takes = {"the backbone alone, torch.nn.BatchNorm2d": floor(bench.problem)}
+    takes |= {f"{head} {norm}": step(bench.problem, head, norm).take for head in heads for norm in NORMS}
+    rows = bench.measure("steps", {name: bench.timed(take) for name, take in takes.items()})
+    for name, take in takes.items():
+        rows[name]["MiB"] = bench.memory(take)
+    return {f"a training step, {bench.setting}": rows}

@@ -1,0 +1,95 @@
+"""Other libraries, each in an environment and a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Bench, Call
+
+PEERS = ("torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
+
+
+class Failure(Exception):
+    """What a peer could not do, in words."""
+
+
+class Worker:
+    """A process that takes one step of a peer on request (peers/worker.py).
+
+    Args:
+        name: of the peer, and of its folder.
+        bench: how to measure.
+    """
+
+    def __init__(self, name: str, bench: Bench):
+        python = bench.peers.resolve() / name / "bin" / "python"
+        self.name, self.version, self.steps, self.error = name, "", [], ""
+        self.process = None
+        if not python.exists():
+            self.error = f"not installed: python scripts/make_peers.py {bench.peers} {name}"
+            return
+        self.process = subprocess.Popen(
+            [python, "-m", "peers.worker", name],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        threads = torch.get_num_threads()
+        start = {"setting": asdict(bench.setting), "device": str(bench.device), "threads": threads}
+        try:
+            reply = self.ask(start)
+            self.version, self.steps = reply["version"], reply["steps"]
+        except Failure as failure:
+            self.error = str(failure)
+
+    def ask(self, request: dict | str) -> dict:
+        """Send a request and return its reply."""
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise Failure(f"its process ended with code {self.process.wait()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise Failure(reply["error"])
+        return reply
+
+    def take(self, step: str) -> dict:
+        """Take a step and return its seconds, value and gradient."""
+        if self.error:
+            raise Failure(self.error)
+        return self.ask(step)
+
+    def timed(self, step: str) -> Call:
+        """Return a call that takes a step and returns the seconds of it alone."""
+        return lambda: self.take(step)["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+@contextmanager
+def launched(bench: Bench, names: Sequence[str] = PEERS) -> Iterator[dict[str, Worker]]:
+    """Start peers, and end them afterwards; none if there is no folder of environments."""
+    workers = {name: Worker(name, bench) for name in names} if bench.peers else {}
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()

@@ -1,0 +1,72 @@
+"""Make environments for scripts/benchmark.py --peers DIR: python scripts/make_peers.py DIR [NAME ...].
+
+Each environment DIR/NAME is made anew and gets one other library from the package registry, with the release of
+torch that is installed here. The library itself is installed without its requirements, and with those that its steps
+import: some would bring another torch or an old NumPy. What fails is said in one line; the rest is made nevertheless.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+PEERS: dict[str, tuple[str, ...]] = {
+    "torchopt==0.7.3": ("optree", "graphviz"),
+    "higher==0.2.1": (),
+    "torchcross==0.0.6": ("torchopt==0.7.3", "optree", "graphviz"),  # it requires a second Lightning, of no use here
+    "iteryne==0.1.0": (),
+    "parallel-metalearn==0.5.6": ("tqdm",),
+    # It requires torchvision, whose wheels want the torch that they were built with.
+    "meta-learning-toolkit==2.5.0": ("scipy", "scikit-learn", "pyyaml", "requests", "rich", "tqdm", "pillow"),
+    "qpth==0.0.18": ("cvxpy",),  # it requires NumPy 1
+}
+"""What each library needs beside torch and NumPy, by requirement."""
+NAMES = {requirement.partition("==")[0]: requirement for requirement in PEERS}
+
+
+class Failure(Exception):
+    """Why an environment cannot be had, in one line."""
+
+
+def run(*command: str | Path) -> None:
+    """Run a command; the last line of what it says is its reason to fail."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit code {done.returncode}"]
+        raise Failure(errors[-1])
+
+
+def make(folder: Path, name: str) -> str:
+    """Make the environment of one library and return the version of it."""
+    requirement = NAMES[name]
+    venv.create(folder / name, clear=True, with_pip=True)
+    python = folder / name / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    run(*pip, torch, "numpy", *PEERS[requirement])
+    run(*pip, "--no-deps", requirement)
+    return requirement
+
+
+def main() -> None:
+    """Make what was asked for."""
+    about, _, rest = __doc__.partition(": ")
+    parser = argparse.ArgumentParser(description=f"{about}.", epilog=rest.partition("\n\n")[2])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where environments are made, each a few hundred MB")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; default all")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - NAMES.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is no peer: type {' or '.join(NAMES)}")
+    for name in arguments.names or NAMES:
+        try:
+            print(f"{name}: made, {make(arguments.folder, name)}", flush=True)
+        except (Failure, OSError) as failure:
+            print(f"{name}: failed, {failure}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What is measured: sizes, random data that is the same in every process, and what a step is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of everything that is measured.
+
+    Attributes:
+        backbone: ``conv4`` or ``resnet12``.
+        width: channels of its first block.
+        channels: channels of the images.
+        size: their height and width.
+        tasks: tasks of a meta-batch.
+        way: classes of a task.
+        shot: support images of a class.
+        query: query images of a class.
+        inner: gradient steps of MAML.
+        rate: their learning rate.
+        heads: the heads whose steps are measured; all if there are none.
+        solver_tasks: tasks that a solver gets at once.
+        solver_shots: support rows of a class, one table each.
+        features: dimension of their features.
+        more_tasks: meta-batches over which a step should grow linearly.
+        more_ways: numbers of classes over which it should.
+        memory_tasks: meta-batches whose memory MAML is asked for.
+        test_tasks: test tasks of the evaluation.
+        draws: meta-batches over which the memory of the loader is watched.
+    """
+
+    backbone: str = "conv4"
+    width: int = 64
+    channels: int = 1
+    size: int = 28
+    tasks: int = 4
+    way: int = 5
+    shot: int = 1
+    query: int = 15
+    inner: int = 5
+    rate: float = 0.4
+    heads: tuple[str, ...] = ()
+    solver_tasks: int = 8
+    solver_shots: tuple[int, ...] = (1, 5, 15)
+    features: int = 1600
+    more_tasks: tuple[int, ...] = (2, 4, 16, 64)
+    more_ways: tuple[int, ...] = (5, 10, 20, 50)
+    memory_tasks: tuple[int, ...] = (4, 32)
+    test_tasks: int = 1000
+    draws: int = 2000
+
+    def __str__(self) -> str:
+        """Return the setting of a step in words."""
+        images = f"{self.size}x{self.size}x{self.channels}"
+        return f"{self.tasks} tasks of {self.way}-way {self.shot}-shot, {self.query} query, {self.backbone}, {images}"
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A meta-batch: images ``(t, n, c, h, w)`` and labels ``(t, n)`` of support and query rows."""
+
+    support: Tensor
+    labels: Tensor
+    query: Tensor
+    answers: Tensor
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the four parts of one task after the other."""
+        return zip(self.support, self.labels, self.query, self.answers, strict=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting on a device."""
+
+    setting: Setting
+    device: torch.device
+
+    def tasks(self) -> Tasks:
+        """Return the meta-batch that every step of this setting gets."""
+        s, generator = self.setting, torch.Generator().manual_seed(0)
+
+        def part(count: int) -> tuple[Tensor, Tensor]:
+            images = torch.rand(s.tasks, s.way * count, s.channels, s.size, s.size, generator=generator)
+            labels = torch.arange(s.way).repeat_interleave(count).repeat(s.tasks, 1)
+            return images.to(self.device), labels.to(self.device)
+
+        return Tasks(*part(s.shot), *part(s.query))
+
+    def solved(self, shot: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features ``(t, n, d)`` for a solver, their labels ``(t, n)``, and what its solution is multiplied by.
+
+        The gradient that goes back through the solution ``(t, n, w)`` is the last one.
+        """
+        s, generator = self.setting, torch.Generator().manual_seed(shot)
+        rows = s.way * shot
+        features = torch.randn(s.solver_tasks, rows, s.features, generator=generator).relu()
+        slope = torch.randn(s.solver_tasks, rows, s.way, generator=generator)
+        labels = torch.arange(s.way).repeat_interleave(shot).repeat(s.solver_tasks, 1)
+        return features.to(self.device), labels.to(self.device), slope.to(self.device)
+
+
+class Step(NamedTuple):
+    """Something to be measured.
+
+    Attributes:
+        take: does it once, and returns a loss or a solution.
+        network: whose gradients it leaves behind.
+    """
+
+    take: Callable[[], Tensor]
+    network: nn.Module = nn.Identity()
+
+    def gradient(self) -> float:
+        """Return the norm of the gradient that the last step left behind."""
+        grads = [p.grad.detach().flatten() for p in self.network.parameters() if p.grad is not None]
+        return float(torch.cat(grads).norm()) if grads else 0.0
+
+
+Steps = dict[str, Step]

@@ -1,0 +1,56 @@
+"""A process that takes a step of a peer on request: python -m peers.worker NAME.
+
+Requests and replies are lines of JSON. The first request is ``{"setting": ..., "device": ..., "threads": ...}``; its
+reply names the steps and the version of the peer. Every other is the name of a step; its reply has the seconds, the
+loss or solution, and the norm of the gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import version
+
+import torch
+
+from .problem import Problem, Setting, Step
+
+
+def take(step: Step, device: torch.device) -> dict:
+    """Take a step and say what it took."""
+    begin = time.perf_counter()
+    value = step.take()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "value": value.tolist(), "gradient": step.gradient()}
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    name = sys.argv[1]
+    # What libraries print goes to where errors go.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    steps, device = {}, torch.device("cpu")
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if isinstance(request, str):
+                reply = take(steps[request], device)
+            else:
+                torch.set_num_threads(request["threads"])
+                device = torch.device(request["device"])
+                problem = Problem(Setting(**request["setting"]), device)
+                steps = import_module(f"peers.{name.replace('-', '_')}").steps(problem)
+                reply = {"steps": list(steps), "version": version(name)}
+        except Exception as error:  # a peer may fail in any way, and the table says how
+            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+        print(json.dumps(reply), file=replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The benchmark: that its rows are there, and that what it compares computes the same."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import benchmark  # noqa: E402
+from benchmarks import peers as rivals  # noqa: E402
+from benchmarks import steps  # noqa: E402
+from benchmarks.measure import Bench, growth  # noqa: E402
+from peers import plain  # noqa: E402
+from peers.problem import Problem, Setting, Step  # noqa: E402
+
+TINY = Setting(
+    width=4, size=16, tasks=2, way=3, query=2, inner=2, heads=("svm", "maml"), solver_tasks=2,
+    solver_shots=(1, 2), features=6, more_tasks=(1, 2), more_ways=(2,), memory_tasks=(1,),
+)  # fmt: skip
+
+
+@pytest.fixture
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    yield Problem(TINY, torch.device("cpu"))
+    torch.set_default_dtype(torch.float32)
+
+
+def measured(tmp_path, *typed):
+    out = tmp_path / "benchmark.json"
+    benchmark.main([*typed, "--rounds", "1", "--out", str(out)], TINY)
+    return json.loads(out.read_text())
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for section in benchmark.SECTIONS:
+        assert f"\n  {section} " in shown
+        assert (SCRIPTS / "benchmarks" / f"{section}.py").is_file()
+
+
+def test_a_word_that_is_no_section(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["speed"])
+    assert "speed cannot be measured: type steps or" in capsys.readouterr().err
+
+
+def test_sections(tmp_path):
+    report = measured(tmp_path, "steps", "solvers", "norms", "scaling")
+    (rows,) = report["steps"].values()
+    assert [*rows][1:] == [f"{head} {norm}" for head in TINY.heads for norm in ("batch", "tasknorm")]
+    assert all(row["ms"] > 0 and row["MiB"] >= 0 for row in rows.values())
+    assert next(iter(rows.values()))["ratio"] == 1
+    assert len(report["solvers"]) == 2
+    for rows in report["solvers"].values():
+        assert set(rows) == {"crammer_singer", "ridge", "logistic"}
+        assert rows["crammer_singer"]["KKT residual"] < 1e-8
+    (rows,) = report["norms"].values()
+    assert {"torch.nn.BatchNorm2d", "tasknorm", "batch"} < set(rows)
+    per_task, per_image, memory = report["scaling"].values()
+    assert [*per_task] == ["1 tasks", "2 tasks"] and len(per_image) == 4 and [*memory] == ["1 tasks"]
+
+
+def test_peers_that_are_not_there(tmp_path):
+    """One has no environment; the other has one in which it is not installed."""
+    (tmp_path / "higher").symlink_to(sys.prefix)
+    report = measured(tmp_path, "peers", "--peers", str(tmp_path))
+    *algorithms, failed = report["peers"].values()
+    assert [set(rows) for rows in algorithms] == [{"metafew", "plain PyTorch"}, {"metafew"}]
+    assert all(rows["metafew"][key] < 1e-4 for rows in algorithms for key in ("loss off by", "gradient off by"))
+    assert "make_peers.py" in failed["qpth"]["note"]
+    assert "No module named 'higher'" in failed["higher"]["note"]
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "protonet"])
+def test_plain_steps_are_ours(doubles, algorithm):
+    """The loss and the meta-gradient of every weight, from the same weights and tasks, with batch norm."""
+    ours, theirs = rivals.own(doubles, algorithm), getattr(plain, algorithm)(doubles)
+    torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
+    grads = [[p.grad for p in step.network.parameters() if p.grad is not None] for step in (ours, theirs)]
+    assert len(grads[0]) == 12 + 2 * (algorithm != "protonet")
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_second_derivatives_are_in_the_plain_loop(doubles):
+    maml, fomaml = (make(doubles) for make in (plain.maml, plain.fomaml))
+    assert torch.equal(maml.take(), fomaml.take())
+    assert abs(maml.gradient() / fomaml.gradient() - 1) > 1e-3
+
+
+def test_early_pooling_is_the_same_backbone(doubles):
+    images = doubles.tasks().query[0]
+    late, early = (plain.backbone(doubles, early)(images) for early in (False, True))
+    torch.testing.assert_close(early, late)
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "protonet"])
+def test_resnet12(doubles, algorithm):
+    setting = Setting(backbone="resnet12", width=2, channels=3, size=16, tasks=1, way=2, query=2, inner=1)
+    problem = Problem(setting, doubles.device)
+    ours, theirs = rivals.own(problem, algorithm), getattr(plain, algorithm)(problem)
+    torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
+    assert ours.gradient() == pytest.approx(theirs.gradient(), rel=1e-7)
+
+
+def test_a_step_trains(doubles):
+    """Steps leave a model that goes on: the loss of the same tasks falls."""
+    step = steps.step(doubles, "protonet", "tasknorm")
+    assert step.take() > [step.take() for _ in range(20)][-1]
+
+
+def test_medians_leave_out_the_first_round():
+    seconds = iter([100, 100, 1, 10, 3, 10, 2, 10])
+    rows = Bench(TINY, 3, torch.device("cpu")).measure("", dict.fromkeys("ab", lambda: next(seconds)))
+    assert rows == {"a": {"ms": 2000, "ratio": 1}, "b": {"ms": 10000, "ratio": 5}}
+
+
+def test_growth_is_the_peak():
+    grown = growth(lambda: bytearray(b"1") * 2**25)
+    assert 0.9 * 2**25 < grown < 2**26
+
+
+def test_gradient_norm():
+    network = torch.nn.Linear(1, 2, bias=False)
+    network.weight.grad = torch.tensor([[3.0], [4.0]])
+    assert Step(torch.zeros(()).clone, network).gradient() == 5

@@ -1,0 +1,107 @@
+"""Evaluation on features that are computed once."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from metafew import cli, embedded, learner
+from metafew.assemble import make
+from metafew.backbones.conv4 import Conv4
+from metafew.data.augment import Chain, Flip
+from metafew.data.sampler import Mixed, Plan, Sampler
+from metafew.data.sources import Category, Source
+from metafew.data.store import Split, build
+from metafew.embedded import Embedded, pays
+
+NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
+ALONE = {"batch", "batch_renorm", "batch_shared", "frozen", "group", "instance", "layer", "none"}
+
+
+class Turned(Source):
+    """Three drawings, each a class, and again a class in each of three more turns."""
+
+    name, channels, image_size = "turned", 1, 16
+
+    def splits(self):
+        classes = [Category(f"{c}/{t}", tuple((c, i) for i in range(4)), t) for c in range(3) for t in range(4)]
+        return {"train": classes, "val": classes, "test": classes[:1]}
+
+    def fingerprint(self):
+        return "turned"
+
+    def read(self, keys):
+        return (np.random.default_rng(key).integers(0, 256, (1, 16, 16), np.uint8) for key in keys)
+
+
+def backbone(norm):
+    torch.manual_seed(0)
+    model = Conv4(1, 16, make(OmegaConf.load(cli.CONF / "norm" / f"{norm}.yaml")), width=4).double()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(torch.rand_like(buffer) + ("var" in name))
+    return model.eval()
+
+
+def sampler(folder, views=None, **changes):
+    plan = Plan(**{"split": "val", "way": 5, "shot": 1, "query": 2, "tasks": 2, "total": 20, "seed": 0} | changes)
+    return Sampler(Split(build(Turned(), folder), plan.split), plan, views)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_that_says_so_and_no_other_leaves_images_alone(norm):
+    model = backbone(norm)
+    images = torch.rand(1, 5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    others = torch.cat([images[:, :1], images[:, 1:].flip(1) ** 3], 1)
+    context, targets = ([model.embed(part[:, :2], part[:, 2:]) for part in (images, others)] for _ in range(2))
+    first = (context[0][0][:, 0] - context[1][0][:, 0]).abs().max()
+    moved = images[:, [2, 1, 0, 3, 4]]  # the first as a target
+    asked = (model.embed(moved[:, :2], moved[:, 2:])[1][:, 0] - targets[0][0][:, 0]).abs().max()
+    assert model.alone == (norm in ALONE) == (max(first, asked).item() < 1e-12)
+    assert not backbone("batch").train().alone and backbone("layer").train().alone
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_features_known_beforehand_are_those_of_each_task(tmp_path, norm):
+    model, tasks = backbone(norm), sampler(tmp_path)
+    with torch.no_grad():
+        known = Embedded(model, Mixed([tasks, tasks], tasks.plan), like=torch.empty(0, dtype=torch.float64))
+        for index in range(20):
+            episode = tasks.task(index)
+            parts = [part.images.double() / 255 for part in (episode.support, episode.query)]
+            for features, wanted in zip(known(episode._replace(source=1)), model.embed(*parts), strict=True):
+                torch.testing.assert_close(features, wanted, atol=1e-12, rtol=0)
+    assert known.tables[0].shape == (4 * 12, model.features)
+
+
+def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch):
+    model = backbone("batch")
+    assert pays(model, sampler(tmp_path)) and pays(model, sampler(tmp_path, total=4))  # 4 x 15 images against 48
+    assert not pays(model, sampler(tmp_path, total=3))
+    assert pays(model, sampler(tmp_path, split="test", way=2, total=1))  # one class, without turns: 4 images
+    assert not pays(model, sampler(tmp_path, views=Chain([Flip()])))
+    assert not pays(backbone("tasknorm"), sampler(tmp_path))
+    monkeypatch.setattr(embedded, "LIMIT", 4 * 48 * model.features - 1)
+    assert not pays(model, sampler(tmp_path))
+
+
+@pytest.mark.parametrize("words", [[], ["trainer.precision=bf16-mixed"], ["test.shot=[1,2]", "test.queries=single"]])
+def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
+    common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300", *words]
+    tables, embeddings = [], []
+    once = learner.Embedded
+    monkeypatch.setattr(learner, "Embedded", lambda *a, **k: embeddings.append(1) or once(*a, **k))
+    for name in ("once", "each"):
+        _, out = launch(*common, "test.tasks=50", "val.tasks=50", out=None)
+        with (out / "tasks.csv").open() as file:
+            tables.append(list(csv.DictReader(file)))
+        made, embeddings = embeddings, []
+        monkeypatch.setattr(learner, "pays", lambda *_: False)
+        assert bool(made) == (name == "once")
+    tolerance = 0.05 if words and "bf16" in words[0] else 1e-4
+    for once_row, each_row in zip(*tables, strict=True):
+        assert once_row["index"] == each_row["index"]
+        assert float(once_row["loss"]) == pytest.approx(float(each_row["loss"]), abs=tolerance)
+        if tolerance < 0.01:
+            assert once_row["accuracy"] == each_row["accuracy"]

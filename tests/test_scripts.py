@@ -1,0 +1,250 @@
+"""The scripts: what they write, and the sentences of what they cannot do."""
+
+import csv
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from metafew.data.formats.images import decode, to_pixels
+from metafew.data.store import Split
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+BRIGHT = {"dark": 30, "middle": 130, "white": 235}
+
+
+def script(name):
+    spec = spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+
+prepare, predict = script("prepare"), script("predict")
+
+
+def picture(path, level, seed, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-15, 16, (size[1], size[0]))
+    Image.fromarray((level + noise).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Nine classes of two to ten images, in colour."""
+    for number in range(9):
+        for seed in range(2 + number):
+            path = tmp_path / "own" / f"class {number}" / f"{seed}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, seed]).integers(0, 256, (9, 9, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def ckpt(launch, tmp_path_factory):
+    """The checkpoint of a tiny run, made for the first test that asks."""
+    folder = tmp_path_factory.getbasetemp() / "scripts"
+    if not (folder / "checkpoints" / "best.ckpt").is_file():
+        launch("norm=none", out=folder)
+    return folder / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture
+def shades(tmp_path):
+    """Examples and queries of three classes that brightness tells apart; returns the level of each query."""
+    for name, level in BRIGHT.items():
+        for seed in range(1 + len(name) % 3):
+            picture(tmp_path / "support" / name / f"{seed}.png", level, seed)
+    rng = np.random.default_rng(0)
+    queries = {f"{'deep/er/' * (n % 2)}{n:02}.png": list(BRIGHT)[rng.integers(3)] for n in range(20)}
+    for number, (file, name) in enumerate(queries.items()):
+        picture(tmp_path / "query" / file, BRIGHT[name], 100 + number)
+    return queries
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# prepare
+
+
+def test_prepare_builds_stores_that_training_finds(cache, tmp_path, capsys, composed):
+    from metafew.assemble import make_source
+    from metafew.data.store import locate
+
+    assert prepare.main(["dataset=glyphs", f"out={tmp_path}/deep/glyphs.png"]) == 0
+    store = locate(make_source(composed("dataset=glyphs")[0]), cache)
+    shown = capsys.readouterr().out
+    assert store.is_dir() and str(store) in shown.replace("\n", "")
+    assert "153" in shown and "28×28×1" in shown
+    with Image.open(tmp_path / "deep" / "glyphs.png") as sheet:
+        assert np.ptp(np.asarray(sheet.convert("L"))) == 255 and min(sheet.size) > 1000
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_prepare_counts_what_a_folder_holds(folder, tmp_path, capsys):
+    typed = ["dataset=folder", f"dataset.root={folder}", "dataset.image_size=9", "dataset.fractions=[0.8,0,0.2]"]
+    assert prepare.main([*typed, f"cache_dir={tmp_path / 'c'}", f"out={tmp_path / 'own.png'}"]) == 0
+    (store,) = (tmp_path / "c").glob("folder-*/")
+    cells = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("│"):
+            _, split, *numbers = [cell.strip() for cell in line.strip("│").split("│")]
+            cells[split] = numbers
+    assert list(cells) == ["train", "val", "test"] and cells["val"][:4] == ["0", "0", "0", "0"]
+    for name in ("train", "test"):
+        counts = [2 + int(each.split()[1]) for each in Split(store, name).names]
+        assert cells[name][:5] == [*map(str, (len(counts), sum(counts), min(counts), max(counts))), "9×9×3"]
+    assert (tmp_path / "own.png").stat().st_size
+
+
+def test_prepare_says_when_a_store_has_changed(folder, tmp_path, capsys):
+    typed = ["dataset=folder", f"dataset.root={folder}", f"cache_dir={tmp_path / 'c'}", f"out={tmp_path / 'o.png'}"]
+    assert prepare.main(typed) == 0
+    (file,) = (tmp_path / "c").glob("folder-*/train.npy")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert prepare.main(typed) == 2
+    assert "have changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["dataset=glyph"], "Could not find 'dataset/glyph' Available options in 'dataset':"),
+        (["dataset=glyphs", "dataset.sze=3"], "Could not override 'dataset.sze'"),
+        (["glyphs"], "missing EQUAL"),
+        (["dataset=folder"], "type dataset.root=DIR"),
+        (["dataset=glyphs", "out=sheet.glyphs"], "sheet.glyphs"),
+    ],
+)
+def test_prepare_explains_itself_in_one_line(typed, sentence, capsys):
+    assert prepare.main(typed) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metafew: ") and error.count("\n") == 1 and sentence in error
+
+
+# predict
+
+
+def test_predict_labels_every_image(ckpt, shades, tmp_path, capsys):
+    out = tmp_path / "new" / "labels.csv"
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}", f"out={out}"]
+    assert predict.main(typed) == 0
+    rows = rows_of(out)
+    assert list(rows[0]) == ["file", "predicted", "probability", *(f"p({name})" for name in sorted(BRIGHT))]
+    assert {row["file"]: row["predicted"] for row in rows} == shades
+    for row in rows:
+        chances = {name: float(row[f"p({name})"]) for name in BRIGHT}
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+        assert float(row["probability"]) == chances[row["predicted"]] == max(chances.values())
+    shown = capsys.readouterr()
+    assert "20 of 20 images are labelled" in shown.out and not [f for f in out.parent.iterdir() if f != out]
+    for name in BRIGHT:
+        count = list(shades.values()).count(name)
+        assert [name, str(1 + len(name) % 3), str(count)] in [
+            [cell.strip() for cell in line.strip("│").split("│")] for line in shown.out.splitlines()
+        ]
+
+
+@pytest.mark.parametrize("changes", [["invert=true"], ["fit=stretch"]])
+def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, monkeypatch, changes):
+    seen = []
+    original = predict.metafew.load
+
+    def load(path):
+        model = original(path)
+        adapt = model.adapt
+        model.adapt = lambda images, labels: seen.append((images, labels)) or adapt(images, labels)
+        return model
+
+    monkeypatch.setattr(predict.metafew, "load", load)
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    assert predict.main([*typed, f"out={tmp_path / 'a.csv'}", *changes]) == 0
+    ((images, labels),) = seen
+    image = decode(tmp_path / "support" / labels[0] / "0.png", "")
+    fitted = to_pixels(image, 1, 28, "stretch" if "fit=stretch" in changes else "crop")
+    np.testing.assert_array_equal(images[0], 255 - fitted if "invert=true" in changes else fitted)
+    assert not np.array_equal(images[0], to_pixels(image, 1, 28, "crop"))
+
+
+def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 0
+    monkeypatch.setattr(predict, "AT_ONCE", 3)
+    assert predict.main([*typed, f"out={tmp_path / 'b.csv'}"]) == 0
+    for a, b in zip(rows_of(tmp_path / "a.csv"), rows_of(tmp_path / "b.csv"), strict=True):
+        assert (a["file"], a["predicted"]) == (b["file"], b["predicted"])
+        assert float(a["probability"]) == pytest.approx(float(b["probability"]), abs=2e-6)
+
+
+def test_predict_labels_one_image_and_warns_of_a_transductive_norm(launch, shades, tmp_path, capsys):
+    launch("norm=transductive", out=tmp_path / "run")
+    file = next(iter(shades))
+    typed = [f"ckpt={tmp_path / 'run/checkpoints/best.ckpt'}", f"support={tmp_path / 'support'}"]
+    assert predict.main([*typed, f"query={tmp_path / 'query' / file}", f"out={tmp_path / 'a.csv'}"]) == 0
+    assert [row["file"] for row in rows_of(tmp_path / "a.csv")] == [file]
+    assert "a prediction depends on the images asked with it" in capsys.readouterr().err
+
+
+def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
+    damaged = list(shades)[:2]
+    for file in damaged:
+        (tmp_path / "query" / file).write_bytes(b"no image")
+    for file in (".hidden.png", "notes.txt", "__MACOSX/a.png"):
+        (tmp_path / "query" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "query" / file).write_bytes(b"no image")
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"out={tmp_path / 'a.csv'}"]
+    assert predict.main([*typed, f"query={tmp_path / 'query'}"]) == 0
+    shown = capsys.readouterr()
+    assert {row["file"]: row["predicted"] for row in rows_of(tmp_path / "a.csv")} == {
+        file: name for file, name in shades.items() if file not in damaged
+    }
+    assert "18 of 20 images" in shown.out and all(file in shown.err for file in damaged)
+    before = (tmp_path / "a.csv").read_bytes()
+    assert predict.main([*typed, f"query={tmp_path / 'query' / damaged[0]}"]) == 2
+    assert "none of the queries can be read" in capsys.readouterr().err
+    assert (tmp_path / "a.csv").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["support=a", "query=b"], "predict wants ckpt=... too: type python scripts/predict.py ckpt=PATH"),
+        (["ckpt=a", "suport=b"], "not suport=b: type python"),
+        (["ckpt"], "not ckpt: type"),
+        (["ckpt=a", "support=b", "query=c", "invert=yes"], "invert is true or false, not yes: type invert=true"),
+        (["ckpt=a", "support=b", "query=c", "fit=pad"], "fit is crop or stretch, not pad: type fit=crop"),
+        (["ckpt=a", "support=b", "query=nowhere"], "query=nowhere is no image and no folder with images"),
+        (["ckpt=none.ckpt", "support={}/support", "query={}/query"], "there is no file none.ckpt"),
+        (["ckpt=a", "support={}/none", "query={}/query"], "none, which is no folder"),
+        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query/00.png/a.csv"], "cannot be written"),
+        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query"], "cannot be written"),
+    ],
+)
+def test_predict_explains_itself(typed, sentence, ckpt, shades, tmp_path, capsys):
+    assert predict.main([word.format(tmp_path, ckpt=ckpt) for word in typed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metafew: ") and error.count("\n") == 1 and sentence in error
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# both
+
+
+@pytest.mark.parametrize("name", ["prepare", "predict"])
+def test_scripts_help(name):
+    done = subprocess.run([sys.executable, SCRIPTS / f"{name}.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and f"python scripts/{name}.py" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("module", [prepare, predict])
+def test_scripts_show_their_usage_where_nothing_is_typed(module, capsys):
+    assert module.main([]) == 0
+    assert capsys.readouterr().out.strip() == module.__doc__.strip()

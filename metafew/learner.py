@@ -111,7 +111,9 @@ class Learner(pl.LightningModule):
             {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)}
             for _ in self.trainer.test_dataloaders
         ]
-        self.known = [self._known(loader) for loader in self.trainer.test_dataloaders]
+        self.known = []
+        for loader in self.trainer.test_dataloaders:  # all of one split, whose features are computed once
+            self.known.append(next(filter(None, self.known), None) or self._known(loader))
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
         """Measure every head, and the nearest neighbour, on a batch of test tasks."""

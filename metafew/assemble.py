@@ -175,7 +175,9 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
     val = plan("val", cfg.val.total, cfg.test.seed)
     test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
     augmentation = make(cfg.augment)
-    for each in (plan for plan in (train, val, *test) if plan.split in used):
+    plans = [each for each in (train, val, *test) if each.split in used]
+    classes = {c: c.splits() for c in dict.fromkeys(c for each in plans for c in source.components(each.split))}
+    for each in plans:
         components = source.components(each.split)
         if each.total < len(components):
             raise UsageError(
@@ -183,7 +185,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
                 f"type {each.split}.total={100 * len(components)}"
             )
         for component in components:
-            categories = component.splits()[each.split]
+            categories = classes[component][each.split]
             each.check(categories, component.title)
             augmentation.check(each.split, component.image_size, categories)
     cache = Path(cfg.cache_dir or pooch.os_cache("metafew"))

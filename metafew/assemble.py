@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pooch
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
@@ -25,6 +24,7 @@ from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sampler import Plan
 from metafew.data.sources import Source
+from metafew.data.store import place
 from metafew.errors import UsageError
 from metafew.files import CONF
 from metafew.learner import Learner
@@ -188,8 +188,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
             categories = classes[component][each.split]
             each.check(categories, component.title)
             augmentation.check(each.split, component.image_size, categories)
-    cache = Path(cfg.cache_dir or pooch.os_cache("metafew"))
-    return FewShot(source, train, val, test, augmentation, cache=cache, num_workers=cfg.data.num_workers)
+    return FewShot(source, train, val, test, augmentation, place(cfg.cache_dir), cfg.data.num_workers)
 
 
 def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:

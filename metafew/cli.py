@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -15,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from metafew.errors import UsageError
 from metafew.files import CONF
@@ -73,6 +75,16 @@ def register() -> None:
         node = OmegaConf.load(file)
         node.pop("defaults", None)
         store.store(group="evaluate", name=file.stem, node=node, package=f"evaluate.{file.stem}")
+
+
+def configuration(typed: Sequence[str]) -> DictConfig:
+    """Return what these words compose, for programs beside ``train.py``; Hydra's objections become a sentence."""
+    register()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("train", list(typed), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:

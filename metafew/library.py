@@ -89,16 +89,15 @@ class Model(nn.Module):
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], in the model's precision and on its device."""
         shape = (self.channels, self.image_size, self.image_size)
-        wanted = f"this model wants images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
-        if self.image_size == 1:
-            wanted = f"this model wants vectors (n, {self.channels}) in floating point"
+        vectors = self.image_size == 1
+        images_of = f"images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
+        wanted = f"this model wants {f'vectors (n, {self.channels}) in floating point' if vectors else images_of}"
         try:
             values = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"{wanted}, and a {type(images).__name__} came that is no array of them: resize and stack them"
             ) from error
-        vectors = self.image_size == 1
         if vectors and values.ndim == 2:
             values = values[..., None, None]
         elif values.ndim == 3 and self.channels == 1:

@@ -29,7 +29,7 @@ from rich.table import Table
 import metafew
 from metafew.data.formats.images import FITS, decode, to_pixels
 from metafew.data.formats.tree import SUFFIXES, Tree, hidden
-from metafew.errors import UsageError
+from metafew.errors import UsageError, carry_out
 
 if TYPE_CHECKING:
     from metafew.library import Task
@@ -148,15 +148,7 @@ def write(out: Path, classes: list[str], rows: Iterable[tuple[str, np.ndarray]])
 
 def main(typed: Sequence[str]) -> int:
     """Carry out what is typed, and return the exit code."""
-    if not typed or {"-h", "--help"} & set(typed):
-        print(__doc__)
-        return 0
-    try:
-        predict(parse(typed))
-    except UsageError as error:
-        print(f"metafew: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(lambda words: predict(parse(words)), typed, __doc__)
 
 
 if __name__ == "__main__":

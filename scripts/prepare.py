@@ -14,38 +14,17 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import pooch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from metafew import cli
 from metafew.analysis.contact_sheet import contact_sheet, sample
-from metafew.data.sources import Source
-from metafew.data.store import Split, build, verify
-from metafew.errors import UsageError
+from metafew.data.sources import SPLITS, Source
+from metafew.data.store import Split, build, place, verify
+from metafew.errors import carry_out
 
 TASKS = 3  # of training and of testing, on the contact sheet
-
-
-def configure(typed: Sequence[str]) -> tuple[DictConfig, str]:
-    """Return the configuration that train.py would have, and the word that was typed for the dataset."""
-    cli.register()
-    try:
-        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            cfg = compose("train", list(typed), return_hydra_config=True)
-        return cfg, cfg.hydra.runtime.choices.dataset
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(" ".join(str(error).split())) from error
-
-
-def components(source: Source) -> list[Source]:
-    """Return each dataset that tasks of training or testing come from, once."""
-    return list({id(each): each for split in ("train", "test") for each in source.components(split)}.values())
 
 
 def show(stores: dict[Source, Path]) -> None:
@@ -54,7 +33,7 @@ def show(stores: dict[Source, Path]) -> None:
     for column in ("classes", "images", "smallest", "largest", "pixels", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     for source, folder in stores.items():
-        for name in ("train", "val", "test"):
+        for name in SPLITS:
             split = Split(folder, name)
             count, channels, height, width = split.images.shape
             sizes = [len(rows) for rows in split.rows] or [0]
@@ -85,28 +64,19 @@ def prepare(typed: Sequence[str]) -> None:
     from metafew.assemble import make_source  # imports torch, which takes seconds
 
     out = [word.removeprefix("out=") for word in typed if word.startswith("out=")]
-    cfg, word = configure([word for word in typed if not word.startswith("out=")])
+    cfg = cli.configuration([word for word in typed if not word.startswith("out=")])
     source = make_source(cfg)
-    cache = Path(cfg.cache_dir or pooch.os_cache("metafew"))
-    stores = {each: build(each, cache) for each in components(source)}
+    stores = {each: build(each, place(cfg.cache_dir)) for each in source.everything()}
     for folder in stores.values():
         verify(folder)
     show(stores)
     if all(each.dtype is np.uint8 for each in stores):
-        draw(source, stores, Path(out[-1] if out else f"{word}.png"))
+        draw(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))
 
 
 def main(typed: Sequence[str]) -> int:
     """Carry out what is typed, and return the exit code."""
-    if not typed or {"-h", "--help"} & set(typed):
-        print(__doc__)
-        return 0
-    try:
-        prepare(typed)
-    except UsageError as error:
-        print(f"metafew: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(prepare, typed, __doc__)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.data.sources import Category
+from metafew.data.sources import LUMA, SPLITS, Category
 from metafew.errors import UsageError
 
 
@@ -188,7 +188,7 @@ class Augmentation:
 
     def __init__(self, splits: str | Sequence[str], views: Mapping[str, object]):
         self.splits = [splits] if isinstance(splits, str) else splits or []
-        if unknown := set(self.splits) - {"train", "val", "test"}:
+        if unknown := set(self.splits) - set(SPLITS):
             raise UsageError(
                 f"augment.splits is a list of train, val and test, and {', '.join(sorted(unknown))} is none of them: "
                 "type augment.splits=[train]"
@@ -217,7 +217,7 @@ def grey(images: Tensor) -> Tensor:
     """Return images ``(n, c, h, w)`` of 1 or 3 channels in grey, ``(n, 1, h, w)``, by the weights of ITU-R BT.601."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=images.dtype, device=images.device)
+    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
     return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 

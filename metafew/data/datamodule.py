@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.sampler import STREAMS, Mixed, Plan, Sampler
+from metafew.data.sampler import Mixed, Plan, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
 from metafew.episode import Episode
@@ -83,7 +83,7 @@ class FewShot(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the stores, in one process of each machine."""
-        for source in dict.fromkeys(s for split in STREAMS for s in self.source.components(split)):
+        for source in self.source.everything():
             build(source, self.cache)
 
     def train_dataloader(self) -> DataLoader:

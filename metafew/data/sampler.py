@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -182,8 +183,7 @@ class Sampler:
         ``a_c ~ U[ln 1/2, ln 2)``.
         """
         low, high = self.plan.bounds("way")
-        eligible = groups(self.split.groups, low)
-        members = eligible[rng.integers(len(eligible))]
+        members = self._eligible[rng.integers(len(self._eligible))]
         way = rng.integers(low, min(high, len(members)) + 1)
         classes = rng.permutation(members)[:way]
         count = np.array([len(self.split.rows[c]) for c in classes])
@@ -193,6 +193,11 @@ class Sampler:
         support = min(self.plan.support, int((np.floor(rng.random() * np.minimum(100, room)) + 1).sum()))
         weight = count * np.exp(rng.uniform(np.log(0.5), np.log(2), way))
         return classes, query, np.minimum(np.floor(weight / weight.sum() * (support - way)).astype(int) + 1, room)
+
+    @cached_property
+    def _eligible(self) -> list[np.ndarray]:
+        """The groups that a task with natural shots may be drawn from."""
+        return groups(self.split.groups, self.plan.bounds("way")[0])
 
     def _gather(self, rows: np.ndarray, classes: np.ndarray, labels: torch.Tensor) -> Labelled:
         """Return the images ``rows`` of ``classes``, one class a row, as one task with these labels."""

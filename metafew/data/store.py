@@ -12,16 +12,20 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
+import pooch
 from filelock import FileLock
 from rich.progress import track
 
-from metafew.data.sources import Category, Source
+from metafew.data.sources import LUMA, Category, Source
 from metafew.errors import UsageError
 from metafew.files import write_json
 
 FORMAT = 2
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's."""
+
+
+def place(cache_dir: str | None) -> Path:
+    """Return the folder of all stores: the one that is typed, else in the user's cache."""
+    return Path(cache_dir or pooch.os_cache("metafew"))
 
 
 def locate(source: Source, cache: Path) -> Path:

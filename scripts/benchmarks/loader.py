@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import collections
 import itertools
-import os
 from pathlib import Path
 
-import pooch
 import torch
 
 from benchmarks.commands import dataset
 from benchmarks.measure import Bench, Tables
-from benchmarks.steps import configure, step
+from benchmarks.steps import step
 from metafew.assemble import make_source
+from metafew.cli import configuration
 from metafew.data.augment import as_float
 from metafew.data.sampler import Plan, Sampler
-from metafew.data.store import Split, build
+from metafew.data.store import Split, build, place
 from metafew.episode import Episode
 
 
 def tables(bench: Bench) -> Tables:
     """Measure a ProtoNet step with TaskNorm, and the ways of a meta-batch from the store to that step."""
     s, word = bench.setting, dataset()
-    cache = Path(os.environ.get("METAFEW_CACHE") or pooch.os_cache("metafew"))
-    split = Split(build(make_source(configure(f"dataset={word}")), cache), "train")
+    cfg = configuration([f"dataset={word}"])
+    split = Split(build(make_source(cfg), place(cfg.cache_dir)), "train")
     plan = Plan("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
     sampler, numbers = Sampler(split, plan, None), itertools.count()
 

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from peers.plain import backbone
 from peers.problem import Problem, Step
 from torch import Tensor
 
 from benchmarks.measure import Bench, Tables
-from metafew import cli
 from metafew.assemble import make_learner
 from metafew.backbones.backbone import channels_last
+from metafew.cli import configuration
 from metafew.episode import Episode, Labelled
 from metafew.files import CONF
 from metafew.norms.running import commit
@@ -24,13 +22,6 @@ from metafew.norms.running import commit
 NORMS = ("batch", "tasknorm")
 GRADIENT = ("maml", "fomaml", "anil")
 """Heads whose inner steps and rate are set."""
-
-
-def configure(*typed: str) -> DictConfig:
-    """Return the configuration that train.py would have."""
-    cli.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(typed))
 
 
 def step(problem: Problem, head: str, norm: str) -> Step:
@@ -49,7 +40,7 @@ def step(problem: Problem, head: str, norm: str) -> Step:
         typed += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
     source = SimpleNamespace(channels=s.channels, image_size=s.size)
     logging.disable(logging.WARNING)  # advice on training, which this is not
-    learner = make_learner(configure(*typed), source, {"choices": {"head": head}}, trained=True, fit=True)
+    learner = make_learner(configuration(typed), source, {"choices": {"head": head}}, trained=True, fit=True)
     logging.disable(logging.NOTSET)
     learner.to(problem.device).train()
     optimizer = learner.configure_optimizers()["optimizer"]

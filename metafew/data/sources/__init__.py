@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SPLITS = ("train", "val", "test")
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's."""
+
 
 class Category(NamedTuple):
     """One class of a split.
@@ -69,6 +73,10 @@ class Source:
     def components(self, split: str) -> list[Source]:
         """Return the datasets that the tasks of a split come from, each task from one of them."""
         return [self]
+
+    def everything(self) -> list[Source]:
+        """Return the datasets that the tasks of any split come from, each once."""
+        return list(dict.fromkeys(source for split in SPLITS for source in self.components(split)))
 
 
 def shipped_split(name: str) -> dict:

@@ -11,9 +11,9 @@ from math import isclose
 from pathlib import Path
 
 from metafew.data.formats.tree import SUFFIXES
+from metafew.data.sources import SPLITS
 from metafew.errors import UsageError
 
-SPLITS = ("train", "val", "test")
 WORDS = {"valid": "val", "validation": "val"} | {split: split for split in SPLITS}
 
 

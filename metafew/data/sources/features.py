@@ -13,10 +13,9 @@ import numpy as np
 
 from metafew.data.formats import stamp
 from metafew.data.formats.arrays import opened
-from metafew.data.sources import Category, Source
+from metafew.data.sources import SPLITS, Category, Source
 from metafew.errors import UsageError
 
-SPLITS = ("train", "val", "test")
 VERSION = 1  # of the conversion
 
 

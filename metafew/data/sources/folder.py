@@ -12,8 +12,9 @@ import numpy as np
 from metafew.data.formats import Collection
 from metafew.data.formats.arrays import Arrays, opened, read_npz
 from metafew.data.formats.tree import Tree, hidden
+from metafew.data.sources import SPLITS
 from metafew.data.sources.collected import Collected
-from metafew.data.sources.division import SPLITS, WORDS, check_fractions, divide, read_pairs, refuse_repeats
+from metafew.data.sources.division import WORDS, check_fractions, divide, read_pairs, refuse_repeats
 from metafew.errors import UsageError
 
 

@@ -15,11 +15,10 @@ from metafew.data.formats import Collection
 from metafew.data.formats.arrays import Arrays, read_npz, read_pickle
 from metafew.data.formats.parquet import Parquet
 from metafew.data.formats.tree import Tree
-from metafew.data.sources import shipped_split
+from metafew.data.sources import SPLITS, shipped_split
 from metafew.data.sources.collected import Collected
 from metafew.errors import UsageError
 
-SPLITS = ("train", "val", "test")
 TOGETHER = "train, val and test"  # what does not tell them apart but by WordNet ids
 WNID = re.compile(r"n\d{8}")
 FILES = (

@@ -11,9 +11,9 @@ import numpy as np
 from metafew.data.formats import Collection
 from metafew.data.formats.arrays import Arrays, choose, dictionary, images_of, one_dimensional
 from metafew.data.formats.pickles import unpickle
-from metafew.data.sources import shipped_split
+from metafew.data.sources import SPLITS, shipped_split
 from metafew.data.sources.collected import Collected
-from metafew.data.sources.mini_imagenet import SPLITS, WNID, checked, class_folders, numbered, split_folders
+from metafew.data.sources.mini_imagenet import WNID, checked, class_folders, numbered, split_folders
 from metafew.errors import UsageError
 
 

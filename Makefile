@@ -22,10 +22,10 @@ train: $(READY) ## run the default experiment; ARGS="head=svm norm=batch" change
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests, the slow ones too
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from metafew.library import Model
 
 
-def load(path: str | PathLike) -> Model:
+def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     """Return the model of a checkpoint, to adapt to tasks of your own.
 
     It is the backbone and the head that were trained, with the weights of the checkpoint in float32, in eval mode and
@@ -20,15 +21,17 @@ def load(path: str | PathLike) -> Model:
         task.label(others)  # ["dog", "cat", ...]
         task.predict(others)  # probabilities (q, 2)
 
-    Content of the file is never executed, but the classes that its configuration names are called, as they were in
-    training: load what you trust.
+    A file from elsewhere cannot run code: its content is data, and of the classes that it names only metafew's own are
+    called, and those that you name.
 
     Args:
         path: a checkpoint that a run left in its folder ``checkpoints``.
+        trust: dotted paths of other classes that it may call, such as the network of ``backbone=module``.
 
     Raises:
-        metafew.errors.UsageError: there is no such checkpoint, or one that does not say how its model is made.
+        metafew.errors.UsageError: there is no such checkpoint, or one that does not say how its model is made, or one
+            that names a class that is not trusted.
     """
     from metafew import library  # imports torch, which takes seconds
 
-    return library.load(path)
+    return library.load(path, trust)

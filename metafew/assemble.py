@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,23 +14,30 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from metafew import checkpoint
+from metafew import checkpoint, processes
+from metafew.analysis import analyze
+from metafew.analysis.watch import Clustering
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sampler import Plan
 from metafew.data.sources import Source
 from metafew.data.store import place
+from metafew.ending import Ending
 from metafew.errors import UsageError
 from metafew.files import CONF
+from metafew.guards import Finite
 from metafew.learner import Learner
 from metafew.objectives.objective import Objective
 from metafew.progress import Progress
+from metafew.saving import Atomic, Checkpoints
+
+log = logging.getLogger(__name__)
 
 
 def words(value: Any) -> list:
@@ -130,13 +138,20 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     if fit:
         objective.prepare(backbone, heads[learner.trained])
         objective.advise(trial)
+        if cfg.trainer.accumulate_grad_batches > 1 and (backbone.couples_tasks or objective.regularizer.on_weights):
+            log.warning(
+                "trainer.accumulate_grad_batches=%d is not the same as a larger train.tasks here, as tasks change one "
+                "another within a meta-batch: norm=batch_shared, batch norm of the network's own, weight clustering",
+                cfg.trainer.accumulate_grad_batches,
+            )
     return learner
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     """Return the backbone, frozen if it is to have the weights of a checkpoint, which it does not have yet."""
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
-    backbone = make(node, channels=source.channels, image_size=source.image_size, norm=make(cfg.norm))
+    options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
+    backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
     return backbone
@@ -174,6 +189,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
         train = plan("train", total, cfg.seed)
     val = plan("val", cfg.val.total, cfg.test.seed)
     test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
+    analyzed = analyze.plan(cfg, test[0])
     augmentation = make(cfg.augment)
     plans = [each for each in (train, val, *test) if each.split in used]
     classes = {c: c.splits() for c in dict.fromkeys(c for each in plans for c in source.components(each.split))}
@@ -188,40 +204,37 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
             categories = classes[component][each.split]
             each.check(categories, component.title)
             augmentation.check(each.split, component.image_size, categories)
-    return FewShot(source, train, val, test, augmentation, place(cfg.cache_dir), cfg.data.num_workers)
+    if "analyze" in used:
+        analyze.check(analyzed, source)
+    return FewShot(source, train, val, test, augmentation, place(cfg.cache_dir), cfg.data.num_workers, analyzed)
 
 
-def make_loggers(cfg: DictConfig, out: Path) -> list[Logger]:
-    """Return a CSV logger and those asked for, which are told the configuration."""
+def make_loggers(cfg: DictConfig, choices: dict[str, str]) -> list[Logger]:
+    """Return the loggers asked for, which are told the configuration and the word chosen for each group."""
     loggers = [make(node) for node in cfg.get("logger", {}).values()]
     for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    return [CSVLogger(out, name="", version=""), *loggers]
+        logger.log_hyperparams({"choices": choices, **OmegaConf.to_container(cfg, resolve=True)})
+    return loggers
 
 
 def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path) -> pl.Trainer:
     """Return a Trainer that logs, keeps checkpoints of the head ``trained``, and shows progress."""
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            out / "checkpoints",
-            filename="best",
-            monitor=f"val/{trained}/accuracy",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-    ]
+    checkpoints = Checkpoints(out / "checkpoints", trained, cfg.save.every, cfg.save.keep)
+    callbacks: list[Callback] = [checkpoints, Finite(), Ending()]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress())
+    if cfg.analyze.every:
+        callbacks.append(Clustering(cfg.analyze.every, cfg.analyze.tasks))
     # Solvers and measures are float64, which Apple's GPUs lack.
     no_doubles = cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available()
     accelerator = "cpu" if no_doubles else cfg.trainer.accelerator
     batches = cfg.trainer.accumulate_grad_batches
-    return make(
+    trainer = make(
         cfg.trainer,
         logger=loggers,
         accelerator=accelerator,
         callbacks=callbacks,
+        plugins=[Atomic(), *processes.environment(cfg.trainer), *map(make, cfg.trainer.get("plugins") or [])],
         default_root_dir=str(out),
         val_check_interval=batches * min(cfg.val.every, cfg.trainer.max_steps),
         check_val_every_n_epoch=None,
@@ -232,3 +245,6 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         # Heads that adapt take gradients in evaluation.
         inference_mode=False,
     )
+    if str(cfg.trainer.precision).startswith("16") and trainer.precision == "bf16-mixed":
+        log.warning("a CPU does not train in float16: trainer.precision=%s is bf16-mixed here", cfg.trainer.precision)
+    return trainer

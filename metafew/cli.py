@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metafew.errors import UsageError
-from metafew.files import CONF
+from metafew.files import CONF, write_json
 from metafew.overrides import merge
+from metafew.processes import alone, carry_out_cell, launched, several
+from metafew.sweep import finished
+from metafew.telling import number, teller, told
+from metafew.trust import called, check
+
+log = logging.getLogger(__name__)
 
 HEADER = """\
 metafew: few-shot meta-learning experiments.
@@ -94,7 +99,13 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
         return cfg, typed
     from metafew.checkpoint import read
 
-    overrides = merge(read(cfg.ckpt)["metafew"]["overrides"], typed, groups())
+    if cfg.ckpt == "last":
+        cfg.ckpt = newest_of_run()
+        if cfg.ckpt is None:
+            return cfg, typed
+    # Hydra's own words are never saved: in a file from elsewhere they could name any folder of configurations.
+    saved = [word for word in read(cfg.ckpt)["metafew"]["overrides"] if not word.lstrip("+~").startswith("hydra")]
+    overrides = merge(saved, typed, groups())
     try:
         whole = GlobalHydra.instance().hydra.compose_config(
             config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -109,7 +120,21 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
         whole.hydra.runtime.choices = choices
         HydraConfig.instance().set_config(whole)
         del whole["hydra"]
+    check(whole, cfg.ckpt, called(cfg), "type it, with its group, beside ckpt")
+    whole.ckpt = cfg.ckpt
     return whole, overrides
+
+
+def newest_of_run() -> str | None:
+    """Return the newest checkpoint in the folder of this run, which has been typed; None where there is none yet."""
+    from metafew.resume import newest
+
+    hydra = HydraConfig.get()
+    key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
+    if not any(word.lstrip("+").startswith(f"{key}=") for word in hydra.overrides.hydra):
+        raise UsageError(f"ckpt=last goes on with the training in {key}, which is not given: type {key}=DIR too")
+    file = newest(Path(hydra.runtime.output_dir))
+    return file and str(file)
 
 
 def conduct_cells(cfg: DictConfig) -> int:
@@ -121,6 +146,7 @@ def conduct_cells(cfg: DictConfig) -> int:
         raise UsageError("an experiment is one command for many runs, and -m asks for many of it: leave out -m")
     if cfg.ckpt is not None:
         raise UsageError(f"every cell of an experiment trains anew, and ckpt={cfg.ckpt} was typed: leave out ckpt")
+    alone("an experiment")
     typed = [word for word in chosen.overrides.task if not word.startswith("experiment")]
     return conduct(OmegaConf.to_container(cfg.experiment, resolve=True), typed, Path(chosen.run.dir))
 
@@ -129,6 +155,7 @@ def conduct_cells(cfg: DictConfig) -> int:
 def job(cfg: DictConfig) -> None:
     """Run one configuration; an error that users are meant to see is one sentence, in results.json too."""
     out = Path(HydraConfig.get().runtime.output_dir)
+    single = HydraConfig.get().mode == RunMode.RUN
     try:
         if "experiment" in cfg:
             code = conduct_cells(cfg)
@@ -136,17 +163,38 @@ def job(cfg: DictConfig) -> None:
                 sys.exit(code)
             return
         cfg, overrides = compose(cfg)
+        if not single and finished(out, cfg):
+            print(f"{out} was finished before: delete it to do it anew")
+            return
+        if not single and several(cfg.trainer) and launched() < 2:
+            carry_out_cell(out)
+            return
         from metafew.run import run
 
         words = HydraConfig.get().runtime.choices
         choices = {group: words[group] for group in options() if isinstance(words.get(group), str)}
         run(cfg, choices, overrides, out)
     except UsageError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            (out / "results.json").write_text(json.dumps({"error": str(error)}) + "\n")
-            print(f"metafew: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.RUN:
+        fail(out, str(error))
+        if single:
             sys.exit(2)
+    except Exception as error:
+        if single and told():  # another process ended, and this one lost it
+            sys.exit(2)
+        if single:
+            raise
+        log.exception("this cell ended unexpectedly")  # the file of the log is in its folder
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        fail(out, f"{reason}: {out / HydraConfig.get().job.name}.log tells where")
+
+
+def fail(out: Path, sentence: str) -> None:
+    """Print what went wrong, and leave it in the folder of the run, once for all processes."""
+    with teller() as tells:
+        if tells:
+            sentence = f"process {number()}: {sentence}" if number() else sentence
+            write_json(out / "results.json", {"error": sentence})
+            print(f"metafew: {sentence}", file=sys.stderr)
 
 
 def main() -> None:

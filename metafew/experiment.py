@@ -5,25 +5,20 @@ This module imports no torch: only the cells need it.
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 
 from metafew.analysis.sheets import sheets
 from metafew.cli import groups
 from metafew.errors import UsageError
-from metafew.files import write_json
+from metafew.files import read_json, write_json
 from metafew.overrides import merge
-
-PROGRAM = ["-m", "metafew"]
+from metafew.processes import ENDED, PROGRAM, start
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,14 @@ class Cell:
     def waiting(self) -> dict[Path, list[str]]:
         """Return the commands that are left, from the first on that has not succeeded with these very words."""
         for number, folder in enumerate(self.commands):
-            same = read(folder / "words.json") == self.history(folder)
-            if not same or "metrics" not in read(folder / "results.json"):
+            same = read_json(folder / "words.json") == self.history(folder)
+            if not same or "metrics" not in read_json(folder / "results.json"):
                 return dict(list(self.commands.items())[number:])
         return {}
 
     def other(self) -> bool:
         """Tell whether some command succeeded before with other words."""
-        return any(read(folder / "words.json") not in ({}, self.history(folder)) for folder in self.commands)
+        return any(read_json(folder / "words.json") not in ({}, self.history(folder)) for folder in self.commands)
 
     def history(self, folder: Path) -> dict:
         """Return the words that the results in ``folder`` rest on: of their command, and of those before it."""
@@ -67,8 +62,10 @@ class Cell:
         with (self.folder / "log.txt").open("w" if waiting == self.commands else "a") as log:
             for folder, words in waiting.items():
                 code = start(words, log)
+                if code == ENDED:
+                    raise KeyboardInterrupt
                 if code:
-                    if "error" not in read(folder / "results.json"):
+                    if "error" not in read_json(folder / "results.json"):
                         sentence = f"it ended with exit code {code}: see {log.name}"
                         write_json(folder / "results.json", {"error": sentence})
                     return
@@ -77,7 +74,7 @@ class Cell:
     def report(self, columns: dict[str, str]) -> dict:
         """Return what stands in the results.json of the experiment: an error, or the measures of ``columns``."""
         words = list(self.commands.values())
-        reports = [read(folder / "results.json") for folder in self.commands]
+        reports = [read_json(folder / "results.json") for folder in self.commands]
         for report in reports:
             if "error" in report:
                 return {"words": words, "error": report["error"]}
@@ -173,20 +170,6 @@ def clock(seconds: float, ran: int, left: int) -> str:
     return f"{seconds / 60:.0f} min so far{estimate}"
 
 
-def start(words: list[str], log: TextIO) -> int:
-    """Run one command to its end, with what it prints in ``log``, and return its exit code."""
-    # The cells use this very package, wherever the user's folder is.
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1])]))
-    command = [sys.executable, *PROGRAM, *words]
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-
-
 def say(console: Console, text: str) -> None:
     """Print ``text`` as it is: the brackets of a list are no markup, and a command stays one line to copy."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def read(path: Path) -> dict:
-    """Return the content of a JSON file, nothing where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 INSTALLED = Path(__file__).parent / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
 
 
+def read_json(path: Path) -> dict:
+    """Return the content of a JSON file, nothing where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write ``content`` whole or not at all, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with whole(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
+    """Open a file that takes the place of ``path`` when all is written; whatever happens before, ``path`` stays.
+
+    Args:
+        path: the file to replace, or to make.
+        mode: as for :func:`open`.
+        options: likewise.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with unfinished.open(mode, **options) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)

@@ -18,6 +18,7 @@ from metafew.heads.head import FeatureHead
 from metafew.metrics import PerTask, summary
 from metafew.norms.alpha import Alpha
 from metafew.norms.running import commit
+from metafew.schedules import follow
 
 
 class Learner(pl.LightningModule):
@@ -192,5 +193,6 @@ class Learner(pl.LightningModule):
         checkpoint["metafew"] = self.provenance
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the weights that the run has already fitted to this model when it goes on from a checkpoint."""
+        """Keep the weights that the run has already fitted to this model; let the schedule be that of this run."""
         checkpoint["state_dict"] = self.state_dict()
+        follow(checkpoint, self.make_optimizer, self.make_schedule)

@@ -17,6 +17,7 @@ from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.data.augment import as_float
 from metafew.episode import Labelled
 from metafew.errors import UsageError
+from metafew.trust import check
 
 log = logging.getLogger(__name__)
 
@@ -169,11 +170,12 @@ def ordered(labels: list[Hashable]) -> list:
         return classes
 
 
-def load(path: str | PathLike) -> Model:
+def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     """Return the model of a checkpoint: :func:`metafew.load`."""
     content = checkpoint.read(path)
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
+    check(cfg, path, trust, 'type trust=["..."] with it')
     # Frozen before the head is made, which may warn otherwise.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
     head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]

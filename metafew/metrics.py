@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from metafew.analysis.statistics import interval
 from metafew.episode import Episode
 
 
@@ -54,22 +53,9 @@ class PerTask(Metric):
 
 def summary(table: Tensor, measure: str) -> dict[str, float | None]:
     """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
-    return interval(table[:, PerTask.columns.index(measure)])
+    return interval(table[:, PerTask.columns.index(measure)].numpy(force=True))
 
 
 def of_source(table: Tensor, number: int) -> Tensor:
     """Return the rows of the tasks from one dataset of a mixture."""
     return table[table[:, PerTask.columns.index("source")] == number]
-
-
-def interval(values: Tensor) -> dict[str, float | None]:
-    """Return the mean over tasks and the half width of its 95 % confidence interval.
-
-    ``ci95 = 1.96 s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); None for a single task.
-
-    >>> {k: round(v, 3) for k, v in interval(torch.tensor([0.5, 0.7, 0.9])).items()}
-    {'mean': 0.7, 'ci95': 0.226, 'tasks': 3}
-    """
-    count = len(values)
-    ci95 = 1.96 * values.std().item() / math.sqrt(count) if count > 1 else None
-    return {"mean": values.mean().item(), "ci95": ci95, "tasks": count}

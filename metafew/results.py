@@ -7,11 +7,14 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, stack
+from torch import Tensor
 
-from metafew.analysis.ranks import ranks
+from metafew.analysis.sheet import figure
+from metafew.analysis.statistics import ranks
+from metafew.files import whole
 from metafew.metrics import PerTask, of_source, summary
 
 BEST = "best_step/accuracy"
@@ -69,13 +72,16 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sou
 def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
     """Return, for each head, the mean over datasets of its rank among the heads."""
     accuracy = PerTask.columns.index("accuracy")
-    placed = [ranks(stack([of_source(test[head], part)[:, accuracy] for head in heads])) for part in range(sources)]
-    return dict(zip(heads, stack(placed).mean(0).tolist(), strict=True))
+    tables = {head: test[head].cpu() for head in heads}
+    placed = [
+        ranks(np.stack([of_source(tables[head], part)[:, accuracy] for head in heads])) for part in range(sources)
+    ]
+    return dict(zip(heads, np.mean(placed, 0).tolist(), strict=True))
 
 
 def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
     """Write one row for each test task and head; ``sources`` names the datasets."""
-    with path.open("w", newline="") as file:
+    with whole(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
         for test in tables:
@@ -127,10 +133,7 @@ def by_source(report: dict) -> Table:
 
 def percent(value: dict) -> str:
     """Return a mean and its interval as they stand in tables."""
-    if value["mean"] is None:
-        return "diverged"
-    spread = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
-    return f"{100 * value['mean']:.2f}{spread} %"
+    return figure(value) if value["mean"] is None else f"{figure(value)} %"
 
 
 def short(value: dict) -> str:

@@ -6,25 +6,33 @@ import logging
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from metafew import checkpoint, loggers, results
-from metafew.analysis import figures
+from metafew import checkpoint, loggers, processes, results, resume, typed
+from metafew.analysis import analyze, figures
 from metafew.assemble import make_data, make_learner, make_loggers, make_source, make_trainer, words
+from metafew.collective import from_all
 from metafew.data.datamodule import FewShot
 from metafew.data.sampler import NATURAL, Plan
 from metafew.errors import UsageError
 from metafew.files import write_json
 from metafew.learner import Learner
+from metafew.memory import enough_memory
+from metafew.metrics_file import MetricsFile
+from metafew.publishing import publish
+from metafew.solvers.unsolved import counted
 
 log = logging.getLogger(__name__)
 
-STAGES = ("fit", "test")
+STAGES = ("fit", "test", "analyze")
+SPLITS = ("test", "val", "train")
 TRAINING = [
     "dataset",
     "augment",
@@ -38,7 +46,8 @@ TRAINING = [
     "train",
     "seed",
 ]
-EVALUATION = ("test_steps", "test_batch", "each_step", "test_sources")
+STEP = ["accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision"]
+"""Words of the trainer that change what a step does."""
 
 
 def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> dict:
@@ -55,13 +64,18 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
     """
     quiet()
     try:
-        return carry_out(cfg, choices, overrides, out)
+        with counted() as unsolved:
+            return carry_out(cfg, choices, overrides, out, unsolved)
+    except SIGTERMException:
+        resume.end(out)
     finally:
         loggers.close()
 
 
-def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> dict:
-    """Do what :func:`run` says, but for the end of logging."""
+def carry_out(
+    cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path, unsolved: Counter[str]
+) -> dict:
+    """Do what :func:`run` says, but for the end of logging; ``unsolved`` counts the tasks that solvers gave up."""
     stages = check(cfg)
     fit = "fit" in stages
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -70,13 +84,14 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
     provenance = {
         "overrides": overrides,
         "choices": choices,
-        "training": OmegaConf.to_container(OmegaConf.masked_copy(cfg, TRAINING)),
+        "training": OmegaConf.to_container(OmegaConf.masked_copy(cfg, TRAINING))
+        | {"trainer": OmegaConf.to_container(OmegaConf.masked_copy(cfg.trainer, STEP))},
         "version": results.versions()["metafew"],
     }
     trained = fit or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
     learner = make_learner(cfg, source, provenance, trained, fit)
     if not fit and start is None and any(True for _ in learner.backbone.parameters()):
-        raise UsageError("stages=[test] wants a trained model, and ckpt is not given: type ckpt=PATH")
+        raise UsageError(f"stages=[{','.join(stages)}] wants a trained model, and ckpt is not given: type ckpt=PATH")
     learner.provenance["model"] = {  # all that metafew.load makes it from
         "images": {"channels": source.channels, "image_size": source.image_size},
         "trained": learner.objective.trains_head,
@@ -88,7 +103,8 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
     if cfg.backbone.weights not in (None, installed):
         checkpoint.install(learner.backbone, cfg.backbone.weights)
     chooses = any(len(getattr(head, "candidates", {})) > 1 for head in learner.heads.values())
-    used = {"train": fit, "val": fit or chooses, "test": "test" in stages}
+    analyzes = "analyze" in stages
+    used = {"train": fit, "val": fit or chooses, "test": "test" in stages, "analyze": analyzes}
     data = make_data(cfg, source, learner.objective, [split for split, needed in used.items() if needed])
     check_tasks(learner, data, fit)
     if fit and not any(p.requires_grad for p in learner.parameters()):
@@ -96,22 +112,28 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
             f"nothing is left to train: no weight of the backbone or of head={learner.trained} is free: "
             "leave out backbone.weights, or choose another head or head.output"
         )
-    trainer = make_trainer(cfg, learner.trained, make_loggers(cfg, out), out)
+    going = resume.goes_on(cfg, start, provenance, out) if fit else None
+    metrics = [MetricsFile(out / "metrics.csv", start["global_step"] if going else 0)] if fit else []
+    trainer = make_trainer(cfg, learner.trained, [*metrics, *make_loggers(cfg, choices)], out)
+    processes.check(cfg.trainer, trainer.world_size)
     if fit and data.train.tasks % trainer.world_size:
         raise UsageError(
             f"train.tasks={data.train.tasks} cannot be shared evenly by {trainer.world_size} processes: "
             f"type train.tasks={trainer.world_size * (1 + data.train.tasks // trainer.world_size)}"
         )
+    # Before Lightning starts other processes, which would wait in vain for one that cannot build a store.
+    data.prepare_data()
     seconds, selected, chosen = {}, None, {}
-    if fit:
-        resume = goes_on(cfg, start, provenance)
-        seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resume, weights_only=True)
-        selected = select(cfg.test.select, trainer, learner)
-    if "test" in stages:
-        if chooses:
+    with enough_memory(trainer, learner):
+        if fit:
+            seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=going, weights_only=True)
+            selected = select(cfg.test.select, trainer, learner)
+        if chooses and stages != ["fit"]:
             trainer.validate(learner, data, verbose=False)
             chosen = learner.choose()
-        seconds["test"] = timed(trainer.test, learner, data, verbose=False)
+        if "test" in stages:
+            seconds["test"] = timed(trainer.test, learner, data, verbose=False)
+        analysis = analyze.analyze(trainer, learner, data, out) if analyzes else None
     seen = source.components("train")
     sources = {component.title: component in seen for component in source.components("test")}
     measures = results.measures(learner.tables, words(cfg.test.shot), list(learner.heads), list(sources))
@@ -125,15 +147,19 @@ def carry_out(cfg: DictConfig, choices: dict[str, str], overrides: list[str], ou
             )
     report = {
         **measures,
+        "analysis": analysis,
         "sources": sources,
         "chosen": chosen,
         "transductive": learner.backbone.transductive,
         "over": cfg.norm.get("over"),
         "queries": cfg.test.queries,
         "select": selected,
+        "validation": validation(trainer, learner),
         "choices": choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
         "steps": trainer.global_step if fit else start["global_step"] if start else 0,
         "seconds": seconds,
+        "precision": trainer.precision,
+        "unsolved": dict(sum(from_all(unsolved), Counter())),
         "seed": cfg.seed,
         "versions": results.versions(),
         "config": OmegaConf.to_container(cfg, resolve=True),
@@ -147,17 +173,30 @@ def check(cfg: DictConfig) -> list[str]:
     """Return the stages to carry out; raise a sentence for what no component will check."""
     stages = words(cfg.stages)
     if not stages or set(stages) - set(STAGES):
-        raise UsageError(f"stages wants fit, test or both, not {stages}: type stages=[fit,test]")
-    for key, allowed in (("test.select", ("best", "last")), ("test.queries", ("together", "single", "class"))):
+        raise UsageError(f"stages wants some of fit, test and analyze, not {stages}: type stages=[fit,test]")
+    known = {"test.select": ("best", "last"), "test.queries": ("together", "single", "class"), "analyze.split": SPLITS}
+    for key, allowed in known.items():
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
             raise UsageError(f"{key} is {' or '.join(allowed)}, not {value}: type {key}={allowed[0]}")
     least = {"seed": 0, "test.seed": 0, "data.num_workers": 0, "train.tasks": 1, "val.every": 1}
-    least |= {"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1}
+    least |= {
+        "trainer.max_steps": 1,
+        "trainer.accumulate_grad_batches": 1,
+        "trainer.log_every_n_steps": 1,
+        "save.every": 1,
+        "analyze.tasks": 1,
+        "analyze.every": 0,
+    }
     for key, low in least.items():
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or value < low:
             raise UsageError(f"{key} is a whole number of at least {low}, not {value}: type {key}={low}")
+    typed.check(cfg)
+    for key in ("ckpt", "data_dir", "cache_dir", "backbone.weights"):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, str | None):
+            raise UsageError(f"{key} is a path, not {value}: type {key}=PATH")
     if not words(cfg.test.shot):
         raise UsageError("test.shot is a number or a list of some, not an empty list: type test.shot=1")
     if NATURAL in words(cfg.test.shot) and len(words(cfg.test.shot)) > 1:
@@ -203,32 +242,20 @@ def check_tasks(learner: Learner, data: FewShot, fit: bool) -> None:
         )
 
 
-def goes_on(cfg: DictConfig, start: dict | None, provenance: dict) -> str | None:
-    """Return the checkpoint whose training goes on; None where training starts, be it from a checkpoint's weights."""
-    if start is None:
-        return None
-    before, now = (of_training(saved["training"]) for saved in (start["metafew"], provenance))
-    if before == now:
-        return cfg.ckpt
-    log.warning("the training of %s was another one: a new training starts from its weights", cfg.ckpt)
-    return None
-
-
-def of_training(cfg: dict) -> dict:
-    """Return what a training depends on: not the options of head and dataset that matter in evaluation alone."""
-    parts = {group: {k: v for k, v in cfg[group].items() if k not in EVALUATION} for group in ("head", "dataset")}
-    return cfg | parts
-
-
 def select(which: str, trainer: pl.Trainer, learner: Learner) -> str:
     """Give ``learner`` the weights of the best or the last checkpoint; return which it was."""
     folder = Path(trainer.checkpoint_callback.dirpath)
-    trainer.save_checkpoint(folder / "last.ckpt")
     if which == "best" and not (folder / "best.ckpt").exists():
         log.warning("no validation took place in this run, so that the last weights are tested")
         which = "last"
     learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])
     return which
+
+
+def validation(trainer: pl.Trainer, learner: Learner) -> dict[str, float]:
+    """Return the highest validation accuracy in training, by its name; nothing where no validation took place."""
+    best = trainer.checkpoint_callback.best_model_score
+    return {} if best is None else {f"val/{learner.trained}/accuracy": best.item()}
 
 
 def leave(report: dict, learner: Learner, data: FewShot, out: Path) -> None:
@@ -241,9 +268,10 @@ def leave(report: dict, learner: Learner, data: FewShot, out: Path) -> None:
     if learner.tables:
         results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]))
         if data.source.image_size > 1:
-            episode = data.first_test_episode(learner.dtype)
+            episode = data.test_episode(0, learner.dtype)
             figures.episode_sheet(episode, learner.predict(episode), out / "episode.png")
         results.show(report)
+    publish(report, learner, data, out)
     print(f"results, figures and checkpoints are in {out}")
 
 
@@ -256,14 +284,16 @@ def timed(function: Callable, *args: Any, **kwargs: Any) -> float:
 
 def quiet() -> None:
     """Silence messages of Lightning that say nothing of the user's own doing."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
         ".*smaller than the logging interval.*",
-        ".*The dirpath has changed.*",
         ".*your dataloader is not resumable.*",  # ours starts at the step of the checkpoint
+        ".*Grad strides do not match bucket view strides.*",  # of one channel: both are the same
         ".*isinstance.treespec, LeafSpec.*",
+        ".*AMP with fp16 is not supported on CPU.*",  # said by make_trainer
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message)

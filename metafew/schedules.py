@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from metafew.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since: Sequence[float]) -> LambdaLR:
@@ -27,3 +32,30 @@ def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since:
         )
     starts = [round(fraction * steps) for fraction in since]
     return LambdaLR(optimizer, lambda step: factors[bisect_right(starts, step) - 1])
+
+
+def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) -> None:
+    """Give a checkpoint the learning rate that this run's schedule has at its step, and warn where it was another.
+
+    A schedule depends on the step and on ``trainer.max_steps``, which may have grown since.
+
+    Args:
+        checkpoint: what is about to be restored; its optimizer and schedule are changed.
+        make_optimizer: makes an optimizer from parameter groups.
+        make_schedule: makes the schedule from the optimizer.
+    """
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]} for _ in groups])
+    schedule = make_schedule(optimizer)
+    for _ in range(checkpoint["global_step"]):
+        optimizer.step()
+        schedule.step()
+    for group, now in zip(groups, schedule.get_last_lr(), strict=True):
+        before, group["lr"] = group["lr"], now
+    if before != now:
+        log.warning(
+            "the learning rate after step %d was %g and goes on at %g, where the schedule of trainer.max_steps as "
+            "typed has it",
+            *(checkpoint["global_step"], before, now),
+        )
+    checkpoint["lr_schedulers"] = [schedule.state_dict()]

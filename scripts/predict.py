@@ -4,7 +4,8 @@
 
 support has a folder of example images for each class, query is a folder of the images to label, or one image. Of an
 image that is no square, fit=crop takes the middle and fit=stretch all of it. Models of drawings (glyphs, omniglot) know
-bright ink on a dark ground: type invert=true for dark ink on paper.
+bright ink on a dark ground: type invert=true for dark ink on paper. A model with a network of your own
+(backbone=module) may call it if you type trust=my_package.MyNetwork.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from metafew.errors import UsageError, carry_out
 if TYPE_CHECKING:
     from metafew.library import Task
 
-DEFAULTS = {"out": "predictions.csv", "invert": "false", "fit": FITS[0]}
+DEFAULTS = {"out": "predictions.csv", "invert": "false", "fit": FITS[0], "trust": ""}
 WORDS = ("ckpt", "support", "query", *DEFAULTS)
 USAGE = __doc__.split("\n\n")[1].strip()
 AT_ONCE = 256  # queries that are in memory together
@@ -77,7 +78,7 @@ def list_images(query: Path) -> dict[str, Path]:
 def predict(values: dict[str, str]) -> None:
     """Label the queries, write the CSV, and print how many there are of each class."""
     files, examples = list_images(Path(values["query"])), Tree(Path(values["support"]))
-    model = metafew.load(values["ckpt"])
+    model = metafew.load(values["ckpt"], values["trust"].split(","))
 
     def pixels(image: Image.Image) -> np.ndarray:
         found = to_pixels(image, model.channels, model.image_size, values["fit"])

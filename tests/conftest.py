@@ -1,6 +1,7 @@
 """What several test files need: composing configurations, and finding the real data."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,25 +43,24 @@ def cache(tmp_path_factory):
         os.environ["METAFEW_CACHE"] = before
 
 
+def compose_in(folder: Path, *overrides: str):
+    """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(cfg)
+        choices = {
+            group: cfg.hydra.runtime.choices[group] for group in cli.options() if group not in ("logger", "experiment")
+        }
+        del cfg["hydra"]
+    return cfg, choices, list(overrides)
+
+
 @pytest.fixture
 def composed(tmp_path):
     """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
-
-    def build(*overrides: str):
-        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            cfg = compose("train", list(overrides), return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(tmp_path)
-            HydraConfig.instance().set_config(cfg)
-            choices = {
-                group: cfg.hydra.runtime.choices[group]
-                for group in cli.options()
-                if group not in ("logger", "experiment")
-            }
-            del cfg["hydra"]
-        return cfg, choices, list(overrides)
-
-    return build
+    return partial(compose_in, tmp_path)
 
 
 @pytest.fixture

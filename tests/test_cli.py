@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from test_scripts import script
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,16 +63,61 @@ def test_missing_data_without_network_is_a_sentence(tmp_path):
     assert "images_background.zip" in done.stderr and "data_dir" in done.stderr
 
 
-def test_a_multirun_goes_on_after_a_failed_cell_and_names_it(tmp_path):
-    done = metafew("-m", *TINY, "train.way=5,999", "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path, code=1)
-    reports = {
-        cell.name: json.loads((cell / "results.json").read_text()) for cell in (tmp_path / "sweep").glob("[0-9]")
-    }
-    assert [("error" in reports[cell]) for cell in sorted(reports)] == [False, False, True, True]
-    assert "2 of 4 cells failed" in done.stderr and "Traceback" not in done.stderr
-    again = metafew("-m", *TINY, "train.way=5", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert "failed" not in again.stderr
-    assert reports["1"]["seed"] == 1 and reports["0"]["metrics"] != reports["1"]["metrics"]
+def cells(sweep):
+    """The results of every cell, in the order of their numbers."""
+    folders = sorted((folder for folder in sweep.glob("*/") if folder.name.isdecimal()), key=lambda f: int(f.name))
+    return [json.loads((folder / "results.json").read_text()) for folder in folders]
+
+
+BUG = "augment._target_=metafew.data.augment.Augmentation,types.SimpleNamespace"  # has no method check
+WORKERS = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+def test_a_multirun_goes_on_after_failed_cells_names_them_and_keeps_the_others(tmp_path):
+    words = ["-m", *TINY, "train.way=5,999", BUG, "seed=0,1", "hydra.sweep.dir=sweep"]
+    done = metafew(*words, cwd=tmp_path, code=1)
+    first = cells(tmp_path / "sweep")
+    assert ["error" in report for report in first] == [False] * 2 + [True] * 6
+    assert [report["seed"] for report in first[:2]] == [0, 1] and first[0]["metrics"] != first[1]["metrics"]
+    named = done.stderr.split("6 of 8 cells failed:\n")[1].splitlines()
+    assert named[2] == f"  sweep/4: {first[4]['error']}" and "type train.way=153" in named[2]
+    # What nobody expects leaves its traceback, too.
+    assert "AttributeError" in first[2]["error"] and "sweep/2/train.log" in first[2]["error"]
+    assert "Traceback" in (tmp_path / "sweep/2/train.log").read_text() and "Traceback" not in done.stderr
+    (tmp_path / "sweep/1/results.json").unlink()
+    times = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]
+    again = metafew(*words, *WORKERS, cwd=tmp_path, code=1)
+    second = cells(tmp_path / "sweep")
+    assert second[0] == first[0] and second[1]["metrics"] == first[1]["metrics"] and second[2:] == first[2:]
+    after = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]
+    assert after[0] == times[0] and after[1] != times[1] and "sweep/0 was finished before" in again.stdout
+    assert again.stderr.split("6 of 8 cells failed:\n")[1].splitlines() == named
+
+
+@pytest.mark.slow
+def test_24_cells_on_two_workers(tmp_path):
+    norms = "norm=batch,batch_shared,layer,none,tasknorm,transductive"
+    words = ["head=protonet,ridge,svm,maml", norms, "hydra.sweep.dir=sweep"]
+    done = metafew("-m", *TINY, *words, *WORKERS, cwd=tmp_path, code=1)
+    reports = cells(tmp_path / "sweep")
+    assert len(reports) == 24 and sum("metrics" in report for report in reports) == 23
+    assert done.stderr.endswith(f"1 of 24 cells failed:\n  sweep/19: {reports[19]['error']}\n")
+    assert "one task at a time" in reports[19]["error"] and "Traceback" not in done.stdout + done.stderr
+    assert script("report").main([str(tmp_path / "sweep"), f"out={tmp_path / 'report'}"]) == 0
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert table.count("head=") >= 23 and reports[19]["error"] in table
+    tests = ["stages=[test]", "ckpt=sweep/2/checkpoints/best.ckpt,sweep/8/checkpoints/best.ckpt"]
+    metafew("-m", *tests, *WORKERS, "hydra.sweep.dir=tests", cwd=tmp_path)
+    for trained, tested in zip((reports[2], reports[8]), cells(tmp_path / "tests"), strict=True):
+        assert trained["metrics"] == tested["metrics"] and trained["choices"] == tested["choices"]
+
+
+@pytest.mark.slow
+def test_the_cells_of_submitit(tmp_path):
+    words = ["hydra/launcher=submitit_local", "train.way=5,999", "hydra.sweep.dir=sweep"]
+    done = metafew("-m", *TINY, *words, cwd=tmp_path, code=1)
+    assert ["error" in report for report in cells(tmp_path / "sweep")] == [False, True]
+    assert "1 of 2 cells failed:\n  sweep/1: train.way=999 needs" in done.stderr
 
 
 @pytest.mark.slow

@@ -269,14 +269,6 @@ def test_every_head_measures_the_features_of_another(quick):
     assert report["metrics"]["test/maml/loss"] == report["metrics"]["test/fomaml/loss"]
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_trains_in_every_precision(quick, head, precision):
-    _, out = quick(*choose(head, "tasknorm"), f"trainer.precision={precision}")
-    kinds = {value.dtype for value in state(out).values() if value.is_floating_point()}
-    assert kinds == {torch.float64 if precision == "64-true" else torch.float32}
-
-
 @pytest.mark.parametrize(
     ("schedule", "factor"),
     [

@@ -39,7 +39,7 @@ def seen(composed, *overrides):
     source = make(cfg.dataset)
     learner = make_learner(cfg, source, {"choices": choices}, trained=True, fit=False)
     data = make_data(cfg, source, learner.objective, ["test"])
-    first = data.first_test_episode(torch.float32)
+    first = data.test_episode(0, torch.float32)
     for index in range(cfg.test.total):
         (episode,) = data.sampler(data.test[0]).batch([index])
         episode = present(episode, torch.float32)

@@ -314,7 +314,6 @@ def test_readings_are_what_each_setting_gives_alone(episode):
     [
         ({"freeze": ["head"]}, "begins no name of an adapting weight"),
         ({"inner": "fast"}, "head.inner is auto or loop"),
-        ({"lr": [0.1, 0.2]}, "a list of head.lr is for evaluation"),
         ({"lr": 0}, "positive"),
         ({"rates": "layer", "lr": [0.1, 0.2], "trained": False}, "learns from one head.lr on"),
         ({"rates": "layer", "steps": 0}, "type head.steps=1"),

@@ -13,8 +13,8 @@ from metafew.backbones.backbone import targets_at_once
 from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
-from metafew.norms.norm import Norm, pool
-from metafew.norms.passes import Instance
+from metafew.norms.norm import Norm, never_negative, pool
+from metafew.norms.passes import Affine, GroupMoments
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
@@ -118,6 +118,75 @@ class TestContract:
         assert torch.equal(apply(norm, x), first)
         assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
 
+    @pytest.mark.parametrize("train", [True, False])
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_pooling_early_changes_nothing(self, word, train, sign, x):
+        norm = scheme(word).train(train)
+        with torch.no_grad():
+            norm.weight[0] *= sign
+        assert never_negative(norm.weight) == (sign == 1)
+        x.requires_grad_()
+        with rows(T, S, record=False):
+            early = norm(x.flatten(0, 1), MAX)
+            late = MAX(norm(x.flatten(0, 1)))
+        torch.testing.assert_close(early, late, rtol=1e-12, atol=1e-12)
+        slope, inputs = torch.randn_like(late), (x, *norm.parameters())
+        for one, other in zip(*(torch.autograd.grad(y, inputs, slope) for y in (early, late)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+MAX = torch.nn.MaxPool2d(2)
+
+
+def test_one_negative_weight_is_enough_to_pool_late():
+    norm = BatchNorm(1)
+    norm.weight.data.fill_(-1.0)
+    x = torch.randn(2, 1, 4, 4)
+    with rows(1, 2, record=False):
+        late = norm(x, MAX)
+        assert torch.equal(late, MAX(norm(x)))
+        norm.weight.data.fill_(1.0)
+        assert not torch.allclose(-norm(x, MAX), late)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
+    x = torch.randn(6, 2, 3, 3, dtype=torch.double, requires_grad=True)
+    handed, mean, var = GroupMoments.apply(x, groups)
+    assert torch.equal(handed, x)
+    parts = x.detach().unflatten(0, (groups, -1)).numpy()
+    agree(mean, parts.mean((1, 3, 4)))
+    agree(var, parts.var((1, 3, 4)))
+
+    def f(x):
+        handed, mean, var = GroupMoments.apply(x, groups)
+        return Affine.apply(handed, var.exp(), mean)
+
+    assert torch.autograd.gradcheck(f, x)
+    assert torch.autograd.gradgradcheck(f, x)
+
+
+def embedded(word: str, train: bool) -> list[torch.Tensor]:
+    """Return features, gradients and running moments of a network after one pass."""
+    torch.manual_seed(0)
+    images = torch.rand(T, S + Q, 1, 16, 16, dtype=torch.double)
+    network = Conv4(1, 16, make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml")), width=3).double().train(train)
+    features = torch.cat(network.embed(images[:, :S], images[:, S:]), 1)
+    features.square().sum().backward()
+    commit(network)
+    return [features, *(p.grad for p in network.parameters()), *network.buffers()]
+
+
+@pytest.mark.parametrize("word", ["batch", "batch_renorm", "batch_shared", "reptile", "transductive"])
+@pytest.mark.parametrize("train", [True, False])
+def test_context_and_targets_may_pass_one_after_the_other(word, train, monkeypatch):
+    norm = scheme(word).train(train)
+    assert norm.apart == (train or word == "transductive")
+    ours = embedded(word, train)
+    monkeypatch.setattr(Conv4, "apart", False)
+    for one, other in zip(ours, embedded(word, train), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
 
 def as_function(norm: Norm, images: torch.Tensor):
     """Return a pure function of images (2, 3, ...) and parameters, the first two rows of a task context; its inputs."""
@@ -140,7 +209,7 @@ def affine(norm: Norm, x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.n
 
 
 def instance(x: torch.Tensor):
-    _, mean, var = Instance.apply(x.flatten(0, 1))
+    _, mean, var = GroupMoments.apply(x.flatten(0, 1), len(x.flatten(0, 1)))
     return mean.unflatten(0, x.shape[:2]), var.unflatten(0, x.shape[:2])
 
 

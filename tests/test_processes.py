@@ -1,55 +1,267 @@
-"""Two processes do what one does."""
+"""Several processes do what one does."""
 
 import csv
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import TINY
-from test_cli import metafew
+from conftest import TINY, compose_in
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from omegaconf import OmegaConf
+from test_cli import ROOT, metafew
 
-from metafew import checkpoint
+from metafew import checkpoint, processes, run
+from metafew.errors import UsageError
 
+DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
+COMMON = [*TINY, "train.tasks=4", "trainer.max_steps=3", "trainer.log_every_n_steps=1", "val.total=5", "test.total=9"]
+FEW = ["head.steps=1", "head.test_steps=1", *(f"{split}.way=2" for split in ("train", "val", "test"))]
 MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "val.tasks=1", "test.tasks=1"]
 MIXTURE += [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
+DOUBLE = {
+    "protonet": ["evaluate=[ridge]", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2"],
+    "svm": ["head=svm", "norm=batch", "test.way=2", "test.total=600", "test.tasks=60"],
+    "maml": ["head=maml", "norm=batch", *FEW],
+    "reptile": ["head=reptile", *FEW],
+    "weight_clustering": ["head=reptile", "norm=transductive", "regularizer=weight_clustering", *FEW],
+    "classical": ["objective=classical", "norm=batch", "train.batch_size=16"],
+    "mixture": ["head=svm", *MIXTURE],
+    "batch_shared": ["norm=batch_shared"],
+}
+# Adam would make whole steps out of gradients that are nothing but rounding.
+SINGLE = {"single": ["norm=batch", "evaluate=[svm]", "optimizer=sgd"]}
+
+
+def compose_cases(one):
+    """Compose all cases, once for every number of processes; ``one`` will hold the runs of one process."""
+    cases = {name: [*words, "trainer.precision=64-true"] for name, words in DOUBLE.items()} | SINGLE
+    for name, words in SINGLE.items():
+        ckpt = one / name / "checkpoints" / "last.ckpt"
+        cases[f"{name}_tested"] = [*words, "stages=[test]", f"ckpt={ckpt}", "test.total=600", "test.tasks=60"]
+    return {name: compose_in(one / name, *COMMON, *words) for name, words in cases.items()}
+
+
+def carry_out(cases, folder, world=1, port=0, rank=0):
+    """Run all cases as process ``rank`` of ``world``."""
+    if world > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, (cfg, choices, overrides) in cases.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        cfg.trainer.devices = world
+        with patch("metafew.run.figures"):  # half of the time of such a run
+            run.run(cfg, choices, overrides, folder / name)
+
+
+def launch_all(cases, folder, world):
+    """Run all cases in ``world`` processes: copies of one that has imported what they need."""
+    context, port = multiprocessing.get_context("forkserver"), find_free_network_port()
+    context.set_forkserver_preload(["test_processes"])
+    ranks = [context.Process(target=carry_out, args=(cases, folder, world, port, rank)) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * world
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def curves(folder):
+    """Return all that metrics.csv holds: the loss of each step, and what validation measured."""
+    return [{key: float(value) for key, value in row.items() if value} for row in rows(folder / "metrics.csv")]
+
+
+def answers(folder):
+    """Return the accuracy of each task under each head, which is a count of correct answers."""
+    return {(row["head"], int(row["index"])): row["accuracy"] for row in rows(folder / "tasks.csv")}
+
+
+def weights(folder):
+    state = checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
+    one, many = tmp_path / "one", tmp_path / "many"
+    cases = compose_cases(one)
+    carry_out(cases, one)
+    launch_all(cases, many, world)
+    for name, (cfg, *_) in cases.items():
+        if "fit" in cfg.stages:
+            precision = {"rtol": 0, "atol": 1e-4 if name in SINGLE else 1e-9, "msg": name}
+            assert len(curves(many / name)) == len(curves(one / name)) >= cfg.trainer.max_steps
+            torch.testing.assert_close(curves(one / name), curves(many / name), **precision)
+            torch.testing.assert_close(weights(one / name), weights(many / name), **precision)
+        if name not in SINGLE:
+            assert answers(one / name) == answers(many / name), name
+        measured = Counter(row["head"] for row in rows(many / name / "tasks.csv"))
+        assert set(measured.values()) == {cfg.test.total} == {len({index for _, index in answers(many / name)})}
+
+
+def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path):
+    words = [*TINY, *FEW[2:], "trainer.max_steps=1", "head=protonet,maml", "hydra.sweep.dir=sweep"]
+    metafew("-m", *words, *DDP, cwd=tmp_path)
+    reports = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("results.json"))]
+    assert [report["choices"]["head"] for report in reports] == ["protonet", "maml"]
+    assert [report["metrics"][f"test/{head}/accuracy"]["tasks"] for report, head in zip(
+        reports, ("protonet", "maml"), strict=True)] == [6, 6]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "1", "multirun.yaml"}
+    assert all((tmp_path / "sweep" / cell / "train_ddp_process_1.log").exists() for cell in "01")  # Lightning's second
+
+
+def test_tasks_that_cannot_be_shared_are_a_sentence(launch):
+    with pytest.raises(UsageError, match=r"type train\.tasks=4"):
+        launch("train.tasks=3", *DDP)
+
+
+def test_several_devices_under_joblib_are_a_sentence(tmp_path):
+    hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": "joblib"}}})
+    with (
+        patch("metafew.processes.HydraConfig.get", return_value=hydra),
+        pytest.raises(UsageError, match=r"type trainer\.devices=1"),
+    ):
+        processes.carry_out_cell(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("head", "norm", "regularizer", "more"),
+    ("given", "devices", "count"),
     [
-        ("svm", "tasknorm", "none", MIXTURE),
-        ("maml", "batch", "none", []),
-        ("svm", "batch_shared", "none", []),
-        ("reptile", "transductive", "weight_clustering", []),
+        ({}, 2, 0),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "SLURM_NTASKS": "2"}, 2, 4),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "train"}, 2, 2),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "interactive"}, 2, 0),
+        ({"SLURM_NTASKS": "8"}, 2, 0),  # a batch script's own process
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 1, 8),
     ],
 )
-def test_two_processes_equal_one(launch, tmp_path, head, norm, regularizer, more):
-    words = [
-        *more,
-        f"head={head}",
-        f"norm={norm}",
-        f"regularizer={regularizer}",
-        "evaluate=[protonet]",
-        "train.tasks=4",
-        "trainer.precision=64-true",
-    ]
-    words += ["test.total=5", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
-    launch(*words, out=tmp_path / "one")
-    metafew(*TINY, *words, "hydra.run.dir=two", "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
-    one, two = (checkpoint.read(tmp_path / f"{run}/checkpoints/last.ckpt")["state_dict"] for run in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-9, atol=1e-9, msg=key)
-    tables = []
-    for run in ("one", "two"):
-        with (tmp_path / run / "tasks.csv").open() as file:
-            tables.append([(r["index"], r["head"], r["accuracy"]) for r in csv.DictReader(file)])
-    assert tables[0] == tables[1] and len(tables[0]) == 15
-    first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
-    loss = f"test/{head}/loss"
-    assert first["metrics"][loss]["mean"] == pytest.approx(second["metrics"][loss]["mean"])
+def test_another_number_of_processes_than_were_started_is_a_sentence(monkeypatch, given, devices, count):
+    clear(monkeypatch)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    trainer = OmegaConf.create({"devices": devices, "num_nodes": 1})
+    assert processes.launched() == count
+    if count in (0, devices):
+        processes.check(trainer, devices)
+    else:
+        with pytest.raises(UsageError, match=f"started {count}: type trainer.devices={count} "):
+            processes.check(trainer, devices)
+    if count > 1:
+        with pytest.raises(UsageError, match="a sweep is many runs"):
+            processes.alone("a sweep")
 
 
-def test_tasks_that_cannot_be_shared_are_a_sentence(tmp_path):
-    words = [*TINY, "train.tasks=3", "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir=out"]
-    done = metafew(*words, cwd=tmp_path, code=2)
-    assert "type train.tasks=4" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("given", "nodes", "starter"),
+    [
+        ({}, 1, None),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, 1, None),
+        ({"SLURM_NTASKS": "2", "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, 1, None),
+        ({"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}, 1, "LightningEnvironment"),  # sbatch
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, 1, "LightningEnvironment"),  # submitit
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 1, "SLURMEnvironment"),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, 1, UsageError),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 2, UsageError),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}, 2, UsageError),
+    ],
+)
+def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning(monkeypatch, given, nodes, starter):
+    clear(monkeypatch)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    trainer = OmegaConf.create({"devices": 2, "num_nodes": nodes})
+    if starter is UsageError:
+        with pytest.raises(UsageError, match=f"type --nodes={nodes} --ntasks-per-node=2 "):
+            processes.environment(trainer)
+        return
+    found = processes.environment(trainer)
+    assert [type(each).__name__ for each in found] == ([starter] if starter else [])
+    assert not any(getattr(each, "auto_requeue", False) for each in found)
+    if starter == "LightningEnvironment":
+        processes.check(trainer, 2)
+
+
+def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
+    """trainer.devices may come out of the checkpoint."""
+    clear(monkeypatch)
+    shared, folders = torch.distributed.HashStore(), []
+    module = sys.modules["torch.distributed.rendezvous"]  # whose name its function has taken
+    monkeypatch.setattr(module, "rendezvous", lambda _, rank, world: iter([(shared, rank, world)]))
+    for rank in "01":
+        place = {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": "1"}
+        for key, value in (place | {"MASTER_ADDR": "127.0.0.1"}).items():
+            monkeypatch.setenv(key, value)
+        hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra"}
+        config = OmegaConf.create({"trainer": {"devices": 1, "num_nodes": 1}, "hydra": hydra})
+        processes.OneFolder().on_run_start(config)
+        folders.append(config.hydra.run.dir)
+    assert folders == ["folder0", "folder0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun, started by srun
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "SLURM_PROCID": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_one_process_speaks_for_all(monkeypatch, given, first):
+    clear(monkeypatch)
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    assert processes.speaks() == first
+
+
+def clear(monkeypatch):
+    """Let the tests stand alone, whatever started them."""
+    for key in list(os.environ):
+        if key.startswith(("SLURM_", "TORCHELASTIC_")) or key in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(key)
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_one_folder(tmp_path):
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py", *TINY, *DDP]
+    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, timeout=300)
+    (report,) = tmp_path.rglob("results.json")
+    assert json.loads(report.read_text())["metrics"]["test/protonet/accuracy"]["tasks"] == 6
+    assert [*tmp_path.glob("outputs/*/*")] == [report.parent]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tasks", "code"), [(2, 0), (3, 2)])
+def test_processes_of_slurm_leave_one_folder_and_one_sentence(tmp_path, tasks, code):
+    place = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    place |= {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NODELIST": "127.0.0.1",
+    }
+    words = [sys.executable, ROOT / "train.py", *TINY, f"train.tasks={tasks}", *DDP]
+    ranks = []
+    for rank in ("0", "1"):
+        env = os.environ | place | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        ranks.append(subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
+        time.sleep(2)  # by its own clock each would have a folder of its own
+    spoken = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [code, code]
+    (report,) = tmp_path.rglob("results.json")
+    assert [*tmp_path.glob("outputs/*/*")] == [report.parent]
+    assert ("error" in json.loads(report.read_text())) == bool(code)
+    assert ["train.tasks=4" in text for text in spoken] == [bool(code), False]

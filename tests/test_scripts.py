@@ -158,8 +158,8 @@ def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, mon
     seen = []
     original = predict.metafew.load
 
-    def load(path):
-        model = original(path)
+    def load(*typed):
+        model = original(*typed)
         adapt = model.adapt
         model.adapt = lambda images, labels: seen.append((images, labels)) or adapt(images, labels)
         return model

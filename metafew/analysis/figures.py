@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
+from metafew.analysis.style import BLUE, LINES, ORANGE, save
 from metafew.episode import Episode
 from metafew.norms.alpha import Alpha
-
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by all common kinds of colour vision, and in grey
 
 
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
@@ -39,7 +38,7 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
     right.plot(steps, [100 * value for value in accuracy], color=ORANGE, marker="o", markersize=4)
     right.set_ylabel("validation accuracy (%)", color=ORANGE)
     right.set_ylim(None, 100)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -> None:
@@ -48,7 +47,7 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
     Args:
         alphas: those of the layers, from first to last.
         trained: the smallest and largest context of training, which is shaded; beyond it alpha was never fitted.
-        path: the PNG to write.
+        path: the PNG to write, an SVG beside it.
     """
     sizes = [10 ** (k / 20) for k in range(0, 55)]
     figure = Figure(figsize=(6, 3.5), layout="constrained")
@@ -58,10 +57,11 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
         with torch.no_grad():
             values = [float(alpha(size).mean()) for size in sizes]
         shade = number / max(1, len(alphas) - 1)
-        axes.plot(sizes, values, color=colormaps["viridis"](0.85 * shade), label=f"layer {number + 1}")
+        line = {"color": colormaps["viridis"](0.85 * shade), "linestyle": LINES[number % len(LINES)]}
+        axes.plot(sizes, values, **line, label=f"layer {number + 1}")
     axes.set(xscale="log", xlim=(1, 500), ylim=(0, 1), xlabel="context size (images)", ylabel="alpha")
     axes.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: int = 12) -> None:
@@ -72,7 +72,7 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
         probabilities: ``(t, q, w)``.
-        path: the PNG to write.
+        path: the PNG to write, an SVG beside it.
         queries: at most so many queries of a class are drawn.
     """
     way = min(episode.way, 10)
@@ -123,4 +123,4 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
             if label == 0 and column == 0:
                 some = "" if way == episode.way else f" (10 of {episode.way} classes)"
                 axes.set_title(f"queries, with the class predicted and its probability{some}", fontsize=9, loc="left")
-    figure.savefig(path, dpi=150)
+    save(figure, path)

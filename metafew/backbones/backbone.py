@@ -69,17 +69,22 @@ class Backbone(nn.Module):
         Returns:
             Features ``(t, s, d)`` of the context and ``(t, q, d)`` of the targets (``q = 0`` without any).
         """
+        size = context.shape[1]
         if targets is None:
-            return self._pass(context, context.shape[1], record)
-        parts = [
-            self._pass(torch.cat([context, part], 1), context.shape[1], record)
-            for part in targets.split(_at_once.get() or targets.shape[1], 1)
-        ]
-        return parts[0][0], torch.cat([features for _, features in parts], 1)
+            return self._pass(context, size, record)
+        parts = targets.split(_at_once.get() or targets.shape[1], 1)
+        if targets.shape[1] and self.apart:
+            share = size / (size + targets.shape[1])
+            known, _ = self._pass(context, size, record, share)
+            # Rows that see only each other are, to the norms of their pass, a context.
+            passed = [self._pass(part, part.shape[1], record, 1 - share) for part in parts]
+            return known, torch.cat([features for features, _ in passed], 1)
+        passed = [self._pass(torch.cat([context, part], 1), size, record) for part in parts]
+        return passed[0][0], torch.cat([features for _, features in passed], 1)
 
-    def _pass(self, images: Tensor, context: int, record: bool | dict) -> tuple[Tensor, Tensor]:
+    def _pass(self, images: Tensor, context: int, record: bool | dict, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Embed ``images`` ``(t, n, c, h, w)``, of which the first ``context`` rows are context."""
-        with rows(images.shape[0], context, record):
+        with rows(images.shape[0], context, record, share):
             features = self(channels_last(images.flatten(0, 1))).unflatten(0, images.shape[:2])
         return features[:, :context], features[:, context:]
 
@@ -92,6 +97,11 @@ class Backbone(nn.Module):
     def alone(self) -> bool:
         """Whether no image changes the features of another, as things stand: in evaluation, or in training."""
         return not self.own_norms and all(norm.blind or norm.alone for norm in self.norms)
+
+    @property
+    def apart(self) -> bool:
+        """Whether context and targets of one task may pass one after the other, the faster way for such norms."""
+        return not self.own_norms and bool(self.norms) and all(norm.apart for norm in self.norms)
 
     @property
     def couples_tasks(self) -> bool:

@@ -37,6 +37,11 @@ class FiLM(nn.Module):
         super().__init__()
         self.channels, self.stage = channels, stage
 
+    @property
+    def active(self) -> bool:
+        """Whether something is modulated here, as things stand."""
+        return _vectors.get() is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """Modulate a flat batch ``(t * n, c, h, w)``, task by task."""
         vectors = _vectors.get()

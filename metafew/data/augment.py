@@ -33,9 +33,9 @@ class Affine:
     size = 6
 
     def __init__(self, rotation: float, shear: float, scale: Sequence[float], shift: float):
-        low, high = scale if len(scale) == 2 else (0, 0)
-        if not 0 < low <= high:
-            raise UsageError(f"scale is the smallest and the largest factor, not {list(scale)}: type scale=[0.7,1.05]")
+        low, high = scale if isinstance(scale, Sequence) and len(scale) == 2 else (0, 0)
+        if not 0 < low <= high < np.inf:
+            raise UsageError(f"scale is the smallest and the largest factor, not {scale}: type scale=[0.7,1.05]")
         self.rotation, self.shear, self.scale, self.shift = rotation, shear, (low, high), shift
 
     def draw(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:

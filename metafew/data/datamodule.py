@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class FewShot(pl.LightningDataModule):
         augmentation: views of the images, beyond those that belong to the data.
         cache: folder of the stores.
         num_workers: processes that draw tasks ahead.
+        analyzed: the plan of the tasks that a checkpoint is analyzed on, if it is.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class FewShot(pl.LightningDataModule):
         augmentation: Augmentation,
         cache: Path,
         num_workers: int,
+        analyzed: Plan | None = None,
     ):
         super().__init__()
         self.source, self.augmentation, self.cache, self.num_workers = source, augmentation, cache, num_workers
-        self.train, self.val, self.test = train, val, list(test)
+        self.train, self.val, self.test, self.analyzed = train, val, list(test), analyzed
         self._folders: dict[Source, Path] = {}
 
     def prepare_data(self) -> None:
@@ -98,9 +101,13 @@ class FewShot(pl.LightningDataModule):
         """Return the meta-batches of each test."""
         return [self._loader(plan) for plan in self.test]
 
-    def first_test_episode(self, dtype: torch.dtype) -> Episode:
-        """Return the first test task, ready for a model in ``dtype``, on the CPU."""
-        (episode,) = self.sampler(self.test[0]).batch([0])
+    def predict_dataloader(self) -> DataLoader:
+        """Return the meta-batches that a checkpoint is analyzed on."""
+        return self._loader(self.analyzed)
+
+    def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
+        """Return a task of the first test, ready for a model in ``dtype``, on the CPU."""
+        (episode,) = self.sampler(self.test[0]).batch([number])
         return present(episode, dtype)
 
     def sampler(self, plan: Plan | Minibatches) -> Sampler:
@@ -126,6 +133,9 @@ class FewShot(pl.LightningDataModule):
             sampler=InOrder(len(batches), start),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlive_signals,
+            # A loader would else draw from the stream that dropout draws from, more often the fewer workers it has.
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -133,6 +143,12 @@ class FewShot(pl.LightningDataModule):
         """Turn images into floating point numbers and apply their views, on the device."""
         dtype = self.trainer.lightning_module.dtype
         return [present(episode, dtype) for episode in batch]
+
+
+def outlive_signals(_: int) -> None:
+    """Let a worker leave it to the process that trains to end it, where a signal reaches all processes of a job."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def present(episode: Episode, dtype: torch.dtype) -> Episode:

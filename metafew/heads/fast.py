@@ -78,17 +78,36 @@ def severed(weights: Weights) -> Weights:
     return {name: value.detach() for name, value in weights.items()}
 
 
+def inner_scale(weights: Weights) -> float:
+    """Return what an inner loss is multiplied by while its gradient is taken, and the gradient divided by afterwards.
+
+    Where autocast computes in float16, gradients pass through it too, and below 6e-8 they are 0. A power of two that
+    depends on nothing keeps adaptation the same in training and evaluation, which no scaler watches.
+    """
+    device = next(iter(weights.values())).device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return 1024.0 if half else 1.0
+
+
 def by_autograd(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the gradient of ``loss(weights)``, which can be differentiated again if ``graph``, and the loss."""
     # Views, since one weight may have been computed from another, and is differentiated as if it had not.
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
+    scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():
         value = loss(weights)
-        grads = torch.autograd.grad(value, list(weights.values()), create_graph=graph, materialize_grads=True)
-    return dict(zip(weights, grads, strict=True)), value.detach()
+        grads = torch.autograd.grad(value * scale, targets, create_graph=graph, materialize_grads=True)
+        return unscaled(dict(zip(weights, grads, strict=True)), scale), value.detach()
 
 
 def by_function(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the same as :func:`by_autograd`, under ``vmap`` too."""
-    grads, value = torch.func.grad_and_value(loss)(weights)
-    return grads if graph else {name: grad.detach() for name, grad in grads.items()}, value.detach()
+    scale = inner_scale(weights)
+    grads, value = torch.func.grad_and_value(lambda weights: loss(weights) * scale)(weights)
+    grads = unscaled(grads, scale)
+    return grads if graph else {name: grad.detach() for name, grad in grads.items()}, value.detach() / scale
+
+
+def unscaled(grads: Weights, scale: float) -> Weights:
+    """Return ``grads`` divided by ``scale``."""
+    return {name: grad / scale for name, grad in grads.items()} if scale != 1 else grads

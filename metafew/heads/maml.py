@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -107,8 +108,6 @@ class MAML(nn.Module):
                 raise UsageError(f"head.{key} is a whole number from {least}, not {values}: type head.{key}=5")
         if not self.lrs or not all(isinstance(v, int | float) and v > 0 for v in self.lrs):
             raise UsageError(f"head.lr is a positive number, not {lr}: type head.lr=0.4")
-        if trained and len(self.lrs) > 1:
-            raise UsageError(f"a list of head.lr is for evaluation, and this head trains: type head.lr={self.lrs[0]}")
         if rates != "fixed" and len(self.lrs) > 1:
             raise UsageError(f"head.rates={rates} learns from one head.lr on: type head.lr={self.lrs[0]}")
         self.steps, self.first_order, self.inner, self.chunk = steps, first_order, inner, chunk
@@ -243,6 +242,14 @@ class MAML(nn.Module):
             weights, state = self.rule(weights, grads, state, self.rates.at(step, lr))
             weights, state = hold(weights), hold(state)
             yield weights
+
+    def adaptation(self, backbone: Backbone, support: Labelled, way: int) -> Iterator[tuple[Weights, Weights]]:
+        """Yield the weights of each task before and after the steps of evaluation; in eval mode, one by one."""
+        bound, (lr, steps) = Bound(backbone), self._setting
+        for images, labels in zip(*support, strict=True):
+            path = self._path(bound, Task(images, labels, way), lr, steps, by_autograd)
+            start = next(path)
+            yield start, deque(path, maxlen=1).pop() if steps else start
 
     def first_state(self, weights: Weights) -> Weights:
         """Return the state of the inner optimizer before the first step."""

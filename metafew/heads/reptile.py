@@ -13,6 +13,7 @@ from metafew.errors import UsageError
 from metafew.heads.fast import Bound, Task
 from metafew.heads.inner import Weights, entry
 from metafew.heads.maml import MAML
+from metafew.norms.running import kept_finite
 
 
 class Reptile(MAML):
@@ -120,5 +121,5 @@ class Reptile(MAML):
         mean = total[:-1] / total[-1]
         buffers = [getattr(self, entry(name)) for name in self.lasting]
         for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+            buffer.copy_(kept_finite(part.view_as(buffer), buffer))
         self.pending = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from metafew.collective import over_processes
 from metafew.norms.norm import Moments
-from metafew.norms.running import RunningNorm, grouped, over_processes
+from metafew.norms.running import GroupedNorm, grouped
 
 
-class BatchShared(RunningNorm):
+class BatchShared(GroupedNorm):
     """Moments of the context rows of all tasks, and of the target rows of all tasks, in training; running ones after.
 
     Tasks of a meta-batch are flattened into one batch, once for their support sets and once for their queries, over
@@ -21,13 +22,13 @@ class BatchShared(RunningNorm):
     couples_tasks = True
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
-        super().__init__(channels, eps, momentum)
+        super().__init__(channels, eps, momentum, over="apart")
 
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return moments ``(1, n, c)`` shared by all tasks in training, the running moments in evaluation."""
         if own is None:
             return self.running_mean, self.running_var
-        mean, var = self.record(*grouped(own, context, "apart"))
+        mean, var = self.record(*grouped(own, context, self.over))
         # Groups of one size: the moments of their union need those of each group alone.
         shared_mean = over_processes(mean.mean(0, keepdim=True))
         spread = over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))

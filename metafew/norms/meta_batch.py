@@ -13,6 +13,10 @@ class MetaBatchNorm(Norm):
         eps: added to the variance.
     """
 
+    def whole(self, context: int, rows: int) -> bool:
+        """Tell whether there are no rows but the context."""
+        return context == rows
+
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, 1, c)``, the same for all rows of a task."""
         return context_moments(own, context)

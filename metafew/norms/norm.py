@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from metafew.norms.passes import Affine, Instance
+from metafew.norms.passes import Affine, GroupMoments
 from metafew.norms.scope import current
 
 Moments = tuple[Tensor, Tensor]
@@ -22,6 +24,8 @@ def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
         var: their population variances.
         dim: the dimension to pool, kept with size 1.
     """
+    if mean.shape[dim] == 1:
+        return mean, var
     pooled = mean.mean(dim, keepdim=True)
     return pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True)
 
@@ -60,6 +64,15 @@ class Norm(nn.Module):
         """Whether the moments do not depend on the activations."""
         return False
 
+    @property
+    def apart(self) -> bool:
+        """Whether context and targets, as things stand, each use the moments of their own rows and no others."""
+        return False
+
+    def whole(self, context: int, rows: int) -> bool:
+        """Tell whether the moments of all ``rows`` of a task together, ``context`` of them context, are enough."""
+        return False
+
     def needs_running(self, fit: bool) -> bool:
         """Tell whether nothing can be done without running moments of an earlier training, be it to ``fit`` or not."""
         return False
@@ -77,15 +90,41 @@ class Norm(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says."""
-        tasks, context, _ = current()
-        shape = (tasks, x.shape[0] // tasks, x.shape[1])
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] = nn.Identity()) -> Tensor:  # noqa: B008, no state
+        """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says, and pool it.
+
+        Args:
+            x: the batch.
+            pool: a max-pooling. It commutes with functions that do not fall, and scale and shift are one where no
+                weight is negative: there it comes before them, and they have fewer values to work on.
+        """
+        tasks, context, *_ = current()
+        rows = x.shape[0] // tasks
         own = None
         if not self.blind:
-            x, mean, var = Instance.apply(x)
-            own = mean.view(shape), var.view(shape)
+            # A group that shares its moments is, to the scheme, like one context image.
+            groups, context = (tasks, 1) if self.whole(context, rows) else (x.shape[0], context)
+            x, *moments = GroupMoments.apply(x, groups)
+            own = tuple(part.unflatten(0, (tasks, -1)) for part in moments)
         mean, var = self.moments(own, context)
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
-        return Affine.apply(x, *(part.expand(shape).reshape(-1, shape[-1]) for part in (scale, shift)))
+        early = never_negative(self.weight)
+        x = pool(x) if early else x
+        y = Affine.apply(x, by_group(scale, tasks), by_group(shift, tasks))
+        return y if early else pool(y)
+
+
+def by_group(value: Tensor, tasks: int) -> Tensor:
+    """Return what broadcasts to ``(t, n, c)`` as ``(groups, c)``: one for all, one a task, or one a row."""
+    if value.dim() == 1:
+        return value.unsqueeze(0)
+    return value.squeeze(1) if value.shape[1] == 1 else value.expand(tasks, -1, -1).flatten(0, 1)
+
+
+def never_negative(weight: Tensor) -> bool:
+    """Tell whether no value is negative, where that can be told without waiting: not on a GPU, nor under ``vmap``."""
+    try:
+        return weight.device.type == "cpu" and bool((weight >= 0).all())
+    except RuntimeError:  # vmap has no branches
+        return False

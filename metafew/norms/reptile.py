@@ -26,6 +26,11 @@ class ReptileNorm(GroupedNorm):
 
     tests_by_running = False
 
+    @property
+    def by_group(self) -> bool:
+        """Whether batches are normalized by their own moments: in training."""
+        return self.training
+
     def moments(self, own: Moments, context: int) -> Moments:
         """Return the moments of the groups in training, of the context and each target in evaluation."""
         if self.training:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
+from metafew.collective import distributed
 from metafew.errors import UsageError
 from metafew.norms.norm import Moments, Norm, pool
 from metafew.norms.scope import current
@@ -50,14 +50,14 @@ class RunningNorm(Norm):
             mean: ``(t, n, c)`` means of the groups that the rows of each task belong to; rows count alike.
             var: variances of the same shape.
         """
-        ledger = current().record
+        tasks, _, ledger, share = current()
         if self.training and ledger is not False:
             moments = torch.stack([mean.detach().mean(1).sum(0), var.detach().mean(1).sum(0)])
-            sums = torch.cat([moments, moments.new_full((2, 1), mean.shape[0])], 1)
+            sums = share * torch.cat([moments, moments.new_full((2, 1), tasks)], 1)
             if ledger is True:
                 self.gather(sums)
             else:
-                ledger[self] = sums
+                ledger[self] = ledger[self] + sums if self in ledger else sums
         return mean, var
 
     def gather(self, sums: Tensor) -> None:
@@ -66,7 +66,8 @@ class RunningNorm(Norm):
 
     def absorb(self, total: Tensor) -> None:
         """Move the running moments towards the mean of ``total``: ``(2, c + 1)`` sums, the count in the last column."""
-        mean, var = (total[:, :-1] / total[:, -1:]).to(self.running_mean.dtype)
+        running = torch.stack([self.running_mean, self.running_var])
+        mean, var = kept_finite((total[:, :-1] / total[:, -1:]).to(running.dtype), running)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
         self.pending = None
@@ -89,6 +90,20 @@ class GroupedNorm(RunningNorm):
             raise UsageError(f"norm.over is apart or joined, not {over}: type norm.over=apart")
         self.over = over
 
+    @property
+    def apart(self) -> bool:
+        """Whether context and targets may pass one after the other."""
+        return self.over == "apart" and self.by_group
+
+    @property
+    def by_group(self) -> bool:
+        """Whether rows take moments, as things stand, from their group and no other rows."""
+        return self.training or not self.tests_by_running
+
+    def whole(self, context: int, rows: int) -> bool:
+        """Tell whether all rows of a task are one group."""
+        return self.by_group and (context == rows or self.over == "joined")
+
 
 def grouped(own: Moments, context: int, over: str) -> Moments:
     """Return moments ``(t, n, c)``: for every row those of its group, context or targets (apart) or all (joined)."""
@@ -101,14 +116,9 @@ def grouped(own: Moments, context: int, over: str) -> Moments:
     )
 
 
-def distributed() -> bool:
-    """Tell whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def over_processes(value: Tensor) -> Tensor:
-    """Return the mean of ``value`` over all processes, with gradient."""
-    return all_reduce(value) / dist.get_world_size() if distributed() else value
+def kept_finite(new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new``, or ``old`` where something in ``new`` overflowed: such a step is left out in float16."""
+    return torch.where(new.isfinite().all(), new, old)
 
 
 @torch.no_grad()

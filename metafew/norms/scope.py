@@ -16,20 +16,22 @@ class Rows(NamedTuple):
         context: the first so many rows of each task are its context, the rest its targets.
         record: whether running moments take part in this pass (inner steps of an adapting head do not); or a dictionary
             in which each norm leaves what it would have recorded, for passes inside ``vmap``.
+        share: the part of each task's rows that this pass holds; the others pass apart.
     """
 
     tasks: int
     context: int
     record: bool | dict
+    share: float
 
 
 _rows: ContextVar[Rows] = ContextVar("rows")
 
 
 @contextmanager
-def rows(tasks: int, context: int, record: bool | dict = True) -> Iterator[None]:
+def rows(tasks: int, context: int, record: bool | dict = True, share: float = 1.0) -> Iterator[None]:
     """Tell every norm of the pass inside which rows are context."""
-    token = _rows.set(Rows(tasks, context, record))
+    token = _rows.set(Rows(tasks, context, record, share))
     try:
         yield
     finally:

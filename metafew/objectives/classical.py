@@ -41,8 +41,8 @@ class Classical(Objective):
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:
         """Return the mean loss over all rows of ``batch``."""
-        losses = torch.cat([self._losses(backbone, episode) for episode in batch])
-        return losses.mean()
+        self.latest = []
+        return self.noted(torch.cat([self._losses(backbone, episode) for episode in batch])).mean()
 
     def _losses(self, backbone: Backbone, episode: Episode) -> Tensor:
         """Return one loss a chunk."""

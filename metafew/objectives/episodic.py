@@ -38,6 +38,7 @@ class Episodic(Objective):
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:
         """Return the mean loss over the tasks of ``batch``."""
+        self.latest = []
         tasks = sum(len(episode.index) for episode in batch)
         device = batch[0].query.images.device
         if head.adapts_backbone:
@@ -45,7 +46,7 @@ class Episodic(Objective):
         else:
             size = 1 if device.type == "cpu" and not backbone.couples_tasks else None
         pieces = [piece for episode in batch for piece in episode.split(size)]
-        losses = (self._losses(backbone, head, piece).sum() / tasks for piece in pieces)
+        losses = (self.noted(self._losses(backbone, head, piece)).sum() / tasks for piece in pieces)
         if torch.is_grad_enabled() and (head.adapts_backbone or len(pieces) > 1):
             weights = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
             loss = in_turn(losses, weights, self.loss_scale)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
 from metafew.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -30,9 +34,18 @@ class Objective(nn.Module):
     def __init__(self, regularizer: nn.Module):
         super().__init__()
         self.regularizer = regularizer
+        self.latest: list[Tensor] = []
+        """Losses of the tasks of the latest meta-batch, in its order and in pieces ``(t,)``, without gradient."""
+
+    def noted(self, losses: Tensor) -> Tensor:
+        """Return the losses ``(t,)`` of some tasks, having noted them in :attr:`latest`."""
+        self.latest.append(losses.detach())
+        return losses
 
     def prepare(self, backbone: Backbone, head: nn.Module) -> None:
         """Freeze what the loss cannot reach; raise a sentence where it cannot train as it was put together."""
+        if self.trains_head:
+            one_rate(head)
         if self.regularizer.on_weights:
             raise UsageError(
                 "regularizer=weight_clustering draws together the weights of tasks in objective=reptile: "
@@ -41,10 +54,23 @@ class Objective(nn.Module):
 
     def advise(self, optimizer: Optimizer) -> None:
         """Warn where ``optimizer`` does not suit this objective."""
+        group = optimizer.param_groups[0]
+        if type(optimizer) is SGD and not group["momentum"] and group["lr"] >= 1:
+            log.warning(
+                "plain SGD with a learning rate of %g is the outer step of objective=reptile, and this one descends a "
+                "loss: type optimizer=adam",
+                group["lr"],
+            )
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:
         """Return the loss of a meta-batch."""
         raise NotImplementedError
+
+
+def one_rate(head: nn.Module) -> None:
+    """Raise a sentence where a head that is to be trained has several inner learning rates to choose from."""
+    if len(lrs := getattr(head, "lrs", ())) > 1:
+        raise UsageError(f"a list of head.lr is for evaluation, and this head trains: type head.lr={lrs[0]}")
 
 
 def checked(label_smoothing: float) -> float:

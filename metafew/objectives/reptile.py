@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from metafew.backbones.backbone import Backbone
+from metafew.collective import over_processes
 from metafew.episode import Episode
 from metafew.errors import UsageError
 from metafew.heads.fast import Bound, Task, by_autograd, embed, severed
 from metafew.heads.inner import Weights
 from metafew.heads.reptile import Reptile as ReptileHead
-from metafew.norms.running import RunningNorm, over_processes
-from metafew.objectives.objective import Objective
+from metafew.norms.running import RunningNorm
+from metafew.objectives.objective import Objective, one_rate
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Reptile(Objective):
             )
         if not isinstance(head, ReptileHead):
             raise UsageError("objective=reptile trains through the inner loop of head=reptile: type head=reptile")
+        one_rate(head)
         for name, p in backbone.named_parameters():
             p.requires_grad_(p.requires_grad and name in head.names)
 
@@ -86,7 +88,8 @@ class Reptile(Objective):
         self._record(bound, tasks, weights)
         squares = [sum((p - end[name]).square().sum() for name, p in theta.items()) for end in weights]
         surrogate = 0.5 * torch.stack(squares).mean()
-        return surrogate + (torch.stack(losses).mean() - surrogate).detach()
+        self.latest = []
+        return surrogate + (self.noted(torch.stack(losses)).mean() - surrogate).detach()
 
     def _inner(self, head: ReptileHead, bound: Bound, task: Task, step: int, mean: Weights | None, weights: Weights):
         """Return the inner loss of a task."""

@@ -9,12 +9,13 @@ that set, and the gradient comes from the same linear system. Everything is floa
 """
 
 import functools
-import warnings
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import one_hot
+
+from metafew.solvers.unsolved import report
 
 _BLOCK = 2**21  # doubles in the class systems that are held at once
 
@@ -24,7 +25,8 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
 
     The decision values of queries with features Z are Z Xᵀ α. The gradient is the implicit one of the optimality
     conditions, exact to first order wherever no entry is about to change sides. A task whose Gram matrix is not
-    finite gets NaN and leaves the other tasks alone. A task that could not be solved is reported by a warning.
+    finite gets NaN and leaves the other tasks alone. A task that could not be solved is reported
+    (:mod:`metafew.solvers.unsolved`).
 
     Args:
         gram: (t, n, n), symmetric and positive semi-definite; float64 unless the features are small.
@@ -104,9 +106,7 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
         beta = torch.where(unsettled[:, None, None], alpha + step, beta)
     gram, target = gram[unsettled], target[unsettled]
     solved, solved_free = _descend(gram, target, c, _interior_point(gram, target, c))
-    residual = kkt_residual(gram, solved, target.argmax(-1), c).max().item()
-    if residual > 1e-6:
-        warnings.warn(f"The SVM of a task was left with a KKT residual of {residual:.1e}.", stacklevel=2)
+    report("SVM", kkt_residual(gram, solved, target.argmax(-1), c))
     alpha[unsettled], free[unsettled] = solved, solved_free
     return alpha, free
 

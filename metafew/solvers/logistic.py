@@ -13,12 +13,12 @@ optimum W = Xᵀ α, with a row of α (n, w) for each support row: only the Gram
 Everything is float64, which autocast leaves alone.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import one_hot
+
+from metafew.solvers.unsolved import report
 
 
 def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor)
 
     Found by Newton's method, in time O(w n³) a step and memory O(w n²) a task. Gradients are the implicit ones of the
     optimality conditions, exact to first order. A task with features that are not finite gets NaN and leaves the
-    other tasks alone. A task that could not be solved is reported by a warning.
+    other tasks alone. A task that could not be solved is reported (:mod:`metafew.solvers.unsolved`).
 
     Args:
         support: X, (t, n, d).
@@ -93,8 +93,7 @@ def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
         widest = (logits.amax(-1) - logits.amin(-1)).amax(1)[:, None, None]
         length = running * torch.where(widest > 0, widest.log1p() / widest, 1)
         alpha, intercept = alpha + length * step, intercept + length * shift
-    if (worst := error.nan_to_num(0).max().item()) > 1e-6:
-        warnings.warn(f"The logistic regression of a task was left with a residual of {worst:.1e}.", stacklevel=2)
+    report("logistic regression", error[:, 0, 0])
     return alpha, intercept
 
 

@@ -1,0 +1,54 @@
+"""Tasks that a solver could not solve: counted over a run, and said once."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-6
+_counts: ContextVar[Counter[str] | None] = ContextVar("unsolved", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count the tasks that solvers leave unsolved inside, by the name of the solver; each logs its first."""
+    token = _counts.set(counts := Counter())
+    try:
+        yield counts
+    finally:
+        _counts.reset(token)
+
+
+def so_far() -> Counter[str]:
+    """Return the count that is open, an empty one where none is."""
+    return Counter() if (counts := _counts.get()) is None else counts
+
+
+def report(solver: str, residual: Tensor) -> None:
+    """Report the tasks that were not solved: to the count that is open, otherwise by a warning.
+
+    Args:
+        solver: its name in a sentence.
+        residual: how far each task is from its solution, ``(t,)``; NaN for features that are not finite, which no
+            solver could help.
+    """
+    residual = residual.nan_to_num(0)
+    tasks = int((residual > TOLERANCE).sum())
+    if not tasks:
+        return
+    message = f"The {solver} of a task was left with a residual of {residual.max().item():.1e}."
+    counts = _counts.get()
+    if counts is None:
+        warnings.warn(message, stacklevel=3)
+        return
+    if solver not in counts:
+        log.warning("%s Others are counted in results.json.", message)
+    counts[solver] += tasks

@@ -1,0 +1,127 @@
+"""Figures of several runs: what is drawn are the numbers of the runs, and nothing where they lack them."""
+
+import csv
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from test_report import accuracies, finished, table_of
+from test_scripts import script
+
+from metafew.analysis import across_runs
+
+report = script("report")
+
+
+def trained(folder, curve, **changes):
+    """Write the folder of a run with a validation accuracy every ten steps."""
+    finished(folder, accuracies(0), **changes)
+    head = changes.get("head", "protonet")
+    rows = [{"step": 10 * (i + 1) - 1, f"val/{head}/accuracy": value} for i, value in enumerate(curve)]
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "train/loss", f"val/{head}/accuracy"])
+        writer.writeheader()
+        writer.writerows([{"step": 4, "train/loss": 1.5}, *rows])
+
+
+def lines(axes):
+    """Return what was drawn by its label: x and y."""
+    return {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in axes.get_lines()}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_learning_curves_are_means_of_seeds_in_their_range(tmp_path):
+    seeds = [[0.3, 0.5, 0.6], [0.4, 0.4, 0.8], [0.5, 0.6, 0.7, 0.9]]  # one has come further
+    for seed, curve in enumerate(seeds):
+        trained(tmp_path / f"svm{seed}", curve, head="svm", seed=seed)
+    trained(tmp_path / "other", [0.2, 0.3], norm="transductive")
+    finished(tmp_path / "tested only", accuracies(1), norm="layer")
+    figure = across_runs.learning_curves(table_of(tmp_path))
+    (axes,) = figure.axes
+    drawn = lines(axes)
+    labels = {"head=svm norm=tasknorm", "head=protonet norm=transductive\N{NO-BREAK SPACE}†"}
+    assert set(drawn) == labels == set(legend(figure))
+    steps, means = drawn["head=svm norm=tasknorm"]
+    assert list(steps) == [10, 20, 30] and means == pytest.approx([40, 50, 70])
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    for step, low, high in ((10, 30, 50), (20, 40, 60), (30, 60, 80)):
+        ends = corners[corners[:, 0] == step, 1]
+        assert (ends.min(), ends.max()) == pytest.approx((low, high))
+    assert axes.get_xlabel() == "step" and axes.get_ylabel() == "validation accuracy (%)"
+    assert "† transductive" in figure.legends[0].get_title().get_text()
+
+
+def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tmp_path):
+    shots = [1, 2, 5]
+    values = {norm: [accuracies(i + 10 * j, 0.1 * i) for i in range(3)] for j, norm in enumerate(("tasknorm", "batch"))}
+    names = ["protonet", "protonet/shot2", "protonet/shot5"]
+    finished(tmp_path / "list", dict(zip(names, values["tasknorm"], strict=True)), config={"test.shot": shots})
+    for shot, each in zip(shots, values["batch"], strict=True):
+        finished(tmp_path / str(shot), each, norm="batch", config={"test.shot": shot})
+    finished(tmp_path / "one shot", accuracies(9), norm="layer")
+    figure = across_runs.accuracy_over_shots(table_of(tmp_path))
+    (axes,) = figure.axes
+    assert set(legend(figure)) == {"norm=tasknorm", "norm=batch"}
+    for container in axes.containers:
+        data, _, (bars,) = container.lines
+        each = values[container.get_label().removeprefix("norm=")]
+        assert np.round(data.get_xdata()).tolist() == shots
+        assert data.get_ydata() == pytest.approx([100 * value.mean() for value in each])
+        spread = [1.96 * 100 * value.std(ddof=1) / np.sqrt(len(value)) for value in each]
+        assert [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()] == pytest.approx(spread)
+    apart = [container.lines[0].get_xdata()[0] for container in axes.containers]
+    assert apart[0] != apart[1], "one interval hides the other"
+
+
+def test_bars_stand_for_the_ways_to_ask_and_compare_the_same_weights(tmp_path):
+    values = {"together": accuracies(0), "single": accuracies(1, -0.3), "class": accuracies(2, -0.4)}
+    for norm, lift in (("transductive", 0.0), ("batch", 0.1)):
+        for mode, each in values.items():
+            config = {"test.queries": mode, "ckpt.": None}
+            finished(tmp_path / f"{norm}-{mode}", each + lift, norm=norm, config=config)
+    trained(tmp_path / "never asked otherwise", [0.5], norm="layer")
+    figure = across_runs.queries_at_once(table_of(tmp_path))
+    (axes,) = figure.axes
+    assert legend(figure) == [across_runs.MODES[mode] for mode in values]
+    under = [tick.get_text().strip("\N{NO-BREAK SPACE}†") for tick in axes.get_xticklabels()]
+    assert sorted(under) == ["norm=batch", "norm=transductive"]
+    shown = [container for container in axes.containers if hasattr(container, "patches")]
+    for container, each in zip(shown, values.values(), strict=True):
+        for bar, place in zip(container.patches, under, strict=True):
+            assert bar.get_height() == pytest.approx(100 * (each + 0.1 * (place == "norm=batch")).mean())
+            assert round(bar.get_x() + bar.get_width() / 2) == under.index(place)
+
+
+def test_modes_are_compared_from_one_checkpoint_where_there_are_several(tmp_path):
+    for mode, start, lift in (("together", None, 0.2), ("together", "a.ckpt", 0.0), ("single", "a.ckpt", -0.1)):
+        folder = tmp_path / f"{mode} {start}"
+        whole = finished(folder, accuracies(0, lift), config={"test.queries": mode})
+        whole["config"]["ckpt"] = start
+        (folder / "results.json").write_text(json.dumps(whole))
+    (axes,) = across_runs.queries_at_once(table_of(tmp_path)).axes
+    heights = [container.patches[0].get_height() for container in axes.containers if hasattr(container, "patches")]
+    assert heights == pytest.approx([100 * accuracies(0).mean(), 100 * accuracies(0, -0.1).mean()])
+
+
+def test_nothing_is_drawn_where_runs_lack_it_and_all_is_in_files_where_they_do_not(tmp_path):
+    finished(tmp_path / "a" / "0", accuracies(0))
+    trained(tmp_path / "a" / "1", [0.3], norm="batch")  # one alone
+    assert across_runs.figures(table_of(tmp_path / "a")) == {}
+    trained(tmp_path / "a" / "2", [0.3, 0.4], norm="layer")
+    out = tmp_path / "out"
+    assert report.main([str(tmp_path / "a"), f"out={out}"]) == 0
+    tables = {"table.md", "table.tex", "table.csv", "index.html"}
+    assert {file.name for file in out.iterdir()} - tables == {"learning_curves.png", "learning_curves.svg"}
+    assert '<img alt="learning curves" src="data:image/png;base64,' in (out / "index.html").read_text()
+    assert "<svg" in (out / "learning_curves.svg").read_text()
+
+
+def test_lines_differ_in_more_than_their_colour():
+    looks = [across_runs.style(number) for number in range(28)]
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
+    assert all(a["linestyle"] != b["linestyle"] and a["marker"] != b["marker"] for a, b in pairwise(looks))

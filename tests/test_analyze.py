@@ -1,0 +1,250 @@
+"""stages=[analyze]: its measures against closed forms, transcriptions and other tools; what it leaves behind."""
+
+import csv
+import itertools
+import json
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from scipy.linalg import eigh
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch.nn import functional as F
+
+from metafew.analysis import analyze, measures
+from metafew.analysis.condition import bound, epsilon, one_shot_accuracy, published_bound
+from metafew.analysis.observe import Observed
+from metafew.analysis.projection import discriminant, principal
+from metafew.analysis.travel import distances, travel, travels
+from metafew.backbones.conv4 import Conv4
+from metafew.episode import Labelled
+from metafew.errors import UsageError
+from metafew.heads.maml import MAML
+from metafew.norms.layer import LayerNorm
+
+ANALYZE = ["analyze.tasks=4", "stages=[analyze]"]
+
+
+def two_classes(r, n=60, d=400, seed=0):
+    """Return two isotropic classes of total variance 3, their means sqrt(3 r) apart."""
+    rng = np.random.default_rng(seed)
+    x, y = (torch.from_numpy(rng.normal(size=(n, d)) * math.sqrt(3 / d)) for _ in range(2))
+    direction = rng.normal(size=d)
+    return x, y + torch.from_numpy(direction / np.linalg.norm(direction) * math.sqrt(3 * r))
+
+
+@pytest.mark.parametrize("r", [0.2, 1, 5, 50])
+def test_the_variance_ratio_of_a_pair_on_gaussians(r):
+    assert epsilon(*two_classes(r)) == pytest.approx(8 / (4 + r), rel=0.02)
+
+
+def test_one_shot_accuracy_is_that_of_all_triples():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, (5, 2)).astype(float), rng.integers(1, 5, (4, 2)).astype(float)  # with ties
+
+    def share(own, other):
+        right = []
+        for i, j in itertools.permutations(range(len(own)), 2):  # j is asked, i is the example
+            for example in other:
+                gap = ((own[j] - example) ** 2).sum() - ((own[j] - own[i]) ** 2).sum()
+                right.append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
+        return np.mean(right)
+
+    found = one_shot_accuracy(torch.from_numpy(x), torch.from_numpy(y))
+    assert 0.5 < found < 1 and found == pytest.approx((share(x, y) + share(y, x)) / 2)
+
+
+def test_no_accuracy_is_below_a_bound_and_both_bounds_say_something():
+    for r in (0.5, 5, 50, 500, 5000):
+        x, y = two_classes(r, n=30, d=20)
+        eps = torch.tensor(epsilon(x, y))
+        assert one_shot_accuracy(x, y) >= bound(eps) >= published_bound(eps)
+    assert published_bound(eps) > 0.8 and bound(torch.tensor(0.01)).item() == pytest.approx(1 - 0.16 / 1.99)
+    assert published_bound(torch.tensor(0.01)).item() == pytest.approx(1 - 0.32 / 0.99)
+    assert (
+        bound(torch.tensor([0.2, 1.9, 2.0])).tolist()
+        == published_bound(torch.tensor([0.04, 1.0, 2.0])).tolist()
+        == [0] * 3
+    )
+
+
+def test_neither_scale_nor_place_nor_order_matters():
+    x, y = two_classes(1, n=10, d=8)
+    for measure in (epsilon, one_shot_accuracy):
+        value = measure(x, y)
+        for changed in ((7 * x, 7 * y), (x + 3, y + 3), (y, x), (x.flip(0), y), (x.flip(1), y.flip(1))):
+            assert measure(*changed) == pytest.approx(value, abs=1e-12)
+    equal = torch.ones(4, 3)
+    assert epsilon(equal, equal) == 2.0 and one_shot_accuracy(equal, equal) == 0.5
+
+
+def test_projections_are_those_of_scikit_learn_and_scipy(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(range(4), [12, 15, 9, 20])
+    features = rng.normal(size=(4, 7))[labels] + rng.normal(size=(56, 7)) @ rng.normal(size=(7, 7))
+
+    def same(ours, theirs):
+        return np.allclose(np.abs(ours), np.abs(theirs - theirs.mean(0)), atol=1e-8)
+
+    means = np.stack([features[labels == c].mean(0) for c in range(4)])[labels]
+    within, between = np.cov((features - means).T, bias=True), np.cov(means.T, bias=True)
+    within = 0.9 * within + 0.1 * np.trace(within) / 7 * np.eye(7)
+    assert same(discriminant(features, labels), features @ eigh(between, within)[1][:, :-3:-1])
+    wide = np.concatenate([features, np.zeros((56, 90))], 1) @ np.linalg.qr(rng.normal(size=(97, 97)))[0]
+    assert np.allclose(discriminant(wide, labels), discriminant(features, labels), atol=1e-6)
+    assert same(principal(features), PCA(2).fit_transform(features))
+    assert principal(features[:, :1]).shape == (56, 2) and (discriminant(np.ones((6, 5)), labels[9:15]) == 0).all()
+    monkeypatch.setattr("metafew.analysis.projection.SHRINKAGE", 0)
+    fisher = LinearDiscriminantAnalysis(solver="eigen", n_components=2)
+    assert same(discriminant(features, labels), fisher.fit_transform(features, labels))
+
+
+def test_travel_of_one_step_of_gradient_descent_is_the_rate_times_the_gradient_of_each_filter():
+    torch.manual_seed(0)
+    backbone = Conv4(channels=1, image_size=28, norm=LayerNorm, width=4).double().eval()
+    head = MAML(backbone, True, way=3, test_steps=1, lr=0.3).double().eval()
+    support = Labelled(torch.rand(2, 6, 1, 28, 28, dtype=torch.double), torch.arange(3).repeat(2, 2))
+    with torch.no_grad():
+        found = travel(head, backbone, support, 3)
+    named = {name: p for name, p in backbone.named_parameters() if p.ndim == 4}
+    for task in range(2):
+        features, _ = backbone.embed(support.images[task, None])
+        logits = F.linear(features[0], head.output.weight, head.output.bias)
+        grads = torch.autograd.grad(F.cross_entropy(logits, support.labels[task]), list(named.values()))
+        total = 0.0
+        for (name, value), grad in zip(named.items(), grads, strict=True):
+            ratios = [0.3 * g.norm().item() / w.norm().item() for w, g in zip(value, grad, strict=True)]
+            total += sum(ratio**2 for ratio in ratios)
+            assert found[task][name.removesuffix(".weight")] == pytest.approx(sum(ratio**2 for ratio in ratios) ** 0.5)
+        assert found[task]["all"] == pytest.approx(total**0.5) and len(found[task]) == 5
+    assert travels(head) and not travels(MAML(backbone, True, way=3, adapt="output"))
+
+
+def test_travel_does_not_see_the_scale_of_a_filter():
+    start = {
+        "backbone.a.weight": torch.rand(3, 2, 3, 3),
+        "backbone.a.bias": torch.zeros(3),
+        "weight": torch.zeros(5, 4),
+    }
+    end = {name: value + torch.rand_like(value) for name, value in start.items()}
+    scale = torch.tensor([0.1, 1.0, 30.0])[:, None, None, None]
+    scaled = [weights | {"backbone.a.weight": scale * weights["backbone.a.weight"]} for weights in (start, end)]
+    assert distances(start, end) == pytest.approx(distances(*scaled)) and distances(start, start) == {"a": 0, "all": 0}
+
+
+def seen(classes, labels, guesses):
+    """Return a task of which only the labels matter."""
+    classes, labels, guesses = map(torch.tensor, (classes, labels, guesses))
+    return Observed(0, [], [], torch.empty(0), classes, labels, guesses, {})
+
+
+def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_are_many():
+    tasks = [seen([7, 3, 7, 7, 3, 3], [0, 0, 1, 1], [0, 1, 1, 1]), seen([3, 7, 3, 3, 7, 7], [0, 0, 1, 1], [1, 1, 1, 0])]
+    few = measures.confusion(tasks, [f"c{i}" for i in range(9)])
+    assert few["by"] == "class" and np.sum(few["counts"]) == 8
+    assert few["counts"][7] == [0, 0, 0, 2, 0, 0, 0, 2, 0] and few["counts"][3] == [0, 0, 0, 2, 0, 0, 0, 2, 0]
+    many = measures.confusion(tasks, [f"c{i}" for i in range(99)])
+    assert many["by"] == "position" and many["counts"] == [[1, 3], [1, 3]] and many["names"] == ["1", "2"]
+    assert few["most_confused"] == many["most_confused"] and few["most_confused"][0]["queries"] == 2
+
+
+def test_measures_of_vectors_are_those_of_the_gaussians_that_they_are(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "draw", lambda *_: None)
+    rng, r, dim = np.random.default_rng(0), 2.0, 500
+    means = rng.normal(size=(30, dim)) * math.sqrt(r / 2 / dim)  # r apart, variance 1
+    labels = np.repeat(np.arange(30), 12)
+    vectors = (means[labels] + rng.normal(size=(360, dim)) / math.sqrt(dim)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", x_test=vectors, y_test=labels.astype(str))
+    words = ["dataset=features", f"dataset.root={tmp_path}/v.npz", "stages=analyze", "test.query=5", "analyze.tasks=60"]
+    report, out = launch(*words, tiny=[word for word in TINY if not word.startswith("backbone")])
+    found = report["analysis"]
+    assert json.loads((out / "results.json").read_text()) == report and report["metrics"] == {}
+    expected = {
+        "feature_clustering": 4 / (1 + r),
+        "hyperplane_variation": 4 / (2 + r),
+        "hyperplane_ratio": (2 + r) ** -0.5,
+    }
+    for name, value in expected.items():
+        assert found[name]["mean"] == pytest.approx(value, rel=0.03) and found[name]["pairs"] == 120
+        assert abs(found[name]["mean"] - value) < 4 * found[name]["ci95"]
+    centres = np.stack([vectors[labels == c].mean(0) for c in range(30)])
+    within = np.mean([((vectors[labels == c] - centres[c]) ** 2).sum(1).mean() for c in range(30)])
+    ratio = within / ((centres - centres.mean(0)) ** 2).sum(1).mean()
+    assert found["variance_ratio"] == pytest.approx(ratio, rel=1e-4) and found["whole_split"] is True
+    assert found["class_clustering"] == pytest.approx(30 * ratio, rel=1e-4)
+    assert (found["images"], found["classes"], found["tasks"], found["split"]) == (360, 30, 60, "test")
+    content = json.loads((out / "analysis.json").read_text())
+    assert len(content["sufficient_condition"]["points"]) == 120 and content["confusion"]["by"] == "position"
+    assert content["alpha"] is None and content["travel"] is None and not (out / "travel.png").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Carry out all stages once; returns the report and the folder."""
+    from conftest import compose_in
+
+    from metafew.run import run
+
+    out = tmp_path_factory.mktemp("run")
+    words = ["stages=[fit,test,analyze]", "analyze.every=2", "analyze.tasks=4", "head=fomaml", "test.shot=2"]
+    return run(*compose_in(out, *TINY, *words), out), out
+
+
+def test_a_checkpoint_leaves_numbers_and_figures_in_both_formats(trained):
+    report, out = trained
+    content = json.loads((out / "analysis.json").read_text())
+    for name in ("sufficient_condition", "projection", "confusion", "travel", "alpha", "learning_curve", "episode"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ET.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
+    assert {"test/fomaml/accuracy"} < set(report["metrics"]) and report["analysis"]["travel"]["tasks"] == 4
+    assert set(content["travel"]) == {*(f"blocks.{i}.0" for i in range(4)), "all"}
+    squares = [content["travel"][f"blocks.{i}.0"]["mean"] ** 2 for i in range(4)]
+    assert content["travel"]["all"]["mean"] == pytest.approx(sum(squares) ** 0.5, rel=0.1)
+    assert len(content["alpha"]["layers"]) == 4 and 0.3 < content["alpha"]["layers"][0]["5"] < 0.7
+    assert content["clustering"]["whole_split"] is False and content["clustering"]["images"] == 4 * 5 * 4
+    assert sum(map(sum, content["confusion"]["counts"])) == 4 * 5 * 2
+
+
+def test_what_is_logged_in_training_is_what_the_checkpoint_measures(trained, launch, monkeypatch):
+    monkeypatch.setattr(analyze, "draw", lambda *_: None)
+    _, fit = trained
+    with (fit / "metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row["val/feature_clustering"]]
+    assert len(logged) == 2 and float(logged[-1]["val/variance_ratio"]) > 0
+    ckpt = f"ckpt={fit}/checkpoints/last.ckpt"
+    report, _ = launch(ckpt, "head=fomaml", *ANALYZE, "analyze.split=val", "test.shot=1")
+    for name in ("feature_clustering", "hyperplane_variation"):
+        assert report["analysis"][name]["mean"] == pytest.approx(float(logged[-1][f"val/{name}"]), rel=1e-5)
+
+
+def test_a_checkpoint_that_diverged_is_a_warning(trained, launch, tmp_path, caplog):
+    content = torch.load(trained[1] / "checkpoints" / "last.ckpt", weights_only=True)
+    content["state_dict"]["backbone.blocks.0.0.weight"][0] = float("nan")
+    torch.save(content, tmp_path / "ill.ckpt")
+    report, out = launch(f"ckpt={tmp_path}/ill.ckpt", "norm=tasknorm", *ANALYZE)
+    assert report["analysis"] is None and "features of task 0 of the test split are not finite" in caplog.text
+    assert not (out / "analysis.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["analyze.split=all"], "analyze.split is test or val or train, not all: type analyze.split=test"),
+        (["analyze.tasks=0"], "analyze.tasks is a whole number of at least 1, not 0: type analyze.tasks=1"),
+        (["analyze.every=-1"], "analyze.every is a whole number of at least 0, not -1"),
+        (["stages=[analyze]"], r"stages=\[analyze\] wants a trained model, and ckpt is not given: type ckpt=PATH"),
+        (["stages=[fit,draw]"], "stages wants some of fit, test and analyze"),
+        (
+            ["stages=[fit,analyze]", "analyze.split=val", "test.way=99"],
+            "test.way=99 needs 99 classes, but the val split .* type test.way=38 or less",
+        ),
+    ],
+)
+def test_what_cannot_be_analyzed_is_a_sentence_before_any_image_is_read(launch, monkeypatch, words, said):
+    monkeypatch.setattr("metafew.data.datamodule.build", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(UsageError, match=said):
+        launch(*words)

@@ -1,0 +1,490 @@
+"""Tables of runs: what is found and left out, what rows and columns are, and whether the figures are right."""
+
+import csv
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+from test_scripts import script
+
+from metafew.analysis.comparison import compare
+from metafew.analysis.layout import OWN, Column
+from metafew.analysis.published import entries
+from metafew.analysis.runs import find
+from metafew.analysis.settings import settings
+from metafew.analysis.sheet import Bold, Sheet
+from metafew.analysis.statistics import interval, over_seeds, ranks, t_quantile
+from metafew.errors import UsageError
+
+report = script("report")
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
+)
+TASKS = 12
+
+
+def accuracies(seed, lift=0.0):
+    """Return accuracies that share most of what makes a task easy."""
+    easy = np.random.default_rng(100).normal(0.6, 0.1, TASKS)
+    return easy + lift + np.random.default_rng(seed).normal(0, 0.01, TASKS)
+
+
+def finished(folder, values, *, seed=0, head="protonet", norm="tasknorm", dataset="omniglot", **changes):
+    """Write the folder of a finished run; ``values`` are accuracies, or those of each head, shot or source."""
+    tests = values if isinstance(values, dict) else {head: values}
+    config = {"seed": seed, "backbone": {"width": 64}, "trainer": {"max_steps": 600}, "evaluate": {}}
+    config["test"] = {"way": 5, "shot": 1, "query": 15, "total": TASKS, "seed": 0, "queries": "together"}
+    for key, value in changes.pop("config", {}).items():
+        group, _, name = key.partition(".")
+        config.setdefault(group, {})[name] = value
+    choices = {"head": head, "norm": norm, "backbone": "conv4", "dataset": dataset, "objective": "episodic"}
+    choices |= {"regularizer": "none"}
+    metrics, rows = {}, []
+    for name, accuracy in tests.items():
+        shown = interval(np.asarray(accuracy))
+        metrics |= {f"test/{name}/accuracy": shown, f"test/{name}/loss": shown}
+        rows += [[i, dataset, name.split("/")[0], 5, 1, value, 1.0] for i, value in enumerate(accuracy)]
+    whole = {"metrics": metrics, "baselines": {"pixels_1nn": {"mean": 0.4, "ci95": 0.01, "tasks": TASKS}}}
+    whole |= {"transductive": norm == "transductive", "queries": "together", "select": "best", "seed": seed}
+    whole |= {"choices": choices, "config": config, "validation": {"protonet": 0.5}} | changes
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(whole))
+    with (folder / "tasks.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["index", "source", "head", "way", "shot", "accuracy", "loss"], *rows])
+    return whole
+
+
+def table_of(folder, **options):
+    return compare(find([str(folder)])[0], **options)
+
+
+def labels(table):
+    return [row.label for row in table.rows]
+
+
+def only(table, label):
+    """Return the cells of a row by the names of their columns."""
+    number = labels(table).index(label)
+    return {table.columns[column]: cell for (row, column), cell in table.cells.items() if row == number}
+
+
+# what is found
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Good, failed, running, foreign and damaged runs, and one of another version."""
+    runs = tmp_path / "runs"
+    finished(runs / "good" / "a", accuracies(1), head="svm")
+    finished(runs / "good" / "b", accuracies(2, -0.1))
+    (runs / "good" / "b" / "tasks.csv").unlink()
+    (runs / "good" / "b" / "learning_curve.png").write_bytes(PIXEL)
+    old = finished(runs / "old", accuracies(3, -0.2), head="ridge")
+    (runs / "old" / "results.json").write_text(json.dumps({key: old[key] for key in ("metrics", "choices")}))
+    for name, text in {
+        "failed": '{"error": "too few classes <2>: type test.way=2"}',
+        "foreign": '{"metrics": 3}',
+        "list": "[1, 2]",
+        "cut": '{"metrics": {"test/svm/accur',
+        "fitted": json.dumps(old | {"metrics": {}}),
+        "experiment": '{"title": "t", "cells": {}}',
+    }.items():
+        (runs / name).mkdir()
+        (runs / name / "results.json").write_text(text)
+    (runs / "running").mkdir()
+    (runs / "running" / "metrics.csv").write_text("epoch,step,train/loss\n0,9,1.5\n0,19,1.2\n")
+    (runs / "starting" / ".hydra").mkdir(parents=True)
+    (runs / "empty").mkdir()
+    return runs
+
+
+def test_good_runs_are_told_apart_from_all_others(mixed):
+    runs, omitted = find([str(mixed)])
+    assert {run.folder.relative_to(mixed).as_posix() for run in runs} == {"good/a", "good/b", "old"}
+    reasons = {place.relative_to(mixed).parts[0]: reason for place, reason in omitted}
+    assert set(reasons) == {*["failed", "foreign", "list", "cut", "fitted", "experiment", "running", "starting"]}
+    assert reasons["failed"] == "failed: too few classes <2>: type test.way=2"
+    assert reasons["running"].endswith("after 20 logged steps") and "before anything" in reasons["starting"]
+    assert reasons["cut"].startswith("foreign: it cannot be read as JSON")
+    assert "without a test" in reasons["fitted"] and "cells" in reasons["experiment"]
+
+
+def test_the_script_leaves_its_files_and_says_what_it_left_out(mixed, tmp_path, capsys):
+    out = tmp_path / "deep" / "report"
+    assert report.main([str(mixed), f"out={out}"]) == 0
+    printed = capsys.readouterr().out
+    for text in (printed, (out / "table.md").read_text()):
+        assert "too few classes <2>: type test.way=2" in text and str(mixed / "running") in text
+        assert "not on tasks known to be the same" in text  # one has no tasks.csv, one no configuration
+    page = (out / "index.html").read_text()
+    assert "too few classes &lt;2&gt;" in page and "data:image/png;base64," in page
+    assert not re.search(r"https?://|<script|<link|src=\"(?!data:)", page)
+    assert {file.name for file in out.iterdir()} == {"table.md", "table.tex", "table.csv", "index.html"}
+    with (out / "table.csv").open(newline="") as file:
+        rows = {row["runs"]: row for row in csv.DictReader(file) if row["measure"] == "accuracy"}
+    for name, label in (("good/a", "head=svm"), ("good/b", "head=protonet"), ("old", "head=ridge")):
+        measure = json.loads((mixed / name / "results.json").read_text())["metrics"]
+        measure = measure[f"test/{label.removeprefix('head=')}/accuracy"]
+        row = next(row for words, row in rows.items() if words.split()[0] == label)
+        assert float(row["mean"]) == measure["mean"] and float(row["ci95"]) == measure["ci95"]
+        assert f"{100 * measure['mean']:.2f} ± {100 * measure['ci95']:.2f}" in printed
+
+
+def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
+    places = [str(mixed / "good" / "a" / "results.json"), str(mixed / "go*"), str(mixed / "good")]
+    assert [run.folder.name for run in find(places)[0]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["runs/nowhere"], "runs/nowhere is neither"),
+        (["runs/failed"], "none among the 1"),
+        (["runs/good", "spread=sd"], "spread is ci95 or se, not sd"),
+        (["out=elsewhere"], "none is typed"),
+        (["runs/good", "against=norm=tasknorm"], "fits 2 of these: head=svm; head=protonet"),
+        (["runs/good", "against=head=maml"], "fits 0 of these"),
+        (["runs/good", "out=runs/failed/results.json"], "type out=DIR"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(mixed, monkeypatch, capsys, typed, sentence):
+    monkeypatch.chdir(mixed.parent)
+    assert report.main(typed) == 2
+    error = capsys.readouterr().err
+    assert (sentence in error and "type" in error) or "train one" in error
+    assert error.count("\n") == 1 and not Path("elsewhere").exists()
+
+
+def test_nothing_of_the_report_imports_torch(mixed, tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['report.py', *sys.argv[1:]]\n"
+        "try:\n    runpy.run_path('scripts/report.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    print('torch' in sys.modules, end.code)"
+    )
+    root = Path(__file__).parents[1]
+    typed = [sys.executable, "-c", code, str(mixed), f"out={tmp_path / 'o'}"]
+    shown = subprocess.run(typed, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert shown.stdout.splitlines()[-1] == "False 0", shown.stderr
+
+
+# rows and columns
+
+
+def test_rows_are_what_was_decided_and_not_what_follows_from_it(tmp_path):
+    finished(tmp_path / "0", accuracies(0), config={"train.tasks": 4})
+    brought = {"train.tasks": 1, "train.batch_size": 64}  # by objective=classical
+    elsewhere = {"test.tasks": 2, "trainer.devices": 2, "data.num_workers": 4, "dataset.root": "/data/omniglot"}
+    whole = finished(tmp_path / "1", accuracies(1), config=brought | elsewhere | {"optimizer.lr": 0.1})
+    whole["choices"]["objective"], whole["config"]["data_dir"] = "classical", "/data"
+    (tmp_path / "1" / "results.json").write_text(json.dumps(whole))
+    assert labels(table_of(tmp_path)) == ["objective=episodic", "objective=classical optimizer.lr=0.1"]
+    whole = {"choices": {"head": "reptile", "objective": "reptile", "optimizer": "plain_sgd", "schedule": "linear"}}
+    assert settings(whole | {"config": {"head": {"seed": 3, "way": 20}, "train": {"way": 20}, "seed": 3}}) == {
+        "head": "reptile",
+        "train.way": 20,
+    }
+
+
+def test_runs_that_differ_in_seed_alone_are_one_row_with_a_t_interval(tmp_path):
+    values = [accuracies(seed) for seed in range(3)]
+    for seed, each in enumerate(values):
+        finished(tmp_path / str(seed), each, seed=seed)
+    finished(tmp_path / "other", accuracies(7), norm="batch")
+    table = table_of(tmp_path)
+    assert labels(table) == ["norm=tasknorm", "norm=batch"]
+    cell = only(table, "norm=tasknorm")["accuracy"]
+    means = [each.mean() for each in values]
+    low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
+    assert len(cell.runs) == 3 and cell.mean == pytest.approx(np.mean(means), abs=1e-12)
+    assert (cell.mean - cell.ci95, cell.mean + cell.ci95) == pytest.approx((low, high), abs=1e-10)
+    assert cell.error == pytest.approx(stats.sem(means), abs=1e-12)
+    assert cell.ci95 != pytest.approx(1.96 * stats.sem(np.concatenate(values)), rel=0.1)  # seeds x tasks pooled
+    single = only(table, "norm=batch")["accuracy"]
+    assert single.ci95 == pytest.approx(1.96 * stats.sem(accuracies(7)), abs=1e-12)
+    assert single.error == pytest.approx(stats.sem(accuracies(7)), abs=1e-12)
+
+
+def test_a_run_that_was_repeated_counts_once(tmp_path):
+    for name, value in (("first", 0.5), ("second", 0.5), ("other_seed", 0.7)):
+        finished(tmp_path / name, [value] * TASKS, seed=int(name == "other_seed"))
+    os.utime(tmp_path / "first" / "results.json", (1, 1))
+    runs, omitted = find([str(tmp_path)])
+    assert {run.folder.name for run in runs} == {"second", "other_seed"}
+    assert [place.name for place, _ in omitted] == ["first"] and str(tmp_path / "second") in omitted[0].reason
+
+
+def test_checkpoints_part_runs_of_one_seed_and_no_others(tmp_path):
+    for seed in (0, 1):
+        finished(tmp_path / f"seed{seed}", accuracies(seed), seed=seed, config={"ckpt.": None})
+    for seed, name in itertools.product((0, 1), ("best", "last")):
+        whole = finished(tmp_path / f"{name}{seed}", accuracies(seed), norm="batch", seed=seed)
+        whole["config"]["ckpt"] = f"{name}.ckpt"
+        (tmp_path / f"{name}{seed}" / "results.json").write_text(json.dumps(whole))
+    table = table_of(tmp_path)
+    assert sorted((row.label, len(row.runs)) for row in table.rows) == [
+        ("norm=batch ckpt=best.ckpt", 2),
+        ("norm=batch ckpt=last.ckpt", 2),
+        ("norm=tasknorm", 2),
+    ]
+
+
+def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(tmp_path):
+    finished(tmp_path / "a" / "0", accuracies(0))
+    finished(tmp_path / "a" / "1", accuracies(1), head="svm")
+    table = table_of(tmp_path / "a")
+    assert list(table.columns.values()) == ["accuracy", "pixels_1nn"]
+    assert [column.head for column in table.columns] == [OWN, "pixels_1nn"]
+    finished(tmp_path / "b" / "0", {"protonet": accuracies(0), "svm": accuracies(2)})
+    finished(tmp_path / "b" / "1", {"svm": accuracies(1), "protonet": accuracies(3)}, head="svm")
+    table = table_of(tmp_path / "b")
+    assert list(table.columns.values()) == ["protonet", "svm", "pixels_1nn"]
+    assert only(table, "head=svm")["protonet"].mean == pytest.approx(accuracies(3).mean(), abs=1e-12)
+    finished(tmp_path / "a" / "2", {"svm": accuracies(1), "ridge": accuracies(3)}, head="svm", norm="batch")
+    table = table_of(tmp_path / "a")
+    assert list(table.columns.values()) == [OWN, "ridge", "pixels_1nn"]
+    assert set(only(table, "head=protonet norm=tasknorm")) == {OWN, "pixels_1nn"}
+
+
+def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_apart(tmp_path):
+    for number, norm in enumerate(("tasknorm", "batch")):
+        one, five = accuracies(number), accuracies(number, 0.2)
+        tests = {"protonet": one, "protonet/shot5": five}
+        finished(tmp_path / norm, tests, norm=norm, config={"test.shot": [1, 5]})
+        finished(tmp_path / f"{norm} cifar", accuracies(9 + number), norm=norm, dataset="cifar_fs")
+    table = table_of(tmp_path)
+    assert labels(table) == ["norm=batch", "norm=tasknorm"]
+    names = [name for name in table.columns.values() if "pixels" not in name]
+    assert names == ["dataset=omniglot, 1-shot", "dataset=omniglot, 5-shot", "dataset=cifar_fs, 1-shot"]
+    cells = only(table, "norm=batch")
+    assert list(cells[names[1]].accuracies.values()) == pytest.approx(accuracies(1, 0.2), abs=1e-15)
+    assert list(cells[names[0]].accuracies.values()) == pytest.approx(accuracies(1), abs=1e-15)
+    assert table.average_ranks is not None
+
+
+def test_the_datasets_of_a_mixture_are_columns_and_the_whole_is_not_ranked_beside_them(tmp_path):
+    for norm, lift in (("tasknorm", 0.0), ("batch", 0.3)):
+        values = accuracies(0, lift)
+        tests = {"protonet": values, "protonet/a": values[::2], "protonet/b": values[1::2] - 2 * lift}
+        whole = finished(tmp_path / norm, tests, norm=norm, sources={"a": True, "b": False})
+        rows = [[i, "ab"[i % 2], "protonet", 5, 1, v - 2 * lift * (i % 2), 1] for i, v in enumerate(values)]
+        with (tmp_path / norm / "tasks.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["index", "source", "head", "way", "shot", "accuracy", "loss"], *rows])
+        assert "test/protonet/a/accuracy" in whole["metrics"]
+    table = table_of(tmp_path)
+    assert list(table.columns.values()) == ["accuracy", "a", "b", "pixels_1nn"]
+    assert table.average_ranks.tolist() == [1.5, 1.5]  # each is best on one dataset
+
+
+def test_a_diverged_run_says_so_and_is_never_best(tmp_path):
+    finished(tmp_path / "0", accuracies(0))
+    whole = finished(tmp_path / "1", accuracies(1), norm="batch")
+    whole["metrics"]["test/protonet/accuracy"] |= {"mean": None, "ci95": None}
+    (tmp_path / "1" / "results.json").write_text(json.dumps(whole))
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    assert "| norm=batch | diverged |" in (tmp_path / "o" / "table.md").read_text()
+
+
+# who is best
+
+
+def test_differences_are_those_of_the_same_tasks_with_seeds_averaged_first(tmp_path):
+    ours = [accuracies(seed) for seed in (0, 1)]
+    theirs = [accuracies(seed, 0.05) for seed in (2, 3)]
+    for norm, values, first in (("batch", ours, 0), ("layer", theirs, 2)):  # of other seeds
+        for seed, each in enumerate(values, first):
+            finished(tmp_path / f"{norm}{seed}", each, norm=norm, seed=seed)
+    table = table_of(tmp_path)
+    (column,) = table.top
+    assert labels(table) == ["norm=batch", "norm=layer"] and table.top[column] == {1}
+    pairs = np.mean(ours, 0) - np.mean(theirs, 0)
+    difference = table.differences[0, column]
+    assert difference.paired and difference.mean == pytest.approx(pairs.mean(), abs=1e-12)
+    assert difference.ci95 == pytest.approx(1.96 * stats.sem(pairs), abs=1e-12)
+    assert difference.ci95 < 1.96 * math.hypot(stats.sem(np.mean(ours, 0)), stats.sem(np.mean(theirs, 0))) / 5
+    other = table_of(tmp_path, against="norm=batch").differences
+    assert other[1, column].mean == pytest.approx(-difference.mean, abs=1e-12) and other[0, column].mean == 0
+
+
+def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
+    lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03, 0.025], "none": [0.2, -0.3, 0.15]}
+    for norm, each in lifts.items():
+        for seed, lift in enumerate(each):
+            finished(tmp_path / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
+    table = table_of(tmp_path, against="norm=batch")
+    (column,) = table.top
+    difference = table.differences[labels(table).index("norm=layer"), column]
+    gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
+    assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(gaps), abs=1e-12)
+    best = labels(table).index("norm=layer")
+    # One seed of three is far behind: its tasks alone would tell it apart, its seeds do not.
+    assert table.top[column] == {best, labels(table).index("norm=none")}
+
+
+def test_the_top_group_is_bold_and_what_is_behind_is_not(tmp_path):
+    wiggle = np.tile([0.03, -0.03], TASKS // 2)
+    for norm, lift in {"batch": 0.0, "layer": -0.001 + wiggle, "none": -0.05, "instance": wiggle[::-1] - 0.2}.items():
+        finished(tmp_path / norm, accuracies(0) + lift, norm=norm)
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    lines = (tmp_path / "o" / "table.md").read_text().split("## Difference")[0].splitlines()
+    bold = {line.split("|")[1].strip(): "**" in line for line in lines if "norm=" in line and line.startswith("|")}
+    assert bold == {"norm=batch": True, "norm=layer": True, "norm=none": False, "norm=instance": False}
+
+
+@pytest.mark.parametrize("change", ["test.seed", "test.query", "test.total", "tasks.csv", "index"])
+def test_other_tasks_are_compared_without_pairs_and_this_is_said(tmp_path, change):
+    finished(tmp_path / "0", accuracies(0))
+    changed = {change: 7} if change.startswith("test.") else {}
+    finished(tmp_path / "1", accuracies(1, 0.02), norm="batch", config=changed)
+    file = tmp_path / "1" / "tasks.csv"
+    if change == "tasks.csv":
+        file.unlink()
+    elif change == "index":
+        file.write_text(file.read_text().replace("\n11,", "\n12,"))
+    table = table_of(tmp_path)
+    (behind,) = (difference for difference in table.differences.values() if difference.mean)
+    assert not behind.paired and behind.equal  # 2 points in paired tasks are sure, in others not
+    spreads = [stats.sem(accuracies(0)), stats.sem(accuracies(1, 0.02))]
+    assert behind.ci95 == pytest.approx(1.96 * math.hypot(*spreads), abs=1e-12)
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    assert r"\textdaggerdbl{} not on tasks known to be the same" in (tmp_path / "o" / "table.tex").read_text()
+
+
+def test_transductive_rows_and_weights_are_marked_and_standard_errors_shown(tmp_path):
+    finished(tmp_path / "0", accuracies(0, 0.1), norm="transductive")
+    finished(tmp_path / "1", accuracies(1), norm="batch", select="last")
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}", "spread=se"]) == 0
+    text = (tmp_path / "o" / "table.md").read_text()
+    error = 100 * stats.sem(accuracies(0))
+    assert f"| norm=transductive † | **{100 * accuracies(0, 0.1).mean():.2f} ± {error:.2f}** |" in text
+    assert "† transductive" in text and "the last ones in norm=batch" in text and "standard error" in text
+    assert r"norm=transductive \textdagger{}" in (tmp_path / "o" / "table.tex").read_text()
+
+
+def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):
+    finished(tmp_path / "0", accuracies(0), norm="layer", config={"backbone.width": 64})
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    text = (tmp_path / "o" / "table.md").read_text()
+    gap = f"{100 * accuracies(0).mean() - 98.7:+.2f}".replace("-", "−")
+    assert f"| 98.70 ± 0.20 | {gap} | Bronskill et al. 2020, Table C.1 (ProtoNets) |" in text
+    for change in ({"norm": "group"}, {"dataset": "glyphs"}, {"head": "svm"}, {"config": {"test.way": 7}}):
+        folder = tmp_path / str(change)
+        finished(folder, accuracies(0), **({"norm": "layer"} | change))
+        assert report.main([str(folder), f"out={tmp_path / 'p'}"]) == 0
+        assert "published" not in (tmp_path / "p" / "table.md").read_text()
+
+
+def test_standard_errors_of_papers_become_intervals_and_what_was_not_read_is_reported():
+    clustered = [entry for entry in entries() if entry[0].get("regularizer") == "feature_clustering"]
+    figures = {(match["backbone"], match["dataset"], match["shot"]): value for match, value, _ in clustered}
+    assert figures["resnet12", "mini_imagenet", 1]["ci95"] == pytest.approx(1.96 * 0.0031)
+    assert all(source.startswith("reported: ") for *_, source in clustered)
+    assert all(0 < value["mean"] < 1 for _, value, _ in entries())
+    keys = {key for match, *_ in entries() for key in match}
+    assert keys <= {"head", "norm", "backbone", "dataset", "objective", "regularizer"} | {
+        *("way", "shot", "measured", "queries"),
+    }
+
+
+# statistics
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 31, 100, 999])
+def test_the_quantile_of_students_t_is_that_of_scipy(degrees):
+    for level in (0.5, 0.9, 0.95, 0.99):
+        assert t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-8)
+
+
+def test_intervals_are_those_of_scipy():
+    values = np.random.default_rng(0).random(50)
+    assert interval(values)["ci95"] == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
+    seeds = over_seeds([0.5, 0.6, 0.65, 0.55])
+    low, high = stats.t.interval(0.95, 3, seeds["mean"], stats.sem([0.5, 0.6, 0.65, 0.55]))
+    assert seeds["ci95"] == pytest.approx((high - low) / 2, rel=1e-10)
+
+
+def test_ranks_without_ties_are_those_of_scipy_and_always_share_out_the_same_sum():
+    rng = np.random.default_rng(0)
+    apart = rng.normal(0, 0.01, (5, 200)) + rng.permutation(5)[:, None]
+    assert ranks(apart).tolist() == stats.rankdata(-apart.mean(1)).tolist()
+    for seed in range(20):
+        assert ranks(np.random.default_rng(seed).normal(0, 1, (6, 10))).sum() == pytest.approx(21)
+
+
+# real runs
+
+
+def test_the_columns_of_a_real_run_hold_the_means_of_its_tasks(launch):
+    whole, folder = launch("norm=none", "test.seed=3", "evaluate=[ridge]", "test.shot=[1,2]")
+    table = table_of(folder)
+    measured = {name: table.cells[0, column] for column, name in table.columns.items() if not column.baseline}
+    names = {"protonet, 1-shot": "protonet", "protonet, 2-shot": "protonet/shot2"}
+    names |= {"ridge, 1-shot": "ridge", "ridge, 2-shot": "ridge/shot2"}
+    assert measured.keys() == names.keys()
+    for name, cell in measured.items():
+        assert cell.mean == whole["metrics"][f"test/{names[name]}/accuracy"]["mean"]
+        assert np.mean(list(cell.accuracies.values())) == pytest.approx(cell.mean, abs=1e-12)
+    assert "norm=none" in table.common and "test.seed=3" in table.common and "objective" not in table.common
+
+
+# the forms of a table
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.texts, self.bold = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.texts.append(data)
+            if "b" in self.open:
+                self.bold.append(data)
+
+
+NASTY = ["a_b & c% $x$ #1 {y} ~ ^ \\", "<script>alert('x')</script>", "50|60 *star* `code` _i_", "[red]no[/red] [1,5]"]
+
+
+def test_names_are_escaped_in_every_form(capsys):
+    sheet = Sheet("t <i> & |", NASTY, [[name, *[Bold(name)] * len(NASTY)] for name in NASTY], NASTY)
+    cells = Cells()
+    cells.feed(sheet.html())
+    assert cells.open == [] and cells.texts == [*NASTY, *(text for name in NASTY for text in [name] * 5)]
+    assert len(cells.bold) == 16 and "<script" not in sheet.html()
+    table = [line for line in sheet.markdown().splitlines() if line.startswith("|")]
+    assert all(len(re.split(r"(?<!\\)\|", line)) == len(NASTY) + 3 for line in table)
+    body = sheet.latex().split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert [len(re.split(r"(?<!\\)&", line)) for line in body.strip().splitlines()] == [5] * 4
+    plain = re.sub(r"\\[a-zA-Z]+(\{\})?|\\[&%$#_{}]", "", body.replace(r"\textbf", ""))
+    assert not set("%$#_^~\\") - {"\\"} & set(plain) and plain.count("{") == plain.count("}")
+    console = Console(width=500)
+    console.print(sheet.rich())
+    assert "[red]no[/red] [1,5]" in capsys.readouterr().out
+
+
+def test_a_column_names_its_place_in_results():
+    run = type("Run", (), {"shots": [1, 5], "heads": ["svm"], "settings": {}})()
+    run.report = {"metrics": {"test/svm/shot5/a/accuracy": {"mean": 0.3}}, "baselines": {"p/shot5": {"mean": 0.1}}}
+    assert Column("{}", OWN, 1, "a").of(run) == {"mean": 0.3} and Column("{}", "svm", 0, "a").of(run) is None
+    assert Column("{}", "p", 1, None, True).of(run) == {"mean": 0.1} and Column("{}", "p", 2).of(run) is None
+
+
+def test_a_folder_without_runs_is_a_sentence(tmp_path):
+    with pytest.raises(UsageError, match="none among the 0"):
+        find([str(tmp_path)])

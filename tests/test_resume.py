@@ -1,0 +1,284 @@
+"""A run that is killed at any moment and typed again ends as one that never stopped, to the last bit."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+
+from metafew import checkpoint, cli
+from metafew.analysis import figures
+from metafew.errors import UsageError
+from metafew.learner import Learner
+from metafew.solvers import unsolved
+from metafew.sweep import finished
+
+# 12 steps, validations after 5 and 10, checkpoints after 3, 5, 6, 9, 10 and 12; the network of protonet has dropout.
+WORDS = ["trainer.max_steps=12", "val.every=5", "save.every=3", "trainer.log_every_n_steps=1", "schedule=cosine"]
+WORDS += ["val.tasks=2"]
+HEADS = {
+    "protonet": ["backbone=r2d2", "norm=batch"],
+    "maml": ["head=maml", "head.steps=1", "head.test_steps=1"],
+}
+MOMENTS = {"step": (Learner, "training_step"), "validation": (Learner, "validation_step"), "writing": (os, "fsync")}
+
+
+def command(*words, out):
+    """Do in this process what ``python train.py WORDS hydra.run.dir=OUT`` does."""
+    from metafew.run import run
+
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = compose("train", [*TINY, *WORDS, *words, f"hydra.run.dir={out}"], return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, str(out)
+            HydraConfig.instance().set_config(cfg)
+            del cfg["hydra"]
+        cfg, overrides = cli.compose(cfg)
+    out.mkdir(exist_ok=True)
+    chosen = HydraConfig.get().runtime.choices
+    return run(
+        cfg, {group: chosen[group] for group in cli.options() if isinstance(chosen.get(group), str)}, overrides, out
+    )
+
+
+def interrupted(*words, out, moment, count, act):
+    """Run ``command`` in a child that calls ``act`` at the ``count``-th time of ``moment``; return how it ended."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    try:
+        os.setsid()
+        owner, name = MOMENTS[moment]
+        original, calls = getattr(owner, name), iter(range(1, 10_000))
+        setattr(owner, name, lambda *a, **k: (next(calls) == count and act(), original(*a, **k))[1])
+        command(*words, out=out)
+    except SystemExit as end:
+        os._exit(end.code)
+    finally:
+        os._exit(99)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate():
+    os.killpg(0, signal.SIGTERM)  # as SLURM does: all processes of the job, workers too
+
+
+def press_ctrl_c():
+    os.killpg(0, signal.SIGINT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    """Figures take half of the time of so small a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("learning_curve", "alpha_curve", "episode_sheet"):
+            patch.setattr(figures, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """The folder of a run that was never interrupted, for each head."""
+    folders = {}
+
+    def made(head):
+        if head not in folders:
+            folders[head] = tmp_path_factory.mktemp(head)
+            command(*HEADS[head], out=folders[head])
+        return folders[head]
+
+    return made
+
+
+def same(a, b):
+    """Tell whether two nested states are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return all(map(same, a, b)) and len(a) == len(b) if isinstance(a, list) else a == b
+
+
+def check_equal(ours, theirs):
+    """Check that two folders hold the same weights, optimizer, schedule, random state, curves and results."""
+    for name in ("best", "last"):
+        a, b = (checkpoint.read(out / "checkpoints" / f"{name}.ckpt") for out in (ours, theirs))
+        for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "resume"):
+            assert same(a[part], b[part]), (name, part)
+    for name in ("metrics.csv", "tasks.csv"):
+        assert (ours / name).read_text() == (theirs / name).read_text()
+    a, b = (json.loads((out / "results.json").read_text()) for out in (ours, theirs))
+    assert all(a[key] == b[key] for key in ("metrics", "baselines", "steps", "select", "unsolved"))
+    assert not list(ours.rglob("*.tmp"))
+
+
+def trial(whole, out, head, workers, moment, count):
+    words = [*HEADS[head], f"data.num_workers={workers}"]
+    status = interrupted(*words, out=out, moment=moment, count=count, act=die)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    command(*words, "ckpt=last", out=out)
+    check_equal(out, whole(head))
+
+
+@pytest.mark.parametrize(
+    ("head", "workers", "moment", "count"), [("protonet", 0, "writing", 9), ("maml", 2, "validation", 2)]
+)
+def test_killed_and_typed_again_it_ends_as_if_it_had_never_stopped(whole, tmp_path, head, workers, moment, count):
+    trial(whole, tmp_path, head, workers, moment, count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_killed_at_any_moment_it_ends_as_if_it_had_never_stopped(whole, tmp_path, number):
+    draw = random.Random(number)
+    moment = list(MOMENTS)[number % 3]
+    count = draw.randint(1, {"step": 12, "validation": 4, "writing": 10}[moment])
+    trial(whole, tmp_path, ["protonet", "maml"][number // 3 % 2], draw.choice([0, 2]), moment, count)
+
+
+@pytest.mark.parametrize(
+    ("moment", "count", "act", "done"),
+    # In the middle of step 8; in the validations after step 5 and, the last, after step 10, which adds nothing to save.
+    [("step", 8, terminate, 8), ("validation", 1, press_ctrl_c, 5)],
+)
+def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, capfd, moment, count, act, done):
+    words = [*HEADS["protonet"], "data.num_workers=2"]
+    status = interrupted(*words, out=tmp_path, moment=moment, count=count, act=act)
+    assert os.waitstatus_to_exitcode(status) == 143
+    sentence = f"type its words again with ckpt=last hydra.run.dir={tmp_path}"
+    assert sentence in capfd.readouterr().err
+    assert sentence in json.loads((tmp_path / "results.json").read_text())["error"]
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == done
+    command(*words, "ckpt=last", out=tmp_path)
+    check_equal(tmp_path, whole("protonet"))
+
+
+def test_steps_of_several_batches_are_whole_when_it_goes_on(tmp_path):
+    words = [*HEADS["protonet"], "trainer.accumulate_grad_batches=2"]
+    command(*words, out=tmp_path / "whole")
+    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=15, act=terminate)
+    assert os.waitstatus_to_exitcode(status) == 143
+    command(*words, "ckpt=last", out=tmp_path / "cut")
+    check_equal(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_finished_run_is_only_tested_again(whole, tmp_path, monkeypatch):
+    out = shutil.copytree(whole("protonet"), tmp_path / "moved")
+    before = {path: path.read_bytes() for path in out.rglob("*.c*") if path.is_file()}
+    monkeypatch.setattr(Learner, "training_step", lambda *_: pytest.fail("it was trained again"))
+    results = json.loads((out / "results.json").read_text())
+    again = command(*HEADS["protonet"], "ckpt=last", out=out)
+    assert all(results[key] == again[key] for key in ("metrics", "baselines", "steps", "select", "chosen"))
+    assert before == {path: path.read_bytes() for path in before} and len(before) == 4
+    command("stages=[test]", "ckpt=last", out=out)
+    assert all(path.read_bytes() == before[path] for path in before if path.name != "tasks.csv")
+
+
+def test_in_another_folder_the_best_and_the_curve_come_along(whole, tmp_path):
+    words, first, second = HEADS["maml"], tmp_path / "first", tmp_path / "moved"
+    interrupted(*words, "optimizer.lr=0", out=first, moment="step", count=8, act=die)
+    first.rename(second)
+    command(*words, "optimizer.lr=0", f"ckpt={second}/checkpoints/last.ckpt", out=tmp_path / "third")
+    assert checkpoint.read(tmp_path / "third" / "checkpoints" / "best.ckpt")["global_step"] == 5  # the first of equals
+    rows = (tmp_path / "third" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == len((whole("maml") / "metrics.csv").read_text().splitlines())
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
+    words = HEADS["protonet"]
+    interrupted(*words, out=tmp_path, moment="step", count=8, act=die)
+    files = {name: tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+    files["last"].write_bytes(files["last"].read_bytes()[:5000])
+    command(*words, "ckpt=last", out=tmp_path)
+    assert "last.ckpt cannot be read as one" in caplog.text and "the one before it is tried" in caplog.text
+    check_equal(tmp_path, whole("protonet"))
+    for file in files.values():
+        file.write_text("hello world")
+    with pytest.raises(UsageError, match="cannot be read as one"):
+        command(*words, "ckpt=last", out=tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == (whole("protonet") / "metrics.csv").read_text()
+
+
+def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp_path, caplog):
+    command("ckpt=last", "save.keep=true", out=tmp_path)
+    assert "where no checkpoint is yet: a new training starts" in caplog.text
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt", "step-000003.ckpt", "step-000006.ckpt", "step-000009.ckpt"]
+    for words in (["ckpt=last"], [f"ckpt={tmp_path}/checkpoints/best.ckpt"]):
+        with pytest.raises(UsageError, match=r"typed below optimizer are not those of .* another hydra\.run\.dir"):
+            command("optimizer.lr=0.5", *words, out=tmp_path)
+    # What a test alone depends on is free.
+    assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
+
+
+def test_another_kind_of_step_is_another_training(tmp_path):
+    command(out=tmp_path)
+    for word in ("accumulate_grad_batches=2", "gradient_clip_val=1.0", "precision=64"):
+        with pytest.raises(UsageError, match="those typed below trainer are not those"):
+            command("trainer.max_steps=20", f"trainer.{word}", "ckpt=last", out=tmp_path)
+
+
+def test_tasks_that_a_solver_gave_up_before_are_counted_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(unsolved, "TOLERANCE", -1)
+    words = ["head=logistic", "trainer.max_steps=4", "val.every=2", "save.every=1"]
+    whole = command(*words, out=tmp_path / "whole")
+    assert whole["unsolved"] == {"logistic regression": 4 * 2 + 2 * 4 + 6}
+    interrupted(*words, out=tmp_path / "cut", moment="step", count=4, act=die)
+    assert command(*words, "ckpt=last", out=tmp_path / "cut")["unsolved"] == whole["unsolved"]
+
+
+def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tmp_path):
+    report = command("trainer.max_steps=1", out=tmp_path)
+    cfg = OmegaConf.create(report["config"])
+    assert finished(tmp_path, cfg) and not finished(tmp_path / "other", cfg)
+    for ckpt, done in ((tmp_path / "checkpoints" / "last.ckpt", True), (tmp_path.parent / "last.ckpt", False)):
+        assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": str(ckpt)})) == done
+    assert not finished(tmp_path, OmegaConf.merge(cfg, {"seed": 1}))
+
+
+def test_the_schedule_follows_more_steps(tmp_path, caplog):
+    """The learning rate of a longer training goes on as if it had been typed from the beginning."""
+    command(out=tmp_path)
+    command("trainer.max_steps=20", "ckpt=last", out=tmp_path)
+    assert "the learning rate after step 12 was 0 and goes on at 0.000345" in caplog.text
+    rates = {}
+    command("trainer.max_steps=20", out=tmp_path / "whole")
+    for file in (tmp_path, tmp_path / "whole"):
+        saved = checkpoint.read(file / "checkpoints" / "last.ckpt")
+        rates[file] = saved["optimizer_states"][0]["param_groups"][0]["lr"], saved["lr_schedulers"]
+    assert len(rates) == 2 and rates[tmp_path] == rates[tmp_path / "whole"]
+    with (tmp_path / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == list(range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [20_000])
+def test_memory_handles_and_shared_memory_stay_as_they_are(tmp_path, monkeypatch, steps):
+    seen, ended = [], Learner.on_validation_epoch_end
+
+    def look(learner):
+        ended(learner)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        seen.append((pages, len(os.listdir("/proc/self/fd")), len(os.listdir("/dev/shm"))))
+
+    monkeypatch.setattr(Learner, "on_validation_epoch_end", look)
+    words = ["backbone.width=2", "train.tasks=1", "train.way=2", "val.total=8", "data.num_workers=1"]
+    command(*words, f"trainer.max_steps={steps}", f"val.every={steps // 40}", "save.every=100", out=tmp_path)
+    assert len(seen) == 40
+    warm, last = seen[9], seen[-1]
+    print(f"pages, handles, shared memory: {warm} after a quarter, {last} at the end")
+    assert last[0] < 1.02 * warm[0] and last[1] <= warm[1] and last[2] <= warm[2], (warm, last)

@@ -1,0 +1,142 @@
+"""The search: what it tries, what it keeps, and what it says at the end."""
+
+import json
+import math
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from omegaconf import OmegaConf
+from test_scripts import SCRIPTS, script
+
+from metafew import experiment
+from metafew.errors import UsageError
+
+search = script("search")
+SPACE = ["head=svm", "optimizer.lr=1e-4..1e-1,log", "head.scale=1..20", "norm=batch,tasknorm,layer"]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Replace runs by a formula, whose best is at optimizer.lr=1e-2 norm=batch; returns the words of each."""
+    words = []
+
+    def start(typed, log):
+        words.append(typed)
+        values = dict(word.split("=", 1) for word in typed)
+        out = Path(values["hydra.run.dir"])
+        out.mkdir(parents=True, exist_ok=True)
+        if values["norm"] == "layer":
+            (out / "results.json").write_text(json.dumps({"error": "layers are closed: type norm=batch"}))
+            return 2
+        accuracy = 0.9 - 0.1 * abs(math.log10(float(values["optimizer.lr"])) + 2) - 0.2 * (values["norm"] != "batch")
+        report = {"metrics": {}, "validation": {"val/svm/accuracy": accuracy}}
+        (out / "results.json").write_text(json.dumps(report))
+        return 0
+
+    monkeypatch.setattr(experiment, "start", start)
+    return words
+
+
+def test_the_best_is_found_and_typed_again_the_search_goes_on(tmp_path, started, capsys):
+    out = f"out={tmp_path}/found"
+    assert search.main([*SPACE, "trials=5", out]) == 0
+    assert len(started) == 5
+    assert search.main([*reversed(SPACE), "trials=25", out]) == 0
+    shown = capsys.readouterr().out.split("┏")[-1]
+    # The first, random trials are not those of the first time.
+    assert len(started) == 25 and not {frozenset(w[:-1]) for w in started[:5]} & {
+        frozenset(w[:-1]) for w in started[5:10]
+    }
+    assert sorted(path.name for path in (tmp_path / "found/trials").iterdir()) == [f"{n:03d}" for n in range(25)]
+    for words in started:
+        values = dict(word.split("=", 1) for word in words)
+        assert 1e-4 <= float(values["optimizer.lr"]) <= 1e-1 and values["stages"] == "[fit]"
+        assert int(values["head.scale"]) in range(1, 21) and len(values["optimizer.lr"]) < 11
+    assert sum("norm=batch" in words for words in started) > 12
+    closed = [n for n, words in enumerate(started) if "norm=layer" in words]
+    assert closed and re.findall(r"trial (\d+) failed: layers are closed: type norm=batch", shown) == [
+        f"{n:03d}" for n in closed
+    ]
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "found/trials").glob("*/results.json")]
+    best = max(report["validation"]["val/svm/accuracy"] for report in reports if "error" not in report)
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert f"{100 * best:.2f} %" in rows[0] and best > 0.85 and len(rows) == 25
+    command = shown.split("the best, to be trained and tested:\n")[1].strip()
+    assert re.fullmatch(r"python train.py head=svm norm=batch head.scale=\d+ optimizer.lr=0.0\d+", command)
+    assert search.main([*SPACE, "trials=25", out]) == 0 and len(started) == 25
+
+
+def test_words_are_fixed_or_searched():
+    space = search.Space(["train.way=5..20", "test.shot=[1,5]", "evaluate=[svm,ridge]", *SPACE, "head.c=0.5..1"])
+    assert space.fixed == ["train.way=5..20", "test.shot=[1,5]", "evaluate=[svm,ridge]", "head=svm"]
+    kinds = {key: type(value).__name__ for key, value in space.spaces.items()}
+    assert kinds == {
+        "optimizer.lr": "FloatDistribution",
+        "head.scale": "IntDistribution",
+        "norm": "CategoricalDistribution",
+        "head.c": "FloatDistribution",
+    }
+    assert [value.log for key, value in space.spaces.items() if key != "norm"] == [True, False, False]
+    tried = [words[-4:] for words in space.bounds()]
+    assert tried[0] == ["optimizer.lr=0.0001", "head.scale=1", "norm=batch", "head.c=0.5"] and len(tried) == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["head=svm"], "nothing is to be searched"),
+        (["optimizer.lr=0..1e-1,log"], "above 0 if on a logarithmic scale, not 0..1e-1,log"),
+        (["head.scale=20..1"], "head.scale wants a range from low to high"),
+        (["optimizer.lr=interval(0,1)"], "a range is typed LOW..HIGH, not as in optimizer.lr=interval(0,1)"),
+        (["norm=batch,tasknrm"], "Could not find 'norm/tasknrm'"),
+        (["head.scael=1..2"], "Could not override 'head.scael'"),
+        (["seed=0,1", "trials=many"], "trials is a whole number of at least 1, not many"),
+        (["seed"], "missing EQUAL"),
+    ],
+)
+def test_what_cannot_be_searched_is_a_sentence_before_any_run(tmp_path, started, capsys, typed, sentence):
+    assert search.main([*typed, f"out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metafew: ") and error.count("\n") == 1 and sentence in error
+    assert not started and not (tmp_path / "out").exists()
+
+
+def test_other_words_in_the_same_folder_and_failures_alone_are_sentences(tmp_path, started):
+    search.search([*SPACE, "trials=1", f"out={tmp_path}"])
+    with pytest.raises(UsageError, match=r"holds a search of other words \(head=svm .*type out="):
+        search.search([*SPACE, "seed=1", f"out={tmp_path}"])
+    with pytest.raises(UsageError, match="none of the 2 trials ended well"):
+        search.search(["seed=0,1", "norm=layer", "trials=2", f"out={tmp_path}/closed"])
+
+
+def test_a_search_without_optuna_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
+    assert search.main(SPACE) == 2
+    assert "pip install 'metafew[sweep]'" in capsys.readouterr().err
+
+
+def test_the_words_of_the_wandb_sweep_compose(composed):
+    sweep = OmegaConf.to_container(OmegaConf.load(SCRIPTS / "wandb_sweep.yaml"), resolve=False)
+    choices = []
+    for key, given in sweep["parameters"].items():
+        values = given.get("values") or ([given["value"]] if "value" in given else [given["min"], given["max"]])
+        choices.append([f"{key}={value}" for value in values])
+    for words in product(*choices):
+        cfg, chosen, _ = composed(*words, *(word for word in sweep["command"] if "=" in word))
+        assert sweep["metric"]["name"] == f"val/{chosen['head']}/accuracy"
+        assert set(cfg.logger) == {"wandb"}
+    assert (SCRIPTS.parent / sweep["program"]).is_file()
+
+
+@pytest.mark.slow
+def test_a_search_of_real_runs(tmp_path, capsys):
+    assert search.main([*TINY, "train.way=5,999", "optimizer.lr=1e-4..1e-1,log", "trials=4", f"out={tmp_path}"]) == 0
+    folders = sorted((tmp_path / "trials").iterdir())
+    reports = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    ways = [report["config"]["train"]["way"] for report in reports if "error" not in report]
+    assert len(reports) == 4 and set(ways) == {5} and all(report.get("metrics", {}) == {} for report in reports)
+    assert all((folder / "log.txt").stat().st_size for folder in folders)
+    assert "python train.py" in capsys.readouterr().out

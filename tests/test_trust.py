@@ -1,0 +1,114 @@
+"""What a checkpoint from elsewhere may call: nothing but what metafew itself would."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+import metafew
+from metafew import checkpoint, cli, trust
+from metafew.errors import UsageError
+
+
+@pytest.fixture
+def doctored(launch, tmp_path_factory, tmp_path):
+    """Change what a checkpoint says of itself: returns its path and the file whose existence shows that code ran."""
+    base = tmp_path_factory.getbasetemp() / "trust"
+    if not (base / "checkpoints" / "last.ckpt").is_file():
+        launch("trainer.max_steps=1", "stages=[fit]", out=base)
+
+    def change(edit):
+        content = checkpoint.read(base / "checkpoints" / "last.ckpt")
+        edit(content["metafew"])
+        torch.save(content, tmp_path / "evil.ckpt")
+        return tmp_path / "evil.ckpt"
+
+    return change
+
+
+def test_what_a_run_leaves_is_trusted(doctored):
+    assert metafew.load(doctored(lambda saved: None)).choices["head"] == "protonet"
+    assert {"metafew.heads.svm.SVM", "torch.optim.Adam"} <= trust.own()
+    assert not any(name.startswith(("os.", "builtins.", "hydra.")) for name in trust.own())
+
+
+def wrapped(arguments):
+    return {"_target_": "metafew.backbones.module.Wrapped", "target": "os.system", "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    ("group", "node", "named"),
+    [
+        ("head", lambda command: {"_target_": "os.system", "command": command}, "os.system"),
+        # Not every path that begins with metafew is ours.
+        ("head", lambda command: {"_target_": "metafew.experiment.os.system", "command": command}, "experiment.os"),
+        ("backbone", lambda command: wrapped({"command": command}) | {"weights": None}, "os.system"),
+        ("norm", lambda command: wrapped({"command": command}) | {"channels": 1, "image_size": 1, "norm": 0}, "os"),
+        (
+            "norm",
+            lambda command: {
+                "_target_": "metafew.backbones.module.Wrapped",
+                "_args_": [1, 28, None, "os.system", {"command": command}],
+            },
+            "os.system",
+        ),
+        ("head", lambda command: {"a": [{"_target_": "os.system", "command": command}]}, "os.system"),
+        ("head", lambda command: f"${{oc.create:{{_target_:os.system,command:'{command}'}}}}", "os.system"),
+        ("head", lambda command: {"_target_": "${oc.decode:os.system}", "command": command}, "os.system"),
+    ],
+)
+def test_a_loaded_model_calls_nothing_foreign(doctored, tmp_path, group, node, named):
+    ran = tmp_path / "ran"
+    path = doctored(lambda saved: saved["model"].update({group: node(f"touch {ran}")}))
+    with pytest.raises(UsageError, match=rf"wants to call .*{named}.*trust=\[") as said:
+        metafew.load(path)
+    assert str(path) in str(said.value) and not ran.exists()
+
+
+def composed_with(*typed):
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = compose("train", list(typed), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = "out"
+            HydraConfig.instance().set_config(cfg)
+            del cfg["hydra"]
+        return cli.compose(cfg)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["head._target_=os.system", "+head.command=ls"],
+        ["backbone=module", "backbone.target=os.system", "backbone.arguments={command:ls}"],
+        ["+trainer.callbacks=[{_target_:os.system,command:ls}]"],
+        ["+logger.mine={_target_:os.system,command:ls}"],
+    ],
+    ids=" ".join,
+)
+def test_the_words_of_a_checkpoint_call_nothing_foreign_that_is_not_typed(doctored, words):
+    path = doctored(lambda saved: saved.update(overrides=words))
+    with pytest.raises(UsageError, match=r"wants to call os\.system, .*type it, with its group, beside ckpt"):
+        composed_with(f"ckpt={path}", "stages=[test]")
+    assert composed_with(f"ckpt={path}", *words)[0].train.way == 5
+
+
+def test_the_words_of_a_checkpoint_cannot_bring_other_files(doctored, tmp_path):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "evil.yaml").write_text("_target_: os.system")
+    path = doctored(lambda saved: saved["overrides"].append(f"hydra.searchpath=[file://{tmp_path}]"))
+    assert composed_with(f"ckpt={path}")[0].head._target_.startswith("metafew.")
+    path = doctored(lambda saved: saved["overrides"].extend([f"hydra.searchpath=[file://{tmp_path}]", "head=evil"]))
+    with pytest.raises(UsageError, match="evil"):
+        composed_with(f"ckpt={path}")
+
+
+def test_a_network_of_the_user_is_loaded_when_it_is_named(launch, tmp_path):
+    words = ["backbone=module", "backbone.target=torch.nn.Flatten", "stages=[fit]", "head=maml", "trainer.max_steps=1"]
+    words += ["head.steps=1", "head.test_steps=1"]
+    tiny = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "train.query=2", "val.total=1"]
+    _, out = launch(*words, "train.tasks=1", out=tmp_path / "fit", tiny=tiny)
+    path = out / "checkpoints" / "best.ckpt"
+    with pytest.raises(UsageError, match=r"wants to call torch\.nn\.Flatten"):
+        metafew.load(path)
+    assert metafew.load(path, trust=["torch.nn.Flatten"]).choices["backbone"] == "module"

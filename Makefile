@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help train bench test test-all lint format clean
+.PHONY: help train reproduce bench test test-all lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ bench: $(READY) ## measure how long things take, as ratios
 
 train: $(READY) ## run the default experiment; ARGS="head=svm norm=batch" changes it
 	$(BIN)/python train.py $(ARGS)
+
+reproduce: $(READY) ## run every published table and figure at a small budget, hours in all; goes on where it stopped
+	$(BIN)/python scripts/reproduce.py all $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)

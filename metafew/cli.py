@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metafew.errors import UsageError
+from metafew.errors import Diverged, UsageError
 from metafew.files import CONF, write_json
 from metafew.overrides import merge
 from metafew.processes import alone, carry_out_cell, launched, several
@@ -26,6 +27,11 @@ from metafew.telling import number, teller, told
 from metafew.trust import called, check
 
 log = logging.getLogger(__name__)
+
+PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
+"""Words of an experiment that say where and how it computes, not what."""
+LOOSENED: dict[str, str] = {}
+"""Words as Hydra gets them, for which others were typed."""
 
 HEADER = """\
 metafew: few-shot meta-learning experiments.
@@ -105,10 +111,12 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
             return cfg, typed
     # Hydra's own words are never saved: in a file from elsewhere they could name any folder of configurations.
     saved = [word for word in read(cfg.ckpt)["metafew"]["overrides"] if not word.lstrip("+~").startswith("hydra")]
-    overrides = merge(saved, typed, groups())
+    overrides = merge(saved, [LOOSENED.get(word, word) for word in typed], groups())
+    # Folders of words of one's own hold where they are typed, and nowhere else.
+    places = [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")]
     try:
         whole = GlobalHydra.instance().hydra.compose_config(
-            config_name="train", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
+            config_name="train", overrides=places + overrides, run_mode=RunMode.RUN, with_log_configuration=False
         )
     except HydraException as error:
         reason = " ".join(str(error).split())
@@ -139,7 +147,8 @@ def newest_of_run() -> str | None:
 
 def conduct_cells(cfg: DictConfig) -> int:
     """Carry out an experiment with all that is typed beside it, and return the exit code."""
-    from metafew.experiment import conduct
+    from metafew.experiments.conduct import conduct
+    from metafew.experiments.plan import WORDS, plan
 
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
@@ -147,8 +156,22 @@ def conduct_cells(cfg: DictConfig) -> int:
     if cfg.ckpt is not None:
         raise UsageError(f"every cell of an experiment trains anew, and ckpt={cfg.ckpt} was typed: leave out ckpt")
     alone("an experiment")
-    typed = [word for word in chosen.overrides.task if not word.startswith("experiment")]
-    return conduct(OmegaConf.to_container(cfg.experiment, resolve=True), typed, Path(chosen.run.dir))
+    if type(cfg.jobs) is not int or cfg.jobs < 1:
+        raise UsageError(f"jobs is how many runs share the cores, at least 1, not {cfg.jobs}: type jobs=2")
+    if not isinstance(cfg.cells, str):
+        raise UsageError(f"cells is the folder of all runs, not {cfg.cells}: type cells=outputs/cells")
+    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
+    told = [word for word in chosen.overrides.task if not PLACES.match(word)]
+    name = {"name": chosen.runtime.choices.experiment, "budget": cfg.budget}
+    command = {"command": " ".join(["python train.py", *told])}
+    experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | name | command
+    typed = [word for word in chosen.overrides.task if word.split("=")[0] not in WORDS]
+    if changed := [
+        word for word in typed if word in told
+    ]:  # this is another table than the one that the YAML describes
+        experiment["title"] += f", with {' '.join(changed)}"
+    cells = plan(experiment, typed, cfg.budget, seeds, Path(cfg.cells), groups())
+    return conduct(experiment, cells, Path(chosen.run.dir), cfg.jobs)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -175,7 +198,10 @@ def job(cfg: DictConfig) -> None:
         choices = {group: words[group] for group in options() if isinstance(words.get(group), str)}
         run(cfg, choices, overrides, out)
     except UsageError as error:
-        fail(out, str(error))
+        if "experiment" in cfg:  # its folder may hold results, which are not to be lost
+            print(f"metafew: {error}", file=sys.stderr)
+            sys.exit(2)
+        fail(out, str(error), diverged=isinstance(error, Diverged))
         if single:
             sys.exit(2)
     except Exception as error:
@@ -188,16 +214,34 @@ def job(cfg: DictConfig) -> None:
         fail(out, f"{reason}: {out / HydraConfig.get().job.name}.log tells where")
 
 
-def fail(out: Path, sentence: str) -> None:
+def fail(out: Path, sentence: str, diverged: bool = False) -> None:
     """Print what went wrong, and leave it in the folder of the run, once for all processes."""
     with teller() as tells:
         if tells:
             sentence = f"process {number()}: {sentence}" if number() else sentence
-            write_json(out / "results.json", {"error": sentence})
+            write_json(out / "results.json", {"error": sentence} | ({"diverged": True} if diverged else {}))
             print(f"metafew: {sentence}", file=sys.stderr)
+
+
+def loosened(typed: Sequence[str]) -> list[str]:
+    """Return the words with ++ before options of groups that only a checkpoint chooses.
+
+    Hydra composes before the choices of ``ckpt`` are known, and would object to an option that its own choice lacks;
+    :func:`compose` holds them against those of the checkpoint.
+
+    >>> loosened(["ckpt=a.ckpt", "head.each_step=true", "norm=tasknorm", "norm.alpha=independent", "seed=1"])
+    ['ckpt=a.ckpt', '++head.each_step=true', 'norm=tasknorm', 'norm.alpha=independent', 'seed=1']
+    """
+    chosen = dict(word.split("=", 1) for word in typed if "=" in word)
+    if chosen.get("ckpt") in (None, "null", "last"):  # the last checkpoint of a run wants all of its words again
+        return list(typed)
+    own = tuple(f"{group}." for group in options() if group not in chosen)
+    LOOSENED.update({f"++{word}": word for word in typed if word.startswith(own) and "=" in word})
+    return [f"++{word}" if f"++{word}" in LOOSENED else word for word in typed]
 
 
 def main() -> None:
     """Start from the command line."""
     register()
+    sys.argv[1:] = loosened(sys.argv[1:])
     job()

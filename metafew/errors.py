@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see, and how a script shows it."""
+"""The exceptions that users are meant to see, and how a script shows them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 
 class UsageError(Exception):
     """Something typed cannot be done. The text is one sentence: what was wanted, what came, what to type instead."""
+
+
+class Diverged(UsageError):
+    """Training or adaptation went to numbers that are not finite."""
 
 
 def carry_out(act: Callable[[Sequence[str]], None], typed: Sequence[str], about: str) -> int:

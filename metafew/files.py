@@ -15,7 +15,10 @@ CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
 
 def read_json(path: Path) -> dict:
     """Return the content of a JSON file, nothing where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def write_json(path: Path, content: dict) -> None:

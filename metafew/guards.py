@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metafew.collective import from_all
 from metafew.episode import Episode
-from metafew.errors import UsageError
+from metafew.errors import Diverged
 from metafew.learner import Learner
 
 
@@ -93,7 +93,7 @@ def stop(trainer: pl.Trainer, learner: Learner, what: str, lr: float) -> NoRetur
     kept = f" ({last(trainer)} holds the weights from before)" if last(trainer).exists() else ""
     lrs = getattr(learner.heads[learner.trained], "lrs", ())
     inner = f", or a head.lr below {max(lrs):g}" if lrs else ""
-    raise UsageError(f"{what}, with a learning rate of {lr:g}{kept}: type optimizer.lr={lr / 10:g}{inner}")
+    raise Diverged(f"{what}, with a learning rate of {lr:g}{kept}: type optimizer.lr={lr / 10:g}{inner}")
 
 
 def finite(learner: Learner) -> bool:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -92,31 +94,45 @@ def alone(what: str) -> None:
         )
 
 
-def start(words: list[str], log: TextIO | None = None) -> int:
-    """Run one command to its end, with what it prints in ``log`` if there is one, and return its exit code.
-
-    A signal is left to the command, which ends in order: SIGTERM is handed on, and Ctrl-C reaches it anyway. The code
-    is then ``ENDED``.
-    """
+def launch(words: list[str], log: TextIO | None = None, threads: int | None = None) -> subprocess.Popen:
+    """Start one command, with what it prints in ``log`` if there is one, on ``threads`` cores unless the user said."""
     # The command uses this very package, wherever the user's folder is.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1])]))
+    environment = os.environ | {"PYTHONPATH": path}
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, *PROGRAM, *words]
-    signals = []
+    return subprocess.Popen(command, stdout=log, stderr=log and subprocess.STDOUT, env=environment)
+
+
+@contextmanager
+def left_to(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
+    """Leave signals to commands, which end in order: SIGTERM is handed on, and Ctrl-C reaches them anyway.
+
+    Yields:
+        The signals that came.
+    """
+    signals: list[int] = []
 
     def hand_on(number: int, _: Any) -> None:
         signals.append(number)
         if number == signal.SIGTERM:
-            child.terminate()
+            for child in list(children):
+                child.terminate()
 
-    child = subprocess.Popen(
-        command, stdout=log, stderr=log and subprocess.STDOUT, env=os.environ | {"PYTHONPATH": path}
-    )
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = child.wait()
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def start(words: list[str]) -> int:
+    """Run one command to its end and return its exit code, ``ENDED`` after a signal."""
+    child = launch(words)
+    with left_to([child]) as signals:
+        code = child.wait()
     return ENDED if signals else code
 
 

@@ -32,7 +32,7 @@ def called(cfg: Any) -> Iterator[str]:
 @cache
 def own() -> frozenset[str]:
     """Return what the files of the configuration call."""
-    # A path that only begins with metafew would not do: metafew.experiment.subprocess.run is one.
+    # A path that only begins with metafew would not do: metafew.experiments.conduct.subprocess.run is one.
     files = (OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("**/*.yaml"))
     return frozenset(name for file in files for name in called(file))
 

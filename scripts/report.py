@@ -6,7 +6,7 @@ RUNS are folders of runs, sweeps or anything above them, results.json files, or 
 that are equal but for seed are one row. Rows are compared with the best of each column, or with the row that WORDS
 name, such as against="head=protonet norm=batch". spread=se prints standard errors in place of 95 % intervals. DIR
 (default report) gets table.md, table.tex, table.csv with all digits, figures as PNG and SVG, and index.html, which
-needs nothing beside it.
+needs nothing beside it. Of runs with stages=[analyze], tested or not, the figures show their analyses side by side.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def report(typed: Sequence[str]) -> None:
     if not places:
         raise UsageError("RUNS wants folders or results.json files, and none is typed: type outputs or multirun")
     runs, omitted = find(places)
-    table = compare(runs, options["against"])
-    several = sheets(table, options["against"], options["spread"])
-    write(Path(options["out"]), table, several, omitted)
+    table = compare([run for run in runs if run.heads], options["against"])
+    several = sheets(table, options["against"], options["spread"]) if table.rows else []
+    files, omitted = write(Path(options["out"]), table, several, runs, omitted)
     console = Console()
     for sheet in several:
         if WIDTH * len(sheet.columns) > console.width:
@@ -49,7 +49,7 @@ def report(typed: Sequence[str]) -> None:
         print("\n".join([*sheet.notes, ""]))
     for place, reason in omitted:
         print(f"left out: {place}: {reason}")
-    print(f"{len(runs)} runs are compared in {options['out']}: table.md, table.tex, table.csv and index.html")
+    print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")
 
 
 def main(typed: Sequence[str]) -> int:

@@ -26,8 +26,10 @@ from rich.table import Table
 
 from metafew.cli import configuration
 from metafew.errors import UsageError, carry_out
-from metafew.experiment import Cell, say
+from metafew.experiments.conduct import say, succeeded
+from metafew.experiments.plan import Command
 from metafew.files import read_json
+from metafew.processes import left_to
 
 if TYPE_CHECKING:
     import optuna
@@ -127,8 +129,11 @@ def attempt(study: optuna.Study, space: Space, out: Path, console: Console) -> N
     folder = out / "trials" / f"{trial.number:03d}"
     values = rounded(trial.params)
     say(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
-    words = [*space.words(values), "stages=[fit]", f"hydra.run.dir={folder}"]
-    Cell(folder.name, folder, {folder: words}).run()
+    children = []
+    with left_to(children) as signals:
+        succeeded(Command(folder, (*space.words(values), "stages=[fit]")), children, signals)
+    if signals:
+        raise KeyboardInterrupt
     report = read_json(folder / "results.json")
     accuracy = next(iter(report.get("validation", {}).values()), None)
     if accuracy is None:

@@ -9,7 +9,7 @@ import pytest
 from test_report import accuracies, finished, table_of
 from test_scripts import script
 
-from metafew.analysis import across_runs
+from metafew.analysis import across_runs, style
 
 report = script("report")
 
@@ -25,35 +25,8 @@ def trained(folder, curve, **changes):
         writer.writerows([{"step": 4, "train/loss": 1.5}, *rows])
 
 
-def lines(axes):
-    """Return what was drawn by its label: x and y."""
-    return {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in axes.get_lines()}
-
-
 def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_learning_curves_are_means_of_seeds_in_their_range(tmp_path):
-    seeds = [[0.3, 0.5, 0.6], [0.4, 0.4, 0.8], [0.5, 0.6, 0.7, 0.9]]  # one has come further
-    for seed, curve in enumerate(seeds):
-        trained(tmp_path / f"svm{seed}", curve, head="svm", seed=seed)
-    trained(tmp_path / "other", [0.2, 0.3], norm="transductive")
-    finished(tmp_path / "tested only", accuracies(1), norm="layer")
-    figure = across_runs.learning_curves(table_of(tmp_path))
-    (axes,) = figure.axes
-    drawn = lines(axes)
-    labels = {"head=svm norm=tasknorm", "head=protonet norm=transductive\N{NO-BREAK SPACE}†"}
-    assert set(drawn) == labels == set(legend(figure))
-    steps, means = drawn["head=svm norm=tasknorm"]
-    assert list(steps) == [10, 20, 30] and means == pytest.approx([40, 50, 70])
-    (band,) = axes.collections
-    corners = band.get_paths()[0].vertices
-    for step, low, high in ((10, 30, 50), (20, 40, 60), (30, 60, 80)):
-        ends = corners[corners[:, 0] == step, 1]
-        assert (ends.min(), ends.max()) == pytest.approx((low, high))
-    assert axes.get_xlabel() == "step" and axes.get_ylabel() == "validation accuracy (%)"
-    assert "† transductive" in figure.legends[0].get_title().get_text()
 
 
 def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tmp_path):
@@ -111,7 +84,8 @@ def test_modes_are_compared_from_one_checkpoint_where_there_are_several(tmp_path
 def test_nothing_is_drawn_where_runs_lack_it_and_all_is_in_files_where_they_do_not(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
     trained(tmp_path / "a" / "1", [0.3], norm="batch")  # one alone
-    assert across_runs.figures(table_of(tmp_path / "a")) == {}
+    table = table_of(tmp_path / "a")
+    assert across_runs.draw(table, [run for row in table.rows for run in row.runs], tmp_path) == ({}, [])
     trained(tmp_path / "a" / "2", [0.3, 0.4], norm="layer")
     out = tmp_path / "out"
     assert report.main([str(tmp_path / "a"), f"out={out}"]) == 0
@@ -122,6 +96,6 @@ def test_nothing_is_drawn_where_runs_lack_it_and_all_is_in_files_where_they_do_n
 
 
 def test_lines_differ_in_more_than_their_colour():
-    looks = [across_runs.style(number) for number in range(28)]
+    looks = [style.look(number) for number in range(28)]
     assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
     assert all(a["linestyle"] != b["linestyle"] and a["marker"] != b["marker"] for a, b in pairwise(looks))

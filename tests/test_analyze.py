@@ -16,7 +16,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
 from metafew.analysis import analyze, measures
-from metafew.analysis.condition import bound, epsilon, one_shot_accuracy, published_bound
+from metafew.analysis.bounds import bound, published_bound
+from metafew.analysis.condition import epsilon, one_shot_accuracy
 from metafew.analysis.observe import Observed
 from metafew.analysis.projection import discriminant, principal
 from metafew.analysis.travel import distances, travel, travels
@@ -179,7 +180,7 @@ def test_measures_of_vectors_are_those_of_the_gaussians_that_they_are(launch, tm
     assert (found["images"], found["classes"], found["tasks"], found["split"]) == (360, 30, 60, "test")
     content = json.loads((out / "analysis.json").read_text())
     assert len(content["sufficient_condition"]["points"]) == 120 and content["confusion"]["by"] == "position"
-    assert content["alpha"] is None and content["travel"] is None and not (out / "travel.png").exists()
+    assert content["alpha"] is content["travel"] is content["distances"] is None and not (out / "travel.png").exists()
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,11 @@ def test_a_checkpoint_leaves_numbers_and_figures_in_both_formats(trained):
     assert len(content["alpha"]["layers"]) == 4 and 0.3 < content["alpha"]["layers"][0]["5"] < 0.7
     assert content["clustering"]["whole_split"] is False and content["clustering"]["images"] == 4 * 5 * 4
     assert sum(map(sum, content["confusion"]["counts"])) == 4 * 5 * 2
+    assert np.mean(content["distances"]) == pytest.approx(content["travel"]["all"]["mean"], rel=1e-3)
+    shown = content["projection"]
+    assert len(content["distances"]) == 4 and len(set(shown["names"])) == 5
+    assert np.bincount(shown["classes"]).tolist() == [4] * 5
+    assert np.shape(shown["points"]["principal"]) == np.shape(shown["points"]["discriminant"]) == (20, 2)
 
 
 def test_what_is_logged_in_training_is_what_the_checkpoint_measures(trained, launch, monkeypatch):

@@ -98,7 +98,7 @@ def mixed(tmp_path):
         "list": "[1, 2]",
         "cut": '{"metrics": {"test/svm/accur',
         "fitted": json.dumps(old | {"metrics": {}}),
-        "experiment": '{"title": "t", "cells": {}}',
+        "experiment": '{"title": "t", "rows": {}}',
     }.items():
         (runs / name).mkdir()
         (runs / name / "results.json").write_text(text)
@@ -117,7 +117,7 @@ def test_good_runs_are_told_apart_from_all_others(mixed):
     assert reasons["failed"] == "failed: too few classes <2>: type test.way=2"
     assert reasons["running"].endswith("after 20 logged steps") and "before anything" in reasons["starting"]
     assert reasons["cut"].startswith("foreign: it cannot be read as JSON")
-    assert "without a test" in reasons["fitted"] and "cells" in reasons["experiment"]
+    assert "without a test" in reasons["fitted"] and "table of an experiment" in reasons["experiment"]
 
 
 def test_the_script_leaves_its_files_and_says_what_it_left_out(mixed, tmp_path, capsys):

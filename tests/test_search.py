@@ -5,14 +5,15 @@ import math
 import re
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
 from test_scripts import SCRIPTS, script
 
-from metafew import experiment
 from metafew.errors import UsageError
+from metafew.experiments import conduct
 
 search = script("search")
 SPACE = ["head=svm", "optimizer.lr=1e-4..1e-1,log", "head.scale=1..20", "norm=batch,tasknorm,layer"]
@@ -23,20 +24,20 @@ def started(monkeypatch):
     """Replace runs by a formula, whose best is at optimizer.lr=1e-2 norm=batch; returns the words of each."""
     words = []
 
-    def start(typed, log):
+    def launch(typed, log, threads):
         words.append(typed)
         values = dict(word.split("=", 1) for word in typed)
         out = Path(values["hydra.run.dir"])
         out.mkdir(parents=True, exist_ok=True)
         if values["norm"] == "layer":
             (out / "results.json").write_text(json.dumps({"error": "layers are closed: type norm=batch"}))
-            return 2
+            return SimpleNamespace(wait=lambda: 2)
         accuracy = 0.9 - 0.1 * abs(math.log10(float(values["optimizer.lr"])) + 2) - 0.2 * (values["norm"] != "batch")
         report = {"metrics": {}, "validation": {"val/svm/accuracy": accuracy}}
         (out / "results.json").write_text(json.dumps(report))
-        return 0
+        return SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(experiment, "start", start)
+    monkeypatch.setattr(conduct, "launch", launch)
     return words
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metafew.solvers import crammer_singer as svm
-from metafew.solvers.crammer_singer import crammer_singer, kkt_residual
+from metafew.solvers.crammer_singer import crammer_singer, gram_matrix, kkt_residual
 from metafew.solvers.ridge import ridge
 from metafew.solvers.unsolved import counted
 
@@ -189,6 +189,18 @@ def test_classes_solved_in_chunks_give_the_same_solution_and_gradient(monkeypatc
     torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-12)
 
 
+def test_few_held_entries_take_forces_and_give_what_the_class_systems_give():
+    x, _ = draw(3, 5, 5, 64)
+    gram, rhs = gram_of(x), torch.randn(3, 25, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factor = torch.linalg.cholesky(gram + torch.eye(25))
+    free = torch.ones(3, 25, 5, dtype=torch.bool)
+    free[0, 3, 1:] = free[1, ::2, 4] = False  # none held in the last task, four of five in a row of the first
+    expected = svm._solve_weighted(gram, free.double(), rhs)
+    solved = svm._solve_free(gram, factor, free, rhs)
+    assert not solved[~free].any() and solved.sum(-1).abs().max() <= 1e-14
+    torch.testing.assert_close(solved, expected, rtol=0, atol=1e-14)
+
+
 def test_classes_and_rows_are_exchangeable():
     x, labels = draw(2, 5, 4, 16)
     alpha = crammer_singer(gram_of(x), labels, 5)
@@ -276,6 +288,19 @@ def test_dtypes_and_autocast():
         again = crammer_singer(gram, labels, 5)
         assert torch.equal(again, alpha)
         assert torch.equal(torch.autograd.grad(again.cos().sum(), gram)[0], gradient)
+
+
+def test_the_gram_matrix_is_float64_and_has_an_exact_gradient_under_autocast_too():
+    x, _ = draw(2, 3, 2, 7)
+    assert torch.autograd.gradcheck(gram_matrix, x.requires_grad_())
+    assert torch.autograd.gradgradcheck(gram_matrix, x)
+    half = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = gram_matrix(half)
+        (gradient,) = torch.autograd.grad(gram.cos().sum(), half)
+    torch.testing.assert_close(gram, gram_of(half), rtol=0, atol=1e-12)
+    (expected,) = torch.autograd.grad(gram_of(half).cos().sum(), half)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- ridge regression ---------------------------------------------------------------------------------------------

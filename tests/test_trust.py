@@ -42,7 +42,11 @@ def wrapped(arguments):
     [
         ("head", lambda command: {"_target_": "os.system", "command": command}, "os.system"),
         # Not every path that begins with metafew is ours.
-        ("head", lambda command: {"_target_": "metafew.experiment.os.system", "command": command}, "experiment.os"),
+        (
+            "head",
+            lambda command: {"_target_": "metafew.experiments.conduct.os.system", "command": command},
+            "experiments.conduct.os",
+        ),
         ("backbone", lambda command: wrapped({"command": command}) | {"weights": None}, "os.system"),
         ("norm", lambda command: wrapped({"command": command}) | {"channels": 1, "image_size": 1, "norm": 0}, "os"),
         (

@@ -1,67 +1,91 @@
-"""Figures of several runs beside each other. Imports no torch."""
+"""The figures that a table of runs allows. Imports no torch."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import fill, wrap
+from textwrap import wrap
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metafew.analysis import beside
 from metafew.analysis.comparison import Cell, Comparison
-from metafew.analysis.layout import Column, key
-from metafew.analysis.runs import Run
+from metafew.analysis.curves import INTERVAL, curves, rates
+from metafew.analysis.layout import Column, key, rows_of
+from metafew.analysis.runs import Omitted, Run
 from metafew.analysis.settings import differing, typed
+from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, look, save
+from metafew.errors import UsageError
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Those of Okabe and Ito that stand out on white: told apart by all common kinds of colour vision."""
-LINES, MARKERS, HATCHES = ("-", "--", "-.", ":"), "osD^vPX", ("", "///", "...")
-HEIGHT = 3.6  # inches
-MEAN, BAND = "mean ± 95 % interval", "mean over seeds, band from the\nlowest to the highest"
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
+MARK = "\N{NO-BREAK SPACE}†"  # of what is transductive
+ANALYSES = {
+    beside.projections: "projection",
+    beside.travel: "distances",
+    beside.alphas: "alpha",
+    beside.conditions: "sufficient_condition",
+}
+"""What a figure of analyzed runs shows of their analysis.json."""
 
 
-def figures(table: Comparison) -> dict[str, Figure]:
-    """Return the figures that the runs of a table allow, by the names of their files."""
-    drawn = {draw.__name__: draw(table) for draw in (learning_curves, accuracy_over_shots, queries_at_once)}
-    return {name: figure for name, figure in drawn.items() if figure}
+def draw(table: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
+    """Draw what the runs allow as PNG and SVG into ``folder``.
 
+    Args:
+        table: of those that were tested.
+        runs: all, which may have been analyzed too, or instead.
+        folder: where to.
 
-def learning_curves(table: Comparison) -> Figure | None:
-    """Draw validation accuracy over steps: the mean over seeds, in a band from the lowest to the highest.
-
-    A line is what was decided for training. Nothing is drawn for fewer than two runs.
+    Returns:
+        The PNG files by their names, and the figures that runs do not allow together, with the reason.
     """
-    trainings: dict[str, tuple[Run, dict]] = {}
-    curves: dict[str, dict[int | None, dict[int, float]]] = {}
+    files, omitted = {}, []
+    for figure in (accuracy_over_shots, queries_at_once):
+        if drawn := figure(table):
+            files[figure.__name__] = folder / f"{figure.__name__}.png"
+            save(drawn, files[figure.__name__])
+    wanted = {curves: ("learning_curves", trainings(table)), rates: ("rates", rates_of(table))}
+    wanted |= {figure: (figure.__name__, analyzed(runs, key)) for figure, key in ANALYSES.items()}
+    for figure, (name, folders) in wanted.items():
+        if folders:
+            try:
+                figure(folders, folder / f"{name}.png")
+                files[name] = folder / f"{name}.png"
+            except UsageError as error:
+                omitted.append(Omitted(folder / f"{name}.png", str(error)))
+    return files, omitted
+
+
+def trainings(table: Comparison) -> dict[str, list[Path]]:
+    """Return the folders of trainings with validations, one a seed, by what was decided for them; none of one alone."""
+    found: dict[str, tuple[Run, dict]] = {}
+    seeds: dict[str, dict[int | None, Path]] = {}
     for run in (run for row in table.rows for run in row.runs):
-        if points := validations(run):
+        if run.validations:
             decided = {name: value for name, value in run.settings.items() if not name.startswith("test.")}
-            trainings.setdefault(key(decided), (run, decided))
-            curves.setdefault(key(decided), {}).setdefault(run.seed, points)
-    if sum(map(len, curves.values())) < 2:
-        return None
-    figure, axes = canvas("step", "validation accuracy (%)")
-    for number, (label, seeds) in enumerate(zip(labels(trainings.values()), curves.values(), strict=True)):
-        steps = sorted(set.intersection(*map(set, seeds.values())))
-        values = 100 * np.array([[points[step] for step in steps] for points in seeds.values()])
-        axes.plot(steps, values.mean(0), label=label, markersize=4, **style(number))
-        if len(seeds) > 1:
-            axes.fill_between(steps, values.min(0), values.max(0), color=COLOURS[number % len(COLOURS)], alpha=0.2)
-    legend(figure, BAND if max(map(len, curves.values())) > 1 else "")
-    return figure
-
-
-def validations(run: Run) -> dict[int, float]:
-    """Return the validation accuracy of the trained head after each step with a validation; empty where unknown."""
-    file, name = run.folder / "metrics.csv", f"val/{run.heads[0]}/accuracy"
-    if not file.is_file():
+            found.setdefault(key(decided), (run, decided))
+            seeds.setdefault(key(decided), {}).setdefault(run.seed, run.folder)
+    if sum(map(len, seeds.values())) < 2:
         return {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(lines) if row.get(name)}
+    return dict(zip(labels(found.values()), map(list, map(dict.values, seeds.values())), strict=True))
+
+
+def rates_of(table: Comparison) -> dict[str, list[Path]]:
+    """Return the folders of runs that differ in the outer learning rate, and seed, alone: two rates or more."""
+    groups: dict[str, list[Run]] = {}
+    for run in (run for row in table.rows for run in row.runs):
+        groups.setdefault(key(without("optimizer.lr", run.settings)), []).append(run)
+    several = [runs for runs in groups.values() if len({run.facts.get("optimizer.lr") for run in runs}) > 1]
+    named = labels((runs[0], without("optimizer.lr", runs[0].settings)) for runs in several)
+    return dict(zip(named, ([run.folder for run in runs] for runs in several), strict=True))
+
+
+def analyzed(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
+    """Return the folders of runs with ``key`` in their analysis.json, by their rows; none of one row alone."""
+    rows = rows_of([run for run in runs if run.analysis.get(key)])
+    named = [row.label + MARK * row.transductive for row in rows]
+    return dict(zip(named, ([run.folder for run in row.runs] for row in rows), strict=True)) if len(rows) > 1 else {}
 
 
 def accuracy_over_shots(table: Comparison) -> Figure | None:
@@ -83,9 +107,9 @@ def accuracy_over_shots(table: Comparison) -> Figure | None:
     for number, (label, points) in enumerate(zip(labels(map(lines.get, found)), found.values(), strict=True)):
         mean, spread = heights(points.values())
         shots = np.array(list(points)) + beside * (number - (len(found) - 1) / 2)
-        axes.errorbar(shots, mean, spread, label=label, capsize=2, elinewidth=1, markersize=5, **style(number))
+        axes.errorbar(shots, mean, spread, label=label, capsize=2, elinewidth=1, markersize=5, **look(number))
     axes.set_xticks(sorted({shot for points in found.values() for shot in points}))
-    legend(figure, MEAN)
+    legend(figure, INTERVAL)
     return figure
 
 
@@ -104,21 +128,21 @@ def queries_at_once(table: Comparison) -> Figure | None:
     if not found:
         return None
     modes = [mode for mode in MODES if any(mode in cells for cells in found.values())]
-    figure, axes = canvas("", "test accuracy (%)", width=3.0 + 1.3 * len(found))
+    figure, axes = canvas("", "test accuracy (%)", width=3.4 + 1.7 * len(found))
     for number, mode in enumerate(modes):
         bars = {place: of_same_start(cells, mode) for place, cells in enumerate(found.values()) if mode in cells}
         mean, spread = heights(bars.values())
         where = np.array(list(bars)) + (number - (len(modes) - 1) / 2) * 0.8 / len(modes)
-        look = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
-        axes.bar(where, mean, 0.8 / len(modes), yerr=spread, capsize=3, label=MODES[mode], **look)
+        bar = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
+        axes.bar(where, mean, 0.8 / len(modes), yerr=spread, capsize=3, label=MODES[mode], **bar)
     under = [
-        "\n".join(line for word in label.split(" ")[:5] for line in wrap(word, 20))
+        "\n".join(line for word in label.split(" ")[:5] for line in wrap(word, 24))
         for label in labels(map(groups.get, found))
     ]
     axes.set_xticks(range(len(found)), under, fontsize=8, parse_math=False)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)
-    legend(figure, MEAN)
+    legend(figure, INTERVAL)
     return figure
 
 
@@ -150,7 +174,7 @@ def labels(lines: Iterable[tuple[Run, dict]]) -> list[str]:
     lines = list(lines)
     words = differing(decided for _, decided in lines)
     named = [typed(run.facts | decided, words) or typed(run.facts, ("head", "norm")) for run, decided in lines]
-    marks = ["\N{NO-BREAK SPACE}†" if run.report.get("transductive") else "" for run, _ in lines]
+    marks = [MARK if run.report.get("transductive") else "" for run, _ in lines]
     return [label + mark for label, mark in zip(named, marks, strict=True)]
 
 
@@ -158,49 +182,3 @@ def heights(cells: Iterable[Cell]) -> tuple[list[float], list[float]]:
     """Return means and half widths of 95 % intervals in percent; a single task has no interval."""
     cells = list(cells)
     return [100 * cell.mean for cell in cells], [100 * (cell.ci95 or 0.0) for cell in cells]
-
-
-def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
-    """Return a figure and its axes."""
-    figure = Figure(figsize=(width, HEIGHT), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def style(number: int) -> Mapping[str, str]:
-    """Return colour, line and marker, which tell a line apart in grey too."""
-    turn = number // len(COLOURS)
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINES[number % len(LINES)],
-        "marker": MARKERS[(number + turn) % len(MARKERS)],
-        "linewidth": 1.5,
-    }
-
-
-def legend(figure: Figure, title: str) -> None:
-    """Name what was drawn to the right of it, and let the figure be high enough for that."""
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    below = max(tick.count("\n") for tick in ticks)
-    marked = any("†" in text for text in [*names, *ticks])
-    title = "\n".join(filter(None, [title, "† transductive" if marked else ""]))
-    names = [fill(name, 36, max_lines=3, placeholder=" …") for name in names]
-    beside = len("\n".join([title, *names]).splitlines())
-    figure.set_figheight(max(HEIGHT + 0.15 * below, 0.7 + 0.165 * beside))
-    look = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
-    shown = figure.legend(handles, names, loc="outside right upper", title=title, **look)
-    for text in shown.get_texts():
-        text.set_parse_math(False)
-
-
-def save(drawn: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
-    """Write each figure as PNG and SVG into ``folder``, and return the PNG files."""
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        figure.savefig(folder / f"{name}.svg")
-    return {name: folder / f"{name}.png" for name in drawn}

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from metafew.analysis import drawings, measures
 from metafew.analysis.observe import Observed, Observer, in_order
+from metafew.analysis.projection import projection
 from metafew.analysis.travel import travels
 from metafew.collective import from_all
 from metafew.data.datamodule import FewShot
@@ -65,18 +66,21 @@ def analyze(trainer: pl.Trainer, learner: Learner, data: FewShot, out: Path) -> 
         )
         return None
     split, names = data.analyzed.split, [name for part in parts(sampler) for name in part.split.names]
+    adapts = travels(learner.heads[learner.trained])
     content = {
         "split": split,
         "tasks": len(tasks),
         "clustering": measures.clustering(tasks, observer.whole),
         "sufficient_condition": measures.condition(tasks),
         "alpha": measures.alphas(learner.alphas, data.train.contexts) if learner.alphas else None,
-        "travel": measures.travelled(tasks) if travels(learner.heads[learner.trained]) else None,
+        "travel": measures.travelled(tasks) if adapts else None,
+        "distances": measures.distances(tasks) if adapts else None,
         "confusion": measures.confusion(tasks, names),
+        "projection": projection(*some(tasks[0], observer), names),
     }
     if trainer.is_global_zero:
         write_json(out / "analysis.json", content)
-        draw(content, tasks, observer, names, out)
+        draw(content, out)
         show(content)
     return summary(content)
 
@@ -89,15 +93,14 @@ def summary(content: dict) -> dict:
     return chief | ({"travel": content["travel"]["all"]} if content["travel"] else {})
 
 
-def draw(content: dict, tasks: list[Observed], observer: Observer, names: list[str], out: Path) -> None:
+def draw(content: dict, out: Path) -> None:
     """Draw the figures that there are numbers for."""
     split = content["split"]
     drawings.sufficient_condition(content["sufficient_condition"]["points"], split, out / "sufficient_condition.png")
-    drawings.projection(*some(tasks[0], observer), names, split, out / "projection.png")
+    drawings.projection(content["projection"], split, out / "projection.png")
     drawings.confusion(content["confusion"], split, out / "confusion.png")
     if content["travel"]:
-        whole = [task.travel["all"] for task in tasks]
-        drawings.travel(whole, content["travel"], split, out / "travel.png")
+        drawings.travel(content["distances"], content["travel"], split, out / "travel.png")
 
 
 def some(task: Observed, observer: Observer) -> tuple[np.ndarray, np.ndarray]:

@@ -94,6 +94,8 @@ def compare(runs: Sequence[Run], against: str | None = None) -> Comparison:
     Raises:
         UsageError: ``against`` names none of the rows, or several.
     """
+    if not runs:
+        return Comparison([], {}, {}, "")
     rows, columns = rows_of(runs), columns_of(runs)
     cells = {(i, column): cell for i, row in enumerate(rows) for column in columns if (cell := cell_of(row, column))}
     constant = [key for key in runs[0].facts if key in ("head", "norm", "backbone", "dataset")]
@@ -155,8 +157,8 @@ def accuracies(run: Run, column: Column) -> dict[Task, float]:
 
 def minus(ours: Cell, theirs: Cell) -> Difference:
     """Return the difference of two cells: seed by seed for the same seeds, else task by task for the same tasks."""
-    same = (ours.drawn, ours.accuracies.keys()) == (theirs.drawn, theirs.accuracies.keys())
-    if same and ours.accuracies and seed_by_seed([ours, theirs]):
+    same = ours.drawn and (ours.drawn, ours.accuracies.keys()) == (theirs.drawn, theirs.accuracies.keys())
+    if same and seed_by_seed([ours, theirs]):
         pairs = over_seeds([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
         return Difference(pairs["mean"], pairs["ci95"], True)
     if same and ours.accuracies:

@@ -47,19 +47,3 @@ def _accuracy(own: Tensor, other: Tensor) -> float:
     right = 1 - closer / len(other)
     count = len(own)
     return float((right.sum() - right.diagonal().sum()) / (count * (count - 1)))
-
-
-def published_bound(eps: Tensor) -> Tensor:
-    """Return the least accuracy as reported of Theorem 1, ``1 - 32 eps / (1 - eps)``, and 0 where it says nothing."""
-    return torch.where(eps < 1, 1 - 32 * eps / (1 - eps).clamp(min=1e-12), 0.0).clamp(min=0)
-
-
-def bound(eps: Tensor) -> Tensor:
-    """Return a higher one, ``1 - 16 eps / (2 - eps)``, and 0 where it says nothing.
-
-    If the two examples and the third are less than ``D / 4`` from their means, the right one is nearer. By Chebyshev's
-    inequality that fails with a probability of at most ``16 (2 Var X + Var Y) / D^2``, hence, with either class for
-    ``X``, ``32 (Var X + Var Y) / D^2``, and ``(Var X + Var Y) / D^2 = eps / (4 - 2 eps)``; the mean over both classes
-    that :func:`one_shot_accuracy` takes needs only three quarters of it.
-    """
-    return torch.where(eps < 2, 1 - 16 * eps / (2 - eps).clamp(min=1e-12), 0.0).clamp(min=0)

@@ -1,17 +1,18 @@
-"""Figures of the measures of one checkpoint."""
+"""Figures of the measures of one checkpoint, and the panels that figures of several share. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from metafew.analysis.condition import bound, published_bound
-from metafew.analysis.projection import discriminant, principal
-from metafew.analysis.style import BLUE, COLOURS, MARKERS, ORANGE, save
+from metafew.analysis.bounds import bound, published_bound
+from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, save
 
 LONGEST = 28  # letters of a name that are shown
 NUMBERED = 10  # a confusion matrix of at most so many rows has its numbers written in
@@ -23,48 +24,82 @@ def sufficient_condition(points: Sequence[tuple[float, float]], split: str, path
     axes = figure.subplots()
     eps, accuracy = np.asarray(points).T
     axes.scatter(eps, 100 * accuracy, s=14, color=BLUE, alpha=0.6, linewidths=0, label=f"pairs of {split} classes")
-    grid = torch.logspace(-3, np.log10(1.9999), 400, dtype=torch.double)
-    axes.plot(grid, 100 * bound(grid), color=ORANGE, label=r"bound $1-16\,\epsilon/(2-\epsilon)$")
-    axes.plot(
-        grid, 100 * published_bound(grid), color="black", ls="--", label=r"Theorem 1, $1-32\,\epsilon/(1-\epsilon)$"
-    )
-    axes.axhline(50, color="0.5", linestyle=":", label="chance")
-    axes.set(xscale="log", xlim=(1e-3, 2.2), ylim=(0, 103), ylabel="one-shot accuracy (%)")
-    axes.set_xlabel(r"variance ratio $\epsilon$ = (Var X + Var Y) / Var U")
+    lower_bounds(axes, eps)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     save(figure, path)
 
 
-def projection(features: np.ndarray, classes: np.ndarray, names: Sequence[str], split: str, path: Path) -> None:
+def lower_bounds(axes: Axes, points: np.ndarray) -> None:
+    """Draw both bounds of one-shot accuracy over the variance ratio, and chance.
+
+    Args:
+        axes: where.
+        points: the ratios of pairs of classes: the bounds begin at the least of them, or at 0.01.
+    """
+    low = np.clip(points.min(), 1e-3, 1e-2)
+    eps = np.geomspace(low, 1.9999, 400)
+    axes.plot(eps, 100 * bound(eps), color="black", label="bound, 1 − 16 ε / (2 − ε)")
+    axes.plot(eps, 100 * published_bound(eps), color="black", ls="--", label="Theorem 1, 1 − 32 ε / (1 − ε)")
+    axes.axhline(50, color="0.5", linestyle=":", label="chance")
+    axes.set(xscale="log", xlim=(low, 2.2), ylim=(0, 103), ylabel="one-shot accuracy (%)")
+    axes.set_xlabel("variance ratio ε = (Var X + Var Y) / Var U")
+
+
+def projection(content: dict, split: str, path: Path) -> None:
     """Draw the features of a few classes in the plane of their principal components, and in that of the discriminant.
 
     Args:
-        features: ``(n, d)``.
-        classes: ``(n,)`` the numbers of their classes.
-        names: those of all classes.
-        split: where they come from.
+        content: as :func:`metafew.analysis.projection.projection` returns it.
+        split: where the classes come from.
         path: the PNG to write, an SVG beside it.
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    shown = list(dict.fromkeys(classes.tolist()))
-    for axes, title, unit, plane in (
-        (panels[0], "principal components", "component", principal(features)),
-        (panels[1], "linear discriminant", "direction", discriminant(features, classes)),
-    ):
-        drawn = [
-            axes.scatter(*plane[classes == c].T, s=22, color=COLOURS[i], marker=MARKERS[i], alpha=0.75)
-            for i, c in enumerate(shown)
-        ]
+    for axes, (plane, title) in zip(figure.subplots(1, 2), PLANES.items(), strict=True):
+        drawn = classes(axes, content, plane)
         axes.set_title(f"{title} of {split} features", fontsize=10)
-        axes.set(xlabel=f"{unit} 1", ylabel=f"{unit} 2")
-        axes.margins(0.08)
-    legend = figure.legend(
-        drawn, ["class"] * len(shown), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
-    for text, c in zip(legend.get_texts(), shown, strict=True):
-        text.set(text=short(names[c]), parse_math=False)
+    class_names(figure, drawn, content["names"])
     save(figure, path)
+
+
+PLANES = {"principal": "principal components", "discriminant": "linear discriminant"}
+
+
+def classes(axes: Axes, content: dict, plane: str) -> list[PathCollection]:
+    """Draw the points of each class in one of :data:`PLANES`."""
+    points, own = np.asarray(content["points"][plane]), np.asarray(content["classes"])
+    unit = "component" if plane == "principal" else "direction"
+    axes.set(xlabel=f"{unit} 1", ylabel=f"{unit} 2")
+    axes.margins(0.08)
+    return [axes.scatter(*points[own == c].T, s=22, alpha=0.75, **CLASSES[c]) for c in range(len(content["names"]))]
+
+
+def class_names(figure: Figure, drawn: Sequence[PathCollection], names: Sequence[str]) -> None:
+    """Write the names of classes below a figure."""
+    blank = ["class"] * len(drawn)
+    legend = figure.legend(drawn, blank, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=short(name), parse_math=False)
+
+
+def alpha_layers(
+    axes: Axes, layers: Sequence[Mapping[float, float]], trained: Sequence[int], marked: bool = False
+) -> None:
+    """Draw alpha over the size of the context.
+
+    Args:
+        axes: where.
+        layers: of each layer, from first to last, alpha by the size.
+        trained: the smallest and largest context of training, which is shaded; beyond it alpha was never fitted.
+        marked: whether each point is marked.
+    """
+    axes.axvspan(trained[0] * 0.97, trained[1] * 1.03, color="0.85", label="trained")
+    for number, alpha in enumerate(layers):
+        shade = colormaps["viridis"](0.85 * number / max(1, len(layers) - 1))
+        line = {"color": shade, "linestyle": LINES[number % len(LINES)], "label": f"layer {number + 1}"}
+        line |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if marked else {}
+        axes.plot(list(alpha), list(alpha.values()), **line)
+    axes.set(xscale="log", xlim=(0.9, 550), ylim=(-0.03, 1.03), xlabel="context size (images)", ylabel="alpha")
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def confusion(found: dict, split: str, path: Path) -> None:
@@ -94,7 +129,7 @@ def travel(distances: Sequence[float], layers: dict[str, dict], split: str, path
     """Draw how far fine-tuning goes: a histogram over tasks, and the mean of each layer with its 95 % interval.
 
     Args:
-        distances: of each task, of all layers together.
+        distances: of each task that did not diverge, of all layers together.
         layers: of each layer, and of ``all``, mean and interval over tasks.
         split: where the tasks come from.
         path: the PNG to write, an SVG beside it.
@@ -102,12 +137,11 @@ def travel(distances: Sequence[float], layers: dict[str, dict], split: str, path
     parts = {name: value for name, value in layers.items() if name != "all" and value["mean"] is not None}
     figure = Figure(figsize=(8, max(3.4, 1.2 + 0.28 * len(parts))), layout="constrained")
     left, right = figure.subplots(1, 2)
-    finite = [value for value in distances if np.isfinite(value)]
-    left.hist(finite, bins=20, color=COLOURS[3], edgecolor="white", linewidth=0.6)
+    left.hist(distances, bins=20, color=LIGHT, edgecolor="white", linewidth=0.6)
     left.set(ylabel=f"{split} tasks", xlabel="distance, filter-normalised", xlim=(0, None))
     left.set_title("all layers", fontsize=10)
-    if finite:
-        left.axvline(np.mean(finite), color="black", linestyle="--", label="mean")
+    if distances:
+        left.axvline(np.mean(distances), color="black", linestyle="--", label="mean")
         left.legend(fontsize=8)
     means = [value["mean"] for value in parts.values()]
     spread = [value["ci95"] or 0 for value in parts.values()]

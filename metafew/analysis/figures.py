@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from torch import Tensor
 
-from metafew.analysis.style import BLUE, LINES, ORANGE, save
+from metafew.analysis.drawings import alpha_layers
+from metafew.analysis.style import BLUE, ORANGE, save
 from metafew.episode import Episode
 from metafew.norms.alpha import Alpha
 
@@ -50,17 +50,11 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
         path: the PNG to write, an SVG beside it.
     """
     sizes = [10 ** (k / 20) for k in range(0, 55)]
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    axes.axvspan(trained[0] * 0.97, trained[1] * 1.03, color="0.85", label="trained")
-    for number, alpha in enumerate(alphas):
-        with torch.no_grad():
-            values = [float(alpha(size).mean()) for size in sizes]
-        shade = number / max(1, len(alphas) - 1)
-        line = {"color": colormaps["viridis"](0.85 * shade), "linestyle": LINES[number % len(LINES)]}
-        axes.plot(sizes, values, **line, label=f"layer {number + 1}")
-    axes.set(xscale="log", xlim=(1, 500), ylim=(0, 1), xlabel="context size (images)", ylabel="alpha")
-    axes.legend(fontsize=8, ncols=2)
+    with torch.no_grad():
+        layers = [{size: float(alpha(size).mean()) for size in sizes} for alpha in alphas]
+    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
+    alpha_layers(figure.subplots(), layers, trained)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     save(figure, path)
 
 

@@ -65,6 +65,11 @@ def travelled(tasks: Sequence[Observed]) -> dict[str, dict]:
     return {layer: over([task.travel[layer] for task in tasks], "tasks") for layer in layers}
 
 
+def distances(tasks: Sequence[Observed]) -> list[float]:
+    """Return the distance of all layers together in each task whose weights did not diverge, to four digits."""
+    return [float(f"{task.travel['all']:.4g}") for task in tasks if np.isfinite(task.travel["all"])]
+
+
 def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
     """Return how often queries of one class got the label of another, over all tasks.
 

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SHRINKAGE = 0.1
+DIGITS = 4  # of a coordinate in analysis.json
+
+
+def projection(features: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict:
+    """Return what a figure of the features of a few classes shows, as it stands in analysis.json.
+
+    Args:
+        features: ``(n, d)``.
+        classes: ``(n,)`` the numbers of their classes.
+        names: those of all classes.
+
+    Returns:
+        The ``names`` of the few, in ``classes`` the place of each of the ``n`` rows among them, and in ``points`` the
+        rows' coordinates in the plane of the ``principal`` components and in that of the ``discriminant``.
+    """
+    shown = list(dict.fromkeys(classes.tolist()))
+    planes = {"principal": principal(features), "discriminant": discriminant(features, classes)}
+    return {
+        "names": [names[c] for c in shown],
+        "classes": [shown.index(c) for c in classes.tolist()],
+        "points": {
+            name: [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows] for name, rows in planes.items()
+        },
+    }
 
 
 def principal(features: np.ndarray) -> np.ndarray:

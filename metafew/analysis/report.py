@@ -11,12 +11,13 @@ from metafew.analysis.comparison import Cell, Comparison, Difference
 from metafew.analysis.layout import Row
 from metafew.analysis.page import page
 from metafew.analysis.published import beside
-from metafew.analysis.runs import Omitted
+from metafew.analysis.runs import Omitted, Run
 from metafew.analysis.sheet import CAPTION, DAGGER, Bold, Sheet, figure
 from metafew.errors import UsageError
 
 UNPAIRED = "‡ not on tasks known to be the same: an interval of two means, wider than that of paired differences"
 TOP = "bold: the best of a column and all whose difference to it has a 95 % interval with 0 inside"
+TABLES = ("table.md", "table.tex", "table.csv")
 FIELDS = ("mean", "ci95", "standard_error", "seeds", "tasks", "transductive", "top")
 
 
@@ -122,25 +123,51 @@ def counts(values: Iterable) -> str:
     return " or ".join(map(str, sorted(set(values), key=lambda value: (str(type(value)), value))))
 
 
-def write(folder: Path, table: Comparison, several: Sequence[Sheet], omitted: Sequence[Omitted]) -> None:
-    """Write table.md, table.tex, table.csv, the figures that the runs allow, and index.html.
+def write(
+    folder: Path, table: Comparison, several: Sequence[Sheet], runs: Sequence[Run], omitted: Sequence[Omitted]
+) -> tuple[list[str], list[Omitted]]:
+    """Write table.md, table.tex and table.csv where runs were tested, the figures that they allow, and index.html.
+
+    Args:
+        folder: where to.
+        table: of the runs that were tested.
+        several: what it shows.
+        runs: all, which may have been analyzed too, or instead.
+        omitted: what is none.
+
+    Returns:
+        The names of the tables, the figures and the page, and all that is left out: figures too.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written, or there is nothing to write.
     """
-    left_out = [f"- {place}: {reason}" for place, reason in omitted]
-    listed = ["## Left out", "", *left_out, ""] if left_out else []
-    latex = ["% \\usepackage{booktabs}", *(sheet.latex() for sheet in several)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text("\n".join([*(sheet.markdown() for sheet in several), *listed]), "utf-8")
-        (folder / "table.tex").write_text("\n".join(latex), "utf-8")
-        figures = across_runs.save(across_runs.figures(table), folder)
+        figures, undrawn = across_runs.draw(table, runs, folder)
+        omitted = [*omitted, *undrawn]
+        if not several and not figures:
+            reason = undrawn[0].reason if undrawn else "one alone has its figures in its own folder"
+            raise UsageError(
+                f"a report wants runs that were tested, or analyzed ones that differ, not {len(runs)} that were only "
+                f"analyzed ({reason}): add others, or type stages=[test,analyze]"
+            )
+        if several:
+            write_tables(folder, table, several, omitted)
         (folder / "index.html").write_text(page(several, table, figures, omitted), "utf-8")
-        with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-            write_csv(csv.writer(file), table)
     except OSError as error:
         raise UsageError(f"the report cannot be written into {folder} ({error}): type out=DIR") from error
+    return [*TABLES[: 3 * bool(several)], *(file.name for file in figures.values()), "index.html"], omitted
+
+
+def write_tables(folder: Path, table: Comparison, several: Sequence[Sheet], omitted: Sequence[Omitted]) -> None:
+    """Write table.md, table.tex and table.csv."""
+    markdown, latex, lines = (folder / name for name in TABLES)
+    left_out = [f"- {place}: {reason}" for place, reason in omitted]
+    listed = ["## Left out", "", *left_out, ""] if left_out else []
+    markdown.write_text("\n".join([*(sheet.markdown() for sheet in several), *listed]), "utf-8")
+    latex.write_text("\n".join(["% \\usepackage{booktabs}", *(sheet.latex() for sheet in several)]), "utf-8")
+    with lines.open("w", newline="", encoding="utf-8") as file:
+        write_csv(csv.writer(file), table)
 
 
 def write_csv(writer, table: Comparison) -> None:

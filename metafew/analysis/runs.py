@@ -34,6 +34,11 @@ class Run:
     file: Path
     report: dict
 
+    @classmethod
+    def of(cls, folder: Path) -> Run:
+        """Return the run of a folder, whatever it has done."""
+        return cls(folder / "results.json", content(folder / "results.json"))
+
     @property
     def folder(self) -> Path:
         """Where all that the run left is."""
@@ -62,8 +67,13 @@ class Run:
     @property
     def heads(self) -> list[str]:
         """The heads that were measured, the trained one first."""
-        names = [name.split("/") for name in self.report["metrics"]]
+        names = [name.split("/") for name in self.report.get("metrics", {})]
         return [parts[1] for parts in names if len(parts) == 3 and parts[0] == "test" and parts[2] == "accuracy"]
+
+    @property
+    def trained(self) -> str | None:
+        """The head that was trained, which a run without a test has too."""
+        return self.heads[0] if self.heads else self.report.get("choices", {}).get("head")
 
     @property
     def shots(self) -> list:
@@ -76,6 +86,27 @@ class Run:
         """The datasets of a mixture; none where there is one alone."""
         sources = list(self.report.get("sources", {}))
         return sources if len(sources) > 1 else []
+
+    @cached_property
+    def validations(self) -> dict[int, float]:
+        """The validation accuracy of the trained head after each step with a validation; empty where unknown."""
+        file, choices = self.folder / "metrics.csv", self.report.get("choices", {})
+        name = f"val/{choices.get('head') or next(iter(self.heads), None)}/accuracy"
+        if not file.is_file():
+            return {}
+        with file.open(newline="", encoding="utf-8") as lines:
+            return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(lines) if row.get(name)}
+
+    @cached_property
+    def analysis(self) -> dict:
+        """What stages=[analyze] measured; empty where it did not."""
+        return content(self.folder / "analysis.json")
+
+    @property
+    def pace(self) -> float | None:
+        """The seconds of a training step; None where it is unknown, as where only the last stretch was timed."""
+        seconds, steps = self.report.get("seconds", {}).get("fit"), self.report.get("steps")
+        return seconds / steps if seconds and steps and not self.facts.get("ckpt") else None
 
     @cached_property
     def accuracies(self) -> dict[tuple[str, int], dict[Task, float]]:
@@ -94,6 +125,15 @@ class Run:
                 seen[row["head"], task] += 1
                 found.setdefault((row["head"], number), {})[task] = accuracy
         return found
+
+
+def content(file: Path) -> dict:
+    """Return what a JSON file holds; nothing where there is none, or one of something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def find(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
@@ -146,13 +186,15 @@ def read(file: Path) -> Run | Omitted:
         return Omitted(file, "foreign: it holds no results of a run")
     if "error" in report:
         return Omitted(file.parent, f"failed: {report['error']}")
-    if "cells" in report:
+    if "rows" in report:
         return Omitted(file.parent, "the table of an experiment: its cells are runs of their own")
     metrics = report.get("metrics")
     if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
         return Omitted(file, "foreign: it holds no results of a run")
     run = Run(file, report)
-    return run if run.heads else Omitted(file.parent, "finished without a test: there is nothing to compare")
+    if run.heads or report.get("analysis"):
+        return run
+    return Omitted(file.parent, "finished without a test: there is nothing to compare")
 
 
 def progress(folder: Path) -> str:
@@ -169,7 +211,7 @@ def newest(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
     repeated = []
     for run in sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True):
         start = run.facts.get("ckpt"), run.facts.get("backbone.weights"), run.seed
-        newer = kept.setdefault(json.dumps([run.settings, start], sort_keys=True), run)
+        newer = kept.setdefault(json.dumps([run.settings, start, bool(run.heads)], sort_keys=True), run)
         if newer is not run:
             repeated.append(Omitted(run.folder, f"repeated: the same choices and seed as the newer {newer.folder}"))
     places = {place for place, _ in repeated}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead
-from metafew.solvers.crammer_singer import crammer_singer
+from metafew.solvers.crammer_singer import crammer_singer, gram_matrix
 
 
 class SVM(FeatureHead):
@@ -29,6 +29,5 @@ class SVM(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return scaled scores ``(t, q, w)``."""
-        wide = support.double()
-        alpha = crammer_singer(wide @ wide.mT, labels, way, self.c)
+        alpha = crammer_singer(gram_matrix(support), labels, way, self.c)
         return self.scale * (query @ support.mT @ alpha.to(query.dtype))

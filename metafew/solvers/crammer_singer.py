@@ -20,6 +20,14 @@ from metafew.solvers.unsolved import report
 _BLOCK = 2**21  # doubles in the class systems that are held at once
 
 
+def gram_matrix(features: Tensor) -> Tensor:
+    """Return K = X Xᵀ in float64, (t, n, n), of features X (t, n, d).
+
+    Its gradient is that of a symmetric matrix, one product in the features' dtype.
+    """
+    return _Gram.apply(features)
+
+
 def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Tensor:
     """Solve the dual SVM of every task and differentiate its solution with respect to the Gram matrix.
 
@@ -75,40 +83,61 @@ def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) ->
     return torch.stack([stationarity, complementarity, row_sums]).amax(0) / (1 + gram.abs().amax((1, 2)))
 
 
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        wide = features.double()
+        return wide @ wide.mT
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        with torch.autocast(features.device.type, enabled=False):
+            return (grad + grad.mT).to(features.dtype) @ features
+
+
 class _CrammerSinger(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, gram: Tensor, target: Tensor, c: float) -> Tensor:
-        alpha, free = _solve(gram, target, c)
-        ctx.save_for_backward(gram, alpha, free)
+        alpha, *system = _solve(gram, target, c)
+        ctx.save_for_backward(gram, alpha, *system)
         return alpha
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         # On the free set (K + I) dα + dν = -dK α, whose matrix is symmetric: <grad, dα> = -<u, dK α>.
-        gram, alpha, free = ctx.saved_tensors
-        product = _solve_weighted(gram, free.double(), grad) @ alpha.mT
-        return -(product + product.mT) / 2, None, None
+        gram, alpha, free, factor = ctx.saved_tensors
+        product = _solve_free(gram, factor, free, grad) @ alpha.mT
+        return (product + product.mT) / -2, None, None
 
 
-def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Return α and its free set by a primal-dual active-set method, safeguarded by an interior-point method."""
-    # Ridge regression is the solution if no bound is active; the zero hands a hole in K to the whole task.
-    target = target + 0 * gram.sum((1, 2), keepdim=True)
+def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return α and its free set by a primal-dual active-set method, safeguarded by an interior-point method.
+
+    The last result is the Cholesky factor of K + I, which all steps and the gradient share; None if some task has none.
+    """
+    target = target + 0 * gram.sum((1, 2), keepdim=True)  # the zero hands a hole in K to the whole task
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    beta = torch.cholesky_solve(target - target.mean(-1, keepdim=True), torch.linalg.cholesky_ex(gram + identity)[0])
+    factor, failed = torch.linalg.cholesky_ex(gram + identity)
+    factor = None if failed.any() else factor
+    free = torch.ones_like(target, dtype=torch.bool)
+    beta = _solve_free(gram, factor, free, target)
+    if factor is not None and (beta < c * target).all():  # ridge regression, which long features seldom take to a bound
+        return beta, free, factor
     for _ in range(60):  # 0 to 20 are needed, unless features are few and long, where the free sets may cycle
         alpha, free = _descend(gram, target, c, beta)
         unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
         if not unsettled.any():
-            return alpha, free
-        step = _solve_weighted(gram, free.double(), target - alpha - gram @ alpha)
+            return alpha, free, factor
+        step = _solve_free(gram, factor, free, target - alpha - gram @ alpha)
         beta = torch.where(unsettled[:, None, None], alpha + step, beta)
     gram, target = gram[unsettled], target[unsettled]
     solved, solved_free = _descend(gram, target, c, _interior_point(gram, target, c))
     report("SVM", kkt_residual(gram, solved, target.argmax(-1), c))
     alpha[unsettled], free[unsettled] = solved, solved_free
-    return alpha, free
+    return alpha, free, factor
 
 
 def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
@@ -136,17 +165,52 @@ def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tens
     """Take a projected gradient step from β, which stands still at the solution only."""
     # Steps well below 1 / curvature settle in the fewest linear solves and rarely cycle.
     rate = 0.3 / (1 + gram.diagonal(dim1=1, dim2=2)[..., None].abs())
-    return _project(beta - rate * (gram @ beta + beta - target), target, c)
+    slope = torch.baddbmm(beta - target, gram, beta)
+    return _project(torch.addcmul(beta, rate, slope, value=-1), target, c)
 
 
 def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """Project each row on {a: a <= U, a 1 = 0}, min(point - θ, U), and tell which entries stay below U."""
-    depth = point - c * target
+    upper = c * target
+    depth = point - upper
     # The slack fills the row like water of volume C = Σ (θ - depth)₊: the lowest of the levels over the k deepest.
     count = torch.arange(1, depth.shape[-1] + 1, dtype=depth.dtype, device=depth.device)
     level = ((depth.sort(-1).values.cumsum(-1) + c) / count).amin(-1, keepdim=True)
     slack = (level - depth).clamp_min(0)
-    return c * target - slack, slack > 0
+    return upper - slack, slack > 0
+
+
+def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) -> Tensor:
+    """Solve (K + I) v_m + ν = rhs_m on the free entries, with Σ_m v_m = 0 and v = 0 on the others.
+
+    Mostly few are held at 0. Each takes a force λ on its row and class, so that v = v' - Q Σ_i λ_i p_i with v' the
+    solution without forces, Q = (K + I)⁻¹ and p_i the one-hot entry i, its row centred over classes. The forces follow
+    from as many equations, S λ = v', where S_ij = <p_i, Q p_j>. If they are more than n, classes are solved instead.
+
+    Args:
+        gram: (t, n, n).
+        factor: The Cholesky factor of K + I, (t, n, n); None if there is none.
+        free: (t, n, w).
+        rhs: (t, n, w).
+
+    Returns:
+        v, (t, n, w).
+    """
+    rows, way = rhs.shape[1:]
+    held = 0 if free.all() else int((~free).sum((1, 2)).max())
+    if factor is None or held > rows:
+        return _solve_weighted(gram, free.double(), rhs)
+    solution = torch.cholesky_solve(rhs - rhs.mean(-1, keepdim=True), factor)
+    if not held:
+        return solution
+    real, entry = (~free).flatten(1).double().topk(held)  # 0 fills up tasks that hold fewer
+    row = entry // way
+    push = real[..., None] * (one_hot(entry % way, way).double() - 1 / way)
+    columns = torch.cholesky_solve(one_hot(row, rows).double().mT, factor)
+    schur = columns.gather(1, row[..., None].expand(-1, -1, held)) * (push @ push.mT) + torch.diag_embed(1 - real)
+    excess = real * solution.flatten(1).gather(1, entry)
+    force = torch.cholesky_solve(excess[..., None], torch.linalg.cholesky_ex(schur)[0])
+    return free * (solution - columns @ (force * push))
 
 
 def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peers.problem import Problem, Setting
+from peers.problem import Problem, Setting, timed
 from rich.progress import track
 
 Call = Callable[[], float]
@@ -43,17 +42,9 @@ class Bench:
         """The setting on the device."""
         return Problem(self.setting, self.device)
 
-    def timed(self, call: Callable[[], object]) -> Call:
-        """Return ``call`` so that it returns its seconds."""
-
-        def run() -> float:
-            begin = time.perf_counter()
-            call()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - begin
-
-        return run
+    def timed(self, call: Callable[[], object], least: float = 0.0) -> Call:
+        """Return ``call`` so that it returns its seconds, of many if it takes less than ``least``."""
+        return lambda: timed(call, self.device, least)[0]
 
     def measure(self, title: str, calls: dict[str, Call], most: int | None = None) -> Rows:
         """Let ``calls`` take turns; return the median in milliseconds of each, and its ratio to the first.

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from peers.problem import BRIEF
 from torch import Tensor
 
 from benchmarks.measure import Bench, Rows, Tables
 from benchmarks.workers import Failure, launched
-from metafew.solvers.crammer_singer import crammer_singer, kkt_residual
+from metafew.solvers.crammer_singer import crammer_singer, gram_matrix, kkt_residual
 from metafew.solvers.logistic import logistic
 from metafew.solvers.ridge import ridge
 
@@ -30,10 +31,10 @@ def tables(bench: Bench) -> Tables:
 def rows(bench: Bench, shot: int, qpth) -> Rows:
     """Measure every solver."""
     features, labels, slope = bench.problem.solved(shot)
-    gram = features.double() @ features.double().mT
+    gram = gram_matrix(features)
     takes = own(bench.setting.way, features, labels, slope)
     residuals = {"crammer_singer": kkt_residual(gram, takes["crammer_singer"](), labels, BOUND).max().item()}
-    calls = {name: bench.timed(take) for name, take in takes.items()}
+    calls = {name: bench.timed(take, BRIEF) for name, take in takes.items()}
     broken: Rows = {}
     if qpth is not None:
         try:
@@ -60,13 +61,9 @@ def own(way: int, features: Tensor, labels: Tensor, slope: Tensor) -> dict[str, 
 
         return take
 
-    def svm(leaves: Tensor) -> Tensor:
-        wide = leaves.double()
-        return crammer_singer(wide @ wide.mT, labels, way, BOUND)
-
     targets = F.one_hot(labels, way).to(features.dtype)
     return {
-        "crammer_singer": call(svm),
+        "crammer_singer": call(lambda leaves: crammer_singer(gram_matrix(leaves), labels, way, BOUND)),
         "ridge": call(lambda leaves: ridge(leaves, targets, PENALTY, leaves)),
         "logistic": call(lambda leaves: logistic(leaves, labels, way, C, leaves)),
     }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
+BRIEF = 0.05
+"""Seconds that calls of a millisecond are repeated for: one alone pays for caches that others emptied."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,18 @@ class Problem:
         slope = torch.randn(s.solver_tasks, rows, s.way, generator=generator)
         labels = torch.arange(s.way).repeat_interleave(shot).repeat(s.solver_tasks, 1)
         return features.to(self.device), labels.to(self.device), slope.to(self.device)
+
+
+def timed(call: Callable[[], T], device: torch.device, least: float = 0.0) -> tuple[float, T]:
+    """Return the seconds of a call, repeated until ``least`` seconds are over, and what it returned last."""
+    begin, count, seconds = time.perf_counter(), 0, -1.0
+    while seconds < least:
+        value = call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        count += 1
+        seconds = time.perf_counter() - begin
+    return seconds / count, value
 
 
 class Step(NamedTuple):

@@ -1,0 +1,493 @@
+"""A published table: its runs, what is left of them when it is typed again, and what is made of the figures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from filelock import FileLock
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from metafew import cli
+from metafew.analysis.sheet import DAGGER
+from metafew.analysis.statistics import interval, over_seeds
+from metafew.errors import UsageError
+from metafew.experiments import conduct as conducting
+from metafew.experiments.claims import LINE
+from metafew.experiments.conduct import conduct
+from metafew.experiments.page import page
+from metafew.experiments.plan import Cell, Command, fingerprint, plan
+from metafew.experiments.results import gather, tables
+from metafew.files import write_json
+from metafew.overrides import merge
+
+ROOT = Path(__file__).parents[1]
+NAMES = [file.stem for file in sorted((cli.CONF / "experiment").glob("*.yaml"))]
+KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
+OPTIONAL = {"parts", "test", "stages", "checkpoint", "figures", "claims", "published"}
+ROWS = {
+    "a/good": {"train": ["norm=layer"]},
+    "a/bad": {"train": ["train.way=999"]},
+    "b/good": {"train": ["norm=layer"], "test": ["test.queries=single"]},
+}
+COLUMNS = {"ProtoNet": "test/protonet/accuracy", "5-shot": "test/protonet/shot5/accuracy", "R_FC": "clustering/R_FC"}
+
+
+def table(**changes):
+    whole = {"title": "tiny", "paper": "a paper", "setting": "small", "settings": ["test.total=6", "norm=none"]}
+    whole |= {"name": "tiny", "budget": "small", "command": "python train.py experiment=tiny"}
+    return whole | {"budgets": {"small": ["train.tasks=1"], "paper": []}, "rows": ROWS, "columns": COLUMNS} | changes
+
+
+def planned(whole, out, typed=(), seeds=(0,), budget="small"):
+    return plan(whole, typed, budget, list(seeds), out / "cells", cli.groups())
+
+
+def words_of(command):
+    return [word for word in command.words if not word.startswith(("seed=", "stages=", "ckpt="))]
+
+
+class Child:
+    """A process that is over at once."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def wait(self):
+        return self.code
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Replace processes by results made up; returns the words of each."""
+    found, trained = [], {}
+
+    def launch(typed, log, threads):
+        found.append(typed)
+        log.write("hello\n")
+        out = Path(typed[-1].removeprefix("hydra.run.dir="))
+        if "train.way=999" in typed:
+            write_json(out / "results.json", {"error": "too many classes: type train.way=5"})
+            return Child(2)
+        if "diverges=true" in typed:
+            write_json(out / "results.json", {"error": "not finite", "diverged": True})
+            return Child(2)
+        if "train.way=crash" in typed:
+            return Child(-9)
+        if "train.way=interrupt" in typed:
+            os.kill(os.getpid(), signal.SIGINT)
+            return Child(143)
+        report = {"metrics": {}, "seconds": {"fit": 60.0}, "steps": 10, "versions": {"torch": "2"}, "chosen": {}}
+        training = trained.setdefault(out, typed) if "stages=[fit]" in typed else trained.get(out.parent, ["seed=0"])
+        report |= {"transductive": "norm=transductive" in training, "choices": {"head": "protonet"}, "seed": 0}
+        if "stages=[fit]" not in typed:
+            seed = int(next(word for word in training if word.startswith("seed="))[5:])
+            tasks = 0.8 + 0.02 * seed + 0.01 * np.arange(6) * (1 + ("test.queries=single" in typed))
+            report["metrics"] = {
+                "test/protonet/accuracy": interval(tasks),
+                "test/protonet/shot5/accuracy": interval(tasks),
+            }
+            report["chosen"] = {"maml": {"lr": 0.05, "test_steps": 10}}
+            report["config"] = {"test": {"shot": [1, 5]}}
+            rows = [f"{i},glyphs,protonet,5,{shot},{a},0" for shot in (1, 5) for i, a in enumerate(tasks)]
+            (out / "tasks.csv").write_text("\n".join(["index,source,head,way,shot,accuracy,loss", *rows]) + "\n")
+            (out / "analysis.json").write_text(json.dumps({"clustering": {"R_FC": 1.25}}))
+        write_json(out / "results.json", report)
+        return Child(0)
+
+    monkeypatch.setattr(conducting, "launch", launch)
+    return found
+
+
+def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    rows = {"panel/good": {}, "panel/bad": {"train": ["train.way=999"]}}
+    columns = {"ProtoNet": "test/trained/accuracy", "RR": "test/ridge/accuracy"}
+    whole = table(settings=TINY, budgets={"small": []}, rows=rows, columns=columns, test=["evaluate=[ridge]"])
+    cells = planned(whole, Path(), ["dataset=glyphs"])
+    assert conduct(whole, cells, Path("out")) == 1
+    report = json.loads(Path("out/results.json").read_text())["rows"]
+    good = cells[0].test.report
+    figures = report["panel/good"]["figures"]
+    assert figures["RR"]["mean"] == good["metrics"]["test/ridge/accuracy"]["mean"] and figures["RR"]["tasks"] == 6
+    assert "999" in report["panel/bad"]["errors"][0] and "type" in report["panel/bad"]["errors"][0]
+    printed = capfd.readouterr().out
+    for text in (printed, Path("out/table.md").read_text()):
+        accuracy = good["metrics"]["test/protonet/accuracy"]
+        assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}" in text
+        assert f"bad failed: {report['panel/bad']['errors'][0]}" in text
+    assert "results, figures" in (cells[0].test.folder / "log.txt").read_text()
+    done = [*cells[0].fit.folder.rglob("results.json"), cells[0].fit.folder / "log.txt"]
+    times = {file: file.stat().st_mtime_ns for file in done}
+    assert len(times) == 3
+    only = whole | {"rows": {"panel/good": {}}}
+    assert conduct(only, planned(only, Path(), ["dataset=glyphs"]), Path("out")) == 0
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    assert "1 cells, 0 runs to do" in capfd.readouterr().out
+
+
+def test_later_words_win_and_a_new_group_drops_its_old_options(tmp_path):
+    settings = ["dataset=omniglot", "dataset.split=vinyals", "train.tasks=8", "val.total=50"]
+    row = {"train": [["train.tasks=1", "norm=batch"], "norm=layer"], "paper": ["train.tasks=2"]}
+    whole = table(settings=settings, budgets={"small": ["val.total=9"], "paper": []}, rows={"row": row}, test=["x=1"])
+    (cell,) = planned(whole, tmp_path)
+    shared = ["dataset=omniglot", "dataset.split=vinyals"]
+    assert words_of(cell.fit) == [*shared, "val.total=9", "train.tasks=1", "norm=layer"]
+    assert cell.fit.words[-3:] == ("seed=0", "stages=[fit]", "ckpt=last")
+    assert words_of(planned(whole, tmp_path, budget="paper")[0].fit)[-2:] == ["norm=layer", "train.tasks=2"]
+    (cell,) = planned(whole, tmp_path, ["dataset=glyphs", "val.total=4"])
+    assert words_of(cell.fit) == ["train.tasks=1", "norm=layer", "dataset=glyphs", "val.total=4"]
+    start = f"ckpt={cell.fit.folder}/checkpoints/last.ckpt"
+    assert cell.test.words == ("stages=[test]", start, "x=1", "dataset=glyphs", "val.total=4")
+    assert planned(whole | {"checkpoint": "best"}, tmp_path)[0].test.words[1].endswith("/best.ckpt")
+
+
+def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
+    good, _, single = planned(table(), tmp_path)
+    assert good.fit == single.fit and good.test.folder != single.test.folder
+    assert single.test.folder.parent == good.fit.folder
+    seeds = planned(table(), tmp_path, seeds=(0, 1))
+    assert len({cell.fit.folder for cell in seeds}) == 4 and good.fit in [cell.fit for cell in seeds]
+    other = table(settings=["norm=none"], budgets={"small": ["test.total=7", "train.tasks=1"]})
+    assert planned(other, tmp_path, ["data_dir=elsewhere"])[0].fit.folder == good.fit.folder
+    assert planned(other, tmp_path, ["x=1"])[0].fit.folder != good.fit.folder
+    assert fingerprint(["a", "b"]) != fingerprint(["a"])
+
+
+def test_a_backbone_that_was_trained_before(tmp_path, started):
+    rows = {"one": {"from": ["objective=classical"], "train": ["norm=layer"]}, "two": {"from": ["objective=classical"]}}
+    one, two = cells = planned(table(rows=rows), tmp_path)
+    assert one.before == two.before and "objective=classical" in one.before.words
+    assert f"backbone.weights={one.before.folder}/checkpoints/last.ckpt" in one.fit.words
+    assert conduct(table(rows=rows), cells, tmp_path / "out") == 0
+    folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
+    assert folders.count(str(one.before.folder)) == 1 and folders[0] == str(one.before.folder) and len(folders) == 5
+
+
+def test_several_at_a_time_run_each_training_once(tmp_path, started):
+    rows = {f"row{n}": {"from": ["objective=classical"], "train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
+    whole = table(rows=rows)
+    assert conduct(whole, planned(whole, tmp_path), tmp_path / "out", jobs=3) == 0
+    folders = [words[-1] for words in started]
+    assert len(folders) == len(set(folders)) == 1 + 3 + 6
+
+
+def test_only_what_is_not_finished_runs_again(tmp_path, started):
+    cells = planned(table(), tmp_path)
+    assert conduct(table(), cells, tmp_path / "out") == 1
+    assert len(started) == 4
+    assert conduct(table(), cells, tmp_path / "out") == 1
+    assert [words_of(cells[1].fit)[-1]] == ["train.way=999"] and started[4] == cells[1].fit.typed and len(started) == 5
+    (cells[2].test.folder / "results.json").unlink()
+    conduct(table(), cells, tmp_path / "out")
+    assert cells[2].test.typed in started[5:] and cells[0].fit.typed not in started[5:]
+    assert (cells[2].test.folder / "log.txt").read_text() == "hello\n" * 2
+
+
+def test_a_process_that_dies_without_a_word_is_a_sentence(tmp_path, started, capsys):
+    whole = table(rows={"row": {"train": ["train.way=crash"]}, "next": {}})
+    cells = planned(whole, tmp_path)
+    assert conduct(whole, cells, tmp_path / "out") == 1
+    assert cells[0].error == f"it ended with exit code -9: see {cells[0].fit.folder}/log.txt"
+    assert cells[1].finished and "row failed: it ended" in capsys.readouterr().out
+
+
+def test_an_interruption_says_how_to_go_on_and_starts_nothing_more(tmp_path, started, capsys):
+    whole = table(rows={"first": {}, "second": {"train": ["train.way=interrupt"]}, "third": {"train": ["x=1"]}})
+    cells = planned(whole, tmp_path)
+    assert conduct(whole, cells, tmp_path / "out") == 130
+    assert "type the same command" in capsys.readouterr().err
+    assert cells[0].finished and len(started) == 3 and "train.way=interrupt" in started[-1]
+
+
+def test_every_training_says_its_commands_and_the_time_that_is_left(tmp_path, started, capsys, monkeypatch):
+    now = iter(range(0, 6000, 600))
+    monkeypatch.setattr(conducting.time, "monotonic", lambda: next(now))
+    whole = table(settings=["evaluate=[ridge,svm]"])
+    cells = planned(whole, tmp_path)
+    conduct(whole, cells, tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny: 3 cells, 5 runs to do, 1 at a time"
+    assert lines[1] == "1/2: 10 min so far, about 10 min left"
+    assert lines[2].startswith(
+        "  python -m metafew 'evaluate=[ridge,svm]' train.tasks=1 norm=layer seed=0 'stages=[fit]' ckpt=last "
+    )
+
+
+def test_seeds_and_tasks_are_paired(tmp_path, started):
+    rows = {"one": {}, "two": {"test": ["test.queries=single"]}}
+    claims = {"two is higher": ["two[ProtoNet] > one[ProtoNet]", "two[5-shot] = one[5-shot] within 0.001"]}
+    whole = table(rows=rows, claims=claims | {"in every column": ["one < two"], "a number": ["one[ProtoNet] > 0.8"]})
+    whole["claims"]["no interval"] = ["one[R_FC] > 1.2"]
+    cells = planned(whole, tmp_path)
+    conduct(whole, cells, tmp_path / "out")
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    first, equal = report["claims"][0]["evidence"]
+    expected = interval(0.01 * np.arange(6))
+    assert first["difference"] == pytest.approx(expected["mean"]) and first["ci95"] == pytest.approx(expected["ci95"])
+    assert [first["verdict"], equal["verdict"], report["claims"][0]["verdict"]] == ["holds", "fails", "partly"]
+    assert [each["line"] for each in report["claims"][1]["evidence"]][-1] == "one[R_FC] < two"
+    assert [claim["verdict"] for claim in report["claims"][1:]] == ["partly", "reproduced", "undecided"]
+    assert report["rows"]["one"]["figures"]["R_FC"]["mean"] == 1.25 and report["minutes"] == 3.0
+
+
+def test_a_training_that_diverged_is_below_all_others(tmp_path, started):
+    rows = {"good": {}, "bad": {"train": ["diverges=true"]}, "ill": {"train": ["diverges=true", "x=1"]}}
+    lines = ["good > bad", "good < bad", "bad < good", "bad > good", "bad > ill", "good = bad within 0.1", "bad > 0.5"]
+    whole = table(rows=rows, columns={"ProtoNet": "test/protonet/accuracy"}, claims={line: [line] for line in lines})
+    cells = planned(whole, tmp_path)
+    assert conduct(whole, cells, tmp_path / "out") == 1
+    report = gather(whole, cells)
+    verdicts = [claim["evidence"][0]["verdict"] for claim in report["claims"]]
+    assert verdicts == ["holds", "fails", "holds", "fails", "undecided", "fails", "undecided"]
+    assert tables(report)[0].rows[1] == ["bad", "diverged"]
+
+
+def test_a_claim_waits_for_all_seeds(tmp_path, started):
+    rows = {"one": {}, "two": {"test": ["test.queries=single"]}}
+    whole = table(rows=rows, columns={"ProtoNet": "test/protonet/accuracy"}, claims={"two is higher": ["two > one"]})
+    conduct(whole, planned(whole, tmp_path, seeds=(0, 1)), tmp_path / "out")
+    cells = planned(whole, tmp_path, seeds=(0, 1, 2))
+    assert gather(whole, cells)["claims"][0]["verdict"] == "reproduced"
+    (cells[1].test.folder / "results.json").unlink()
+    report = gather(whole, cells)
+    assert report["claims"][0]["verdict"] == "not yet run"
+    assert "over 2 seeds or, of one seed, 95 % interval" in tables(report)[0].notes[0]
+
+
+def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started):
+    whole = table(rows={"row": {}})
+    (cell,) = cells = planned(whole, tmp_path)
+    cell.fit.folder.mkdir(parents=True)
+    other = FileLock(cell.fit.folder / "run.lock", thread_local=False)
+    other.acquire()
+
+    def finish():
+        trained = {"metrics": {}, "seconds": {"fit": 1.0}, "steps": 10, "versions": {}}
+        (cell.fit.folder / "results.json").write_text(json.dumps(trained))
+        other.release()
+
+    timer = threading.Timer(0.5, finish)
+    timer.start()
+    assert conduct(whole, cells, tmp_path / "out") == 0
+    timer.join()
+    assert started == [cell.test.typed]
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_table(tmp_path, started, capsys):
+    figure = {"draw": "metafew.analysis.beside.alphas", "from": "test", "rows": {"one": "one"}}
+    whole = table(rows={"one": {}}, figures={"alpha": figure})
+    assert conduct(whole, planned(whole, tmp_path), tmp_path / "out") == 0
+    assert "alpha is not drawn: this figure wants runs with alpha" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/results.json").read_text())["figures"] == []
+    assert (tmp_path / "out/table.md").exists()
+
+
+def test_several_seeds_have_a_t_interval(tmp_path, started):
+    whole = table(rows={"one": {}}, columns={"ProtoNet": "test/protonet/accuracy"})
+    report = gather(whole, planned(whole, tmp_path, seeds=(0, 1, 2)))
+    assert report["rows"]["one"]["figures"] == {} and tables(report)[0].rows == [["one", "not yet run"]]
+    cells = planned(whole, tmp_path, seeds=(0, 1, 2))
+    conduct(whole, cells, tmp_path / "out")
+    report = gather(whole, cells)
+    expected = over_seeds([0.825, 0.845, 0.865])
+    found = report["rows"]["one"]["figures"]["ProtoNet"]
+    assert found["mean"] == pytest.approx(expected["mean"]) and found["ci95"] == pytest.approx(expected["ci95"])
+    assert found["seeds"] == {str(n): pytest.approx(0.825 + 0.02 * n) for n in range(3)}
+    assert "t-interval over 3 seeds" in tables(report)[0].notes[0]
+
+
+def test_when_validation_reached_what_another_row_had_in_the_end(tmp_path, started):
+    curves = {"fast": [0.5, 0.8, 0.8], "slow": [0.2, 0.5, 0.7], "goal": [0.3, 0.78, 0.8]}
+    rows = {f"p/{name}": {"train": [f"x={name}"]} for name in curves}
+    column = {"reach": 0.95, "of": "goal", "in": "steps"}
+    claims = {"fast is faster": ["p/fast[steps] < p/slow[steps]"]}
+    whole = table(rows=rows, columns={"steps": column, "seconds": column | {"in": "seconds"}}, claims=claims)
+    cells = planned(whole, tmp_path)
+    conduct(whole, cells, tmp_path / "out")
+    for cell, curve in zip(cells, curves.values(), strict=True):
+        lines = [f"{4 + 5 * n},{value}" for n, value in enumerate(curve)]
+        (cell.fit.folder / "metrics.csv").write_text("\n".join(["step,val/protonet/accuracy", *lines]) + "\n")
+    report = gather(whole, cells)
+    (sheet, _) = tables(report)
+    assert sheet.rows == [["fast", "10", "60"], ["slow", "> 15", "> 90"], ["goal", "10", "60"]]
+    assert report["claims"][0]["evidence"][0]["difference"] == -5
+
+
+def test_the_tables(tmp_path, started):
+    rows = ROWS | {"a/seen": {"train": ["norm=transductive"]}}
+    theirs = {"text": "quoted from a paper", "columns": ["ProtoNet"], "rows": {"good": ["62.6 ± 1.0"], "bad": [55.25]}}
+    whole = table(rows=rows, columns={"ProtoNet": COLUMNS["ProtoNet"]}, published=theirs)
+    conduct(whole, planned(whole, tmp_path), tmp_path / "out")
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    first, second = tables(report)
+    assert [sheet.title for sheet in (first, second)] == ["tiny: a", "tiny: b"]
+    assert first.columns == ["ProtoNet", "published: ProtoNet"]
+    assert first.rows == [
+        ["good", "82.50 ± 1.50", "62.6 ± 1.0"],
+        ["bad", "failed", "55.25"],
+        ["seen †", "82.50 ± 1.50", "–"],
+    ]
+    assert DAGGER in first.notes and DAGGER not in second.notes and "quoted from a paper" in first.notes
+    assert "good: lr=0.05 test_steps=10 of head=maml chosen on validation tasks" in first.notes
+    assert "bad failed: too many classes: type train.way=5" in first.notes
+    elsewhere = report | {"published": theirs | {"rows": {"another network": [62.6]}}}
+    assert tables(elsewhere)[-1].rows == [["another network", "62.60"]]
+    assert "| seen † | 82.50 ± 1.50 | – |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
+    for typed, seeds, budget, said in (
+        ([], [0], "huge", "budget is small or paper, not huge: type budget=small"),
+        ([], [], "small", r"seeds wants a list of different whole numbers, not \[\]: type seeds=\[0,1,2\]"),
+        ([], [1, 1], "small", r"seeds wants a list of different whole numbers, not \[1, 1\]"),
+        (["seed=3"], [0], "small", "an experiment has seeds and stages of its own, and seed=3 was typed"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            plan(table(), typed, budget, seeds, tmp_path, cli.groups())
+
+
+def test_it_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['pytorch_lightning'] = None; import metafew.experiments.conduct"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
+    cfg, _, _ = composed(f"experiment={name}")
+    whole = OmegaConf.to_container(cfg.experiment, resolve=True)
+    assert set(whole) >= KEYS and set(whole) - KEYS <= OPTIONAL
+    assert (cfg.budget, cfg.cells, cfg.jobs) == ("small", "outputs/cells", 2)
+    assert set(whole["budgets"]) == {"small", "paper"}
+    for lines in whole["claims"].values():
+        for line in lines:
+            found = LINE.fullmatch(line)
+            assert found["left"] in whole["rows"], line
+            assert found["right"] in whole["rows"] or re.fullmatch(r"[\d.]+", found["right"]), line
+            assert {found["in"], found["at"]} <= {None, *whole["columns"]}, line
+    for figure in whole.get("figures", {}).values():
+        assert set(figure.get("rows", {}).values()) <= set(whole["rows"])
+    seen = set()
+    for budget in ("small", "paper"):
+        for cell in plan(whole, [], budget, [0], tmp_path / "out", cli.groups()):
+            assert re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_]+)?", cell.row)
+            tested = merge([word for word in cell.fit.words if "ckpt" not in word], cell.test.words, cli.groups())
+            for words in (cell.before.words if cell.before else (), cell.fit.words, tuple(tested)):
+                if words not in seen and len(seen) < 12:
+                    seen.add(words)
+                    assert "experiment" not in composed(*(w for w in words if not w.startswith("ckpt=")))[0]
+    typed = ["dataset=glyphs", "trainer.max_steps=10", "test.total=6"]
+    cell = plan(whole, typed, "small", [3], tmp_path / "out", cli.groups())[-1]
+    run, _, _ = composed(*cell.fit.words[:-1])
+    assert (run.dataset._target_.split(".")[-1], run.trainer.max_steps, run.test.total) == ("Glyphs", 10, 6)
+    assert run.seed == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_published_table_starts(name, composed, launch, tmp_path):
+    """Its first row is trained and measured, in little, on letters in place of its data."""
+    whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
+    tiny = [
+        *TINY,
+        "dataset=glyphs",
+        "trainer.max_steps=1",
+        "val.every=1",
+        "analyze.tasks=2",
+        "train.way=3",
+        "test.way=3",
+    ]
+    tiny += ["val.way=3", "val.total=1", "test.total=2"]
+    cell = plan(whole, tiny, "small", [0], tmp_path / "cells", cli.groups())[0]
+    words = [word for word in cell.fit.words if not word.startswith(("ckpt=", "backbone.weights="))]
+    fit, out = launch(*words, out=tmp_path / "fit", tiny=[])
+    ckpt = f"ckpt={out}/checkpoints/last.ckpt"
+    tests = merge(words, [word for word in cell.test.words if "ckpt=" not in word], cli.groups())
+    report, _ = launch(*tests, ckpt, out=tmp_path / "test", tiny=[])
+    found = gather(
+        whole | {"name": name, "budget": "small", "command": "", "claims": {}, "rows": {cell.row: {}}},
+        [Cell(cell.row, 0, Command(out, cell.fit.words), Command(tmp_path / "test", cell.test.words))],
+    )
+    assert fit["steps"] == 1 and report["metrics"]
+    assert found["rows"][cell.row]["figures"] or "dataset=mixture" in str(whole)  # whose columns are its datasets
+
+
+def test_tables_share_their_trainings(composed, tmp_path):
+    def trainings(name):
+        whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
+        return {cell.fit.folder.name for cell in plan(whole, [], "small", [0], tmp_path, cli.groups())}
+
+    maml, protonet = trainings("tasknorm_maml"), trainings("tasknorm_protonet")
+    assert trainings("tasknorm_modes") < maml | protonet
+    assert trainings("tasknorm_curves") < maml | protonet
+    assert len(trainings("tasknorm_alpha") & maml) == 1
+    assert len(trainings("unraveling_clustering") & trainings("unraveling_regularizers")) == 2
+    assert len(trainings("unraveling_clustering") & trainings("unraveling_figures")) == 2
+
+
+def test_the_command_line_hands_over(composed, monkeypatch):
+    typed = ["experiment=unraveling_table1", "seeds=[1,2]", "jobs=3", "trainer.max_steps=4", "data_dir=/private"]
+    chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
+    hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
+    seen = []
+    monkeypatch.setattr(conducting, "conduct", lambda *arguments: seen.append(arguments) or 1)
+    cfg, _, _ = composed(*typed)
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
+    assert cli.conduct_cells(cfg) == 1
+    ((whole, cells, out, jobs),) = seen
+    assert whole["title"].endswith(", with trainer.max_steps=4") and out == Path("here") and jobs == 3
+    assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.words
+    assert "data_dir=/private" in cells[0].fit.words and "/private" not in json.dumps(gather(whole, cells))
+    assert whole["command"] == "python train.py experiment=unraveling_table1 seeds=[1,2] trainer.max_steps=4"
+
+
+@pytest.mark.parametrize("word, code", [("ckpt=some.ckpt", 2), ("-m", 2)])
+def test_what_an_experiment_cannot_do_is_a_sentence(word, code, tmp_path):
+    (tmp_path / "outputs/unraveling_table1").mkdir(parents=True)
+    (tmp_path / "outputs/unraveling_table1/results.json").write_text("good")
+    command = [sys.executable, "-m", "metafew", "experiment=unraveling_table1", word]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert f"leave out {word.split('=')[0]}" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("cells"))
+    assert (tmp_path / "outputs/unraveling_table1/results.json").read_text() == "good"
+
+
+@pytest.mark.parametrize("word", ["seeds=3", "seeds=null", "cells=null", "jobs=0", "jobs=two", "seeds=[a]"])
+def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
+    cfg, _, _ = composed("experiment=tasknorm_maml", word)
+    chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
+    hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
+    monkeypatch.setattr(conducting, "conduct", lambda *_: 0)
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
+    if word == "seeds=3":  # one is meant
+        assert cli.conduct_cells(cfg) == 0
+    else:
+        with pytest.raises(UsageError, match=f"type {word.split('=')[0]}="):
+            cli.conduct_cells(cfg)
+
+
+def test_the_page_is_made_from_the_results_beside_it():
+    """Every number of the page but those of remarks follows from a results file; remarks may only repeat such."""
+    results = ROOT / "docs/results"
+    assert (ROOT / "docs/reproduction.md").read_text() == page(results)
+    for remark in results.glob("*.md"):
+        assert remark.stem in NAMES
+        rest = page(results).replace(remark.read_text().strip(), "")
+        for number in re.findall(r"\d+\.\d+", remark.read_text()):
+            assert number in rest, f"{number} of {remark.name} stands in no table"
+
+
+def test_an_experiment_that_has_not_run_says_so(tmp_path):
+    text = page(tmp_path)
+    assert text.count("Not yet run.") == len(NAMES) and text.count("| not yet run |") >= len(NAMES)

@@ -12,7 +12,7 @@ import numpy as np
 from metafew.analysis.layout import OWN, Column, Row, columns_of, rows_of
 from metafew.analysis.runs import Run, Task
 from metafew.analysis.settings import differing, typed, word
-from metafew.analysis.statistics import NORMAL, equal, interval, over_seeds, ranks
+from metafew.analysis.statistics import equal, interval, over_seeds, ranks, summarized
 from metafew.errors import UsageError
 
 SAME = ("test.seed", "test.query", "test.total")
@@ -131,16 +131,8 @@ def cell_of(row: Row, column: Column) -> Cell | None:
     same = len(drawn) == 1 and None not in drawn and all(each.keys() == tasks[0].keys() for each in tasks)
     mean = {task: float(np.mean([each[task] for each in tasks])) for task in tasks[0]} if same else {}
     count = max(value.get("tasks") or len(each) for value, each in zip(values, tasks, strict=True))
-    means = [value["mean"] for value in values]
-    if None in means:
-        summary = {"mean": None, "ci95": None, "se": None}
-    elif len(runs) > 1:
-        summary = over_seeds(means)
-    else:
-        ci95 = values[0].get("ci95")
-        summary = {"mean": means[0], "ci95": ci95, "se": None if ci95 is None else ci95 / NORMAL}
-    seeds = {run.seed: value for run, value in zip(runs, means, strict=True)}
-    return Cell(*summary.values(), count, list(runs), mean, seeds, drawn.pop() if same else None)
+    seeds = {run.seed: value["mean"] for run, value in zip(runs, values, strict=True)}
+    return Cell(*summarized(values).values(), count, list(runs), mean, seeds, drawn.pop() if same else None)
 
 
 def accuracies(run: Run, column: Column) -> dict[Task, float]:
@@ -148,11 +140,7 @@ def accuracies(run: Run, column: Column) -> dict[Task, float]:
     if column.baseline:
         return {}
     head = run.heads[0] if column.head == OWN else column.head
-    return {
-        task: value
-        for task, value in run.accuracies.get((head, column.number), {}).items()
-        if column.source in (None, task[1])
-    }
+    return run.of_tasks(head, column.number, column.source)
 
 
 def minus(ours: Cell, theirs: Cell) -> Difference:

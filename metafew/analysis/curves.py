@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from metafew.analysis.beside import Folders, only
 from metafew.analysis.runs import Run
-from metafew.analysis.statistics import over_seeds
+from metafew.analysis.statistics import summarized
 from metafew.analysis.style import HEIGHT, canvas, legend, look, plain, save
 
 BAND = "mean over seeds, band from the\nlowest to the highest"
@@ -63,7 +63,7 @@ def rates(folders: Folders, file: Path) -> None:
     figure, axes = canvas("outer learning rate (optimizer.lr)", "test accuracy (%)")
     for number, (label, points) in enumerate(found.items()):
         points = dict(sorted(points.items()))
-        cells = [over_seeds([v["mean"] for v in each]) if len(each) > 1 else each[0] for each in points.values()]
+        cells = [summarized(each) for each in points.values()]
         mean, spread = (100 * np.array([cell[name] or 0.0 for cell in cells]) for name in ("mean", "ci95"))
         beside = 1.03 ** (number - (len(found) - 1) / 2)  # so that no interval hides another
         where = beside * np.array(list(points))

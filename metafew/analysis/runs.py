@@ -126,6 +126,11 @@ class Run:
                 found.setdefault((row["head"], number), {})[task] = accuracy
         return found
 
+    def of_tasks(self, head: str | None, number: int, source: str | None = None) -> dict[Task, float]:
+        """Return the accuracy of a head in each task of a test, or in those of one dataset."""
+        found = self.accuracies.get((head, number), {})
+        return {task: value for task, value in found.items() if source in (None, task[1])}
+
 
 def content(file: Path) -> dict:
     """Return what a JSON file holds; nothing where there is none, or one of something else."""

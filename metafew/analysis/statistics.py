@@ -36,6 +36,23 @@ def over_seeds(means: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(means)), "ci95": t_quantile(len(means) - 1) * error, "se": error}
 
 
+def summarized(values: Sequence[dict]) -> dict[str, float | None]:
+    """Return mean, ``ci95`` and ``se`` of one measure, from its mean and ``ci95`` for each seed.
+
+    One seed keeps its interval over tasks; several have that over seeds. All are None where a seed diverged.
+
+    >>> summarized([{"mean": 0.5, "ci95": 0.196}]), summarized([{"mean": 0.5, "ci95": 0.1}, {"mean": None}])
+    ({'mean': 0.5, 'ci95': 0.196, 'se': 0.1}, {'mean': None, 'ci95': None, 'se': None})
+    """
+    means = [value["mean"] for value in values]
+    if None in means:
+        return {"mean": None, "ci95": None, "se": None}
+    if len(means) > 1:
+        return over_seeds(means)
+    ci95 = values[0].get("ci95")
+    return {"mean": means[0], "ci95": ci95, "se": None if ci95 is None else ci95 / NORMAL}
+
+
 def t_quantile(degrees: int, level: float = 0.95) -> float:
     """Return the ``t`` that Student's distribution lies within ``-t`` and ``t`` of with probability ``level``.
 

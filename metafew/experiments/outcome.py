@@ -9,9 +9,8 @@ from typing import Any
 
 from metafew.analysis import comparison
 from metafew.analysis.runs import Run
-from metafew.analysis.statistics import NORMAL, over_seeds
-from metafew.experiments.plan import Cell, Command
-from metafew.files import read_json
+from metafew.analysis.statistics import summarized
+from metafew.experiments.plan import Cell
 
 ACCURACY = re.compile(r"test/(?P<head>\w+)/(?:shot(?P<shot>\d+)/)?(?:(?P<source>\w+)/)?accuracy")
 DRAWN = ("the test tasks of the experiment",)
@@ -52,33 +51,28 @@ def measured(cells: Sequence[Cell], column: str | dict, reference: Sequence[Cell
     of_seed = {cell.seed: cell for cell in reference if cell.finished}
     found = {cell.seed: {"mean": None} for cell in cells if cell.diverged}
     for cell in (cell for cell in cells if cell.finished):
-        value = at(column, cell.test) if isinstance(column, str) else reached(cell, of_seed.get(cell.seed), column)
+        if isinstance(column, str):
+            value = at(column, Run.of(cell.test.folder))
+        else:
+            value = reached(cell, of_seed.get(cell.seed), column)
         if value is not None:
             found[cell.seed] = value
     if not found:
         return None
     runs = [Run.of(cell.test.folder) for cell in cells if cell.seed in found]
     values = list(found.values())
-    means = {seed: value["mean"] for seed, value in found.items()}
-    if None in means.values():
-        summary = {"mean": None, "ci95": None, "se": None}
-    elif len(means) > 1:
-        summary = over_seeds(list(means.values()))
-    else:
-        ci95 = values[0].get("ci95")
-        summary = {"mean": values[0]["mean"], "ci95": ci95, "se": ci95 and ci95 / NORMAL}
     tasks = of_tasks(runs[0], column) if len(runs) == 1 else {}
-    number = values[0].get("tasks", 0)
-    figure = comparison.Cell(*summary.values(), number, runs, tasks, means, DRAWN)
+    seeds = {seed: value["mean"] for seed, value in found.items()}
+    figure = comparison.Cell(*summarized(values).values(), values[0].get("tasks", 0), runs, tasks, seeds, DRAWN)
     return Measured(figure, any(value.get("over") for value in values))
 
 
-def at(path: str, test: Command) -> dict | None:
+def at(path: str, run: Run) -> dict | None:
     """Return the measure at a path, with its interval if it has one."""
-    path, metrics = resolved(path, Run.of(test.folder)), test.report.get("metrics", {})
-    if path in metrics:
+    metrics = run.report.get("metrics", {})
+    if (path := resolved(path, run)) in metrics:
         return metrics[path]
-    value: Any = read_json(test.folder / "analysis.json")
+    value: Any = run.analysis
     for key in path.split("/"):
         if isinstance(value, list):
             value = value[int(key)] if int(key) < len(value) else None
@@ -98,8 +92,7 @@ def of_tasks(run: Run, column: str | dict) -> dict:
     if not match:
         return {}
     number = [str(shot) for shot in run.shots].index(match["shot"]) if match["shot"] else 0
-    tasks = run.accuracies.get((match["head"], number), {})
-    return {task: value for task, value in tasks.items() if match["source"] in (None, task[1])}
+    return run.of_tasks(match["head"], number, match["source"])
 
 
 def reached(cell: Cell, reference: Cell | None, column: dict) -> dict | None:

@@ -117,9 +117,9 @@ def plan(
         raise UsageError(f"an experiment has seeds and stages of its own, and {own[0]} was typed: type seeds=[0,1,2]")
     stages = f"stages=[{','.join(experiment.get('stages', ['test']))}]"
     chosen = f"{experiment.get('checkpoint', 'last')}.ckpt"
+    settings = [experiment["settings"], budgets[budget]]
     planned = []
     for row, own in experiment["rows"].items():
-        settings = [experiment["settings"], budgets[budget]]
         test = together([experiment.get("test"), own.get("test"), typed], groups)
         for seed in seeds:
             before, weights = None, []

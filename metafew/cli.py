@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metafew.errors import Diverged, UsageError
 from metafew.files import CONF, write_json
-from metafew.overrides import merge
+from metafew.overrides import merge, verbatim
+from metafew.pages import keep_large
 from metafew.processes import alone, carry_out_cell, launched, several
 from metafew.sweep import finished
 from metafew.telling import number, teller, told
@@ -100,7 +101,7 @@ def configuration(typed: Sequence[str]) -> DictConfig:
 
 def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     """Return the configuration of this run and its overrides; those of ``ckpt``, if one is typed, come first."""
-    typed = list(HydraConfig.get().overrides.task)
+    typed = verbatim(HydraConfig.get().overrides.task)
     if cfg.ckpt is None:
         return cfg, typed
     from metafew.checkpoint import read
@@ -113,7 +114,9 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     saved = [word for word in read(cfg.ckpt)["metafew"]["overrides"] if not word.lstrip("+~").startswith("hydra")]
     overrides = merge(saved, [LOOSENED.get(word, word) for word in typed], groups())
     # Folders of words of one's own hold where they are typed, and nowhere else.
-    places = [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")]
+    places = [
+        word for word in verbatim(HydraConfig.get().overrides.hydra) if word.lstrip("+").startswith("hydra.searchpath=")
+    ]
     try:
         whole = GlobalHydra.instance().hydra.compose_config(
             config_name="train", overrides=places + overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -139,7 +142,7 @@ def newest_of_run() -> str | None:
 
     hydra = HydraConfig.get()
     key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
-    if not any(word.lstrip("+").startswith(f"{key}=") for word in hydra.overrides.hydra):
+    if not any(word.lstrip("+").startswith(f"{key}=") for word in verbatim(hydra.overrides.hydra)):
         raise UsageError(f"ckpt=last goes on with the training in {key}, which is not given: type {key}=DIR too")
     file = newest(Path(hydra.runtime.output_dir))
     return file and str(file)
@@ -161,11 +164,12 @@ def conduct_cells(cfg: DictConfig) -> int:
     if not isinstance(cfg.cells, str):
         raise UsageError(f"cells is the folder of all runs, not {cfg.cells}: type cells=outputs/cells")
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
-    told = [word for word in chosen.overrides.task if not PLACES.match(word)]
+    words = verbatim(chosen.overrides.task)
+    told = [word for word in words if not PLACES.match(word)]
     name = {"name": chosen.runtime.choices.experiment, "budget": cfg.budget}
     command = {"command": " ".join(["python train.py", *told])}
     experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | name | command
-    typed = [word for word in chosen.overrides.task if word.split("=")[0] not in WORDS]
+    typed = [word for word in words if word.split("=")[0] not in WORDS]
     if changed := [
         word for word in typed if word in told
     ]:  # this is another table than the one that the YAML describes
@@ -177,6 +181,7 @@ def conduct_cells(cfg: DictConfig) -> int:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: DictConfig) -> None:
     """Run one configuration; an error that users are meant to see is one sentence, in results.json too."""
+    keep_large()  # for processes of joblib, which do not begin with main()
     out = Path(HydraConfig.get().runtime.output_dir)
     single = HydraConfig.get().mode == RunMode.RUN
     try:
@@ -242,6 +247,7 @@ def loosened(typed: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Start from the command line."""
+    keep_large()  # before torch makes a tensor, which torchrun's processes do even before they come to job()
     register()
     sys.argv[1:] = loosened(sys.argv[1:])
     job()

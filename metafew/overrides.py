@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from omegaconf import ListConfig, OmegaConf
+
+
+def verbatim(words: ListConfig) -> list[str]:
+    """Return words as they were typed: going through the list would replace ``${data_dir}`` in one by its value.
+
+    >>> verbatim(OmegaConf.create(["dataset.root=${data_dir}/birds"]))
+    ['dataset.root=${data_dir}/birds']
+    """
+    return OmegaConf.to_container(words, resolve=False)
+
 
 def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> list[str]:
     """Return the overrides of a run that starts from saved choices and adds what is typed now.

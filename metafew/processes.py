@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from metafew.errors import UsageError
 from metafew.files import read_json
+from metafew.overrides import verbatim
 
 if TYPE_CHECKING:
     from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -157,7 +158,7 @@ def carry_out_cell(out: Path) -> None:
     (out / "results.json").unlink(missing_ok=True)
     own = ["hydra.mode=RUN", f'hydra.run.dir="{out}"', "hydra.output_subdir=null"]
     own.append(f'hydra.sweep.dir="{Path(hydra.sweep.dir).absolute()}"')
-    code = start([*hydra.overrides.hydra, *hydra.overrides.task, *own])
+    code = start([*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task), *own])
     if code == ENDED:
         sys.exit(ENDED)
     if code and "error" not in read_json(out / "results.json"):

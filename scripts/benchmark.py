@@ -7,6 +7,7 @@ otherwise idle machine; without arguments it takes less than ten minutes on two 
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from metafew.files import write_json
-from metafew.results import versions
+from metafew.pages import keep_large
 
 SECTIONS = {
     "steps": "a training step of every head with norm=batch and norm=tasknorm, against the backbone alone; memory",
@@ -38,11 +39,15 @@ WIDE = Setting(backbone="resnet12", channels=3, size=84, tasks=2, heads=("proton
 def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None:  # noqa: B008, it is frozen
     """Measure what was asked for, print the tables and write a JSON file."""
     arguments = parse(typed)
+    untouched = dict(os.environ)
+    keep_large()  # as train.py does
+    from metafew.results import versions  # makes tensors
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device, threads = torch.device(arguments.device), torch.get_num_threads()
-    bench = Bench(setting, arguments.rounds, device, arguments.peers)
+    bench = Bench(setting, arguments.rounds, device, arguments.peers, untouched)
     report: dict = {"device": name(device), "threads": threads, "rounds": arguments.rounds, "versions": versions()}
     for section in arguments.sections or SECTIONS:
         tables = import_module(f"benchmarks.{section}").tables

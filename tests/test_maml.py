@@ -14,7 +14,7 @@ from metafew.assemble import make
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
-from metafew.heads.fast import adaptable
+from metafew.heads.fast import Bound, adaptable, embed
 from metafew.heads.inner import Adam
 from metafew.heads.maml import MAML
 from metafew.heads.output import classify, prototypes
@@ -197,10 +197,22 @@ def test_embedding_with_other_weights_needs_no_copy(episode):
     """The functional call that MAML rests on leaves the backbone's own weights alone."""
     backbone, _ = learner("none")
     zeros = {f"backbone.{n}": torch.zeros_like(p) for n, p in backbone.named_parameters()}
-    from metafew.heads.fast import Bound
-
     features, _ = functional_call(Bound(backbone), zeros, (episode.support.images,))
     assert features.std() == 0 and backbone.embed(episode.support.images)[0].std() > 0
+
+
+def test_a_weight_of_two_names_is_one_weight(episode):
+    backbone, _ = learner("none")
+    first, second = backbone.norms
+    first.weight = second.weight
+    bound = Bound(backbone)
+    assert bound.tied
+    changed = {f"backbone.{name}": 2 * p for name, p in backbone.named_parameters()}
+    features, _ = embed(bound, changed, episode.support.images[0])
+    with torch.no_grad():
+        for p in backbone.parameters():
+            p.mul_(2)
+    torch.testing.assert_close(features, backbone.embed(episode.support.images[:1])[0])
 
 
 def three_tasks():

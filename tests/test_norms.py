@@ -14,7 +14,7 @@ from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.norm import Norm, never_negative, pool
-from metafew.norms.passes import Affine, GroupMoments
+from metafew.norms.passes import GroupMoments, Normalize
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
@@ -152,18 +152,60 @@ def test_one_negative_weight_is_enough_to_pool_late():
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
     x = torch.randn(6, 2, 3, 3, dtype=torch.double, requires_grad=True)
-    handed, mean, var = GroupMoments.apply(x, groups)
+    handed, mean, var = GroupMoments.apply(x, 1, groups)
     assert torch.equal(handed, x)
     parts = x.detach().unflatten(0, (groups, -1)).numpy()
-    agree(mean, parts.mean((1, 3, 4)))
-    agree(var, parts.var((1, 3, 4)))
+    agree(mean[0], parts.mean((1, 3, 4)))
+    agree(var[0], parts.var((1, 3, 4)))
 
     def f(x):
-        handed, mean, var = GroupMoments.apply(x, groups)
-        return Affine.apply(handed, var.exp(), mean)
+        handed, mean, var = GroupMoments.apply(x, 1, groups)
+        return Normalize.apply(handed, mean, var.exp(), mean.mean((0, 1)), var.mean((0, 1)), 1e-5)
 
     assert torch.autograd.gradcheck(f, x)
     assert torch.autograd.gradgradcheck(f, x)
+
+
+SHAPES = [((3,), (3,)), ((2, 2, 3), (2, 2, 3)), ((2, 2, 1), (2, 2, 1)), ((2, 1, 3), (2, 1, 3)), ((2, 4, 3), (2, 4, 3))]
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_normalize_and_its_derivatives_of_three_orders(shapes):
+    torch.manual_seed(0)
+    x, mean, deviation, weight, bias = (
+        torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((8, 3, 2, 2), *shapes, (3,), (3,))
+    )
+    inputs = (x, mean, deviation.square().detach().requires_grad_(), weight, bias)
+    rows = [m.expand(-1, -1, 3).flatten(0, 1).repeat_interleave(8 // m[..., 0].numel(), 0) if m.dim() == 3 else m
+            for m in inputs[1:3]]  # fmt: skip
+    m, v = (r.reshape(-1, 3, 1, 1) for r in rows)
+    reference = weight[:, None, None] * (x - m) / (v + 0.1).sqrt() + bias[:, None, None]
+    torch.testing.assert_close(Normalize.apply(*inputs, 0.1), reference, rtol=1e-12, atol=1e-12)
+
+    def slope(*inputs):
+        y = Normalize.apply(*inputs, 0.1)
+        return torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+
+    assert torch.autograd.gradcheck(lambda *a: Normalize.apply(*a, 0.1), inputs)
+    assert torch.autograd.gradcheck(slope, inputs)
+    assert torch.autograd.gradgradcheck(slope, inputs)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (1, 4, 3)), ((4, 3), (4, 3)), ((2, 4, 3), (1, 4, 3)), ((2, 4, 3), (3,))])
+def test_moments_of_a_scheme_of_ones_own_broadcast(shapes):
+    mean, var = torch.randn(shapes[0], dtype=torch.double), torch.rand(shapes[1], dtype=torch.double)
+
+    class Own(Norm):
+        def moments(self, own, context):
+            return mean + 0 * own[0].mean(), var + 0 * own[0].mean()
+
+    x = torch.randn(2, 4, 3, 2, 2, dtype=torch.double, requires_grad=True)
+    with rows(2, 2, record=False):
+        y = Own(3)(x.flatten(0, 1))
+    m, v = (torch.broadcast_to(each, (2, 4, 3)).flatten(0, 1)[..., None, None] for each in (mean, var))
+    agree(y, ((x.flatten(0, 1) - m) / (v + 1e-5).sqrt()).detach().numpy())
+    y.square().sum().backward()
+    agree(x.grad.flatten(0, 1), (2 * (x.flatten(0, 1) - m) / (v + 1e-5)).detach().numpy())
 
 
 def embedded(word: str, train: bool) -> list[torch.Tensor]:
@@ -209,8 +251,8 @@ def affine(norm: Norm, x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.n
 
 
 def instance(x: torch.Tensor):
-    _, mean, var = GroupMoments.apply(x.flatten(0, 1), len(x.flatten(0, 1)))
-    return mean.unflatten(0, x.shape[:2]), var.unflatten(0, x.shape[:2])
+    _, *moments = GroupMoments.apply(x.flatten(0, 1), x.shape[0], x.shape[0] * x.shape[1])
+    return moments
 
 
 def agree(ours: torch.Tensor, reference: np.ndarray):

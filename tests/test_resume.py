@@ -224,6 +224,15 @@ def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp
     assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
 
 
+def test_words_that_name_other_values_are_the_same_words_again(tmp_path):
+    words = ["optimizer.weight_decay=${train.query}"]
+    first = command(*words, out=tmp_path)
+    command(*words, "trainer.max_steps=13", "ckpt=last", out=tmp_path)
+    saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["metafew"]["overrides"]
+    assert words[0] in saved
+    assert first["config"]["optimizer"]["weight_decay"] == first["config"]["train"]["query"]
+
+
 def test_another_kind_of_step_is_another_training(tmp_path):
     command(out=tmp_path)
     for word in ("accumulate_grad_batches=2", "gradient_clip_val=1.0", "precision=64"):

@@ -27,6 +27,8 @@ class Bound(nn.Module):
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
+        # To look for weights of several names takes long, and is done once instead of in every call.
+        self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Embed as the backbone does."""
@@ -35,6 +37,8 @@ class Bound(nn.Module):
 
 class Known(nn.Module):
     """Stands for a :class:`Bound` backbone where features are known already: they pass as they are."""
+
+    tied = False
 
     def forward(self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True):
         """Return both as they came."""
@@ -70,7 +74,8 @@ def adaptable(backbone: Backbone, adapt: str, freeze: Iterable[str]) -> list[str
 def embed(bound: Bound, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, Tensor]:
     """Embed the images of one task ``(n, c, h, w)`` with other weights; the features are ``(1, n, d)``."""
     named = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
-    return torch.func.functional_call(bound, named, tuple(part.unsqueeze(0) for part in images), options)
+    args = tuple(part.unsqueeze(0) for part in images)
+    return torch.func.functional_call(bound, named, args, options, tie_weights=bound.tied)
 
 
 def severed(weights: Weights) -> Weights:

@@ -22,7 +22,12 @@ class SGD:
 
     def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
         """Return the weights after a step, and the state."""
-        return {name: value - rates[name] * grads[name] for name, value in weights.items()}, state
+        return {name: stepped(value, rates[name], grads[name]) for name, value in weights.items()}, state
+
+
+def stepped(weight: Tensor, rate: Tensor | float, grad: Tensor) -> Tensor:
+    """Return ``weight - rate * grad``."""
+    return torch.sub(weight, grad, alpha=rate) if isinstance(rate, float | int) else weight - rate * grad
 
 
 class Adam:

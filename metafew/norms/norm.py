@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metafew.norms.passes import Affine, GroupMoments
+from metafew.norms.passes import GroupMoments, Normalize
 from metafew.norms.scope import current
 
 Moments = tuple[Tensor, Tensor]
@@ -104,27 +104,22 @@ class Norm(nn.Module):
         if not self.blind:
             # A group that shares its moments is, to the scheme, like one context image.
             groups, context = (tasks, 1) if self.whole(context, rows) else (x.shape[0], context)
-            x, *moments = GroupMoments.apply(x, groups)
-            own = tuple(part.unflatten(0, (tasks, -1)) for part in moments)
+            x, mean, var = GroupMoments.apply(x, tasks, groups)
+            own = mean, var
         mean, var = self.moments(own, context)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - mean * scale
+        if mean.shape != var.shape:
+            mean, var = torch.broadcast_tensors(mean, var)
+        if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):  # rows are normalized alike in all tasks
+            mean, var = mean.expand(tasks, -1, -1), var.expand(tasks, -1, -1)
         early = never_negative(self.weight)
         x = pool(x) if early else x
-        y = Affine.apply(x, by_group(scale, tasks), by_group(shift, tasks))
+        y = Normalize.apply(x, mean, var, self.weight, self.bias, self.eps)
         return y if early else pool(y)
-
-
-def by_group(value: Tensor, tasks: int) -> Tensor:
-    """Return what broadcasts to ``(t, n, c)`` as ``(groups, c)``: one for all, one a task, or one a row."""
-    if value.dim() == 1:
-        return value.unsqueeze(0)
-    return value.squeeze(1) if value.shape[1] == 1 else value.expand(tasks, -1, -1).flatten(0, 1)
 
 
 def never_negative(weight: Tensor) -> bool:
     """Tell whether no value is negative, where that can be told without waiting: not on a GPU, nor under ``vmap``."""
     try:
-        return weight.device.type == "cpu" and bool((weight >= 0).all())
+        return weight.device.type == "cpu" and weight.detach().amin().item() >= 0
     except RuntimeError:  # vmap has no branches
         return False

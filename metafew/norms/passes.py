@@ -8,7 +8,8 @@ passes can be differentiated in turn, in few passes too, and all of them are exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,25 +24,36 @@ two_passes = torch.ops.aten.batch_norm_update_stats
 """torch's mean and population variance of each channel, on a CPU faster than any other way to them."""
 
 
-def pieces(x: Tensor) -> Iterator[slice]:
-    """Yield slices of rows of ``x`` that fit in a processor's cache."""
+class Pass(Function):
+    """A Function that is called thousands of times a step."""
+
+    def __init_subclass__(cls) -> None:
+        """Keep the signature of ``forward``, which torch would work out anew in every call."""
+        cls.forward.__signature__ = inspect.signature(cls.forward)
+
+
+def pieces(x: Tensor) -> list[slice]:
+    """Return slices of rows of ``x`` that fit in a processor's cache."""
     rows = x.shape[0]
     size = max(1, CACHED * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
-    return (slice(start, start + size) for start in range(0, rows, size))
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def of_rows(value: Tensor, piece: slice) -> Tensor:
     """Return what belongs to a piece of rows; one row belongs to all."""
-    return value if len(value) == 1 else value[piece]
+    return value if value.shape[0] == 1 else value[piece]
 
 
 def by_piece(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
     """Apply ``function`` to pieces of rows and join each of its results."""
-    results = [function(*(r[piece] for r in rows)) for piece in pieces(rows[0])]
-    return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in zip(*results, strict=True))
+    parts = pieces(rows[0])
+    if len(parts) < 2:
+        return function(*rows)
+    results = [function(*(r[piece] for r in rows)) for piece in parts]
+    return tuple(torch.cat(part) for part in zip(*results, strict=True))
 
 
-class GroupMoments(Function):
+class GroupMoments(Pass):
     """Mean and population variance of each channel over groups of consecutive rows, from single images to all.
 
     It also hands ``x`` on, so that the gradient of whatever is computed from ``x`` and from its moments comes back
@@ -49,46 +61,47 @@ class GroupMoments(Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``x`` ``(b, c, h, w)`` and its means and variances ``(groups, c)``, in float32 or better."""
-        rows = len(x) // groups
+    def forward(x: Tensor, tasks: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``x`` ``(b, c, h, w)``, means and variances ``(tasks, groups of a task, c)``, in float32 or better."""
+        rows = x.shape[0] // groups
         if rows == 1:
-            moments = by_piece(moments_of_images, x)
+            mean, var = by_piece(moments_of_images, x)
         elif x.device.type == "cpu":
-            each = (two_passes(precise(group), None, None, 0.0) for group in x.split(rows))
-            moments = (torch.stack(part) for part in zip(*each, strict=True))
+            each = [two_passes(precise(group), None, None, 0.0) for group in (x.split(rows) if groups > 1 else [x])]
+            mean, var = (torch.cat(part) for part in zip(*each, strict=True)) if groups > 1 else each[0]
         else:
             parts = precise(x).unflatten(0, (groups, rows))
             mean = parts.mean(IN_GROUP, keepdim=True)
-            moments = mean.flatten(1), (parts - mean).square().mean(IN_GROUP)
-        return x.view_as(x), *moments
+            var = (parts - mean).square().mean(IN_GROUP)
+        shape = (tasks, groups // tasks, x.shape[1])
+        return x.view_as(x), mean.reshape(shape), var.view(shape)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx, inputs: tuple[Tensor, int, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep what the backward pass needs."""
         ctx.save_for_backward(inputs[0], output[1])
 
     @staticmethod
-    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None, None]:
         """Return ``grad + (grad_mean + 2 grad_var (x - mean)) / n``, ``n`` being the values of a group."""
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return Bent.apply(grad, grad_mean, grad_var, x, mean), None
+            return GroupMomentsBack.apply(grad, grad_mean, grad_var, x, mean), None, None
         slope, level = bend(grad_mean, grad_var, x, mean)
         for piece in pieces(x):
-            k, offset = (of_rows(value, piece)[..., None, None] for value in (slope, level))
+            k, offset = (of_rows(value, piece) for value in (slope, level))
             grad[piece].addcmul_(x[piece], k).add_(offset)
-        return grad, None
+        return grad, None, None
 
     @staticmethod
-    def vmap(info, dims: tuple[int, None], x: Tensor, groups: int) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    def vmap(info, dims: tuple[int, None, None], x: Tensor, tasks: int, groups: int):
         """Take tasks that ``vmap`` stacks for what they are: more groups."""
-        x = x.movedim(dims[0], 0)
-        results = GroupMoments.apply(x.flatten(0, 1), info.batch_size * groups)
-        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in results), (0, 0, 0)
+        x, stacked = x.movedim(dims[0], 0), info.batch_size
+        results = GroupMoments.apply(x.flatten(0, 1), stacked * tasks, stacked * groups)
+        return tuple(part.unflatten(0, (stacked, -1)) for part in results), (0, 0, 0)
 
 
-class Bent(Function):
+class GroupMomentsBack(Pass):
     """The backward pass of :class:`GroupMoments`, whose own derivative takes few passes."""
 
     generate_vmap_rule = True
@@ -96,7 +109,7 @@ class Bent(Function):
     @staticmethod
     def forward(grad: Tensor, grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         """Return ``grad + slope x + level``."""
-        slope, level = (value[..., None, None] for value in bend(grad_mean, grad_var, x, mean))
+        slope, level = bend(grad_mean, grad_var, x, mean)
         return torch.addcmul(grad, x, slope).add_(level).to(x.dtype)
 
     @staticmethod
@@ -109,10 +122,10 @@ class Bent(Function):
         """Return the gradients of ``<v, grad + slope x + level>``; ``mean`` counts as what it is, a mean of ``x``."""
         grad_var, x, mean = ctx.saved_tensors
         count = values(x, mean)
-        slope = 2 * grad_var / count
-        dots, sums = in_groups(v, x, len(mean))
-        of_x = scaled(v, spread(slope, x), spread(-slope * sums / count, x))
-        return v, sums / count, 2 * (dots - mean * sums) / count, of_x, None
+        dots, sums = in_groups(v, x, mean)
+        slope = grad_var * (2 / count)
+        of_x = scaled(v, spread(slope, x), spread(slope * sums / -count, x))
+        return v, sums / count, torch.addcmul(dots, mean, sums, value=-1) * (2 / count), of_x, None
 
 
 def moments_of_images(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,10 +137,10 @@ def moments_of_images(part: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bend(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean`` for each row ``(b, c)`` of ``x``."""
+    """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean`` for the rows of ``x``."""
     count = values(x, mean)
-    slope = 2 * grad_var / count
-    return spread(slope, x), spread(grad_mean / count - slope * mean, x)
+    slope = grad_var * (2 / count)
+    return spread(slope, x), spread(torch.addcmul(grad_mean / count, slope, mean, value=-1), x)
 
 
 def values(x: Tensor, mean: Tensor) -> int:
@@ -136,48 +149,113 @@ def values(x: Tensor, mean: Tensor) -> int:
 
 
 def spread(value: Tensor, x: Tensor) -> Tensor:
-    """Return what belongs to groups ``(groups, c)`` for each row of ``x``: ``(b, c)``, or ``(1, c)`` for one group."""
-    groups = len(value)
-    return value if groups in (1, len(x)) else value.repeat_interleave(len(x) // groups, 0)
+    """Return ``value``, ``(c,)`` or ``(t, n, c)``, for the rows of ``x``: ``(b, c, 1, 1)``, ``b = 1`` for all alike."""
+    groups, rows = value.numel() // x.shape[1], x.shape[0]
+    value = value.reshape(groups, -1, 1, 1)
+    return value if groups in (1, rows) else value.repeat_interleave(rows // groups, 0)
 
 
-def in_groups(v: Tensor, x: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Return the sums of ``v x`` and of ``v`` over positions and groups of consecutive rows, ``(groups, c)``."""
-    sums = by_piece(products, v, x)
-    return sums if groups == len(x) else tuple(each.unflatten(0, (groups, -1)).sum(1) for each in sums)
+def in_groups(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of ``v x`` and of ``v`` over positions and groups of rows, in the shape of ``like``."""
+    groups = like.numel() // x.shape[1]
+    if groups == 1 and len(pieces(x)) == 1:
+        sums = products(v, x, (0, *POSITIONS))
+    else:
+        sums = by_piece(products, v, x)
+        if groups < x.shape[0]:
+            sums = tuple(each.view(groups, -1, x.shape[1]).sum(1) for each in sums)
+    return tuple(each.view_as(like) for each in sums)
 
 
-def products(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of ``v x`` and of ``v`` over positions, ``(b, c)``, in float32 or better."""
+def products(v: Tensor, x: Tensor, over: tuple[int, ...] = POSITIONS) -> tuple[Tensor, Tensor]:
+    """Return the sums of ``v x`` and of ``v`` over positions, ``(b, c)``, or more, in float32 or better."""
     v, x = precise(v), precise(x)
-    return (v * x).sum(POSITIONS), v.sum(POSITIONS)
+    return (v * x).sum(over), v.sum(over)
 
 
-class Affine(Function):
-    """``y = scale * x + shift`` with a scale and a shift for each channel and group of consecutive rows."""
+class Normalize(Pass):
+    """``y = weight * (x - mean) / sqrt(var + eps) + bias``, with moments of each channel and group of consecutive rows.
+
+    ``mean`` and ``var`` have one shape: ``(c,)``, or ``(t, n, c)`` for ``n`` groups of each of ``t`` tasks, where the
+    last may be 1, one moment for all channels. ``weight`` and ``bias`` are ``(c,)``. With
+    ``scale = weight / sqrt(var + eps)`` it is ``scale * x + bias - mean * scale``, one pass over ``x``.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return ``y`` in the precision of ``x``, computed in that of ``scale`` ``(groups, c)``."""
-        return scaled(x, spread(scale, x), spread(shift, x))
+    def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return ``y`` in the precision of ``x``, computed in that of the moments."""
+        scale = weight * torch.rsqrt(var + eps)
+        return scaled(x, spread(scale, x), spread(bias - mean * scale, x))
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
         """Keep what the backward pass needs."""
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs[:4])
+        ctx.eps = inputs[5]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``scale * grad`` and, summed over groups, ``grad * x`` and ``grad``."""
-        x, scale = ctx.saved_tensors
-        return scaled(grad, spread(scale, x), None), *in_groups(grad, x, len(scale))
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of everything but ``eps``."""
+        back = NormalizeBack.apply if torch.is_grad_enabled() else NormalizeBack.forward
+        return *back(grad, *ctx.saved_tensors, ctx.eps)[:5], None
+
+
+class NormalizeBack(Pass):
+    """The backward pass of :class:`Normalize`, whose own derivative takes few passes.
+
+    Two sums over the values of a group say all: ``dots``, of ``grad * (x - mean)``, is the gradient of the scale at
+    fixed mean and bias, and ``sums``, of ``grad``, that of the bias. Both are handed on, so that the second derivative
+    need not sum again.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+        """Return the gradients of ``x``, ``mean``, ``var``, ``weight`` and ``bias``, and ``dots`` and ``sums``."""
+        inverse = torch.rsqrt(var + eps)
+        scale = weight * inverse
+        dots, sums = in_groups(grad, x, scale)
+        dots = torch.addcmul(dots, mean, sums, value=-1)
+        return (
+            scaled(grad, spread(scale, x), None),
+            (sums * scale).neg_().sum_to_size(mean.shape),
+            (dots * scale * inverse.square()).mul_(-0.5).sum_to_size(var.shape),
+            (dots * inverse).sum_to_size(weight.shape),
+            sums.sum_to_size(weight.shape),
+            torch.stack([dots, sums]),
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        """Keep what the backward pass needs."""
+        ctx.save_for_backward(*inputs[:5], output[5])
+        ctx.eps = inputs[5]
+
+    @staticmethod
+    def backward(ctx, v: Tensor, of_mean: Tensor, of_var: Tensor, of_weight: Tensor, of_bias: Tensor, of_sums: Tensor):
+        """Return the gradients of the sum of products of the gradients and what came back for each."""
+        grad, x, mean, var, weight, (dots, sums) = ctx.saved_tensors
+        inverse = torch.rsqrt(var + ctx.eps)
+        scale, half = weight * inverse, of_var * inverse.square() * -0.5
+        along = torch.addcmul(of_weight * inverse + of_sums[0], half, scale)  # of dots
+        level = of_bias + of_sums[1] - of_mean * scale - mean * along  # of sums
+        of_grad = torch.addcmul(torch.addcmul(spread(level, x), x, spread(along, x)), v, spread(scale, x))
+        of_scale = torch.addcmul(in_groups(v, grad, scale)[0] - of_mean * sums, half, dots)
+        of_inverse = of_scale * weight + dots * (of_weight + 2 * half * weight)
+        return (
+            of_grad.to(grad.dtype),
+            scaled(grad, spread(along, x), None),
+            (sums * along).neg_().sum_to_size(mean.shape),
+            (of_inverse * inverse**3).mul_(-0.5).sum_to_size(var.shape),
+            (of_scale * inverse).sum_to_size(weight.shape),
+            None,
+        )
 
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Return ``scale * x + shift`` in the precision of ``x``; ``scale`` and ``shift`` are ``(b, c)``."""
-    scale = scale[..., None, None]
-    if shift is None:
-        return (x * scale).to(x.dtype)
-    return torch.addcmul(shift[..., None, None], x, scale).to(x.dtype)
+    """Return ``scale * x + shift`` in the precision of ``x``."""
+    y = x * scale if shift is None else torch.addcmul(shift, x, scale)
+    return y.to(x.dtype)

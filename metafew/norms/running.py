@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metafew.collective import distributed
@@ -52,8 +53,8 @@ class RunningNorm(Norm):
         """
         tasks, _, ledger, share = current()
         if self.training and ledger is not False:
-            moments = torch.stack([mean.detach().mean(1).sum(0), var.detach().mean(1).sum(0)])
-            sums = share * torch.cat([moments, moments.new_full((2, 1), tasks)], 1)
+            moments = torch.stack([mean, var]).detach().mean(2).sum(1)
+            sums = share * F.pad(moments, (0, 1), value=tasks)
             if ledger is True:
                 self.gather(sums)
             else:
@@ -108,6 +109,8 @@ class GroupedNorm(RunningNorm):
 def grouped(own: Moments, context: int, over: str) -> Moments:
     """Return moments ``(t, n, c)``: for every row those of its group, context or targets (apart) or all (joined)."""
     rows = own[0].shape[1]
+    if rows == 1:
+        return own
     sizes = [rows] if over == "joined" else [size for size in (context, rows - context) if size]
     pooled = [pool(*parts) for parts in zip(*(part.split(sizes, 1) for part in own), strict=True)]
     return tuple(

@@ -30,12 +30,14 @@ class Bench:
         rounds: how often each row is measured, after one round that warms up.
         device: where.
         peers: a folder of environments, each with another library, or None.
+        variables: the environment variables of processes that others run in; None for those of this process.
     """
 
     setting: Setting
     rounds: int
     device: torch.device
     peers: Path | None = None
+    variables: dict[str, str] | None = None
 
     @property
     def problem(self) -> Problem:

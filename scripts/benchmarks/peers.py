@@ -11,6 +11,8 @@ from benchmarks.measure import Bench, Call, Rows, Tables
 from benchmarks.workers import Failure, Worker, launched
 
 ALGORITHMS = ("maml", "fomaml", "protonet", "svm")
+LARGE = f"{plain.TITLE} in large pages"
+"""The plain loop in this process, with the memory that train.py asks for; the other is a process as users start it."""
 
 
 def tables(bench: Bench) -> Tables:
@@ -47,14 +49,14 @@ def rows(bench: Bench, algorithm: str, workers: dict[str, Worker]) -> Rows:
     """Measure one algorithm. The difference of a row is that of loss and gradient in the first step, from plain's."""
     local = {"metafew": own(bench.problem, algorithm)}
     if hasattr(plain, algorithm):
-        local["plain PyTorch"] = getattr(plain, algorithm)(bench.problem)
+        local[LARGE] = getattr(plain, algorithm)(bench.problem)
     calls: dict[str, Call] = {name: bench.timed(step.take) for name, step in local.items()}
     firsts, broken = {name: first(step) for name, step in local.items()}, {}
     for worker in workers.values():
         for step in worker.steps:
             if step.split()[0] != algorithm:
                 continue
-            name = step.replace(algorithm, f"{worker.name} {worker.version}", 1)
+            name = step.replace(algorithm, worker.title, 1)
             try:
                 reply = worker.take(step)
                 firsts[name] = {"loss": reply["value"], "gradient": reply["gradient"]}
@@ -62,7 +64,7 @@ def rows(bench: Bench, algorithm: str, workers: dict[str, Worker]) -> Rows:
             except Failure as failure:
                 broken[name] = {"note": str(failure)}
     measured = bench.measure(algorithm, calls)
-    reference = firsts.get("plain PyTorch", firsts["metafew"])
+    reference = firsts.get(LARGE, firsts["metafew"])
     for name, values in firsts.items():
         measured[name] |= {f"{key} off by": off(values[key], reference[key]) for key in ("loss", "gradient")}
     return measured | broken

@@ -1,9 +1,10 @@
-"""Other libraries, each in an environment and a process of its own."""
+"""Others, each in a process of its own: libraries in environments of their own, and a plain loop."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +14,9 @@ import torch
 
 from benchmarks.measure import Bench, Call
 
-PEERS = ("torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
+PLAIN = "plain"
+"""Not a library: it runs in this very Python installation."""
+PEERS = (PLAIN, "torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
 
 
 class Failure(Exception):
@@ -24,13 +27,13 @@ class Worker:
     """A process that takes one step of a peer on request (peers/worker.py).
 
     Args:
-        name: of the peer, and of its folder.
+        name: of the peer, and of its folder in ``bench.peers``.
         bench: how to measure.
     """
 
     def __init__(self, name: str, bench: Bench):
-        python = bench.peers.resolve() / name / "bin" / "python"
-        self.name, self.version, self.steps, self.error = name, "", [], ""
+        python = Path(sys.executable) if name == PLAIN else bench.peers.resolve() / name / "bin" / "python"
+        self.title, self.steps, self.error = name, [], ""
         self.process = None
         if not python.exists():
             self.error = f"not installed: python scripts/make_peers.py {bench.peers} {name}"
@@ -42,12 +45,13 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=bench.variables,
         )
         threads = torch.get_num_threads()
         start = {"setting": asdict(bench.setting), "device": str(bench.device), "threads": threads}
         try:
             reply = self.ask(start)
-            self.version, self.steps = reply["version"], reply["steps"]
+            self.title, self.steps = reply["title"], reply["steps"]
         except Failure as failure:
             self.error = str(failure)
 
@@ -86,8 +90,8 @@ class Worker:
 
 @contextmanager
 def launched(bench: Bench, names: Sequence[str] = PEERS) -> Iterator[dict[str, Worker]]:
-    """Start peers, and end them afterwards; none if there is no folder of environments."""
-    workers = {name: Worker(name, bench) for name in names} if bench.peers else {}
+    """Start peers, and end them afterwards; libraries only if there is a folder of environments."""
+    workers = {name: Worker(name, bench) for name in names if bench.peers or name == PLAIN}
     try:
         yield workers
     finally:

@@ -15,6 +15,8 @@ from torch.func import functional_call
 
 from .problem import Problem, Setting, Step, Steps
 
+TITLE = "plain PyTorch"
+
 
 def conv4(setting: Setting, early: bool = False) -> nn.Sequential:
     """Return Conv4 up to its flat features; ``early`` pooling, before ReLU, gives the same values faster."""

@@ -1,7 +1,7 @@
 """A process that takes a step of a peer on request: python -m peers.worker NAME.
 
 Requests and replies are lines of JSON. The first request is ``{"setting": ..., "device": ..., "threads": ...}``; its
-reply names the steps and the version of the peer. Every other is the name of a step; its reply has the seconds, the
+reply names the steps and the peer. Every other is the name of a step; its reply has the seconds, the
 loss or solution, and the norm of the gradient.
 """
 
@@ -41,8 +41,9 @@ def main() -> None:
                 torch.set_num_threads(request["threads"])
                 device = torch.device(request["device"])
                 problem = Problem(Setting(**request["setting"]), device)
-                steps = import_module(f"peers.{name.replace('-', '_')}").steps(problem)
-                reply = {"steps": list(steps), "version": version(name)}
+                module = import_module(f"peers.{name.replace('-', '_')}")
+                steps = module.steps(problem)
+                reply = {"steps": list(steps), "title": getattr(module, "TITLE", None) or f"{name} {version(name)}"}
         except Exception as error:  # a peer may fail in any way, and the table says how
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(reply), file=replies)

@@ -1,0 +1,88 @@
+"""Memory of a run: large pages, kept by the process, unless the user's environment says otherwise."""
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metafew.pages import LARGE_PAGES
+
+SIZE = 20 * 2**20
+PAGES = SIZE // mmap.PAGESIZE
+HUGE = """
+def huge():
+    lines = open("/proc/self/smaps_rollup")
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+"""
+PROBE = f"""
+import mmap
+memory = mmap.mmap(-1, {SIZE}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+memory.write(b"1" * {SIZE})
+{HUGE}
+print(huge())
+"""
+STEPS = f"""
+import resource, torch
+from metafew.pages import keep_large
+keep_large()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        torch.ones({SIZE} // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+{HUGE}
+kept = torch.ones({SIZE} // 4)
+faults()  # until memory has come together in pieces that are large enough
+print(huge(), faults())
+"""
+
+
+def python(code: str, **environment: str) -> list[int]:
+    """Return the numbers that ``code`` prints, in a process of its own with this environment."""
+    unset = ("THP_MEM_ALLOC_ENABLE", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    own = {name: value for name, value in os.environ.items() if name not in unset} | environment
+    own["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], env=own, stdout=subprocess.PIPE, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def large_pages():
+    """Skip where the system has no large pages to give, to anyone who asks."""
+    if not LARGE_PAGES.exists() or python(PROBE)[0] * 1024 < SIZE // 2:
+        pytest.skip("no large pages here")
+
+
+def test_tensors_get_large_pages_and_freed_memory_is_kept(large_pages):
+    huge, faults = python(STEPS)
+    assert huge * 1024 >= SIZE // 2
+    assert faults < PAGES / 10
+
+
+def test_what_the_user_says_stands(large_pages):
+    if "[always]" in LARGE_PAGES.read_text():
+        pytest.skip("everything has large pages here")
+    huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", MALLOC_TRIM_THRESHOLD_="131072")
+    assert huge == 0 and faults > 50 * PAGES
+    huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", GLIBC_TUNABLES="glibc.cpu.x86_shstk=off")
+    assert huge == 0 and faults < PAGES / 10
+
+
+@pytest.mark.parametrize("entry", ["main", "job"])
+def test_a_run_asks_for_them_before_torch_comes(tmp_path, entry):
+    """A process of joblib begins with ``job``; those of torchrun meet torch in a callback of Hydra, before it."""
+    code = f"""
+import os, sys
+from metafew import cli
+sys.argv = ["train.py", "hydra.run.dir={tmp_path}"]
+cli.register()
+cli.keep_large = lambda: os._exit(8 if "torch" in sys.modules else 9)
+cli.{entry}()
+"""
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        python(code)
+    assert ended.value.returncode == 9

@@ -170,9 +170,8 @@ def conduct_cells(cfg: DictConfig) -> int:
     command = {"command": " ".join(["python train.py", *told])}
     experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | name | command
     typed = [word for word in words if word.split("=")[0] not in WORDS]
-    if changed := [
-        word for word in typed if word in told
-    ]:  # this is another table than the one that the YAML describes
+    changed = [word for word in typed if word in told]
+    if changed:  # this is another table than the one that the YAML describes
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan(experiment, typed, cfg.budget, seeds, Path(cfg.cells), groups())
     return conduct(experiment, cells, Path(chosen.run.dir), cfg.jobs)

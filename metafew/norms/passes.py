@@ -44,13 +44,14 @@ def of_rows(value: Tensor, piece: slice) -> Tensor:
     return value if value.shape[0] == 1 else value[piece]
 
 
+def joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Join each of the results that parts of the rows gave; those of a single part are whole already."""
+    return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
 def by_piece(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
     """Apply ``function`` to pieces of rows and join each of its results."""
-    parts = pieces(rows[0])
-    if len(parts) < 2:
-        return function(*rows)
-    results = [function(*(r[piece] for r in rows)) for piece in parts]
-    return tuple(torch.cat(part) for part in zip(*results, strict=True))
+    return joined([function(*(r[piece] for r in rows)) for piece in pieces(rows[0])])
 
 
 class GroupMoments(Pass):
@@ -67,8 +68,7 @@ class GroupMoments(Pass):
         if rows == 1:
             mean, var = by_piece(moments_of_images, x)
         elif x.device.type == "cpu":
-            each = [two_passes(precise(group), None, None, 0.0) for group in (x.split(rows) if groups > 1 else [x])]
-            mean, var = (torch.cat(part) for part in zip(*each, strict=True)) if groups > 1 else each[0]
+            mean, var = joined([two_passes(precise(group), None, None, 0.0) for group in x.split(rows)])
         else:
             parts = precise(x).unflatten(0, (groups, rows))
             mean = parts.mean(IN_GROUP, keepdim=True)
@@ -168,7 +168,7 @@ def in_groups(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def products(v: Tensor, x: Tensor, over: tuple[int, ...] = POSITIONS) -> tuple[Tensor, Tensor]:
-    """Return the sums of ``v x`` and of ``v`` over positions, ``(b, c)``, or more, in float32 or better."""
+    """Return the sums of ``v x`` and of ``v`` over positions or other dimensions, in float32 or better."""
     v, x = precise(v), precise(x)
     return (v * x).sum(over), v.sum(over)
 

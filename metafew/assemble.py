@@ -154,6 +154,8 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
+    if not backbone.own_norms:  # such a network is given images in the usual layout
+        backbone.to(memory_format=torch.channels_last)  # as images lie, or every pass would copy the weights
     return backbone
 
 

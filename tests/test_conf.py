@@ -4,8 +4,10 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from torch import nn
 
 from metafew import cli
 from metafew.assemble import make, make_backbone, make_head, make_objective, make_source
@@ -53,6 +55,21 @@ def test_option_composes_and_instantiates(file, composed, monkeypatch):
     if group == "norm":
         assert thing(8).weight.shape == (8,)
     assert thing is not None
+
+
+class Own(nn.Sequential):
+    """A network of one's own."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten())
+
+
+@pytest.mark.parametrize("word", ["conv4", "r2d2", "resnet12", "resnet18", "module"])
+def test_weights_of_convolutions_lie_as_images_do_but_in_a_network_of_ones_own(word, composed):
+    cfg, _, _ = composed(f"backbone={word}", *(["backbone.target=test_conf.Own"] if word == "module" else []))
+    backbone = make_backbone(cfg, SimpleNamespace(channels=3, image_size=32))
+    last = [w.is_contiguous(memory_format=torch.channels_last) for w in backbone.parameters() if w.ndim == 4]
+    assert last and all(last) == (word != "module")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}-{f.stem}")

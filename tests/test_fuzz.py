@@ -77,6 +77,7 @@ def heavy(key, value):
 def fuzz(launch, composed, monkeypatch, tmp_path):
     """Type one word, drawn by ``seed``, and return it beside what became of it."""
     known, build = {}, datamodule.build
+    monkeypatch.chdir(tmp_path)  # a word such as cache_dir=both is a folder here
 
     def go(seed):
         rng, read = random.Random(seed), []

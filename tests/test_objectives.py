@@ -17,8 +17,9 @@ from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
 from metafew.norms.running import commit
+from metafew.objectives import episodic
 from metafew.objectives.classical import Classical
-from metafew.objectives.episodic import Episodic
+from metafew.objectives.episodic import Episodic, tasks_at_once
 from metafew.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
 
 OFF = NoRegularizer()
@@ -102,7 +103,9 @@ def test_weight_clustering_belongs_to_reptile(objective, backbone):
 
 @pytest.mark.parametrize("norm", ["batch", "batch_shared", "tasknorm"])
 @pytest.mark.parametrize("head", ["protonet", "svm"])
-def test_tasks_one_by_one_have_the_gradients_and_moments_of_all_at_once(norm, head):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_few_tasks_at_a_time_have_the_gradients_and_moments_of_all_at_once(norm, head, size, monkeypatch):
+    monkeypatch.setattr(episodic, "PIXELS", size * 2 * 6 * 16 * 16)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 6, 1, 16, 16, generator=generator, dtype=torch.float64)
     support, query = (Labelled(part, torch.arange(3).repeat(3, 2)) for part in images)
@@ -111,7 +114,9 @@ def test_tasks_one_by_one_have_the_gradients_and_moments_of_all_at_once(norm, he
         torch.manual_seed(0)
         models.append(Conv4(1, 16, make(OmegaConf.load(CONF / "norm" / f"{norm}.yaml")), width=4).double())
     fitted = make(OmegaConf.load(CONF / "head" / f"{head}.yaml"))
-    Episodic(OFF)(models[0], fitted, [Episode(support, query, 3, torch.arange(3))]).backward()
+    episode = Episode(support, query, 3, torch.arange(3))
+    assert tasks_at_once(models[0], fitted, episode) == (None if norm == "batch_shared" else size)
+    Episodic(OFF)(models[0], fitted, [episode]).backward()
     logits = fitted(models[1], support, query.images, 3)
     F.cross_entropy(logits.flatten(0, 1), query.labels.flatten()).backward()
     for model in models:
@@ -120,6 +125,18 @@ def test_tasks_one_by_one_have_the_gradients_and_moments_of_all_at_once(norm, he
         torch.testing.assert_close(one.grad, whole.grad, rtol=1e-9, atol=1e-12, msg=name)
     for one, whole in zip(models[0].buffers(), models[1].buffers(), strict=True):
         torch.testing.assert_close(one, whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "queries", "size"),
+    [(28, 1, 75, 4), (28, 3, 75, 4), (28, 1, 400, 1), (84, 3, 75, 1), (16, 1, 0, 204)],
+)
+def test_on_a_cpu_tasks_are_embedded_together_up_to_a_number_of_pixels(side, channels, queries, size):
+    images = torch.zeros(1, 5 + queries, channels, side, side)
+    support, query = (Labelled(part, part[:, :, 0, 0, 0]) for part in images.split([5, queries], 1))
+    norm = make(OmegaConf.load(CONF / "norm" / "batch.yaml"))
+    backbone = Conv4(channels, side, norm, width=4)
+    assert tasks_at_once(backbone, ProtoNet(), Episode(support, query, 5, torch.arange(1))) == size
 
 
 def test_what_a_head_asks_for_is_added():

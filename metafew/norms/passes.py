@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,30 @@ two_passes = torch.ops.aten.batch_norm_update_stats
 """torch's mean and population variance of each channel, on a CPU faster than any other way to them."""
 
 
+class Arguments(NamedTuple):
+    """All arguments of a call; none is left out."""
+
+    args: tuple
+    kwargs: dict
+
+    def apply_defaults(self) -> None:
+        """Leave them as they are."""
+
+
+class InOrder(inspect.Signature):
+    """The signature of a function that is only ever called with all of its arguments in order."""
+
+    def bind(self, *args) -> Arguments:
+        """Return the arguments as they came."""
+        return Arguments(args, {})
+
+
 class Pass(Function):
-    """A Function that is called thousands of times a step."""
+    """A Function that is called thousands of times a step, with all of its arguments in order."""
 
     def __init_subclass__(cls) -> None:
-        """Keep the signature of ``forward``, which torch would work out anew in every call."""
-        cls.forward.__signature__ = inspect.signature(cls.forward)
+        """Spare torch from working out in every call which argument is which, which takes as long as a small pass."""
+        cls.forward.__signature__ = InOrder([*inspect.signature(cls.forward).parameters.values()])
 
 
 def pieces(x: Tensor) -> list[slice]:
@@ -68,7 +87,8 @@ class GroupMoments(Pass):
         if rows == 1:
             mean, var = by_piece(moments_of_images, x)
         elif x.device.type == "cpu":
-            mean, var = joined([two_passes(precise(group), None, None, 0.0) for group in x.split(rows)])
+            parts = [x] if groups == 1 else x.split(rows)
+            mean, var = joined([two_passes(precise(part), None, None, 0.0) for part in parts])
         else:
             parts = precise(x).unflatten(0, (groups, rows))
             mean = parts.mean(IN_GROUP, keepdim=True)
@@ -88,9 +108,11 @@ class GroupMoments(Pass):
         if torch.is_grad_enabled():
             return GroupMomentsBack.apply(grad, grad_mean, grad_var, x, mean), None, None
         slope, level = bend(grad_mean, grad_var, x, mean)
-        for piece in pieces(x):
-            k, offset = (of_rows(value, piece) for value in (slope, level))
-            grad[piece].addcmul_(x[piece], k).add_(offset)
+        parts = pieces(x)
+        if len(parts) == 1:
+            return grad.addcmul_(x, slope).add_(level), None, None
+        for piece in parts:
+            grad[piece].addcmul_(x[piece], of_rows(slope, piece)).add_(of_rows(level, piece))
         return grad, None, None
 
     @staticmethod
@@ -187,7 +209,7 @@ class Normalize(Pass):
     def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Return ``y`` in the precision of ``x``, computed in that of the moments."""
         scale = weight * torch.rsqrt(var + eps)
-        return scaled(x, spread(scale, x), spread(bias - mean * scale, x))
+        return scaled(x, spread(scale, x), spread(torch.addcmul(bias, mean, scale, value=-1), x))
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -198,8 +220,9 @@ class Normalize(Pass):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of everything but ``eps``."""
-        back = NormalizeBack.apply if torch.is_grad_enabled() else NormalizeBack.forward
-        return *back(grad, *ctx.saved_tensors, ctx.eps)[:5], None
+        if torch.is_grad_enabled():
+            return *NormalizeBack.apply(grad, *ctx.saved_tensors, ctx.eps)[:5], None
+        return *backwards(grad, *ctx.saved_tensors, ctx.eps)[:5], None
 
 
 class NormalizeBack(Pass):
@@ -215,18 +238,8 @@ class NormalizeBack(Pass):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
         """Return the gradients of ``x``, ``mean``, ``var``, ``weight`` and ``bias``, and ``dots`` and ``sums``."""
-        inverse = torch.rsqrt(var + eps)
-        scale = weight * inverse
-        dots, sums = in_groups(grad, x, scale)
-        dots = torch.addcmul(dots, mean, sums, value=-1)
-        return (
-            scaled(grad, spread(scale, x), None),
-            (sums * scale).neg_().sum_to_size(mean.shape),
-            (dots * scale * inverse.square()).mul_(-0.5).sum_to_size(var.shape),
-            (dots * inverse).sum_to_size(weight.shape),
-            sums.sum_to_size(weight.shape),
-            torch.stack([dots, sums]),
-        )
+        *grads, dots, sums = backwards(grad, x, mean, var, weight, eps)
+        return *grads, torch.stack([dots, sums])
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -253,6 +266,23 @@ class NormalizeBack(Pass):
             (of_scale * inverse).sum_to_size(weight.shape),
             None,
         )
+
+
+def backwards(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Return the gradients of all tensors that :class:`Normalize` takes, in their order, and ``dots`` and ``sums``."""
+    inverse = torch.rsqrt(var + eps)
+    scale = weight * inverse
+    dots, sums = in_groups(grad, x, scale)
+    dots = torch.addcmul(dots, mean, sums, value=-1)
+    return (
+        scaled(grad, spread(scale, x), None),
+        (sums * scale).neg_().sum_to_size(mean.shape),
+        (dots * scale * inverse.square()).mul_(-0.5).sum_to_size(var.shape),
+        (dots * inverse).sum_to_size(weight.shape),
+        sums.sum_to_size(weight.shape),
+        dots,
+        sums,
+    )
 
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:

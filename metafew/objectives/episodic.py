@@ -13,6 +13,10 @@ from metafew.episode import Episode
 from metafew.heads.head import FeatureHead
 from metafew.objectives.objective import Objective, checked, cross_entropy
 
+PIXELS = 2**18
+"""How many pixels the images of the tasks have that a CPU embeds at once: 4 tasks of 80 images of 28 x 28, or one of
+84 x 84. Of fewer the fixed cost weighs more; more take memory and are slower."""
+
 
 class Episodic(Objective):
     """Cross-entropy on the queries after the head saw the support set: the loss of meta-learning.
@@ -20,8 +24,8 @@ class Episodic(Objective):
     The mean over the queries of a task, then over all tasks of the meta-batch. (Algorithm 1 of Goldblum et al. 2020
     sums over tasks: its outer learning rate is ours divided by the number of tasks.)
 
-    Tasks are differentiated a few at a time where a head adapts the backbone, and one by one on a CPU, whose cache then
-    holds more of what they need: memory does not grow with the meta-batch. Norms that couple tasks see all at once.
+    Tasks are differentiated a few at a time where a head adapts the backbone, and on a CPU (:data:`PIXELS`), so that
+    memory does not grow with the meta-batch. Norms that couple tasks see all at once.
 
     A regularizer takes pairs of classes out of the support and query rows of each task, in the features that a head on
     features sees; of a head that adapts the backbone, in the features before adaptation.
@@ -40,12 +44,7 @@ class Episodic(Objective):
         """Return the mean loss over the tasks of ``batch``."""
         self.latest = []
         tasks = sum(len(episode.index) for episode in batch)
-        device = batch[0].query.images.device
-        if head.adapts_backbone:
-            size = head.tasks_at_once(device)
-        else:
-            size = 1 if device.type == "cpu" and not backbone.couples_tasks else None
-        pieces = [piece for episode in batch for piece in episode.split(size)]
+        pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, head, episode))]
         losses = (self.noted(self._losses(backbone, head, piece)).sum() / tasks for piece in pieces)
         if torch.is_grad_enabled() and (head.adapts_backbone or len(pieces) > 1):
             weights = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
@@ -70,6 +69,16 @@ class Episodic(Objective):
             features = backbone.embed(support.images, query.images, record=False)
         pairs = draw_pairs(torch.cat(features, 1), torch.cat([support.labels, query.labels], 1), episode.index)
         return losses + self.regularizer(pairs)
+
+
+def tasks_at_once(backbone: Backbone, head: nn.Module, episode: Episode) -> int | None:
+    """Return how many tasks of an episode are differentiated together; None for all."""
+    support, query = episode.support.images, episode.query.images
+    if head.adapts_backbone:
+        return head.tasks_at_once(query.device)
+    if query.device.type != "cpu" or backbone.couples_tasks:
+        return None
+    return max(1, PIXELS // (support[0, :, 0].numel() + query[0, :, 0].numel()))
 
 
 def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from metafew.overrides import merge
 ROOT = Path(__file__).parents[1]
 NAMES = [file.stem for file in sorted((cli.CONF / "experiment").glob("*.yaml"))]
 KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
-OPTIONAL = {"parts", "test", "stages", "checkpoint", "figures", "claims", "published"}
+OPTIONAL = {"parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
 ROWS = {
     "a/good": {"train": ["norm=layer"]},
     "a/bad": {"train": ["train.way=999"]},
@@ -147,7 +147,26 @@ def test_later_words_win_and_a_new_group_drops_its_old_options(tmp_path):
     assert words_of(cell.fit) == ["train.tasks=1", "norm=layer", "dataset=glyphs", "val.total=4"]
     start = f"ckpt={cell.fit.folder}/checkpoints/last.ckpt"
     assert cell.test.words == ("stages=[test]", start, "x=1", "dataset=glyphs", "val.total=4")
-    assert planned(whole | {"checkpoint": "best"}, tmp_path)[0].test.words[1].endswith("/best.ckpt")
+    best = whole | {"checkpoint": {"paper": "best"}}
+    assert planned(best, tmp_path)[0].test.words[1] == planned(whole, tmp_path)[0].test.words[1]
+    assert planned(best, tmp_path, budget="paper")[0].test.words[1].endswith("/best.ckpt")
+
+
+def test_the_words_of_a_panel_stand_between_those_of_the_table_and_of_the_row(tmp_path):
+    panel = {"train": ["norm=batch", "train.way=4"], "small": [["val.total=9"]], "test": ["test.total=8", "test.way=3"]}
+    row = {"train": ["norm=layer"], "small": ["train.way=7"], "test": ["test.way=2"]}
+    rows = {"a/one": {}, "a/two": row, "b/one": {}}
+    budgets = {"small": ["test.query=4", "val.total=5"], "paper": ["test.query=1"]}
+    whole = table(settings=["norm=none"], budgets=budgets, panels={"a": panel}, rows=rows, test=["test.total=6"])
+    one, two, other = planned(whole, tmp_path)
+    assert words_of(one.fit) == ["test.query=4", "norm=batch", "train.way=4", "val.total=9"]
+    assert words_of(two.fit) == ["test.query=4", "val.total=9", "norm=layer", "train.way=7"]
+    assert words_of(other.fit) == ["norm=none", "test.query=4", "val.total=5"]
+    assert words_of(one.test) == ["test.total=8", "test.way=3", "test.query=4"]
+    assert words_of(two.test) == ["test.total=8", "test.way=2", "test.query=4"]
+    assert words_of(other.test) == ["test.total=6", "test.query=4"]
+    assert words_of(planned(whole, tmp_path, ["test.query=3"])[0].test)[-1] == "test.query=3"
+    assert words_of(planned(whole, tmp_path, budget="paper")[0].test) == ["test.total=8", "test.way=3", "test.query=1"]
 
 
 def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
@@ -163,18 +182,20 @@ def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
 
 
 def test_a_backbone_that_was_trained_before(tmp_path, started):
-    rows = {"one": {"from": ["objective=classical"], "train": ["norm=layer"]}, "two": {"from": ["objective=classical"]}}
-    one, two = cells = planned(table(rows=rows), tmp_path)
-    assert one.before == two.before and "objective=classical" in one.before.words
+    first = {"train": ["objective=classical"], "small": ["train.tasks=3"]}
+    whole = table(rows={"one": {"train": ["norm=layer"]}, "two": {}}) | {"from": first}
+    one, two = cells = planned(whole, tmp_path)
+    assert one.before == two.before and words_of(one.before) == ["objective=classical", "train.tasks=3"]
+    assert words_of(planned(whole, tmp_path, budget="paper")[0].before) == ["objective=classical"]
     assert f"backbone.weights={one.before.folder}/checkpoints/last.ckpt" in one.fit.words
-    assert conduct(table(rows=rows), cells, tmp_path / "out") == 0
+    assert conduct(whole, cells, tmp_path / "out") == 0
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
     assert folders.count(str(one.before.folder)) == 1 and folders[0] == str(one.before.folder) and len(folders) == 5
 
 
 def test_several_at_a_time_run_each_training_once(tmp_path, started):
-    rows = {f"row{n}": {"from": ["objective=classical"], "train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
-    whole = table(rows=rows)
+    rows = {f"row{n}": {"train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
+    whole = table(rows=rows) | {"from": {"train": ["objective=classical"]}}
     assert conduct(whole, planned(whole, tmp_path), tmp_path / "out", jobs=3) == 0
     folders = [words[-1] for words in started]
     assert len(folders) == len(set(folders)) == 1 + 3 + 6
@@ -353,6 +374,9 @@ def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             plan(table(), typed, budget, seeds, tmp_path, cli.groups())
+    for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
+        with pytest.raises(UsageError, match="wants train, test, small, paper, not from: leave out from"):
+            plan(table(**changes), [], "small", [0], tmp_path, cli.groups())
 
 
 def test_it_needs_no_torch():
@@ -375,6 +399,7 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
             assert found["left"] in whole["rows"], line
             assert found["right"] in whole["rows"] or re.fullmatch(r"[\d.]+", found["right"]), line
             assert {found["in"], found["at"]} <= {None, *whole["columns"]}, line
+    assert set(whole.get("panels", {})) <= {row.partition("/")[0] for row in whole["rows"]}
     for figure in whole.get("figures", {}).values():
         assert set(figure.get("rows", {}).values()) <= set(whole["rows"])
     seen = set()
@@ -383,7 +408,7 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
             assert re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_]+)?", cell.row)
             tested = merge([word for word in cell.fit.words if "ckpt" not in word], cell.test.words, cli.groups())
             for words in (cell.before.words if cell.before else (), cell.fit.words, tuple(tested)):
-                if words not in seen and len(seen) < 12:
+                if words not in seen and len(seen) < (12 if budget == "small" else 24):
                     seen.add(words)
                     assert "experiment" not in composed(*(w for w in words if not w.startswith("ckpt=")))[0]
     typed = ["dataset=glyphs", "trainer.max_steps=10", "test.total=6"]
@@ -393,8 +418,9 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
     assert run.seed == 3
 
 
+@pytest.mark.parametrize("budget", ["small", "paper"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_published_table_starts(name, composed, launch, tmp_path):
+def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
     """Its first row is trained and measured, in little, on letters in place of its data."""
     whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
     tiny = [
@@ -407,24 +433,25 @@ def test_every_published_table_starts(name, composed, launch, tmp_path):
         "test.way=3",
     ]
     tiny += ["val.way=3", "val.total=1", "test.total=2"]
-    cell = plan(whole, tiny, "small", [0], tmp_path / "cells", cli.groups())[0]
+    cell = plan(whole, tiny, budget, [0], tmp_path / "cells", cli.groups())[0]
     words = [word for word in cell.fit.words if not word.startswith(("ckpt=", "backbone.weights="))]
     fit, out = launch(*words, out=tmp_path / "fit", tiny=[])
     ckpt = f"ckpt={out}/checkpoints/last.ckpt"
     tests = merge(words, [word for word in cell.test.words if "ckpt=" not in word], cli.groups())
     report, _ = launch(*tests, ckpt, out=tmp_path / "test", tiny=[])
     found = gather(
-        whole | {"name": name, "budget": "small", "command": "", "claims": {}, "rows": {cell.row: {}}},
+        whole | {"name": name, "budget": budget, "command": "", "claims": {}, "rows": {cell.row: {}}},
         [Cell(cell.row, 0, Command(out, cell.fit.words), Command(tmp_path / "test", cell.test.words))],
     )
     assert fit["steps"] == 1 and report["metrics"]
     assert found["rows"][cell.row]["figures"] or "dataset=mixture" in str(whole)  # whose columns are its datasets
 
 
-def test_tables_share_their_trainings(composed, tmp_path):
+@pytest.mark.parametrize("budget", ["small", "paper"])
+def test_tables_share_their_trainings(budget, composed, tmp_path):
     def trainings(name):
         whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
-        return {cell.fit.folder.name for cell in plan(whole, [], "small", [0], tmp_path, cli.groups())}
+        return {cell.fit.folder.name for cell in plan(whole, [], budget, [0], tmp_path, cli.groups())}
 
     maml, protonet = trainings("tasknorm_maml"), trainings("tasknorm_protonet")
     assert trainings("tasknorm_modes") < maml | protonet

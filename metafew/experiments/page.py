@@ -27,10 +27,10 @@ python train.py experiment=tasknorm_maml seeds=[0,1,2] trainer.max_steps=2000
 python train.py experiment=tasknorm_maml budget=paper
 ```
 
-`budget=paper` has as many steps, and tasks a step, as the papers, on these data and networks; `seeds=[0,1,2]` trains
-that often, `jobs=2` is how many runs share the cores, and all other words hold for every run of the table. Runs stand
-in `outputs/cells`, in folders named after their words, so that a table finds there what another made. Omniglot and
-Caltech-101 (`caltech101/101_ObjectCategories`) are looked for in `data_dir`.
+`budget=paper` has the papers' optimizers, schedules, steps, tasks a step and test tasks, on these data and
+networks; `seeds=[0,1,2]` trains that often, `jobs=2` is how many runs share the cores, and all other words hold for
+every run of the table. Runs stand in `outputs/cells`, in folders named after their words, so that a table finds there
+what another made. Omniglot and Caltech-101 (`caltech101/101_ObjectCategories`) are looked for in `data_dir`.
 
 A comparison holds or fails where the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, leaves out zero; elsewhere it is undecided. Where there is one seed, the verdict is on that one training. Of a

@@ -93,9 +93,11 @@ def plan(
 ) -> list[Cell]:
     """Return the cells of every row and seed.
 
-    The words of a training are those of ``settings``, of the budget and of the row, then what was typed; later ones
-    win. ``from: [words]`` in a row are those of a training before, whose backbone it freezes. A run stands in a folder
-    that is named after its words, so that every table that wants it finds it there.
+    The words of a training are those of the whole table (``settings`` and its budget), of its panel (``panels``, whose
+    names begin those of rows) and of its row, each with ``train`` and words of the budget, then what was typed; later
+    ones win. Those of a test are ``test`` of the same three, then what their budgets say of evaluation. ``from`` is a
+    training before, with words of its own, whose backbone every row freezes. A run stands in a folder that is named
+    after its words, so that every table that wants it finds it there.
 
     Args:
         experiment: what stands below ``experiment`` in the YAML.
@@ -108,7 +110,11 @@ def plan(
     Raises:
         UsageError: there is no such budget, or no seed, or what was typed belongs to the experiment itself.
     """
-    budgets = experiment["budgets"]
+    budgets, panels = experiment["budgets"], experiment.get("panels", {})
+    for name, layer in [*panels.items(), *experiment["rows"].items()]:
+        if unknown := layer.keys() - {"train", "test", *budgets}:
+            given = ", ".join(sorted(unknown))
+            raise UsageError(f"{name} wants {', '.join(['train', 'test', *budgets])}, not {given}: leave out {given}")
     if budget not in budgets:
         raise UsageError(f"budget is {' or '.join(budgets)}, not {budget}: type budget={next(iter(budgets))}")
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -116,18 +122,20 @@ def plan(
     if own := [word for word in typed if word.startswith(("seed=", "stages="))]:
         raise UsageError(f"an experiment has seeds and stages of its own, and {own[0]} was typed: type seeds=[0,1,2]")
     stages = f"stages=[{','.join(experiment.get('stages', ['test']))}]"
-    chosen = f"{experiment.get('checkpoint', 'last')}.ckpt"
-    settings = [experiment["settings"], budgets[budget]]
+    chosen = f"{experiment.get('checkpoint', {}).get(budget, 'last')}.ckpt"
+    table = {"train": experiment["settings"], "test": experiment.get("test"), **budgets}
     planned = []
     for row, own in experiment["rows"].items():
-        test = together([experiment.get("test"), own.get("test"), typed], groups)
+        layers = [table, panels.get(row.partition("/")[0], {}), own]
+        trained = [words for layer in layers for words in (layer.get("train"), layer.get(budget))]
+        budgeted = filter(EVALUATION.match, together([layer.get(budget) for layer in layers], groups))
+        test = together([*(layer.get("test") for layer in layers), list(budgeted), typed], groups)
         for seed in seeds:
             before, weights = None, []
-            if "from" in own:
-                before = training(together([*settings, own["from"], typed], groups), seed, cells)
+            if first := experiment.get("from"):
+                before = training(together([first["train"], first.get(budget), typed], groups), seed, cells)
                 weights = [f"backbone.weights={before.folder / 'checkpoints' / chosen}"]
-            parts = [*settings, own.get("train"), own.get(budget), typed, weights]
-            fit = training(together(parts, groups), seed, cells)
+            fit = training(together([*trained, typed, weights], groups), seed, cells)
             words = (stages, f"ckpt={fit.folder / 'checkpoints' / chosen}", *test)
             measure = Command(fit.folder / fingerprint([stages, *test]), words)
             planned.append(Cell(row, seed, fit, measure, before))

@@ -108,7 +108,8 @@ def plan(
         groups: the groups of the configuration.
 
     Raises:
-        UsageError: there is no such budget, or no seed, or what was typed belongs to the experiment itself.
+        UsageError: a row or panel has other entries, there is no such budget, or no seed, or what was typed belongs to
+            the experiment itself.
     """
     budgets, panels = experiment["budgets"], experiment.get("panels", {})
     for name, layer in [*panels.items(), *experiment["rows"].items()]:

@@ -87,8 +87,7 @@ class GroupMoments(Pass):
         if rows == 1:
             mean, var = by_piece(moments_of_images, x)
         elif x.device.type == "cpu":
-            parts = [x] if groups == 1 else x.split(rows)
-            mean, var = joined([two_passes(precise(part), None, None, 0.0) for part in parts])
+            mean, var = joined([two_passes(precise(group), None, None, 0.0) for group in x.split(rows)])
         else:
             parts = precise(x).unflatten(0, (groups, rows))
             mean = parts.mean(IN_GROUP, keepdim=True)
@@ -108,10 +107,7 @@ class GroupMoments(Pass):
         if torch.is_grad_enabled():
             return GroupMomentsBack.apply(grad, grad_mean, grad_var, x, mean), None, None
         slope, level = bend(grad_mean, grad_var, x, mean)
-        parts = pieces(x)
-        if len(parts) == 1:
-            return grad.addcmul_(x, slope).add_(level), None, None
-        for piece in parts:
+        for piece in pieces(x):
             grad[piece].addcmul_(x[piece], of_rows(slope, piece)).add_(of_rows(level, piece))
         return grad, None, None
 

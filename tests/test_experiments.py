@@ -377,6 +377,8 @@ def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
         with pytest.raises(UsageError, match="wants train, test, small, paper, not from: leave out from"):
             plan(table(**changes), [], "small", [0], tmp_path, cli.groups())
+    with pytest.raises(UsageError, match=r"for each budget, not best for all: write checkpoint: \{small: best\}"):
+        plan(table(checkpoint="best"), [], "small", [0], tmp_path, cli.groups())
 
 
 def test_it_needs_no_torch():

@@ -108,8 +108,8 @@ def plan(
         groups: the groups of the configuration.
 
     Raises:
-        UsageError: a row or panel has other entries, there is no such budget, or no seed, or what was typed belongs to
-            the experiment itself.
+        UsageError: a row or panel has other entries, or the checkpoint is said for all budgets; there is no such
+            budget, or no seed, or what was typed belongs to the experiment itself.
     """
     budgets, panels = experiment["budgets"], experiment.get("panels", {})
     for name, layer in [*panels.items(), *experiment["rows"].items()]:
@@ -123,7 +123,11 @@ def plan(
     if own := [word for word in typed if word.startswith(("seed=", "stages="))]:
         raise UsageError(f"an experiment has seeds and stages of its own, and {own[0]} was typed: type seeds=[0,1,2]")
     stages = f"stages=[{','.join(experiment.get('stages', ['test']))}]"
-    chosen = f"{experiment.get('checkpoint', {}).get(budget, 'last')}.ckpt"
+    checkpoints = experiment.get("checkpoint", {})
+    if not isinstance(checkpoints, dict):
+        wanted = f"checkpoint: {{{budget}: {checkpoints}}}"
+        raise UsageError(f"checkpoint is said for each budget, not {checkpoints} for all: write {wanted}")
+    chosen = f"{checkpoints.get(budget, 'last')}.ckpt"
     table = {"train": experiment["settings"], "test": experiment.get("test"), **budgets}
     planned = []
     for row, own in experiment["rows"].items():

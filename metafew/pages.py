@@ -9,10 +9,10 @@ from pathlib import Path
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """There where the system has large pages."""
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of ``mallopt(3)``."""
-LARGEST = 32 * 2**20
-"""The largest M_MMAP_THRESHOLD that glibc takes, in bytes."""
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""M_TRIM_THRESHOLD and M_MMAP_MAX of ``mallopt(3)``."""
+SETTINGS = ("TRIM_THRESHOLD_", "MMAP_THRESHOLD_", "MMAP_MAX_")
+"""What a user sets in the environment, after ``MALLOC_``, to manage freed memory otherwise."""
 
 
 def keep_large() -> None:
@@ -20,8 +20,8 @@ def keep_large() -> None:
 
     A step allocates and frees the same hundreds of megabytes again and again. Otherwise the system maps and clears
     pages of 4 KiB anew in every step, more than a processor finds quickly. Here tensors from 2 MiB on get pages of
-    2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed blocks of up to 32 MiB for the next
-    step, so that the process stays as large as it once was. The numbers are the same.
+    2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed blocks of any size for the next step, so
+    that the process stays as large as it once was. The numbers are the same.
 
     What the user's environment says stands: ``THP_MEM_ALLOC_ENABLE=0`` turns large pages off, and
     ``MALLOC_TRIM_THRESHOLD_=131072`` (or any other of malloc's settings) keeping.
@@ -29,8 +29,8 @@ def keep_large() -> None:
     if LARGE_PAGES.exists():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    tuned |= any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("TRIM", "MMAP"))
+    tuned |= any(f"MALLOC_{name}" in os.environ for name in SETTINGS)
     if platform.libc_ver()[0] == "glibc" and not tuned:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
-        libc.mallopt(MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(MMAP_MAX, 0)  # a block of its own would go back as soon as it is free

@@ -47,8 +47,9 @@ def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None: 
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device, threads = torch.device(arguments.device), torch.get_num_threads()
-    bench = Bench(setting, arguments.rounds, device, arguments.peers, untouched)
-    report: dict = {"device": name(device), "threads": threads, "rounds": arguments.rounds, "versions": versions()}
+    bench = Bench(setting, arguments.rounds, device, arguments.peers, untouched, arguments.launches)
+    report: dict = {"device": name(device), "threads": threads, "versions": versions()}
+    report |= {"rounds": arguments.rounds, "launches": arguments.launches}
     for section in arguments.sections or SECTIONS:
         tables = import_module(f"benchmarks.{section}").tables
         found = tables(bench)
@@ -72,6 +73,7 @@ def parse(typed: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; default all")
     parser.add_argument("--rounds", type=int, default=9, help="times that each row is measured (default 9)")
+    parser.add_argument("--launches", type=int, default=1, help="times that peers are started anew (default 1)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch decides)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
@@ -84,8 +86,9 @@ def parse(typed: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(typed)
     if unknown := [word for word in arguments.sections if word not in SECTIONS]:
         parser.error(f"{', '.join(unknown)} cannot be measured: type {' or '.join(SECTIONS)}")
-    if arguments.rounds < 1:
-        parser.error(f"--rounds is at least 1, not {arguments.rounds}: type --rounds 9")
+    for word, usual in {"rounds": 9, "launches": 1}.items():
+        if (typed_number := getattr(arguments, word)) < 1:
+            parser.error(f"--{word} is at least 1, not {typed_number}: type --{word} {usual}")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no GPU is at hand for --device cuda: leave it out")
     return arguments

@@ -11,10 +11,11 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import benchmark  # noqa: E402
-from benchmarks import peers as rivals  # noqa: E402
 from benchmarks import steps  # noqa: E402
 from benchmarks.measure import Bench, growth  # noqa: E402
-from peers import plain  # noqa: E402
+from benchmarks.peers import Found  # noqa: E402
+from peers import plain, plain_in_large_pages  # noqa: E402
+from peers.metafew import own  # noqa: E402
 from peers.problem import Problem, Setting, Step  # noqa: E402
 
 TINY = Setting(
@@ -59,6 +60,13 @@ def test_a_word_that_is_no_section(capsys):
     assert "speed cannot be measured: type steps or" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["rounds", "launches"])
+def test_numbers_that_are_too_small(capsys, word):
+    with pytest.raises(SystemExit):
+        benchmark.main([f"--{word}", "0"])
+    assert f"--{word} is at least 1, not 0: type --{word} " in capsys.readouterr().err
+
+
 def test_sections(tmp_path):
     report = measured(tmp_path, "steps", "solvers", "norms", "scaling")
     (rows,) = report["steps"].values()
@@ -78,9 +86,9 @@ def test_sections(tmp_path):
 def test_peers_that_are_not_there(tmp_path):
     """One has no environment; the other has one in which it is not installed."""
     (tmp_path / "higher").symlink_to(sys.prefix)
-    report = measured(tmp_path, "peers", "--peers", str(tmp_path))
+    report = measured(tmp_path, "peers", "--peers", str(tmp_path), "--launches", "2")
     *algorithms, failed = report["peers"].values()
-    assert [set(rows) for rows in algorithms] == [{"metafew", rivals.LARGE, "plain PyTorch"}, {"metafew"}]
+    assert [set(rows) for rows in algorithms] == [{"metafew", "plain PyTorch", plain_in_large_pages.TITLE}, {"metafew"}]
     assert all(rows["metafew"][key] < 1e-4 for rows in algorithms for key in ("loss off by", "gradient off by"))
     assert "make_peers.py" in failed["qpth"]["note"]
     assert "No module named 'higher'" in failed["higher"]["note"]
@@ -89,7 +97,7 @@ def test_peers_that_are_not_there(tmp_path):
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "protonet"])
 def test_plain_steps_are_ours(doubles, algorithm):
     """The loss and the meta-gradient of every weight, from the same weights and tasks, with batch norm."""
-    ours, theirs = rivals.own(doubles, algorithm), getattr(plain, algorithm)(doubles)
+    ours, theirs = own(doubles, algorithm), getattr(plain, algorithm)(doubles)
     torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
     grads = [[p.grad for p in step.network.parameters() if p.grad is not None] for step in (ours, theirs)]
     assert len(grads[0]) == 12 + 2 * (algorithm != "protonet")
@@ -113,7 +121,7 @@ def test_early_pooling_is_the_same_backbone(doubles):
 def test_resnet12(doubles, algorithm):
     setting = Setting(backbone="resnet12", width=2, channels=3, size=16, tasks=1, way=2, query=2, inner=1)
     problem = Problem(setting, doubles.device)
-    ours, theirs = rivals.own(problem, algorithm), getattr(plain, algorithm)(problem)
+    ours, theirs = own(problem, algorithm), getattr(plain, algorithm)(problem)
     torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
     assert ours.gradient() == pytest.approx(theirs.gradient(), rel=1e-7)
 
@@ -128,6 +136,31 @@ def test_medians_leave_out_the_first_round():
     seconds = iter([100, 100, 1, 10, 3, 10, 2, 10])
     rows = Bench(TINY, 3, torch.device("cpu")).measure("", dict.fromkeys("ab", lambda: next(seconds)))
     assert rows == {"a": {"ms": 2000, "ratio": 1}, "b": {"ms": 10000, "ratio": 5}}
+
+
+class Twin:
+    """A worker that takes as many seconds as it is told."""
+
+    def __init__(self, title: str, *seconds: float):
+        self.title, self.steps, self.left = title, ["maml"], iter(seconds)
+
+    def take(self, step: str) -> dict:
+        return {"value": 2.0, "gradient": 1.0}
+
+    def timed(self, step: str):
+        return lambda: next(self.left)
+
+
+def test_launches_count_alike():
+    """The rounds of all launches make one median; the first of each launch warms up."""
+    found, bench = Found(), Bench(TINY, 1, torch.device("cpu"))
+    for ours, theirs in ((1, 5), (2, 6), (9, 4)):
+        found.add(bench, "maml", [Twin("metafew", 100, ours), Twin("plain PyTorch", 100, theirs)])
+    same = {"loss off by": 0, "gradient off by": 0}
+    assert found.rows() == {
+        "metafew": {"ms": 2000, "ratio": 1} | same,
+        "plain PyTorch": {"ms": 5000, "ratio": 2.5} | same,
+    }
 
 
 def test_growth_is_the_peak():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from metafew.pages import LARGE_PAGES
+from metafew.pages import LARGE_PAGES, SETTINGS
 
-SIZE = 20 * 2**20
+SIZE = 48 * 2**20  # more than the largest block that glibc would keep by its thresholds alone
 PAGES = SIZE // mmap.PAGESIZE
 HUGE = """
 def huge():
@@ -43,7 +43,7 @@ print(huge(), faults())
 
 def python(code: str, **environment: str) -> list[int]:
     """Return the numbers that ``code`` prints, in a process of its own with this environment."""
-    unset = ("THP_MEM_ALLOC_ENABLE", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    unset = ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES", *(f"MALLOC_{name}" for name in SETTINGS))
     own = {name: value for name, value in os.environ.items() if name not in unset} | environment
     own["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], env=own, stdout=subprocess.PIPE, text=True, check=True)
@@ -66,8 +66,9 @@ def test_tensors_get_large_pages_and_freed_memory_is_kept(large_pages):
 def test_what_the_user_says_stands(large_pages):
     if "[always]" in LARGE_PAGES.read_text():
         pytest.skip("everything has large pages here")
-    huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", MALLOC_TRIM_THRESHOLD_="131072")
-    assert huge == 0 and faults > 50 * PAGES
+    for own in ({"MALLOC_TRIM_THRESHOLD_": "131072"}, {"MALLOC_MMAP_MAX_": "65536"}):
+        huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", **own)
+        assert huge == 0 and faults > 50 * PAGES
     huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", GLIBC_TUNABLES="glibc.cpu.x86_shstk=off")
     assert huge == 0 and faults < PAGES / 10
 

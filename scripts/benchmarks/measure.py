@@ -31,6 +31,7 @@ class Bench:
         device: where.
         peers: a folder of environments, each with another library, or None.
         variables: the environment variables of processes that others run in; None for those of this process.
+        launches: how often these processes are started, each time for all rounds.
     """
 
     setting: Setting
@@ -38,6 +39,7 @@ class Bench:
     device: torch.device
     peers: Path | None = None
     variables: dict[str, str] | None = None
+    launches: int = 1
 
     @property
     def problem(self) -> Problem:
@@ -49,7 +51,11 @@ class Bench:
         return lambda: timed(call, self.device, least)[0]
 
     def measure(self, title: str, calls: dict[str, Call], most: int | None = None) -> Rows:
-        """Let ``calls`` take turns; return the median in milliseconds of each, and its ratio to the first.
+        """Return the medians of :meth:`rounds_of`."""
+        return medians(self.rounds_of(title, calls, most))
+
+    def rounds_of(self, title: str, calls: dict[str, Call], most: int | None = None) -> dict[str, list[float]]:
+        """Let ``calls`` take turns; return the seconds of each, by round.
 
         Args:
             title: of the progress bar.
@@ -60,9 +66,7 @@ class Bench:
         for _ in track(range(1 + min(self.rounds, most or self.rounds)), title, transient=True):
             for name, call in calls.items():
                 seconds[name].append(call())
-        medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-        first = next(iter(medians.values()), 1.0)
-        return {name: {"ms": 1e3 * median, "ratio": median / first} for name, median in medians.items()}
+        return {name: values[1:] for name, values in seconds.items()}
 
     def memory(self, call: Callable[[], object]) -> float:
         """Return the MiB by which memory in use grows at most during ``call``: the process's, or the GPU's."""
@@ -73,6 +77,13 @@ class Bench:
             torch.cuda.synchronize()
             return (torch.cuda.max_memory_allocated() - before) / MIB
         return growth(call) / MIB
+
+
+def medians(seconds: dict[str, list[float]]) -> Rows:
+    """Return the median in milliseconds of each row, and its ratio to the first."""
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(middle.values()), 1.0)
+    return {name: {"ms": 1e3 * median, "ratio": median / first} for name, median in middle.items()}
 
 
 def growth(call: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""Others, each in a process of its own: libraries in environments of their own, and a plain loop."""
+"""Steps, each in a process of its own: ours, a plain loop, and libraries in environments of their own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.measure import Bench, Call
 
-PLAIN = "plain"
-"""Not a library: it runs in this very Python installation."""
-PEERS = (PLAIN, "torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
+OWN = "metafew"
+HERE = (OWN, "plain", "plain-in-large-pages")
+"""These run in this very Python installation."""
+PEERS = (*HERE, "torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
 
 
 class Failure(Exception):
@@ -32,7 +33,7 @@ class Worker:
     """
 
     def __init__(self, name: str, bench: Bench):
-        python = Path(sys.executable) if name == PLAIN else bench.peers.resolve() / name / "bin" / "python"
+        python = Path(sys.executable) if name in HERE else bench.peers.resolve() / name / "bin" / "python"
         self.title, self.steps, self.error = name, [], ""
         self.process = None
         if not python.exists():
@@ -90,8 +91,8 @@ class Worker:
 
 @contextmanager
 def launched(bench: Bench, names: Sequence[str] = PEERS) -> Iterator[dict[str, Worker]]:
-    """Start peers, and end them afterwards; libraries only if there is a folder of environments."""
-    workers = {name: Worker(name, bench) for name in names if bench.peers or name == PLAIN}
+    """Start processes, and end them afterwards; libraries only if there is a folder of environments."""
+    workers = {name: Worker(name, bench) for name in names if bench.peers or name in HERE}
     try:
         yield workers
     finally:

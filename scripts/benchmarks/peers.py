@@ -1,7 +1,7 @@
 """The same steps by a plain loop as the papers' code writes it and, with --peers DIR, by other libraries.
 
-Everyone has a process of its own. Where the memory of a process lies can change its speed for as long as it lives, so
-that one launch says less than its many rounds suggest: --launches starts all of them several times.
+Everyone has a process of its own. One can be slower than its twin for as long as it lives, so that one launch says less
+than its many rounds suggest: --launches starts all of them several times.
 """
 
 from __future__ import annotations

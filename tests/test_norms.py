@@ -1,6 +1,8 @@
 """Contracts that every scheme under conf/norm keeps, and formulas transcribed in NumPy."""
 
 import copy
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.norm import Norm, never_negative, pool
+from metafew.norms.one_group import OneGroup, pooling
 from metafew.norms.passes import GroupMoments, Normalize
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
@@ -21,6 +24,7 @@ from metafew.norms.tasknorm import TaskNorm
 
 SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 T, S, Q, C, H = 3, 4, 5, 8, 7
+MAX = torch.nn.MaxPool2d(2)
 
 
 def scheme(word: str) -> Norm:
@@ -120,22 +124,20 @@ class TestContract:
 
     @pytest.mark.parametrize("train", [True, False])
     @pytest.mark.parametrize("sign", [1, -1])
-    def test_pooling_early_changes_nothing(self, word, train, sign, x):
+    @pytest.mark.parametrize(("tasks", "context"), [(T, S), (1, S), (1, S + Q)])
+    def test_pooling_early_changes_nothing(self, word, train, sign, tasks, context, x):
         norm = scheme(word).train(train)
         with torch.no_grad():
             norm.weight[0] *= sign
-        assert never_negative(norm.weight) == (sign == 1)
-        x.requires_grad_()
-        with rows(T, S, record=False):
+        assert never_negative(norm.weight, x) == (sign == 1)
+        x = x[:tasks].requires_grad_()
+        with rows(tasks, context, record=False):
             early = norm(x.flatten(0, 1), MAX)
             late = MAX(norm(x.flatten(0, 1)))
         torch.testing.assert_close(early, late, rtol=1e-12, atol=1e-12)
         slope, inputs = torch.randn_like(late), (x, *norm.parameters())
         for one, other in zip(*(torch.autograd.grad(y, inputs, slope) for y in (early, late)), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-
-
-MAX = torch.nn.MaxPool2d(2)
 
 
 def test_one_negative_weight_is_enough_to_pool_late():
@@ -147,6 +149,165 @@ def test_one_negative_weight_is_enough_to_pool_late():
         assert torch.equal(late, MAX(norm(x)))
         norm.weight.data.fill_(1.0)
         assert not torch.allclose(-norm(x, MAX), late)
+
+
+def of_ordinary_operations(x, weight, bias, eps, pool):
+    """What OneGroup computes, pooling first, since a weight of 0 leaves all values of a window alike."""
+    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    return weight[:, None, None] * (pool(x) - mean) / (var + eps).sqrt() + bias[:, None, None]
+
+
+POOLS = [None, MAX, torch.nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("zero", [0.3, 0.0])
+def test_one_group_and_its_derivatives_of_three_orders(pool, layout, zero):
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 4, 5, dtype=torch.double).to(memory_format=layout).requires_grad_()
+    weight, bias = torch.tensor([[zero, 0.7], [0.2, -0.3]], dtype=torch.double).unbind()
+    inputs = x, weight.requires_grad_(), bias.requires_grad_()
+
+    def ours(*inputs):
+        return OneGroup.apply(*inputs, 0.1, pooling(pool))[0]
+
+    def slope(*inputs):
+        return torch.autograd.grad(ours(*inputs).sin().sum(), inputs, create_graph=True)
+
+    _, mean, var, *_ = OneGroup.apply(*inputs, 0.1, pooling(pool))
+    torch.testing.assert_close((mean, var), (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)))
+    assert not mean.requires_grad and not var.requires_grad
+    reference = of_ordinary_operations(*inputs, 0.1, pool or torch.nn.Identity())
+    torch.testing.assert_close(ours(*inputs), reference, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradcheck(slope, inputs)
+    assert torch.autograd.gradgradcheck(slope, inputs)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
+def test_one_group_where_something_is_frozen(frozen):
+    torch.manual_seed(0)
+    values = {"x": torch.randn(3, 2, 4, 4), "weight": torch.tensor([0.0, 0.7]), "bias": torch.rand(2)}
+    inputs = [value.double().requires_grad_(name != frozen) for name, value in values.items()]
+    free = [value for value in inputs if value.requires_grad]
+    orders = []
+    for f in (lambda *a: OneGroup.apply(*a, 0.1, pooling(MAX))[0], lambda *a: of_ordinary_operations(*a, 0.1, MAX)):
+        grads = torch.autograd.grad(f(*inputs).sin().sum(), free, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in grads), free, create_graph=True)
+        third = torch.autograd.grad(sum(g.sin().sum() for g in second), free)
+        orders.append([*grads, *second, *third])
+    for one, other in zip(*orders, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_derivatives_of_one_group_in_half_precision(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    weight, bias = torch.rand(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    results = []
+    for cast in (dtype, torch.float32):
+        inputs = x.to(dtype).to(cast).requires_grad_(), weight, bias
+        y, mean, *_ = OneGroup.apply(*inputs, 1e-5, pooling(MAX))
+        assert y.dtype == cast
+        assert mean.dtype == torch.float32
+        grads = torch.autograd.grad(y.float().square().mean(), inputs, create_graph=True)
+        assert grads[0].dtype == cast
+        results.append([*grads, *torch.autograd.grad(sum(g.float().square().sum() for g in grads), inputs[:2])])
+    for half, full in zip(*results, strict=True):
+        torch.testing.assert_close(half.float(), full.float(), rtol=0.1, atol=0.1 * full.abs().max().item())
+
+
+@pytest.mark.parametrize("word", ["batch", "transductive", "reptile", "meta_batch"])
+def test_rows_of_one_task_alone_pass_as_one_group(word, x, monkeypatch):
+    found = []
+    for together in (True, False):
+        norm = scheme(word).train()
+        used = []
+        spy = SimpleNamespace(apply=lambda *args, used=used: used.append(args) or OneGroup.apply(*args))
+        monkeypatch.setattr("metafew.norms.norm.OneGroup", spy)
+        if not together:
+            monkeypatch.setattr(norm, "moments", partial(type(norm).moments, norm))
+        images = x[:1].clone().requires_grad_()
+        with rows(1, S + Q):
+            y = norm(images.flatten(0, 1), MAX)
+        assert bool(used) == together
+        grads = torch.autograd.grad(y.sin().sum(), (images, *norm.parameters()), create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in grads), (images, norm.weight))
+        commit(norm)
+        found.append([y, *grads, *second, *norm.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def wider(norm, own, context):
+    mean, var = BatchNorm.moments(norm, own, context)
+    return mean, 4 * var
+
+
+class Mixin:
+    moments = wider
+
+
+class Mixed(Mixin, BatchNorm):
+    pass
+
+
+class Overriding(BatchNorm):
+    moments = wider
+
+
+class Further(Overriding):
+    pass
+
+
+class Named(BatchNorm):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Mixed, Overriding, Further, Named])
+def test_who_overrides_moments_is_asked_for_them(kind, x):
+    with rows(1, S + Q, record=False):
+        ours, plain = (norm(C, eps=0.0).double()(x[:1].flatten(0, 1)) for norm in (kind, BatchNorm))
+    torch.testing.assert_close(ours if kind is Named else 2 * ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("x", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight", [torch.float64, torch.float32, torch.bfloat16])
+def test_weights_and_images_of_any_precision(x, weight):
+    images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    with rows(1, 4, record=False):
+        y = BatchNorm(3).to(weight)(images.to(x), MAX)
+        reference = BatchNorm(3)(images, MAX)
+    assert y.dtype == x
+    torch.testing.assert_close(y.float(), reference, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("stacked", [(0, None, None), (None, 0, None), (None, None, 0)])
+def test_vmap_over_images_or_weights_or_biases(stacked):
+    norm = BatchNorm(3)
+    values = torch.randn(2, 4, 3, 6, 6), torch.rand(2, 3), torch.rand(2, 3)
+
+    def f(images, weight, bias):
+        with rows(1, 4, record=False):
+            return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (images, MAX))
+
+    together = torch.vmap(f, stacked)(*(v if dim == 0 else v[0] for v, dim in zip(values, stacked, strict=True)))
+    for i in range(2):
+        alone = f(*(v[i] if dim == 0 else v[0] for v, dim in zip(values, stacked, strict=True)))
+        torch.testing.assert_close(together[i], alone)
+
+
+def test_a_pooling_of_ones_own_is_called(x):
+    class Own(torch.nn.MaxPool2d):
+        def forward(self, x):
+            return super().forward(x) + 100
+
+    norm, mean = BatchNorm(C).double(), torch.nn.AvgPool2d(2)
+    with rows(1, S + Q, record=False):
+        assert (norm(x[0], Own(2)) - norm(x[0], MAX)).min() > 10
+        torch.testing.assert_close(norm(x[0], mean), mean(norm(x[0])), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments
+from metafew.norms.norm import Moments, as_they_are
 from metafew.norms.running import GroupedNorm, grouped
 
 
@@ -20,6 +20,7 @@ class BatchNorm(GroupedNorm):
         over: ``apart`` or ``joined``.
     """
 
+    @as_they_are
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return the moments of the groups in training, the running moments in evaluation."""
         if own is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments, Norm, context_moments
+from metafew.norms.norm import Moments, Norm, as_they_are, context_moments
 
 
 class MetaBatchNorm(Norm):
@@ -17,6 +17,7 @@ class MetaBatchNorm(Norm):
         """Tell whether there are no rows but the context."""
         return context == rows
 
+    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, 1, c)``, the same for all rows of a task."""
         return context_moments(own, context)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from metafew.norms.one_group import OneGroup, pooling
 from metafew.norms.passes import GroupMoments, Normalize
 from metafew.norms.scope import current
 
@@ -33,6 +34,15 @@ def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
 def context_moments(own: Moments, context: int) -> Moments:
     """Return the moments ``(t, 1, c)`` of all context images of each task."""
     return pool(*(part[:, :context] for part in own))
+
+
+def as_they_are(moments: Callable[..., Moments]) -> Callable[..., Moments]:
+    """Mark a :meth:`Norm.moments` that returns those of a whole group unchanged, so that they need not be asked for.
+
+    It is called all the same, for what it keeps; a method that overrides it is not marked.
+    """
+    moments.as_they_are = True
+    return moments
 
 
 class Norm(nn.Module):
@@ -90,17 +100,21 @@ class Norm(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] = nn.Identity()) -> Tensor:  # noqa: B008, no state
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says, and pool it.
 
         Args:
             x: the batch.
-            pool: a max-pooling. It commutes with functions that do not fall, and scale and shift are one where no
-                weight is negative: there it comes before them, and they have fewer values to work on.
+            pool: a max-pooling, or None. It commutes with functions that do not fall, and scale and shift are one where
+                no weight is negative: there it comes before them, and they have fewer values to work on.
         """
         tasks, context, *_ = current()
         rows = x.shape[0] // tasks
-        own = None
+        early, own = never_negative(self.weight, self.bias, x), None
+        if early and tasks == 1 and self.whole(context, rows) and self._as_one_group(x, pool):
+            y, *own, _, _ = OneGroup.apply(x, self.weight, self.bias, self.eps, pooling(pool))
+            self.moments(tuple(value.view(1, 1, -1) for value in own), 1)  # which may record them
+            return y
         if not self.blind:
             # A group that shares its moments is, to the scheme, like one context image.
             groups, context = (tasks, 1) if self.whole(context, rows) else (x.shape[0], context)
@@ -111,15 +125,24 @@ class Norm(nn.Module):
             mean, var = torch.broadcast_tensors(mean, var)
         if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):  # rows are normalized alike in all tasks
             mean, var = mean.expand(tasks, -1, -1), var.expand(tasks, -1, -1)
-        early = never_negative(self.weight)
-        x = pool(x) if early else x
+        x = pool(x) if pool and early else x
         y = Normalize.apply(x, mean, var, self.weight, self.bias, self.eps)
-        return y if early else pool(y)
+        return pool(y) if pool and not early else y
+
+    def _as_one_group(self, x: Tensor, pool: Callable | None) -> bool:
+        """Tell whether :class:`~metafew.norms.one_group.OneGroup` takes such tensors and such a pooling."""
+        return (
+            hasattr(self.moments, "as_they_are")
+            and type(pool) in (type(None), nn.MaxPool2d)
+            and self.weight.dtype == self.bias.dtype == torch.promote_types(x.dtype, torch.float32)
+        )
 
 
-def never_negative(weight: Tensor) -> bool:
-    """Tell whether no value is negative, where that can be told without waiting: not on a GPU, nor under ``vmap``."""
+def never_negative(weight: Tensor, *others: Tensor) -> bool:
+    """Tell whether no weight is negative, where that can be told without waiting: not on a GPU, nor under ``vmap``."""
     try:
+        for other in others:
+            other.data_ptr()  # under vmap the weights may be ordinary tensors, but something has no memory of its own
         return weight.device.type == "cpu" and weight.detach().amin().item() >= 0
-    except RuntimeError:  # vmap has no branches
+    except RuntimeError:
         return False

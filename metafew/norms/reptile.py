@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metafew.norms.alpha import blend
-from metafew.norms.norm import Moments, context_moments
+from metafew.norms.norm import Moments, as_they_are, context_moments
 from metafew.norms.running import GroupedNorm, grouped
 
 
@@ -31,6 +31,7 @@ class ReptileNorm(GroupedNorm):
         """Whether batches are normalized by their own moments: in training."""
         return self.training
 
+    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return the moments of the groups in training, of the context and each target in evaluation."""
         if self.training:

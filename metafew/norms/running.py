@@ -47,6 +47,8 @@ class RunningNorm(Norm):
     def record(self, mean: Tensor, var: Tensor) -> Moments:
         """Keep the moments of each task for :func:`commit`, when the pass under way asks for it, and return them.
 
+        What is to change the moments that normalize belongs in :meth:`moments`.
+
         Args:
             mean: ``(t, n, c)`` means of the groups that the rows of each task belong to; rows count alike.
             var: variances of the same shape.

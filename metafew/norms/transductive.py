@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments
+from metafew.norms.norm import Moments, as_they_are
 from metafew.norms.running import GroupedNorm, grouped
 
 
@@ -22,6 +22,7 @@ class Transductive(GroupedNorm):
     transductive = True
     tests_by_running = False
 
+    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return the moments of the groups ``(t, n, c)``."""
         return self.record(*grouped(own, context, self.over))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafew.norms.passes import POSITIONS, Pass, pieces, two_passes
+from metafew.norms.passes import POSITIONS, Pass, bent, pieces, scaled, spread, two_passes, values
 from metafew.precision import precise
 
 aten = torch.ops.aten
-IN_GROUP = (0, *POSITIONS)
+ALL_ROWS = (0, *POSITIONS)
 Pooling = tuple | None
 """Kernel size, stride, padding, dilation and whether an incomplete window counts; None for no pooling."""
 
@@ -88,22 +88,22 @@ class OneGroupBack(Pass):
         eps, pooling = ctx.rest
         if torch.is_grad_enabled():
             return *of_any_order(grad, x, weight, where, eps, (v, of_weight, of_bias)), *[None] * 6
-        count = x.numel() // len(mean)
+        count = values(x, mean)
         inverse = torch.rsqrt(var + eps)
         scale = weight * inverse
         _, v_h, v_mean = batch_norm_backward(v, x, weight, mean, var, eps, [False, True, True])
         v_h, v_mean = v_h / count, v_mean / count
         at_maxima = read(v, where)
-        inner = (at_maxima * grad).sum(IN_GROUP) - bias_grad * v_mean - weight_grad * v_h
+        inner = (at_maxima * grad).sum(ALL_ROWS) - bias_grad * v_mean - weight_grad * v_h
         along = (of_weight - scale * v_h) * inverse  # of grad (x - mean)
         level = of_bias - scale * v_mean - mean * along  # of grad
-        of_grad = torch.addcmul(torch.addcmul(flat(level), pooled, flat(along)), at_maxima, flat(scale))
+        of_grad = torch.addcmul(spread(level, x), pooled, spread(along, x)).addcmul_(at_maxima, spread(scale, x))
         of_v = scale * weight_grad * inverse / -count
         of_inverse = weight * inner + (of_weight - 2 * scale * v_h) * weight_grad / inverse
         slope = of_inverse * inverse**3 / -count
         level = of_v * -v_mean - along * bias_grad / count - slope * mean
-        of_x = unpooled((grad * flat(along)).to(grad.dtype), x, where, pooling)
-        of_v, slope, level = flat(of_v), flat(slope), flat(level)
+        of_x = unpooled(scaled(grad, spread(along, x), None), x, where, pooling)
+        of_v, slope, level = spread(of_v, x), spread(slope, x), spread(level, x)
         for piece in pieces(x):
             of_x[piece].addcmul_(v[piece], of_v).addcmul_(x[piece], slope).add_(level)
         return of_grad.to(grad.dtype), of_x, inverse * inner, *[None] * 6
@@ -127,13 +127,10 @@ def backwards(
     """
     of_pooled, of_weight, of_bias = batch_norm_backward(grad, pooled, weight, mean, var, eps, [True, True, True])
     inverse = torch.rsqrt(var + eps)
-    share = weight * inverse / -(x.numel() // len(mean))
+    share = weight * inverse / -values(x, mean)
     slope = share * inverse * of_weight
     level = torch.addcmul(share * of_bias, slope, mean, value=-1)
-    of_x = unpooled(of_pooled, x, where, pooling)
-    slope, level = flat(slope), flat(level)
-    for piece in pieces(x):
-        of_x[piece].addcmul_(x[piece], slope).add_(level)
+    of_x = bent(unpooled(of_pooled, x, where, pooling), x, spread(slope, x), spread(level, x))
     return of_x, of_weight, of_bias
 
 
@@ -149,17 +146,12 @@ def unpooled(grad: Tensor, x: Tensor, where: Tensor | None, pooling: Pooling) ->
     return aten.max_pool2d_with_indices_backward(grad, x, *pooling, where) if pooling else grad
 
 
-def flat(value: Tensor) -> Tensor:
-    """Return a value of each channel ``(c,)`` so that it applies to ``(b, c, h, w)``."""
-    return value.view(-1, 1, 1)
-
-
 def read(x: Tensor, where: Tensor | None) -> Tensor:
     """Return ``x`` ``(b, c, h, w)`` at the maxima, in the layout of images whose channels come last."""
     if where is None:
         return x
-    values, places = (part.permute(0, 2, 3, 1).flatten(1, 2) for part in (x, where))
-    return values.gather(1, places).unflatten(1, where.shape[2:]).permute(0, 3, 1, 2)
+    images, places = (part.permute(0, 2, 3, 1).flatten(1, 2) for part in (x, where))
+    return images.gather(1, places).unflatten(1, where.shape[2:]).permute(0, 3, 1, 2)
 
 
 def of_any_order(
@@ -170,8 +162,8 @@ def of_any_order(
     inputs = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in (grad, x, weight)]
     grad, x, weight = inputs
     bias = torch.zeros_like(weight, requires_grad=True)
-    h = x - x.mean(IN_GROUP, keepdim=True)
-    h = h * torch.rsqrt(h.square().mean(IN_GROUP, keepdim=True) + eps)
-    y = flat(weight) * read(h, where) + flat(bias)
+    h = x - x.mean(ALL_ROWS, keepdim=True)
+    h = h * torch.rsqrt(h.square().mean(ALL_ROWS, keepdim=True) + eps)
+    y = spread(weight, x) * read(h, where) + spread(bias, x)
     grads = torch.autograd.grad(y, (x, weight, bias), grad, create_graph=True)
     return torch.autograd.grad(grads, inputs, back, create_graph=True, materialize_grads=True)

@@ -106,10 +106,7 @@ class GroupMoments(Pass):
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
             return GroupMomentsBack.apply(grad, grad_mean, grad_var, x, mean), None, None
-        slope, level = bend(grad_mean, grad_var, x, mean)
-        for piece in pieces(x):
-            grad[piece].addcmul_(x[piece], of_rows(slope, piece)).add_(of_rows(level, piece))
-        return grad, None, None
+        return bent(grad, x, *bend(grad_mean, grad_var, x, mean)), None, None
 
     @staticmethod
     def vmap(info, dims: tuple[int, None, None], x: Tensor, tasks: int, groups: int):
@@ -159,6 +156,13 @@ def bend(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[
     count = values(x, mean)
     slope = grad_var * (2 / count)
     return spread(slope, x), spread(torch.addcmul(grad_mean / count, slope, mean, value=-1), x)
+
+
+def bent(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
+    """Return ``grad + slope x + level``, written into ``grad`` while its pieces are in cache."""
+    for piece in pieces(x):
+        grad[piece].addcmul_(x[piece], of_rows(slope, piece)).add_(of_rows(level, piece))
+    return grad
 
 
 def values(x: Tensor, mean: Tensor) -> int:

@@ -80,9 +80,8 @@ def help_text() -> str:
 
 
 def register() -> None:
-    """Add what cannot be a file: the help text, and every head as an option of ``evaluate`` without its defaults."""
+    """Add what cannot be files: every head as an option of ``evaluate``, without its defaults."""
     store = ConfigStore.instance()
-    store.store(group="hydra/help", name="metafew", node={"app_name": "metafew", "template": help_text()})
     for file in (CONF / "head").glob("*.yaml"):
         node = OmegaConf.load(file)
         node.pop("defaults", None)
@@ -246,6 +245,9 @@ def loosened(typed: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Start from the command line."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(help_text())  # without Hydra, which would first look through all files, for templates that list them
+        return
     keep_large()  # before torch makes a tensor, which torchrun's processes do even before they come to job()
     register()
     sys.argv[1:] = loosened(sys.argv[1:])

@@ -16,8 +16,9 @@ from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.norm import Norm, never_negative, pool
-from metafew.norms.one_group import OneGroup, pooling
+from metafew.norms.one_group import OneGroup
 from metafew.norms.passes import GroupMoments, Normalize
+from metafew.norms.pooling import pooling
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm

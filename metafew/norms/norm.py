@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metafew.norms.one_group import OneGroup, pooling
+from metafew.norms.convolved import PooledConvolution, filtering, has_less_to_do, output_moments
+from metafew.norms.one_group import OneGroup
 from metafew.norms.passes import GroupMoments, Normalize
+from metafew.norms.pooling import bare, pooling
 from metafew.norms.scope import current
 
 Moments = tuple[Tensor, Tensor]
@@ -100,32 +102,45 @@ class Norm(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None, conv: nn.Conv2d | None = None
+    ) -> Tensor:
         """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says, and pool it.
 
         Args:
             x: the batch.
             pool: a max-pooling, or None. It commutes with functions that do not fall, and scale and shift are one where
                 no weight is negative: there it comes before them, and they have fewer values to work on.
+            conv: a convolution of ``x`` whose output is to be normalized, or None for ``x`` itself. It is carried out
+                together with the pooling where its output is better never whole (:mod:`metafew.norms.convolved`).
         """
         tasks, context, *_ = current()
         rows = x.shape[0] // tasks
-        early, own = never_negative(self.weight, self.bias, x), None
+        early = never_negative(self.weight, self.bias, x, *((conv.weight,) if conv else ()))
         if early and tasks == 1 and self.whole(context, rows) and self._as_one_group(x, pool):
-            y, *own, _, _ = OneGroup.apply(x, self.weight, self.bias, self.eps, pooling(pool))
+            y, *own, _, _ = OneGroup.apply(conv(x) if conv else x, self.weight, self.bias, self.eps, pooling(pool))
             self.moments(tuple(value.view(1, 1, -1) for value in own), 1)  # which may record them
             return y
+        together, own = early and has_less_to_do(x, conv, pool), None
+        if conv and not together:
+            x = conv(x)
         if not self.blind:
             # A group that shares its moments is, to the scheme, like one context image.
             groups, context = (tasks, 1) if self.whole(context, rows) else (x.shape[0], context)
-            x, mean, var = GroupMoments.apply(x, tasks, groups)
-            own = mean, var
+            if together:
+                own = output_moments(x, conv, tasks, groups)
+            else:
+                x, mean, var = GroupMoments.apply(x, tasks, groups)
+                own = mean, var
         mean, var = self.moments(own, context)
         if mean.shape != var.shape:
             mean, var = torch.broadcast_tensors(mean, var)
         if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):  # rows are normalized alike in all tasks
             mean, var = mean.expand(tasks, -1, -1), var.expand(tasks, -1, -1)
-        x = pool(x) if pool and early else x
+        if together:
+            x, _ = PooledConvolution.apply(x, conv.weight, filtering(conv), pooling(pool))
+        elif pool and early:
+            x = pool(x)
         y = Normalize.apply(x, mean, var, self.weight, self.bias, self.eps)
         return pool(y) if pool and not early else y
 
@@ -133,7 +148,7 @@ class Norm(nn.Module):
         """Tell whether :class:`~metafew.norms.one_group.OneGroup` takes such tensors and such a pooling."""
         return (
             hasattr(self.moments, "as_they_are")
-            and type(pool) in (type(None), nn.MaxPool2d)
+            and (pool is None or bare(pool, nn.MaxPool2d))
             and self.weight.dtype == self.bias.dtype == torch.promote_types(x.dtype, torch.float32)
         )
 

@@ -8,20 +8,14 @@ number of calls decides. torch's own batch norm has few, but its second derivati
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metafew.norms.passes import POSITIONS, Pass, bent, pieces, scaled, spread, two_passes, values
+from metafew.norms.pooling import Pooling, read, unpooled
 from metafew.precision import precise
 
 aten = torch.ops.aten
 ALL_ROWS = (0, *POSITIONS)
-Pooling = tuple | None
-"""Kernel size, stride, padding, dilation and whether an incomplete window counts; None for no pooling."""
-
-
-def pooling(module: nn.MaxPool2d | None) -> Pooling:
-    """Return what :class:`OneGroup` must know of a max-pooling."""
-    return module and (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
 
 
 class OneGroup(Pass):
@@ -139,19 +133,6 @@ def batch_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """Return those gradients of ``x``, ``weight`` and ``bias`` that are wanted, at fixed moments."""
     return aten.native_batch_norm_backward(grad, x, weight, mean, var, None, None, False, eps, wanted)
-
-
-def unpooled(grad: Tensor, x: Tensor, where: Tensor | None, pooling: Pooling) -> Tensor:
-    """Return the gradient of ``x``, given that of what pooling returns."""
-    return aten.max_pool2d_with_indices_backward(grad, x, *pooling, where) if pooling else grad
-
-
-def read(x: Tensor, where: Tensor | None) -> Tensor:
-    """Return ``x`` ``(b, c, h, w)`` at the maxima, in the layout of images whose channels come last."""
-    if where is None:
-        return x
-    images, places = (part.permute(0, 2, 3, 1).flatten(1, 2) for part in (x, where))
-    return images.gather(1, places).unflatten(1, where.shape[2:]).permute(0, 3, 1, 2)
 
 
 def of_any_order(

@@ -51,10 +51,10 @@ class Pass(Function):
         cls.forward.__signature__ = InOrder([*inspect.signature(cls.forward).parameters.values()])
 
 
-def pieces(x: Tensor) -> list[slice]:
-    """Return slices of rows of ``x`` that fit in a processor's cache."""
+def pieces(x: Tensor, times: float = 1) -> list[slice]:
+    """Return slices of rows of ``x`` whose values, each ``times`` over, fit in a processor's cache."""
     rows = x.shape[0]
-    size = max(1, CACHED * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
+    size = max(1, int(CACHED * rows / times) // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 

@@ -25,7 +25,7 @@ from metafew.analysis.watch import Clustering
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
-from metafew.data.sampler import Plan
+from metafew.data.plan import Plan
 from metafew.data.sources import Source
 from metafew.data.store import place
 from metafew.ending import Ending

@@ -51,7 +51,7 @@ class Episode(NamedTuple):
         views: random views that the images have yet to be seen through, or None.
         source: the number of the dataset that all tasks come from, in a mixture of several.
         ids: which images of their split support and query rows are, ``(t, s)`` and ``(t, q)`` int64, so that what is
-            known of an image need not be computed anew; None for tasks whose images are met only once.
+            known of an image need not be computed anew; None for pieces of an episode, and images of no split.
     """
 
     support: Labelled

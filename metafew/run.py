@@ -20,7 +20,7 @@ from metafew.analysis import analyze, figures
 from metafew.assemble import make_data, make_learner, make_loggers, make_source, make_trainer, words
 from metafew.collective import from_all
 from metafew.data.datamodule import FewShot
-from metafew.data.sampler import NATURAL, Plan
+from metafew.data.plan import NATURAL, Plan
 from metafew.errors import UsageError
 from metafew.files import write_json
 from metafew.learner import Learner

@@ -48,7 +48,8 @@ def test_protonet_on_vectors_is_the_nearest_mean(launch, vectors):
     path = vectors(("test",), spread=2.0)
     report, out = launch("dataset=features", f"dataset.root={path}", "test.shot=3", "test.total=20")
     arrays, right = np.load(path), []
-    from metafew.data.sampler import Plan, Sampler
+    from metafew.data.plan import Plan
+    from metafew.data.sampler import Sampler
     from metafew.data.sources.features import Features
     from metafew.data.store import Split, build
 

@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 
 from metafew.assemble import make_backbone, make_data, make_source
 from metafew.data.datamodule import MetaBatches, present
-from metafew.data.sampler import STREAMS, Mixed, Plan, Sampler
+from metafew.data.plan import Plan
+from metafew.data.sampler import STREAMS, Mixed, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
 from metafew.errors import UsageError

@@ -18,7 +18,7 @@ from metafew.analysis.projection import projection
 from metafew.analysis.travel import travels
 from metafew.collective import from_all
 from metafew.data.datamodule import FewShot
-from metafew.data.sampler import Plan
+from metafew.data.plan import Plan
 from metafew.data.sources import Source
 from metafew.embedded import parts
 from metafew.errors import UsageError

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from metafew.data.augment import Chain
-from metafew.data.sampler import STREAMS, Sampler
+from metafew.data.sampler import STREAMS, Drawn, Sampler, Side
 from metafew.data.sources import Category
 from metafew.data.store import Split
-from metafew.episode import Episode, Labelled, Views
 from metafew.errors import UsageError
 
 
@@ -99,22 +97,16 @@ class MinibatchSampler(Sampler):
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
         self._latest = (-1, np.empty(0, int))
 
-    def task(self, index: int) -> Episode:
-        """Return chunk ``index`` as an episode of one task, images in uint8.
+    def draw(self, index: int) -> Drawn:
+        """Draw chunk ``index``.
 
         With pairs, its features ``(1, n, d)`` viewed as ``(1, n / 4, 2, 2, d)`` are (task, pair, class, image).
         """
         rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
         rows, classes = self._pairs(rng) if self.plan.pairs else self._piece(index * self.plan.chunk)
-        support = self._gather(rows, classes, torch.from_numpy(classes))
-        views = self.views and torch.from_numpy(self.views.draw(rng, classes)).unsqueeze(0)
-        return Episode(
-            support=support,
-            query=Labelled(*(part[:, :0] for part in support)),
-            way=len(self.split.rows),
-            index=torch.tensor([index]),
-            views=None if views is None else Views(self.views, views, views[:, :0]),
-        )
+        support = Side(rows, classes, classes, self.views and self.views.draw(rng, classes))
+        query = Side(*(part if part is None else part[:0] for part in support))
+        return Drawn(support, query, len(self.split.rows), index)
 
     def _pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of two images of each of ``chunk / 2`` different classes, and their classes."""

@@ -2,121 +2,58 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from metafew.data.augment import Chain
-from metafew.data.sources import Category
+from metafew.data.plan import Plan, groups
 from metafew.data.store import Split
 from metafew.episode import Episode, Labelled, Views
-from metafew.errors import UsageError
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
-NATURAL = "natural"
-"""The shot of Meta-Dataset's tasks, drawn for each class by the number of its images."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the tasks of a split look like.
+class Side(NamedTuple):
+    """The support or the queries of a task before their images are read.
 
     Attributes:
-        split: ``train``, ``val`` or ``test``.
-        way: classes of a task: a number, or ``"a..b"`` for one drawn uniformly for each task.
-        shot: support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is at most
-            the number of classes there are and whose shots differ from class to class.
-        query: query images of each class; with natural shots at most so many.
-        tasks: tasks in one meta-batch, over all processes.
-        total: number of tasks in all.
-        seed: the seed of the stream of tasks.
-        support: most support images of a task with natural shots.
+        rows: ``(n,)`` rows of the split's images.
+        classes: ``(n,)`` classes of the split that they are drawn for, which say how an image is turned.
+        labels: ``(n,)`` int64.
+        views: ``(n, k)`` parameters of the views that they are to be seen through, or None.
     """
 
-    split: str
-    way: int | str
-    shot: int | str
-    query: int
-    tasks: int
-    total: int
-    seed: int
-    support: int = 500
+    rows: np.ndarray
+    classes: np.ndarray
+    labels: np.ndarray
+    views: np.ndarray | None
 
-    def __post_init__(self):
-        for word in ("way",) if self.natural else ("way", "shot"):
-            self.bounds(word)
-        for word in ("query", "tasks", "total", "support"):
-            value, least = getattr(self, word), 0 if (self.split, word) == ("train", "query") else 1
-            least = self.bounds("way")[1] if word == "support" and self.natural else least
-            if not isinstance(value, int) or value < least:
-                raise UsageError(
-                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
-                    f"type {self.split}.{word}={max(1, least)}"
-                )
 
-    @property
-    def natural(self) -> bool:
-        """Whether tasks are drawn as in Meta-Dataset."""
-        return self.shot == NATURAL
+class Drawn(NamedTuple):
+    """A task before its images are read.
 
-    def bounds(self, word: str) -> tuple[int, int]:
-        """Return the smallest and largest value of ``way`` or ``shot``."""
-        value, least = getattr(self, word), 2 if word == "way" else 1
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not least <= low <= high:
-            raise UsageError(
-                f"{self.split}.{word} is a whole number of at least {least}, or a range such as "
-                f"{least}..{least + 8}{', or natural' * (word == 'shot')}, not {value}: "
-                f"type {self.split}.{word}={least + 3}"
-            )
-        return low, high
+    Attributes:
+        support: examples given.
+        query: examples to be labelled.
+        way: number of classes.
+        index: the number of the task.
+        source: the number of its dataset, in a mixture of several.
+    """
+
+    support: Side
+    query: Side
+    way: int
+    index: int
+    source: int = 0
 
     @property
-    def contexts(self) -> tuple[int, int]:
-        """The smallest and largest number of support images of a task."""
-        way, ways = self.bounds("way")
-        if self.natural:
-            return way, self.support
-        shot, shots = self.bounds("shot")
-        return way * shot, ways * shots
-
-    def check(self, categories: Sequence[Category], dataset: str) -> None:
-        """Raise a sentence when some task of this plan cannot be drawn from ``categories``."""
-        where = f"the {self.split} split of dataset={dataset}"
-        if not categories:
-            raise UsageError(f"{where} has no classes: add some, or choose stages that do not need it")
-        smallest = min(categories, key=lambda category: len(category.keys))
-        count, (low, way) = len(smallest.keys), self.bounds("way")
-        if self.natural:
-            if not groups([category.group for category in categories], low):
-                raise UsageError(
-                    f"{self.split}.way={self.way} needs {low} classes of one group, and {where} has no such group "
-                    f"among its {len(categories)} classes: type {self.split}.way=2..{way}"
-                )
-            if count < 2:
-                raise UsageError(
-                    f"{self.split}.shot=natural needs two images of each class, and class '{smallest.name}' in {where} "
-                    f"has {count}: add images to it, or take it out"
-                )
-            return
-        _, shot = self.bounds("shot")
-        if way > len(categories):
-            raise UsageError(
-                f"{self.split}.way={self.way} needs {way} classes, but {where} has {len(categories)}: "
-                f"type {self.split}.way={len(categories)} or less"
-            )
-        if shot + self.query > count:
-            smaller = f"query={count - shot}" if count > shot else f"shot={count - 1}"
-            advice = f"type {self.split}.{smaller} or less" if count > 1 else "add images to it, or take it out"
-            raise UsageError(
-                f"{self.split}.shot={self.shot} and {self.split}.query={self.query} need {shot + self.query} images "
-                f"of each class, but class '{smallest.name}' in {where} has {count}: {advice}"
-            )
+    def shape(self) -> tuple[int, ...]:
+        """What tasks have in common that can be stacked."""
+        return self.way, len(self.support.rows), len(self.query.rows), self.source
 
 
 class Sampler:
@@ -134,35 +71,60 @@ class Sampler:
     def __init__(self, split: Split, plan: Plan, views: Chain | None):
         self.split, self.plan, self.views = split, plan, views
 
+    def batch(self, indices: Iterable[int]) -> list[Episode]:
+        """Return a meta-batch: tasks of equal shape stacked, in the order in which shapes first occur."""
+        same: dict[tuple, list[Drawn]] = {}
+        for task in map(self.draw, indices):
+            same.setdefault(task.shape, []).append(task)
+        return [self.stack(tasks) for tasks in same.values()]
+
     def task(self, index: int) -> Episode:
         """Return task ``index`` as an episode of one task, images in uint8."""
+        return self.stack([self.draw(index)])
+
+    def stack(self, tasks: Sequence[Drawn]) -> Episode:
+        """Return tasks of one shape as one episode, images in uint8."""
+        support, support_ids, given = self._read([task.support for task in tasks])
+        query, query_ids, asked = self._read([task.query for task in tasks])
+        return Episode(
+            support=support,
+            query=query,
+            way=tasks[0].way,
+            index=torch.tensor([task.index for task in tasks]),
+            views=self.views and Views(self.views, given, asked),
+            source=tasks[0].source,
+            ids=(support_ids, query_ids),
+        )
+
+    def _read(self, sides: Sequence[Side]) -> tuple[Labelled, torch.Tensor, torch.Tensor | None]:
+        """Return one side of some tasks: images and labels, numbers of the images, and parameters of their views."""
+        rows, classes, labels, views = (
+            None if parts[0] is None else np.stack(parts) for parts in zip(*sides, strict=True)
+        )
+        turns = self.split.turns[classes]
+        return (
+            Labelled(torch.from_numpy(self.split.gather(rows, turns)), torch.from_numpy(labels)),
+            torch.from_numpy(self.split.ids(rows, turns)),
+            None if views is None else torch.from_numpy(views),
+        )
+
+    def draw(self, index: int) -> Drawn:
+        """Draw task ``index``."""
         rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
         classes, query, shots = (self._natural if self.plan.natural else self._sizes)(rng)
         # All images are shuffled and all views drawn, as what follows in the stream must not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
-        drawn = self.views and [self.views.draw(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
+        views = self.views and [self.views.draw(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
+
+        def side(parts: list[slice]) -> Side:
+            def cut(of_class: list[np.ndarray] | None) -> np.ndarray | None:
+                return of_class and np.concatenate([all_[part] for all_, part in zip(of_class, parts, strict=True)])
+
+            labels = np.repeat(np.arange(len(classes)), [part.stop - part.start for part in parts])
+            return Side(cut(rows), classes[labels], labels, cut(views))
+
         asked, given = [slice(0, query)] * len(classes), [slice(query, query + shot) for shot in shots]
-
-        def images(parts: list[slice]) -> tuple[Labelled, torch.Tensor]:
-            sizes = [part.stop - part.start for part in parts]
-            labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(sizes))
-            chosen = np.concatenate([r[part] for r, part in zip(rows, parts, strict=True)])
-            of = np.repeat(classes, sizes)
-            ids = torch.from_numpy(self.split.ids(chosen, self.split.turns[of]))
-            return self._gather(chosen, of, labels), ids.unsqueeze(0)
-
-        def parameters(parts: list[slice]) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate([d[p] for d, p in zip(drawn, parts, strict=True)])).unsqueeze(0)
-
-        (support, support_ids), (query, query_ids) = images(given), images(asked)
-        return Episode(
-            support=support,
-            query=query,
-            way=len(classes),
-            index=torch.tensor([index]),
-            views=Views(self.views, parameters(given), parameters(asked)) if drawn else None,
-            ids=(support_ids, query_ids),
-        )
+        return Drawn(side(given), side(asked), len(classes), index)
 
     def _sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """Draw the classes of a task, the number of its queries, and the shot of each class."""
@@ -199,19 +161,6 @@ class Sampler:
         """The groups that a task with natural shots may be drawn from."""
         return groups(self.split.groups, self.plan.bounds("way")[0])
 
-    def _gather(self, rows: np.ndarray, classes: np.ndarray, labels: torch.Tensor) -> Labelled:
-        """Return the images ``rows`` of ``classes``, one class a row, as one task with these labels."""
-        images = self.split.gather(rows, self.split.turns[classes])
-        return Labelled(torch.from_numpy(images).unsqueeze(0), labels.unsqueeze(0))
-
-    def batch(self, indices: Iterable[int]) -> list[Episode]:
-        """Return a meta-batch: tasks of equal shape stacked, in the order in which shapes first occur."""
-        same: dict[tuple, list[Episode]] = {}
-        for episode in map(self.task, indices):
-            shape = episode.way, episode.support.labels.shape, episode.query.labels.shape, episode.source
-            same.setdefault(shape, []).append(episode)
-        return [_stack(episodes) for episodes in same.values()]
-
 
 class Mixed(Sampler):
     """Draws tasks from several datasets, each task from one of them.
@@ -227,46 +176,18 @@ class Mixed(Sampler):
     def __init__(self, samplers: Sequence[Sampler], plan: Plan):
         self.samplers, self.plan = list(samplers), plan
 
-    def task(self, index: int) -> Episode:
-        """Return task ``index`` as an episode of one task, images in uint8."""
+    def draw(self, index: int) -> Drawn:
+        """Draw task ``index``."""
         count, stream = len(self.samplers), [self.plan.seed, STREAMS[self.plan.split], index]
         if self.plan.split == "train":
             # A child stream: no task's own stream equals it.
             number = int(np.random.default_rng(np.random.SeedSequence(stream, spawn_key=(0,))).integers(count))
-            task = self.samplers[number].task(index)
+            task = self.samplers[number].draw(index)
         else:
             number = index % count
-            task = self.samplers[number].task(index // count)
-        return task._replace(index=torch.tensor([index]), source=number)
+            task = self.samplers[number].draw(index // count)
+        return task._replace(index=index, source=number)
 
-
-def groups(names: Sequence[str], way: int) -> list[np.ndarray]:
-    """Return the numbers of the classes of each group of at least ``way`` classes.
-
-    >>> groups(["Greek", "Latin", "Greek", "Latin", "Runes"], 2)
-    [array([0, 2]), array([1, 3])]
-    """
-    found: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        found.setdefault(name, []).append(number)
-    return [np.array(members) for members in found.values() if len(members) >= way]
-
-
-def _stack(episodes: list[Episode]) -> Episode:
-    """Join episodes of equal shape along their tasks."""
-
-    def join(parts: Sequence[tuple | None]) -> tuple | None:
-        """Join tuples of tensors; what is no tensor is the same in all of them."""
-        if parts[0] is None:
-            return None
-        joined = [torch.cat(part) if torch.is_tensor(part[0]) else part[0] for part in zip(*parts, strict=True)]
-        return parts[0]._make(joined) if hasattr(parts[0], "_make") else tuple(joined)
-
-    return Episode(
-        *(join(parts) for parts in zip(*((e.support, e.query) for e in episodes), strict=True)),
-        way=episodes[0].way,
-        index=torch.cat([e.index for e in episodes]),
-        views=join([e.views for e in episodes]),
-        source=episodes[0].source,
-        ids=join([e.ids for e in episodes]),
-    )
+    def stack(self, tasks: Sequence[Drawn]) -> Episode:
+        """Return tasks of one shape, and so of one dataset, as one episode."""
+        return self.samplers[tasks[0].source].stack(tasks)

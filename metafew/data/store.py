@@ -145,12 +145,17 @@ class Split:
         return rows + turns * len(self.images)
 
     def gather(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Return images ``(n, c, h, w)``, each turned counter-clockwise by its number of quarter turns."""
-        images = self.images[rows]
-        if self.channels > images.shape[1]:
-            images = images.repeat(self.channels, axis=1)
-        elif self.channels < images.shape[1]:
-            images = np.rint(np.tensordot(images, LUMA, (1, 0)))[:, None].astype(images.dtype)
+        """Return images ``(..., c, h, w)``, each turned counter-clockwise by its number of quarter turns.
+
+        Args:
+            rows: ``(...)`` rows of the images.
+            turns: ``(...)`` numbers of quarter turns.
+        """
+        images = np.asarray(self.images).take(rows, 0)  # a memory map's own indexing takes twice as long
+        if self.channels > images.shape[-3]:
+            images = images.repeat(self.channels, axis=-3)
+        elif self.channels < images.shape[-3]:
+            images = np.rint(np.tensordot(images, LUMA, (-3, 0)))[..., None, :, :].astype(images.dtype)
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images

@@ -14,7 +14,8 @@ from benchmarks.steps import step
 from metafew.assemble import make_source
 from metafew.cli import configuration
 from metafew.data.augment import as_float
-from metafew.data.sampler import Plan, Sampler
+from metafew.data.plan import Plan
+from metafew.data.sampler import Sampler
 from metafew.data.store import Split, build, place
 from metafew.episode import Episode
 

@@ -14,6 +14,7 @@ from metafew.episode import Episode
 
 AT_ONCE = 256  # images in a pass
 LIMIT = 2**31  # bytes of features that are kept
+TOGETHER = 2**23  # bytes of tasks that are looked up together: more would leave the cache while heads work on them
 
 
 class Embedded:
@@ -43,9 +44,14 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
     if not backbone.alone or any(part.views for part in parts(sampler)):
         return False
     images = sum(rows(part.split) for part in parts(sampler))
-    plan = sampler.plan
-    drawn = plan.total * (plan.contexts[0] + plan.bounds("way")[0] * plan.query)
+    drawn = sampler.plan.total * sampler.plan.images[0]
     return images <= drawn and 4 * images * backbone.features <= LIMIT
+
+
+def at_once(backbone: Backbone, sampler: Sampler) -> int:
+    """Return how many tasks are looked up together: as many as :data:`TOGETHER` holds, no less than planned."""
+    values = backbone.channels * backbone.image_size**2 + backbone.features
+    return max(sampler.plan.tasks, TOGETHER // (4 * values * sampler.plan.images[1]))
 
 
 def parts(sampler: Sampler) -> list[Sampler]:

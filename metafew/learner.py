@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.baselines import nearest
-from metafew.embedded import Embedded, pays
+from metafew.data.sampler import Sampler
+from metafew.embedded import Embedded, at_once, pays
 from metafew.episode import Episode
 from metafew.heads.head import FeatureHead
 from metafew.metrics import PerTask, summary
@@ -137,10 +139,19 @@ class Learner(pl.LightningModule):
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
         return logits.softmax(-1)
 
+    def tasks_of_a_step(self, sampler: Sampler) -> int:
+        """Return how many of the tasks that ``sampler`` draws a step of evaluation has."""
+        with evaluating(self.backbone):
+            return at_once(self.backbone, sampler) if self._knows(sampler) else sampler.plan.tasks
+
+    def _knows(self, sampler: Sampler) -> bool:
+        """Tell whether it pays to compute the features of all images before ``sampler`` draws tasks."""
+        return all(isinstance(head, FeatureHead) for head in self.heads.values()) and pays(self.backbone, sampler)
+
     def _known(self, loader: DataLoader) -> Embedded | None:
         """Return the features of all images that ``loader`` draws tasks from, where it pays to compute them first."""
-        sampler, heads = loader.dataset.sampler, self.heads.values()
-        if not all(isinstance(head, FeatureHead) for head in heads) or not pays(self.backbone, sampler):
+        sampler = loader.dataset.sampler
+        if not self._knows(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
             return Embedded(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))
@@ -196,3 +207,15 @@ class Learner(pl.LightningModule):
         """Keep the weights that the run has already fitted to this model; let the schedule be that of this run."""
         checkpoint["state_dict"] = self.state_dict()
         follow(checkpoint, self.make_optimizer, self.make_schedule)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let ``module`` be in evaluation mode inside, and each part of it in its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

@@ -27,13 +27,14 @@ SECTIONS = {
     "solvers": "the SVM, ridge and logistic solvers alone, forward and backward; with --peers DIR qpth's too",
     "norms": "each normalization layer, forward and backward, against torch.nn.BatchNorm2d on the same tensor",
     "loader": "a meta-batch out of its store, against the step that consumes it; memory",
-    "evaluation": "1,000 test tasks by a prototypical network, as one command",
+    "evaluation": "1,000 test tasks by a prototypical network, as one command: images embedded once, or for every task",
     "startup": "train.py --help, and train.py for one training step, as whole processes",
     "scaling": "a step per task and per image, and the memory of MAML, as tasks and classes grow in number",
 }
 """Each is a module of benchmarks, with a function ``tables``."""
 WIDE = Setting(backbone="resnet12", channels=3, size=84, tasks=2, heads=("protonet", "maml"))
-"""What --full adds to ``steps`` and ``peers``."""
+FULL = {"steps": WIDE, "peers": WIDE, "evaluation": Setting(test_tasks=10_000)}
+"""What --full adds to each section."""
 
 
 def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None:  # noqa: B008, it is frozen
@@ -53,8 +54,8 @@ def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None: 
     for section in arguments.sections or SECTIONS:
         tables = import_module(f"benchmarks.{section}").tables
         found = tables(bench)
-        if arguments.full and section in ("steps", "peers"):
-            found |= tables(replace(bench, setting=WIDE, rounds=min(3, bench.rounds)))
+        if arguments.full and section in FULL:
+            found |= tables(replace(bench, setting=FULL[section], rounds=min(3, bench.rounds)))
         for title, rows in found.items():
             Console().print(draw(f"{title}, {threads} threads", rows))
         report[section] = found
@@ -79,7 +80,9 @@ def parse(typed: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers", type=Path, metavar="DIR", help="environments of scripts/make_peers.py, to be measured too"
     )
-    parser.add_argument("--full", action="store_true", help="also 84x84 colour images with resnet12 (takes long)")
+    parser.add_argument(
+        "--full", action="store_true", help="also 84x84 colour images with resnet12, and 10,000 test tasks (takes long)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark.json"), help="the file to write (default benchmark.json)"
     )

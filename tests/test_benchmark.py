@@ -83,6 +83,14 @@ def test_sections(tmp_path):
     assert [*per_task] == ["1 tasks", "2 tasks"] and len(per_image) == 4 and [*memory] == ["1 tasks"]
 
 
+@pytest.mark.slow
+def test_evaluation_measures_the_same_with_known_features_and_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAFEW_DATA", str(tmp_path))  # glyphs
+    (rows,) = measured(tmp_path, "evaluation")["evaluation"].values()
+    known, embedded, _ = rows.values()
+    assert known["ratio"] == 1 < embedded["ratio"] and embedded["rows that differ"] == 0
+
+
 def test_peers_that_are_not_there(tmp_path):
     """One has no environment; the other has one in which it is not installed."""
     (tmp_path / "higher").symlink_to(sys.prefix)

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from metafew.data.augment import Affine, Chain, as_float
 from metafew.data.datamodule import InOrder, MetaBatches
-from metafew.data.sampler import Plan, Sampler
+from metafew.data.plan import Plan
+from metafew.data.sampler import Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build, locate, verify
 from metafew.errors import UsageError
@@ -259,11 +260,11 @@ def test_ranks_and_batch_sizes_share_out_the_same_tasks(split):
     def numbers(tasks, world):
         found = []
         for rank in range(world):
-            batches = MetaBatches(Sampler(split, plan(tasks=tasks, total=10), None), rank, world)
+            batches = MetaBatches(Sampler(split, plan(tasks=4, total=10), None), rank, world, tasks)
             found += [i for k in range(len(batches)) for e in batches[k] for i in e.index.tolist()]
         return sorted(found)
 
-    for tasks in (1, 3, 4, 10):
+    for tasks in (None, 1, 3, 10):
         for world in (1, 2, 4):
             assert numbers(tasks, world) == list(range(10))
 

@@ -11,10 +11,12 @@ from metafew import cli, embedded, learner
 from metafew.assemble import make
 from metafew.backbones.conv4 import Conv4
 from metafew.data.augment import Chain, Flip
-from metafew.data.sampler import Mixed, Plan, Sampler
+from metafew.data.plan import Plan
+from metafew.data.sampler import Mixed, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
-from metafew.embedded import Embedded, pays
+from metafew.embedded import Embedded, at_once, pays
+from metafew.learner import Learner, evaluating
 
 NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 ALONE = {"batch", "batch_renorm", "batch_shared", "frozen", "group", "instance", "layer", "none"}
@@ -86,14 +88,32 @@ def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch
     assert not pays(model, sampler(tmp_path))
 
 
+def test_as_many_tasks_are_looked_up_together_as_their_values_allow(tmp_path, monkeypatch):
+    model = backbone("batch")  # 4 features of images with 256 pixels
+    monkeypatch.setattr(embedded, "TOGETHER", 3 * 4 * 260 * 15)
+    assert at_once(model, sampler(tmp_path)) == 3 and at_once(model, sampler(tmp_path, tasks=9)) == 9
+    assert at_once(model, sampler(tmp_path, way="2..5", shot="1..4")) == 2  # some have 30 images
+
+
+def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
+    model = backbone("batch")
+    part = next(model.children()).train()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert not model.training and all(module.training for module in part.modules())
+
+
 @pytest.mark.parametrize("words", [[], ["trainer.precision=bf16-mixed"], ["test.shot=[1,2]", "test.queries=single"]])
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
     common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300", *words]
-    tables, embeddings = [], []
-    once = learner.Embedded
+    tables, embeddings, sizes = [], [], []
+    once, step = learner.Embedded, Learner.test_step
     monkeypatch.setattr(learner, "Embedded", lambda *a, **k: embeddings.append(1) or once(*a, **k))
+    monkeypatch.setattr(Learner, "test_step", lambda self, b, *a: sizes.append(len(b[0].index)) or step(self, b, *a))
     for name in ("once", "each"):
-        _, out = launch(*common, "test.tasks=50", "val.tasks=50", out=None)
+        _, out = launch(*common, "test.tasks=10", "val.tasks=10", out=None)
+        assert (max(sizes) > 10) == (name == "once")
+        sizes.clear()
         with (out / "tasks.csv").open() as file:
             tables.append(list(csv.DictReader(file)))
         made, embeddings = embeddings, []

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.sampler import Mixed, Plan, Sampler
+from metafew.data.plan import Plan
+from metafew.data.sampler import Mixed, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
 from metafew.episode import Episode
@@ -27,11 +28,12 @@ class MetaBatches(Dataset):
         sampler: draws the tasks.
         rank: number of this process.
         world: number of processes.
+        tasks: tasks of a meta-batch, if not as many as the plan says.
     """  # noqa: D205
 
-    def __init__(self, sampler: Sampler, rank: int, world: int):
+    def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
         self.sampler, self.rank, self.world = sampler, rank, world
-        self.tasks, self.total = max(sampler.plan.tasks, world), sampler.plan.total
+        self.tasks, self.total = max(tasks or sampler.plan.tasks, world), sampler.plan.total
 
     def __len__(self) -> int:
         return -(-self.total // self.tasks)
@@ -91,19 +93,20 @@ class FewShot(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the meta-batches of training."""
-        return self._loader(self.train, start=self.trainer.global_step * self.trainer.accumulate_grad_batches)
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return self._loader(self.sampler(self.train), start=start)
 
     def val_dataloader(self) -> DataLoader:
         """Return the meta-batches of validation."""
-        return self._loader(self.val)
+        return self._evaluated(self.val)
 
     def test_dataloader(self) -> list[DataLoader]:
         """Return the meta-batches of each test."""
-        return [self._loader(plan) for plan in self.test]
+        return [self._evaluated(plan) for plan in self.test]
 
     def predict_dataloader(self) -> DataLoader:
         """Return the meta-batches that a checkpoint is analyzed on."""
-        return self._loader(self.analyzed)
+        return self._loader(self.sampler(self.analyzed))
 
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
         """Return a task of the first test, ready for a model in ``dtype``, on the CPU."""
@@ -125,8 +128,12 @@ class FewShot(pl.LightningDataModule):
             self._folders[source] = locate(source, self.cache)
         return self._folders[source]
 
-    def _loader(self, plan: Plan | Minibatches, start: int = 0) -> DataLoader:
-        batches = MetaBatches(self.sampler(plan), self.trainer.global_rank, self.trainer.world_size)
+    def _evaluated(self, plan: Plan) -> DataLoader:
+        sampler = self.sampler(plan)
+        return self._loader(sampler, self.trainer.lightning_module.tasks_of_a_step(sampler))
+
+    def _loader(self, sampler: Sampler, tasks: int | None = None, start: int = 0) -> DataLoader:
+        batches = MetaBatches(sampler, self.trainer.global_rank, self.trainer.world_size, tasks)
         return DataLoader(
             batches,
             batch_size=None,

@@ -22,9 +22,9 @@ def dataset() -> str:
     return "omniglot" if any(root.glob("images_background*")) else "glyphs"
 
 
-def train(bench: Bench, *typed: str) -> None:
-    """Run train.py in a process of its own."""
+def train(bench: Bench, *typed: str, script: Path = TRAIN) -> None:
+    """Run train.py, or a script that stands in for it, in a process of its own."""
     accelerator = "gpu" if bench.device.type == "cuda" else "cpu"
     words = [*typed] if "--help" in typed else [f"dataset={dataset()}", f"trainer.accelerator={accelerator}", *typed]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, TRAIN, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, script, *words], check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.commands import BRIEF, dataset, train
+from benchmarks import every_task
+from benchmarks.commands import BRIEF, TRAIN, dataset, train
 from benchmarks.measure import Bench, Tables
+
+ROWS = {
+    "protonet batch": ("batch", TRAIN),
+    "protonet batch, every task embedded": ("batch", Path(every_task.__file__)),
+    "protonet tasknorm": ("tasknorm", TRAIN),
+}
 
 
 def tables(bench: Bench) -> Tables:
-    """Test from a checkpoint with each norm; the seconds are those of results.json."""
-    s, rows = bench.setting, {}
+    """Test from a checkpoint of each norm; the seconds are those of results.json, the ratios over those of the first.
+
+    The first two measure the same, so that no row of their tasks.csv may have another accuracy.
+    """
+    s, rows, measured = bench.setting, {}, []
     shape = [f"test.{key}={getattr(s, key)}" for key in ("way", "shot", "query")]
     with tempfile.TemporaryDirectory() as folder:
-        for norm in ("batch", "tasknorm"):
-            fit, test = Path(folder, norm, "fit"), Path(folder, norm, "test")
-            train(bench, "head=protonet", f"norm={norm}", f"hydra.run.dir={fit}", *BRIEF)
-            ckpt = fit / "checkpoints" / "last.ckpt"
+        for norm in dict(ROWS.values()):
+            train(bench, "head=protonet", f"norm={norm}", f"hydra.run.dir={Path(folder, norm)}", *BRIEF)
+        for number, (row, (norm, script)) in enumerate(ROWS.items()):
+            test = Path(folder, str(number))
             train(
-                bench, f"ckpt={ckpt}", "stages=[test]", f"test.total={s.test_tasks}", *shape,
-                "trainer.enable_progress_bar=false", f"hydra.run.dir={test}",
+                bench, f"ckpt={Path(folder, norm, 'checkpoints', 'last.ckpt')}", "stages=[test]",
+                f"test.total={s.test_tasks}", *shape, "trainer.enable_progress_bar=false", f"hydra.run.dir={test}",
+                script=script,
             )  # fmt: skip
             seconds = json.loads((test / "results.json").read_text())["seconds"]["test"]
-            rows[f"protonet {norm}"] = {"seconds": seconds, "ms per task": 1e3 * seconds / s.test_tasks}
+            with (test / "tasks.csv").open() as file:
+                measured.append([line["accuracy"] for line in csv.DictReader(file)])
+            rows[row] = {"seconds": seconds, "ms per task": 1e3 * seconds / s.test_tasks}
+    for row in rows.values():
+        row["ratio"] = row["seconds"] / rows["protonet batch"]["seconds"]
+    known, embedded, _ = measured
+    differ = sum(one != other for one, other in zip(known, embedded, strict=True))
+    rows["protonet batch, every task embedded"]["rows that differ"] = differ
     title = f"evaluation of {s.test_tasks} tasks of {dataset()}, {s.way}-way {s.shot}-shot, {s.query} query"
     return {f"{title}, seconds.test of one command": rows}

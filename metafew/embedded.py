@@ -48,10 +48,15 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
     return images <= drawn and 4 * images * backbone.features <= LIMIT
 
 
-def at_once(backbone: Backbone, sampler: Sampler) -> int:
-    """Return how many tasks are looked up together: as many as :data:`TOGETHER` holds, no less than planned."""
-    values = backbone.channels * backbone.image_size**2 + backbone.features
-    return max(sampler.plan.tasks, TOGETHER // (4 * values * sampler.plan.images[1]))
+def together(backbone: Backbone, sampler: Sampler) -> int:
+    """Return how many tasks are looked up together: as many as :data:`TOGETHER` holds, no less than planned.
+
+    A task is taken to have the pixels and features of its images and, as heads and the nearest neighbour make them, a
+    value for each support image, image and class.
+    """
+    plan, values = sampler.plan, backbone.channels * backbone.image_size**2 + backbone.features
+    task = plan.images[1] * (values + plan.contexts[1] * plan.bounds("way")[1])
+    return max(plan.tasks, TOGETHER // (4 * task))
 
 
 def parts(sampler: Sampler) -> list[Sampler]:

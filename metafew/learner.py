@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.baselines import nearest
 from metafew.data.sampler import Sampler
-from metafew.embedded import Embedded, at_once, pays
+from metafew.embedded import Embedded, pays, together
 from metafew.episode import Episode
 from metafew.heads.head import FeatureHead
 from metafew.metrics import PerTask, summary
@@ -142,16 +142,16 @@ class Learner(pl.LightningModule):
     def tasks_of_a_step(self, sampler: Sampler) -> int:
         """Return how many of the tasks that ``sampler`` draws a step of evaluation has."""
         with evaluating(self.backbone):
-            return at_once(self.backbone, sampler) if self._knows(sampler) else sampler.plan.tasks
+            return together(self.backbone, sampler) if self._pays(sampler) else sampler.plan.tasks
 
-    def _knows(self, sampler: Sampler) -> bool:
+    def _pays(self, sampler: Sampler) -> bool:
         """Tell whether it pays to compute the features of all images before ``sampler`` draws tasks."""
         return all(isinstance(head, FeatureHead) for head in self.heads.values()) and pays(self.backbone, sampler)
 
     def _known(self, loader: DataLoader) -> Embedded | None:
         """Return the features of all images that ``loader`` draws tasks from, where it pays to compute them first."""
         sampler = loader.dataset.sampler
-        if not self._knows(sampler):
+        if not self._pays(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
             return Embedded(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))

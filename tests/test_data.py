@@ -107,6 +107,34 @@ def test_sidecar_says_what_the_store_is_and_verify_finds_a_flipped_bit(tmp_path)
         verify(folder)
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+def test_images_of_several_tasks_are_those_of_each(tmp_path, stored, wanted):
+    class Colours(Numbered):
+        name, channels = f"colours {stored}", stored
+
+        def splits(self):
+            classes = super().splits()["train"]
+            return {"train": [c._replace(turns=number % 4) for number, c in enumerate(classes)]}
+
+        def read(self, keys):
+            rng = np.random.default_rng(0)
+            return (rng.integers(0, 256, (stored, 2, 2), np.uint8) for _ in keys)
+
+    split = Split(build(Colours(), tmp_path), "train", wanted)
+    sampler = Sampler(split, plan(), Chain([Affine(9, 0, (1, 1), 0)]))
+    (batch,) = sampler.batch(range(5))
+    for number in range(5):
+        alone = sampler.task(number)
+        several, single = ((*e.support, *e.query, *e.ids, *e.views[1:], e.index) for e in (batch, alone))
+        for whole, part in zip(several, single, strict=True):
+            assert torch.equal(whole[number], part[0])
+        ids = alone.ids[1][0].numpy()
+        for image, at in zip(alone.query.images[0], ids, strict=True):  # each by itself
+            turns, row = np.divmod([at], len(split.images))
+            assert np.array_equal(image, split.gather(row, turns)[0])
+    assert len({int(i) // len(split.images) for i in batch.ids[1].flatten()}) == 4  # turns
+
+
 def test_a_store_gives_other_channels_on_demand(tmp_path):
     folder = build(Numbered(), tmp_path)
     grey, colour = Split(folder, "train"), Split(folder, "train", channels=3)

@@ -15,7 +15,7 @@ from metafew.data.plan import Plan
 from metafew.data.sampler import Mixed, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
-from metafew.embedded import Embedded, at_once, pays
+from metafew.embedded import Embedded, pays, together
 from metafew.learner import Learner, evaluating
 
 NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
@@ -90,9 +90,9 @@ def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch
 
 def test_as_many_tasks_are_looked_up_together_as_their_values_allow(tmp_path, monkeypatch):
     model = backbone("batch")  # 4 features of images with 256 pixels
-    monkeypatch.setattr(embedded, "TOGETHER", 3 * 4 * 260 * 15)
-    assert at_once(model, sampler(tmp_path)) == 3 and at_once(model, sampler(tmp_path, tasks=9)) == 9
-    assert at_once(model, sampler(tmp_path, way="2..5", shot="1..4")) == 2  # some have 30 images
+    monkeypatch.setattr(embedded, "TOGETHER", 3 * 4 * 15 * (260 + 5 * 5))
+    assert together(model, sampler(tmp_path)) == 3 and together(model, sampler(tmp_path, tasks=9)) == 9
+    assert together(model, sampler(tmp_path, tasks=1, way="2..5", shot="1..4")) == 1  # some have 30 images
 
 
 def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
@@ -106,14 +106,18 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 @pytest.mark.parametrize("words", [[], ["trainer.precision=bf16-mixed"], ["test.shot=[1,2]", "test.queries=single"]])
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
     common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300", *words]
-    tables, embeddings, sizes = [], [], []
+    tables, embeddings, sizes, validated = [], [], [], []
     once, step = learner.Embedded, Learner.test_step
     monkeypatch.setattr(learner, "Embedded", lambda *a, **k: embeddings.append(1) or once(*a, **k))
     monkeypatch.setattr(Learner, "test_step", lambda self, b, *a: sizes.append(len(b[0].index)) or step(self, b, *a))
+    validation = Learner.validation_step
+    monkeypatch.setattr(
+        Learner, "validation_step", lambda self, b, i: validated.append(len(b[0].index)) or validation(self, b, i)
+    )
     for name in ("once", "each"):
         _, out = launch(*common, "test.tasks=10", "val.tasks=10", out=None)
-        assert (max(sizes) > 10) == (name == "once")
-        sizes.clear()
+        assert (max(sizes) > 10) == (max(validated) > 10) == (name == "once")
+        sizes.clear(), validated.clear()
         with (out / "tasks.csv").open() as file:
             tables.append(list(csv.DictReader(file)))
         made, embeddings = embeddings, []

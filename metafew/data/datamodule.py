@@ -129,6 +129,7 @@ class FewShot(pl.LightningDataModule):
         return self._folders[source]
 
     def _evaluated(self, plan: Plan) -> DataLoader:
+        """Return the tasks of ``plan``, as many in a step as the learner wants."""
         sampler = self.sampler(plan)
         return self._loader(sampler, self.trainer.lightning_module.tasks_of_a_step(sampler))
 

@@ -100,7 +100,8 @@ class MinibatchSampler(Sampler):
     def draw(self, index: int) -> Drawn:
         """Draw chunk ``index``.
 
-        With pairs, its features ``(1, n, d)`` viewed as ``(1, n / 4, 2, 2, d)`` are (task, pair, class, image).
+        With pairs, the features ``(1, n, d)`` of its episode, viewed as ``(1, n / 4, 2, 2, d)``, are (task, pair,
+        class, image).
         """
         rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
         rows, classes = self._pairs(rng) if self.plan.pairs else self._piece(index * self.plan.chunk)

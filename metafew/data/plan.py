@@ -25,7 +25,7 @@ class Plan:
         shot: support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is at most
             the number of classes there are and whose shots differ from class to class.
         query: query images of each class; with natural shots at most so many.
-        tasks: tasks in one meta-batch, over all processes; evaluation on known features takes more at once.
+        tasks: tasks in one meta-batch, over all processes; evaluation on known features may take more at once.
         total: number of tasks in all.
         seed: the seed of the stream of tasks.
         support: most support images of a task with natural shots.
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def images(self) -> tuple[int, int]:
-        """The smallest and largest number of images of a task; natural ones may have fewer queries."""
+        """The smallest and largest number of images of a task with all its queries; natural tasks may have fewer."""
         return tuple(size + way * self.query for size, way in zip(self.contexts, self.bounds("way"), strict=True))
 
     def check(self, categories: Sequence[Category], dataset: str) -> None:

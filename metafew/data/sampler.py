@@ -118,7 +118,7 @@ class Sampler:
 
         def side(parts: list[slice]) -> Side:
             def cut(of_class: list[np.ndarray] | None) -> np.ndarray | None:
-                return of_class and np.concatenate([all_[part] for all_, part in zip(of_class, parts, strict=True)])
+                return of_class and np.concatenate([values[part] for values, part in zip(of_class, parts, strict=True)])
 
             labels = np.repeat(np.arange(len(classes)), [part.stop - part.start for part in parts])
             return Side(cut(rows), classes[labels], labels, cut(views))

@@ -155,7 +155,12 @@ class Split:
         if self.channels > images.shape[-3]:
             images = images.repeat(self.channels, axis=-3)
         elif self.channels < images.shape[-3]:
-            images = np.rint(np.tensordot(images, LUMA, (-3, 0)))[..., None, :, :].astype(images.dtype)
+            images = np.stack([grey(part) for part in images])  # not all at once, as products take eight times as much
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """Return images ``(..., 1, h, w)`` of the luma of colour images ``(..., 3, h, w)``."""
+    return np.rint(np.tensordot(images, LUMA, (-3, 0)))[..., None, :, :].astype(images.dtype)

@@ -26,5 +26,6 @@ def train(bench: Bench, *typed: str, script: Path = TRAIN) -> None:
     """Run train.py, or a script that stands in for it, in a process of its own."""
     accelerator = "gpu" if bench.device.type == "cuda" else "cpu"
     words = [*typed] if "--help" in typed else [f"dataset={dataset()}", f"trainer.accelerator={accelerator}", *typed]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    # A script elsewhere than train.py would find what is installed.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(TRAIN.parent)}
     subprocess.run([sys.executable, script, *words], check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -7,13 +7,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks import every_task
 from benchmarks.commands import BRIEF, TRAIN, dataset, train
 from benchmarks.measure import Bench, Tables
 
 ROWS = {
     "protonet batch": ("batch", TRAIN),
-    "protonet batch, every task embedded": ("batch", Path(every_task.__file__)),
+    "protonet batch, every task embedded": ("batch", Path(__file__).with_name("every_task.py")),
     "protonet tasknorm": ("tasknorm", TRAIN),
 }
 
@@ -23,10 +22,10 @@ def tables(bench: Bench) -> Tables:
 
     The first two measure the same, so that no row of their tasks.csv may have another accuracy.
     """
-    s, rows, measured = bench.setting, {}, []
+    s, rows, measured = bench.setting, {}, {}
     shape = [f"test.{key}={getattr(s, key)}" for key in ("way", "shot", "query")]
     with tempfile.TemporaryDirectory() as folder:
-        for norm in dict(ROWS.values()):
+        for norm in {norm for norm, _ in ROWS.values()}:
             train(bench, "head=protonet", f"norm={norm}", f"hydra.run.dir={Path(folder, norm)}", *BRIEF)
         for number, (row, (norm, script)) in enumerate(ROWS.items()):
             test = Path(folder, str(number))
@@ -37,12 +36,12 @@ def tables(bench: Bench) -> Tables:
             )  # fmt: skip
             seconds = json.loads((test / "results.json").read_text())["seconds"]["test"]
             with (test / "tasks.csv").open() as file:
-                measured.append([line["accuracy"] for line in csv.DictReader(file)])
+                measured[row] = [line["accuracy"] for line in csv.DictReader(file)]
             rows[row] = {"seconds": seconds, "ms per task": 1e3 * seconds / s.test_tasks}
     for row in rows.values():
         row["ratio"] = row["seconds"] / rows["protonet batch"]["seconds"]
-    known, embedded, _ = measured
-    differ = sum(one != other for one, other in zip(known, embedded, strict=True))
-    rows["protonet batch, every task embedded"]["rows that differ"] = differ
+    known, embedded = "protonet batch", "protonet batch, every task embedded"
+    pairs = zip(measured[known], measured[embedded], strict=True)
+    rows[embedded]["rows that differ"] = sum(one != other for one, other in pairs)
     title = f"evaluation of {s.test_tasks} tasks of {dataset()}, {s.way}-way {s.shot}-shot, {s.query} query"
     return {f"{title}, seconds.test of one command": rows}

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metafew.library import Model
+    from metafew.inference import Model
 
 
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
@@ -32,6 +32,6 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
         metafew.errors.UsageError: there is no such checkpoint, or one that does not say how its model is made, or one
             that names a class that is not trusted.
     """
-    from metafew import library  # imports torch, which takes seconds
+    from metafew import inference
 
-    return library.load(path, trust)
+    return inference.load(path, trust)

@@ -18,14 +18,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from metafew.allocator import use_huge_pages
+from metafew.config.allowlist import called, check
+from metafew.config.overrides import merge, verbatim
+from metafew.distributed.launch import alone, carry_out_cell, launched, several
+from metafew.distributed.report_once import already_reported, first_to_report, process_number
+from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
-from metafew.files import CONF, write_json
-from metafew.overrides import merge, verbatim
-from metafew.pages import keep_large
-from metafew.processes import alone, carry_out_cell, launched, several
-from metafew.sweep import finished
-from metafew.telling import number, teller, told
-from metafew.trust import called, check
+from metafew.io import CONF, write_json
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     typed = verbatim(HydraConfig.get().overrides.task)
     if cfg.ckpt is None:
         return cfg, typed
-    from metafew.checkpoint import read
+    from metafew.training.checkpoint import read
 
     if cfg.ckpt == "last":
         cfg.ckpt = newest_of_run()
@@ -137,7 +137,7 @@ def compose(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
 def newest_of_run() -> str | None:
     """Return the newest checkpoint in the folder of this run, which has been typed; None where there is none yet."""
-    from metafew.resume import newest
+    from metafew.training.resume import newest
 
     hydra = HydraConfig.get()
     key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
@@ -149,7 +149,7 @@ def newest_of_run() -> str | None:
 
 def conduct_cells(cfg: DictConfig) -> int:
     """Carry out an experiment with all that is typed beside it, and return the exit code."""
-    from metafew.experiments.conduct import conduct
+    from metafew.experiments.cells import conduct
     from metafew.experiments.plan import WORDS, plan
 
     chosen = HydraConfig.get()
@@ -179,7 +179,7 @@ def conduct_cells(cfg: DictConfig) -> int:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: DictConfig) -> None:
     """Run one configuration; an error that users are meant to see is one sentence, in results.json too."""
-    keep_large()  # for processes of joblib, which do not begin with main()
+    use_huge_pages()  # for processes of joblib, which do not begin with main()
     out = Path(HydraConfig.get().runtime.output_dir)
     single = HydraConfig.get().mode == RunMode.RUN
     try:
@@ -195,7 +195,7 @@ def job(cfg: DictConfig) -> None:
         if not single and several(cfg.trainer) and launched() < 2:
             carry_out_cell(out)
             return
-        from metafew.run import run
+        from metafew.training.run import run
 
         words = HydraConfig.get().runtime.choices
         choices = {group: words[group] for group in options() if isinstance(words.get(group), str)}
@@ -208,7 +208,7 @@ def job(cfg: DictConfig) -> None:
         if single:
             sys.exit(2)
     except Exception as error:
-        if single and told():  # another process ended, and this one lost it
+        if single and already_reported():  # another process ended, and this one lost it
             sys.exit(2)
         if single:
             raise
@@ -219,9 +219,9 @@ def job(cfg: DictConfig) -> None:
 
 def fail(out: Path, sentence: str, diverged: bool = False) -> None:
     """Print what went wrong, and leave it in the folder of the run, once for all processes."""
-    with teller() as tells:
+    with first_to_report() as tells:
         if tells:
-            sentence = f"process {number()}: {sentence}" if number() else sentence
+            sentence = f"process {process_number()}: {sentence}" if process_number() else sentence
             write_json(out / "results.json", {"error": sentence} | ({"diverged": True} if diverged else {}))
             print(f"metafew: {sentence}", file=sys.stderr)
 
@@ -248,7 +248,7 @@ def main() -> None:
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(help_text())  # without Hydra, which would first look through all files, for templates that list them
         return
-    keep_large()  # before torch makes a tensor, which torchrun's processes do even before they come to job()
+    use_huge_pages()  # before torch makes a tensor, which torchrun's processes do even before they come to job()
     register()
     sys.argv[1:] = loosened(sys.argv[1:])
     job()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from metafew.data.augment import Chain
+
+class Transform(Protocol):
+    """Random views of images, whose parameters were drawn before."""
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Return ``images`` ``(t, n, c, h, w)`` as their parameters ``(t, n, k)`` show them."""
+        ...
 
 
 class Labelled(NamedTuple):
@@ -31,7 +36,7 @@ class Views(NamedTuple):
         query: parameters of the query rows, ``(t, q, k)``.
     """
 
-    chain: Chain
+    chain: Transform
     support: Tensor
     query: Tensor
 

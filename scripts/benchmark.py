@@ -18,8 +18,8 @@ from peers.problem import Setting
 from rich.console import Console
 from rich.table import Column, Table
 
-from metafew.files import write_json
-from metafew.pages import keep_large
+from metafew.allocator import use_huge_pages
+from metafew.io import write_json
 
 SECTIONS = {
     "steps": "a training step of every head with norm=batch and norm=tasknorm, against the backbone alone; memory",
@@ -41,8 +41,8 @@ def main(typed: list[str] | None = None, setting: Setting = Setting()) -> None: 
     """Measure what was asked for, print the tables and write a JSON file."""
     arguments = parse(typed)
     untouched = dict(os.environ)
-    keep_large()  # as train.py does
-    from metafew.results import versions  # makes tensors
+    use_huge_pages()  # as train.py does
+    from metafew.evaluation.results import versions
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

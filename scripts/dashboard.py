@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metafew.errors import UsageError, carry_out
-from metafew.files import CONF, write_json
+from metafew.io import CONF, write_json
 
 DEFAULTS = {"project": "metafew", "entity": "", "heads": "", "by": "head,norm", "out": ""}
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
@@ -59,7 +59,7 @@ def send(described: dict[str, Any]) -> str:
             "a report wants the package wandb-workspaces, which is not installed: type pip install wandb-workspaces, "
             "or out=FILE.json for its description"
         )
-    from metafew.loggers import has_wandb_key
+    from metafew.loggers.wandb import has_wandb_key
 
     if not has_wandb_key():
         raise UsageError(

@@ -33,7 +33,7 @@ from metafew.data.formats.tree import SUFFIXES, Tree, hidden
 from metafew.errors import UsageError, carry_out
 
 if TYPE_CHECKING:
-    from metafew.library import Task
+    from metafew.inference import Task
 
 DEFAULTS = {"out": "predictions.csv", "invert": "false", "fit": FITS[0], "trust": ""}
 WORDS = ("ckpt", "support", "query", *DEFAULTS)

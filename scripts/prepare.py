@@ -61,7 +61,7 @@ def draw(source: Source, stores: dict[Source, Path], path: Path) -> None:
 
 def prepare(typed: Sequence[str]) -> None:
     """Do what the command line says."""
-    from metafew.assemble import make_source  # imports torch, which takes seconds
+    from metafew.training.factory import make_source
 
     out = [word.removeprefix("out=") for word in typed if word.startswith("out=")]
     cfg = cli.configuration([word for word in typed if not word.startswith("out=")])

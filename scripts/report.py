@@ -17,9 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metafew.analysis.comparison import compare
-from metafew.analysis.report import sheets, write
-from metafew.analysis.runs import find
+from metafew.analysis.compare.comparison import compare
+from metafew.analysis.compare.report import sheets, write
+from metafew.analysis.compare.runs import find
 from metafew.errors import UsageError, carry_out
 
 OPTIONS = ("out", "against", "spread")

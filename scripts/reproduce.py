@@ -18,10 +18,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from metafew.distributed.launch import ENDED, start
 from metafew.errors import UsageError, carry_out
 from metafew.experiments.page import page
-from metafew.files import CONF, read_json, whole
-from metafew.processes import ENDED, start
+from metafew.io import CONF, atomic_write, read_json
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -50,7 +50,7 @@ def reproduce(typed: Sequence[str]) -> None:
             if code:
                 failed.append(name)
     DOCS.mkdir(exist_ok=True)
-    with whole(DOCS / "reproduction.md") as file:
+    with atomic_write(DOCS / "reproduction.md") as file:
         file.write(page(DOCS / "results"))
     print(f"the page is {DOCS / 'reproduction.md'}")
     if failed:

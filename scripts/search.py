@@ -25,11 +25,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from metafew.cli import configuration
+from metafew.distributed.launch import left_to
 from metafew.errors import UsageError, carry_out
-from metafew.experiments.conduct import say, succeeded
+from metafew.experiments.cells import say, succeeded
 from metafew.experiments.plan import Command
-from metafew.files import read_json
-from metafew.processes import left_to
+from metafew.io import read_json
 
 if TYPE_CHECKING:
     import optuna

@@ -68,7 +68,7 @@ def launch(composed, tmp_path):
     """Run a tiny experiment in this process; returns its report and its folder."""
 
     def go(*overrides: str, out: Path | None = None, tiny: list[str] = TINY):
-        from metafew.run import run
+        from metafew.training.run import run
 
         folder = out or tmp_path
         folder.mkdir(parents=True, exist_ok=True)

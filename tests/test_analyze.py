@@ -15,12 +15,12 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
-from metafew.analysis import analyze, measures
-from metafew.analysis.bounds import bound, published_bound
-from metafew.analysis.condition import epsilon, one_shot_accuracy
-from metafew.analysis.observe import Observed
-from metafew.analysis.projection import discriminant, principal
-from metafew.analysis.travel import distances, travel, travels
+from metafew.analysis.features import analyze, measures
+from metafew.analysis.features.bounds import bound, published_bound
+from metafew.analysis.features.observer import Observed
+from metafew.analysis.features.projection import discriminant, principal
+from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
+from metafew.analysis.features.weight_distance import distances, travel, travels
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Labelled
 from metafew.errors import UsageError
@@ -99,7 +99,7 @@ def test_projections_are_those_of_scikit_learn_and_scipy(monkeypatch):
     assert np.allclose(discriminant(wide, labels), discriminant(features, labels), atol=1e-6)
     assert same(principal(features), PCA(2).fit_transform(features))
     assert principal(features[:, :1]).shape == (56, 2) and (discriminant(np.ones((6, 5)), labels[9:15]) == 0).all()
-    monkeypatch.setattr("metafew.analysis.projection.SHRINKAGE", 0)
+    monkeypatch.setattr("metafew.analysis.features.projection.SHRINKAGE", 0)
     fisher = LinearDiscriminantAnalysis(solver="eigen", n_components=2)
     assert same(discriminant(features, labels), fisher.fit_transform(features, labels))
 
@@ -188,7 +188,7 @@ def trained(tmp_path_factory):
     """Carry out all stages once; returns the report and the folder."""
     from conftest import compose_in
 
-    from metafew.run import run
+    from metafew.training.run import run
 
     out = tmp_path_factory.mktemp("run")
     words = ["stages=[fit,test,analyze]", "analyze.every=2", "analyze.tasks=4", "head=fomaml", "test.shot=2"]

@@ -145,9 +145,9 @@ def test_what_makes_no_sense_is_a_sentence(make, said):
 
 
 def test_support_and_queries_of_a_class_turn_alike_and_shots_are_nested(composed):
-    from metafew.assemble import make_data, make_source
     from metafew.objectives.episodic import Episodic
-    from metafew.regularizers import NoRegularizer
+    from metafew.objectives.regularizers import NoRegularizer
+    from metafew.training.factory import make_data, make_source
 
     drawn = []
     for shot in (1, 3):
@@ -167,10 +167,10 @@ def test_support_and_queries_of_a_class_turn_alike_and_shots_are_nested(composed
 
 @pytest.mark.parametrize("word", ["standard", "rotate_class", "affine"])
 def test_a_run_is_augmented(launch, composed, word, tmp_path):
-    from metafew.assemble import make_data, make_source
     from metafew.data.datamodule import present
     from metafew.objectives.episodic import Episodic
-    from metafew.regularizers import NoRegularizer
+    from metafew.objectives.regularizers import NoRegularizer
+    from metafew.training.factory import make_data, make_source
 
     report, _ = launch("dataset.jitter=null", f"augment={word}", "train.tasks=1")
     assert report["choices"]["augment"] == word

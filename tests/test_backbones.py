@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew import cli
-from metafew.assemble import make
 from metafew.backbones.dropblock import DropBlock
 from metafew.backbones.film import modulated
 from metafew.errors import UsageError
 from metafew.norms.scope import rows
+from metafew.training.factory import make
 
 # The identity has no layer for a contract to be about: tests/test_features.py.
 BACKBONES = sorted(file.stem for file in (cli.CONF / "backbone").glob("*.yaml") if file.stem != "identity")

@@ -9,7 +9,8 @@ from test_across_runs import legend, trained
 from test_report import accuracies, finished
 from test_scripts import script
 
-from metafew.analysis import beside, curves, projection
+from metafew.analysis.compare import feature_plots, training_curves
+from metafew.analysis.features import projection
 from metafew.errors import UsageError
 
 report = script("report")
@@ -20,7 +21,7 @@ NAMES = ["a/1", "b $2", "c_3"]
 def shown(monkeypatch, tmp_path):
     """Return a function that draws and returns the figure, which is saved too."""
     kept = []
-    for module in (beside, curves):
+    for module in (feature_plots, training_curves):
         monkeypatch.setattr(
             module, "save", lambda figure, path, save=module.save: kept.append(figure) or save(figure, path)
         )
@@ -63,7 +64,7 @@ def test_a_projection_keeps_the_classes_and_their_points_to_four_digits():
 
 def test_panels_show_the_same_classes_alike_and_one_scale_for_the_discriminant(shown, tmp_path):
     contents = {name: analyzed(tmp_path / name, seed) for seed, name in enumerate(("first", "other"))}
-    figure = shown(beside.projections, {name: [tmp_path / name] for name in contents} | {"none": [tmp_path]})
+    figure = shown(feature_plots.projections, {name: [tmp_path / name] for name in contents} | {"none": [tmp_path]})
     above, below = figure.axes[:2], figure.axes[2:]
     for plane, row in (("discriminant", above), ("principal", below)):
         for axes, content in zip(row, contents.values(), strict=True):
@@ -79,12 +80,12 @@ def test_panels_show_the_same_classes_alike_and_one_scale_for_the_discriminant(s
     assert legend(figure) == NAMES
     analyzed(tmp_path / "third", 2, names=["a/1", "x", "y"])
     with pytest.raises(UsageError, match=r"same classes, not a/1, b \$2, c_3 of first and a/1, x, y of third: type"):
-        beside.projections({"first": [tmp_path / "first"], "third": [tmp_path / "third"]}, tmp_path / "f.png")
+        feature_plots.projections({"first": [tmp_path / "first"], "third": [tmp_path / "third"]}, tmp_path / "f.png")
 
 
 def test_a_histogram_holds_the_tasks_of_all_seeds_in_shares_and_marks_their_median(shown, tmp_path):
     values = [analyzed(tmp_path / str(seed), seed)["distances"] for seed in range(3)]
-    figure = shown(beside.travel, {"free": [tmp_path / "0", tmp_path / "1"], "clustered": [tmp_path / "2"]})
+    figure = shown(feature_plots.travel, {"free": [tmp_path / "0", tmp_path / "1"], "clustered": [tmp_path / "2"]})
     (axes,) = figure.axes
     medians = [np.median(values[0] + values[1]), np.median(values[2])]
     assert [line.get_xdata()[0] for line in axes.lines] == medians
@@ -102,7 +103,7 @@ def test_alpha_has_a_line_for_each_layer_and_seed(shown, tmp_path):
     for seed in range(6):
         analyzed(tmp_path / str(seed), seed)
     folders = {"two": [tmp_path / "1", tmp_path / "3"]} | {str(seed): [tmp_path / str(seed)] for seed in range(5)}
-    figure = shown(beside.alphas, folders)
+    figure = shown(feature_plots.alphas, folders)
     assert len(figure.axes) == 6
     for axes, seeds in zip(figure.axes, ((1, 3), (0,), (1,), (2,), (3,), (4,)), strict=True):
         assert len(axes.lines) == 3 * len(seeds)
@@ -116,7 +117,7 @@ def test_alpha_has_a_line_for_each_layer_and_seed(shown, tmp_path):
 
 def test_pairs_of_classes_stand_beside_both_bounds(shown, tmp_path):
     points = [analyzed(tmp_path / str(s), s)["sufficient_condition"]["points"] for s in range(3)]
-    figure = shown(beside.conditions, {"a": [tmp_path / "0", tmp_path / "1"], "b": [tmp_path / "2"]})
+    figure = shown(feature_plots.conditions, {"a": [tmp_path / "0", tmp_path / "1"], "b": [tmp_path / "2"]})
     (axes,) = figure.axes
     for drawn, expected in zip(axes.collections, (points[0] + points[1], points[2]), strict=True):
         assert np.array_equal(drawn.get_offsets(), np.array(expected) * [1, 100])
@@ -139,7 +140,7 @@ def test_curves_are_means_of_seeds_in_their_range_over_steps_and_seconds(shown, 
     whole = json.loads((tmp_path / "went on" / "results.json").read_text())
     whole["config"]["ckpt"] = "last"
     (tmp_path / "went on" / "results.json").write_text(json.dumps(whole))
-    figure = shown(curves.curves, folders)
+    figure = shown(training_curves.curves, folders)
     left, right = figure.axes
     assert set(lines(left)) == {"svm", "went on"} == set(legend(figure)) and set(lines(right)) == {"svm"}
     for axes, scale in ((left, 1), (right, 1.0)):  # 40 seconds for 40 steps in the mean
@@ -160,7 +161,7 @@ def test_accuracy_over_learning_rates_has_the_intervals_of_seeds_or_tasks(shown,
             finished(tmp_path / f"a{rate}{seed}", accuracies(seed, rate), seed=seed, config={"optimizer.lr": rate})
     whole = finished(tmp_path / "b", accuracies(7), norm="batch", config={"optimizer.lr": 0.01})
     folders = {"a": sorted(tmp_path.glob("a*")), "b": [tmp_path / "b"]}
-    figure = shown(curves.rates, folders)
+    figure = shown(training_curves.rates, folders)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["0.001", "0.01", "0.1"]
     one, other = axes.containers
@@ -176,7 +177,15 @@ def test_accuracy_over_learning_rates_has_the_intervals_of_seeds_or_tasks(shown,
 
 
 @pytest.mark.parametrize(
-    "draw", [beside.projections, beside.travel, beside.alphas, beside.conditions, curves.curves, curves.rates]
+    "draw",
+    [
+        feature_plots.projections,
+        feature_plots.travel,
+        feature_plots.alphas,
+        feature_plots.conditions,
+        training_curves.curves,
+        training_curves.rates,
+    ],
 )
 def test_where_no_run_has_what_is_drawn_a_sentence_says_so(draw, tmp_path):
     (tmp_path / "analysis.json").write_text('{"proj')

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.assemble import make
-from metafew.clustering import (
+from metafew.errors import UsageError
+from metafew.objectives.clustering import (
     class_clustering,
     draw_pairs,
     feature_clustering,
@@ -20,8 +20,8 @@ from metafew.clustering import (
     hyperplane_variation,
     variance_ratio,
 )
-from metafew.errors import UsageError
-from metafew.regularizers import FeatureClustering, HyperplaneVariation
+from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation
+from metafew.training.factory import make
 
 MEASURES = (feature_clustering, hyperplane_variation, hyperplane_ratio)
 REGULARIZERS = {"feature_clustering": FeatureClustering, "hyperplane_variation": HyperplaneVariation}

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew import cli
-from metafew.assemble import make, make_head
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.backbones.conv4 import Conv4
 from metafew.backbones.film import modulated
@@ -18,6 +17,7 @@ from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.heads.set_encoder import SetEncoder
 from metafew.norms.alpha import Alpha
+from metafew.training.factory import make, make_head
 
 W = 3
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew import cli
-from metafew.assemble import make, make_backbone, make_head, make_objective, make_source
+from metafew.training.factory import make, make_backbone, make_head, make_objective, make_source
 
 FILES = sorted(cli.CONF.glob("**/*.yaml"))
 OPTIONS = [file for file in FILES if file.parent != cli.CONF]

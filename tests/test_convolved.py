@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew import cli
-from metafew.assemble import make
 from metafew.backbones.block import Block
 from metafew.norms import norm as norms
 from metafew.norms.batch import BatchNorm
@@ -18,6 +17,7 @@ from metafew.norms.convolved import PooledConvolution, filtering, output_moments
 from metafew.norms.pooling import pooling
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
+from metafew.training.factory import make
 
 SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 TASKS, ROWS, WIDTH = 3, 5, 48

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from metafew.data.augment import Affine, Chain, as_float
 from metafew.data.datamodule import InOrder, MetaBatches
-from metafew.data.plan import Plan
 from metafew.data.sampler import Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build, locate, verify
+from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
 
 SIZES = (9, 12, 10, 11, 9, 14, 10)
@@ -57,7 +57,7 @@ def split(tmp_path):
 
 
 def plan(**changes):
-    return Plan(**{"split": "train", "way": 3, "shot": 2, "query": 4, "tasks": 4, "total": 8, "seed": 0} | changes)
+    return TaskSpec(**{"split": "train", "way": 3, "shot": 2, "query": 4, "tasks": 4, "total": 8, "seed": 0} | changes)
 
 
 def identities(images):
@@ -387,9 +387,9 @@ def test_as_float_ends_at_one():
 
 
 def test_default_cache_is_the_users(composed, monkeypatch):
-    from metafew.assemble import make, make_data
     from metafew.objectives.episodic import Episodic
-    from metafew.regularizers import NoRegularizer
+    from metafew.objectives.regularizers import NoRegularizer
+    from metafew.training.factory import make, make_data
 
     cfg, _, _ = composed("cache_dir=null")
     data = make_data(cfg, make(cfg.dataset), Episodic(NoRegularizer()), ["train", "val", "test"])

@@ -7,16 +7,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from metafew import cli, embedded, learner
-from metafew.assemble import make
+from metafew import cli
 from metafew.backbones.conv4 import Conv4
 from metafew.data.augment import Chain, Flip
-from metafew.data.plan import Plan
 from metafew.data.sampler import Mixed, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
-from metafew.embedded import Embedded, pays, together
-from metafew.learner import Learner, evaluating
+from metafew.data.task_spec import TaskSpec
+from metafew.evaluation import evaluator, feature_cache
+from metafew.evaluation.evaluator import evaluating
+from metafew.evaluation.feature_cache import FeatureCache, pays, together
+from metafew.training.factory import make
+from metafew.training.learner import Learner
 
 NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 ALONE = {"batch", "batch_renorm", "batch_shared", "frozen", "group", "instance", "layer", "none"}
@@ -47,7 +49,7 @@ def backbone(norm):
 
 
 def sampler(folder, views=None, **changes):
-    plan = Plan(**{"split": "val", "way": 5, "shot": 1, "query": 2, "tasks": 2, "total": 20, "seed": 0} | changes)
+    plan = TaskSpec(**{"split": "val", "way": 5, "shot": 1, "query": 2, "tasks": 2, "total": 20, "seed": 0} | changes)
     return Sampler(Split(build(Turned(), folder), plan.split), plan, views)
 
 
@@ -68,7 +70,7 @@ def test_a_norm_that_says_so_and_no_other_leaves_images_alone(norm):
 def test_features_known_beforehand_are_those_of_each_task(tmp_path, norm):
     model, tasks = backbone(norm), sampler(tmp_path)
     with torch.no_grad():
-        known = Embedded(model, Mixed([tasks, tasks], tasks.plan), like=torch.empty(0, dtype=torch.float64))
+        known = FeatureCache(model, Mixed([tasks, tasks], tasks.plan), like=torch.empty(0, dtype=torch.float64))
         for index in range(20):
             episode = tasks.task(index)
             parts = [part.images.double() / 255 for part in (episode.support, episode.query)]
@@ -84,13 +86,13 @@ def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch
     assert pays(model, sampler(tmp_path, split="test", way=2, total=1))  # one class, without turns: 4 images
     assert not pays(model, sampler(tmp_path, views=Chain([Flip()])))
     assert not pays(backbone("tasknorm"), sampler(tmp_path))
-    monkeypatch.setattr(embedded, "LIMIT", 4 * 48 * model.features - 1)
+    monkeypatch.setattr(feature_cache, "LIMIT", 4 * 48 * model.features - 1)
     assert not pays(model, sampler(tmp_path))
 
 
 def test_as_many_tasks_are_looked_up_together_as_their_values_allow(tmp_path, monkeypatch):
     model = backbone("batch")  # 4 features of images with 256 pixels
-    monkeypatch.setattr(embedded, "TOGETHER", 3 * 4 * 15 * (260 + 5 * 5))
+    monkeypatch.setattr(feature_cache, "TOGETHER", 3 * 4 * 15 * (260 + 5 * 5))
     assert together(model, sampler(tmp_path)) == 3 and together(model, sampler(tmp_path, tasks=9)) == 9
     assert together(model, sampler(tmp_path, tasks=1, way="2..5", shot="1..4")) == 1  # some have 30 images
 
@@ -107,8 +109,8 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
     common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300", *words]
     tables, embeddings, sizes, validated = [], [], [], []
-    once, step = learner.Embedded, Learner.test_step
-    monkeypatch.setattr(learner, "Embedded", lambda *a, **k: embeddings.append(1) or once(*a, **k))
+    once, step = learner.FeatureCache, Learner.test_step
+    monkeypatch.setattr(learner, "FeatureCache", lambda *a, **k: embeddings.append(1) or once(*a, **k))
     monkeypatch.setattr(Learner, "test_step", lambda self, b, *a: sizes.append(len(b[0].index)) or step(self, b, *a))
     validation = Learner.validation_step
     monkeypatch.setattr(
@@ -121,7 +123,7 @@ def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
         with (out / "tasks.csv").open() as file:
             tables.append(list(csv.DictReader(file)))
         made, embeddings = embeddings, []
-        monkeypatch.setattr(learner, "pays", lambda *_: False)
+        monkeypatch.setattr(evaluator, "pays", lambda *_: False)
         assert len(made) == (3 if name == "once" else 0)  # two validations, and all tests together
     tolerance = 0.05 if words and "bf16" in words[0] else 1e-4
     for once_row, each_row in zip(*tables, strict=True):

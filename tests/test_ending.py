@@ -19,8 +19,10 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from test_cli import ROOT
 
-from metafew import checkpoint, cli, processes, resume, telling
-from metafew.ending import Ending
+from metafew import cli
+from metafew.callbacks.graceful_stop import GracefulStop
+from metafew.distributed import launch, report_once
+from metafew.training import checkpoint, resume
 
 LONG = [*TINY, "trainer.max_steps=100000", "val.every=50", "save.every=20", "trainer.log_every_n_steps=1"]
 DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
@@ -36,7 +38,7 @@ def _handlers():
 
 @pytest.mark.usefixtures("_handlers")
 def test_a_signal_in_one_process_ends_all_of_them_between_two_steps():
-    ours, theirs = Ending(), Ending()
+    ours, theirs = GracefulStop(), GracefulStop()
     reduced = []
 
     def reduce(flag, reduce_op):
@@ -62,7 +64,7 @@ def test_a_signal_in_one_process_ends_all_of_them_between_two_steps():
 
 @pytest.mark.usefixtures("_handlers")
 def test_the_second_ctrl_c_ends_at_once():
-    ending = Ending()
+    ending = GracefulStop()
     ending.on_train_start(None, None)
     signal.raise_signal(signal.SIGINT)
     ending.on_validation_start(None, None)
@@ -74,14 +76,14 @@ def test_the_second_ctrl_c_ends_at_once():
 @pytest.mark.parametrize(("order", "by"), [("01", ""), ("10", "process 1: "), ("0", "")])
 def test_what_all_raise_is_told_once_and_what_one_raises_is_told_by_it(monkeypatch, tmp_path, capsys, order, by):
     shared = torch.distributed.HashStore()
-    monkeypatch.setattr(telling, "store", lambda: shared)
-    monkeypatch.setattr(telling, "PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(report_once, "store", lambda: shared)
+    monkeypatch.setattr(report_once, "PATIENCE", timedelta(milliseconds=50))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: int(os.environ["RANK"]))
-    assert not telling.told()
+    assert not report_once.already_reported()
     for rank in order:
         monkeypatch.setenv("RANK", rank)
         cli.fail(tmp_path, "it failed")
-        assert telling.told()
+        assert report_once.already_reported()
     assert capsys.readouterr().err == f"metafew: {by}it failed\n"
     assert json.loads((tmp_path / "results.json").read_text()) == {"error": f"{by}it failed"}
 
@@ -94,12 +96,12 @@ def test_a_signal_lets_the_command_of_a_cell_end_in_order(monkeypatch, tmp_path,
         "import os, pathlib, signal, sys, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
         f"time.sleep(0.2); os.kill(os.getppid(), signal.{name}); {end}; pathlib.Path(sys.argv[1]).touch()"
     )
-    monkeypatch.setattr(processes, "PROGRAM", ["-c", script])
+    monkeypatch.setattr(launch, "PROGRAM", ["-c", script])
     signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was meant for the command"))
-    assert processes.start([str(tmp_path / "ended")]) == 143
+    assert launch.start([str(tmp_path / "ended")]) == 143
     assert (tmp_path / "ended").exists()
-    monkeypatch.setattr(processes, "PROGRAM", ["-c", "raise SystemExit(3)"])
-    assert processes.start([]) == 3
+    monkeypatch.setattr(launch, "PROGRAM", ["-c", "raise SystemExit(3)"])
+    assert launch.start([]) == 3
 
 
 def test_a_cell_that_is_asked_to_end_ends_the_sweep_and_names_its_folder(monkeypatch, tmp_path, capsys):
@@ -107,9 +109,9 @@ def test_a_cell_that_is_asked_to_end_ends_the_sweep_and_names_its_folder(monkeyp
     chosen = OmegaConf.create(chosen | {"sweep": {"dir": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "get", lambda: chosen)
     words = []
-    monkeypatch.setattr(processes, "start", lambda typed: words.extend(typed) or processes.ENDED)
+    monkeypatch.setattr(launch, "start", lambda typed: words.extend(typed) or launch.ENDED)
     with pytest.raises(SystemExit, match="143"):
-        processes.carry_out_cell(tmp_path / "0")
+        launch.carry_out_cell(tmp_path / "0")
     assert f'hydra.sweep.dir="{tmp_path}"' in words
     for out, key, folder in ((tmp_path / "0", "sweep", tmp_path), (tmp_path.parent, "run", tmp_path.parent)):
         with pytest.raises(SystemExit, match="143"):
@@ -172,7 +174,7 @@ def test_a_sweep_over_several_processes_ends_with_its_cell(tmp_path, name):
 def test_memory_that_runs_out_in_the_second_process_alone_is_told(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
-        "import os\nfrom metafew import cli\nfrom metafew.learner import Learner\n"
+        "import os\nfrom metafew import cli\nfrom metafew.training.learner import Learner\n"
         "def step(*_):\n    raise MemoryError('no room')\n"
         "if os.environ.get('LOCAL_RANK') == '1':\n    Learner.training_step = step\ncli.main()\n"
     )

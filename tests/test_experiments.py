@@ -17,17 +17,17 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.analysis.sheet import DAGGER
-from metafew.analysis.statistics import interval, over_seeds
+from metafew.analysis.compare.table import DAGGER
+from metafew.config.overrides import merge
 from metafew.errors import UsageError
-from metafew.experiments import conduct as conducting
+from metafew.evaluation.statistics import interval, over_seeds
+from metafew.experiments import cells as conducting
+from metafew.experiments.cells import conduct
 from metafew.experiments.claims import LINE
-from metafew.experiments.conduct import conduct
 from metafew.experiments.page import page
 from metafew.experiments.plan import Cell, Command, fingerprint, plan
-from metafew.experiments.results import gather, tables
-from metafew.files import write_json
-from metafew.overrides import merge
+from metafew.experiments.record import gather, tables
+from metafew.io import write_json
 
 ROOT = Path(__file__).parents[1]
 NAMES = [file.stem for file in sorted((cli.CONF / "experiment").glob("*.yaml"))]
@@ -304,7 +304,7 @@ def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started)
 
 
 def test_a_figure_that_cannot_be_drawn_costs_no_table(tmp_path, started, capsys):
-    figure = {"draw": "metafew.analysis.beside.alphas", "from": "test", "rows": {"one": "one"}}
+    figure = {"draw": "metafew.analysis.compare.feature_plots.alphas", "from": "test", "rows": {"one": "one"}}
     whole = table(rows={"one": {}}, figures={"alpha": figure})
     assert conduct(whole, planned(whole, tmp_path), tmp_path / "out") == 0
     assert "alpha is not drawn: this figure wants runs with alpha" in capsys.readouterr().out
@@ -383,7 +383,7 @@ def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
 
 def test_it_needs_no_torch():
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['pytorch_lightning'] = None; import metafew.experiments.conduct"
+        "import sys; sys.modules['torch'] = sys.modules['pytorch_lightning'] = None; import metafew.experiments.cells"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

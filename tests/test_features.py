@@ -48,13 +48,13 @@ def test_protonet_on_vectors_is_the_nearest_mean(launch, vectors):
     path = vectors(("test",), spread=2.0)
     report, out = launch("dataset=features", f"dataset.root={path}", "test.shot=3", "test.total=20")
     arrays, right = np.load(path), []
-    from metafew.data.plan import Plan
     from metafew.data.sampler import Sampler
     from metafew.data.sources.features import Features
     from metafew.data.store import Split, build
+    from metafew.data.task_spec import TaskSpec
 
     split = Split(build(Features(str(path)), out / "cache"), "test")
-    sampler = Sampler(split, Plan("test", way=5, shot=3, query=2, tasks=4, total=20, seed=0), None)
+    sampler = Sampler(split, TaskSpec("test", way=5, shot=3, query=2, tasks=4, total=20, seed=0), None)
     for index in range(20):
         episode = sampler.task(index)
         support, query = (part.images.numpy()[0, :, :, 0, 0] for part in (episode.support, episode.query))

@@ -10,12 +10,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metafew import cli
-from metafew.assemble import make
 from metafew.data import store
 from metafew.data.formats.tree import SUFFIXES, Tree
-from metafew.data.sources.division import divide
+from metafew.data.sources.class_splits import divide
 from metafew.data.sources.folder import Folder
 from metafew.errors import UsageError
+from metafew.training.factory import make
 
 SPLITS = ["train", "val", "test"]
 LETTERS = "abcdefghij"

@@ -10,12 +10,12 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from metafew import checkpoint
-from metafew.analysis import figures
+from metafew.analysis import run_plots
 from metafew.cli import CONF
 from metafew.errors import UsageError
-from metafew.run import run
-from metafew.schedules import piecewise
+from metafew.training import checkpoint
+from metafew.training.run import run
+from metafew.training.schedules import piecewise
 
 HEADS, NORMS = (sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("head", "norm"))
 WIDTHS = {"conv4": 4, "r2d2": 6, "resnet12": 4, "resnet18": 4}
@@ -41,7 +41,7 @@ class BatchNormed(nn.Sequential):
 def carry_out(tmp_path, monkeypatch):
     """Run a configuration, without figures; all that it measures must be finite."""
     for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+        monkeypatch.setattr(run_plots, name, lambda *_: None)
 
     def go(cfg, choices, overrides, folder):
         folder.mkdir(exist_ok=True)

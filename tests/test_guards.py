@@ -9,13 +9,13 @@ from conftest import TINY
 from test_cli import metafew
 from test_precision import HALF, no_figures, state  # noqa: F401
 
-from metafew import checkpoint
 from metafew.backbones.backbone import Backbone
+from metafew.callbacks.nan_guard import NanGuard
 from metafew.errors import UsageError
-from metafew.guards import Finite
-from metafew.learner import Learner
 from metafew.objectives.episodic import Episodic
 from metafew.solvers import unsolved
+from metafew.training import checkpoint
+from metafew.training.learner import Learner
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
         objective=SimpleNamespace(), device=torch.device("cuda"), heads={"a": None}, trained="a",
         state_dict=lambda: {"weight": torch.tensor([torch.nan])},
     )  # fmt: skip
-    guard = Finite()
+    guard = NanGuard()
     for step, values in enumerate([[1.0, 2.0], [1.0, torch.inf], [torch.nan, torch.nan]]):
         trainer.global_step = step
         guard.on_train_batch_start(trainer, learner, [SimpleNamespace(index=torch.tensor([2 * step, 2 * step + 1]))], 0)
@@ -151,7 +151,7 @@ def test_memory_that_runs_out_names_three_settings(launch, monkeypatch, phase, w
         return whole(self, *args)
 
     testing, begin = [], Learner.on_test_epoch_start
-    monkeypatch.setattr("metafew.learner.Learner.on_test_epoch_start", lambda self: testing.append(1) or begin(self))
+    monkeypatch.setattr(Learner, "on_test_epoch_start", lambda self: testing.append(1) or begin(self))
     monkeypatch.setattr(Backbone, "_pass", scarce)
     with pytest.raises(UsageError, match=f"memory ran out in a step of {phase} \\(CUDA out of memory\\)") as caught:
         launch("trainer.max_steps=1", *words)

@@ -5,16 +5,16 @@ import torch
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.assemble import make, make_head
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Episode, Labelled
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
 from metafew.objectives.episodic import Episodic
+from metafew.objectives.regularizers import NoRegularizer
 from metafew.objectives.reptile import Reptile
-from metafew.regularizers import NoRegularizer
 from metafew.solvers.ridge import ridge
+from metafew.training.factory import make, make_head
 
 HEADS = sorted(file.stem for file in (cli.CONF / "head").glob("*.yaml"))
 NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))

@@ -15,8 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import metafew
-from metafew import checkpoint, library, run
-from metafew.assemble import make, make_data, make_learner
+from metafew import inference
 from metafew.backbones.conv4 import Conv4
 from metafew.data.datamodule import present
 from metafew.data.sources.glyphs import Glyphs
@@ -25,6 +24,8 @@ from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.tasknorm import TaskNorm
 from metafew.norms.transductive import Transductive
+from metafew.training import checkpoint, run
+from metafew.training.factory import make, make_data, make_learner
 
 QUICK = ["trainer.max_steps=1", "val.total=2", "val.every=1", "test.total=2", "test.query=4"]
 
@@ -125,7 +126,7 @@ def model():
         torch.manual_seed(0)
         backbone = Conv4(channels, 16, norm, width=4)
         head = ProtoNet(divide=True) if head is None else head(backbone)
-        return library.Model(backbone, head, {"head": "maml"}).eval()
+        return inference.Model(backbone, head, {"head": "maml"}).eval()
 
     return build
 
@@ -190,7 +191,7 @@ def test_many_queries_pass_in_parts_with_the_same_numbers(model, monkeypatch, he
     whole = task.predict(pixels(20, seed=1))
     assert max(passes) == 24
     passes.clear()
-    monkeypatch.setattr(library, "AT_ONCE", 7)
+    monkeypatch.setattr(inference, "AT_ONCE", 7)
     torch.testing.assert_close(task.predict(pixels(20, seed=1)), whole, rtol=0, atol=1e-6)
     assert [size - 4 for size in passes if size > 4] == [7, 7, 6]
     singly = torch.cat([task.predict(image[None]) for image in pixels(20, seed=1)])
@@ -201,7 +202,7 @@ def test_many_queries_pass_in_parts_with_the_same_numbers(model, monkeypatch, he
 def test_transductive_queries_stay_together(model, monkeypatch):
     task = model(Transductive).adapt(pixels(4), "abac")
     whole = task.predict(pixels(20, seed=1))
-    monkeypatch.setattr(library, "AT_ONCE", 7)
+    monkeypatch.setattr(inference, "AT_ONCE", 7)
     assert torch.equal(task.predict(pixels(20, seed=1)), whole)
     assert (task.predict(pixels(20, seed=1)[:7]) - whole[:7]).abs().max() > 1e-4
 

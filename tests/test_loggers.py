@@ -13,8 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_scripts import script
 
-from metafew import loggers
 from metafew.errors import UsageError
+from metafew.loggers import wandb as loggers
 
 dashboard = script("dashboard")
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # of the log format of LevelDB, in which a .wandb file is written
@@ -181,7 +181,7 @@ def test_the_cells_of_a_sweep_or_an_experiment_are_one_group(tmp_path, left, pla
 
 
 def test_what_is_typed_for_wandb_holds_and_what_cannot_be_is_a_sentence(offline, composed):
-    from metafew.assemble import make
+    from metafew.training.factory import make
 
     cfg, _, _ = composed("logger=wandb", "logger.wandb.group=mine", "logger.wandb.name=first", "head=maml")
     assert make(cfg.logger.wandb)._wandb_init.items() >= {"group": "mine", "name": "first", "mode": "offline"}.items()

@@ -10,7 +10,6 @@ from torch import nn
 from torch.func import functional_call
 
 from metafew import cli
-from metafew.assemble import make
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
@@ -22,7 +21,8 @@ from metafew.heads.protonet import ProtoNet
 from metafew.norms.norm import Norm
 from metafew.norms.running import commit
 from metafew.objectives.episodic import Episodic, in_turn
-from metafew.regularizers import NoRegularizer
+from metafew.objectives.regularizers import NoRegularizer
+from metafew.training.factory import make
 
 NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 INNER = ("loop", "chunk", "vmap")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from metafew.analysis.statistics import interval
-from metafew.baselines import nearest
 from metafew.episode import Episode, Labelled
-from metafew.metrics import PerTask
+from metafew.evaluation.baselines import nearest
+from metafew.evaluation.metrics import PerTask
+from metafew.evaluation.statistics import interval
 
 
 def episode(index, labels, way=2):

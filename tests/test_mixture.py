@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import chisquare
 
-from metafew.assemble import make_backbone, make_data, make_source
 from metafew.data.datamodule import MetaBatches, present
-from metafew.data.plan import Plan
 from metafew.data.sampler import STREAMS, Mixed, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
+from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
 from metafew.heads.protonet import ProtoNet
 from metafew.objectives.episodic import Episodic
-from metafew.regularizers import NoRegularizer
+from metafew.objectives.regularizers import NoRegularizer
+from metafew.training.factory import make_backbone, make_data, make_source
 
 FEW = ["train.way=2..4", "val.way=2..4", "test.way=2..4", "train.support=12", "val.support=12", "test.support=12"]
 
@@ -61,7 +61,7 @@ class Plain(Grouped):
 
 def plan(**changes):
     words = {"split": "train", "way": "5..8", "shot": "natural", "query": 10, "tasks": 4, "total": 40, "seed": 0}
-    return Plan(**words | {"support": 60} | changes)
+    return TaskSpec(**words | {"support": 60} | changes)
 
 
 @pytest.fixture(scope="module")

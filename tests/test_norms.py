@@ -10,7 +10,6 @@ import torch
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.assemble import make
 from metafew.backbones.backbone import targets_at_once
 from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
@@ -22,6 +21,7 @@ from metafew.norms.pooling import pooling
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
+from metafew.training.factory import make
 
 SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 T, S, Q, C, H = 3, 4, 5, 8, 7

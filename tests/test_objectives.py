@@ -6,21 +6,21 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from test_maml import Smooth, W, three_tasks
 
-from metafew.assemble import make
 from metafew.backbones.conv4 import Conv4
-from metafew.clustering import draw_pairs, feature_clustering, hyperplane_variation
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
-from metafew.files import CONF
 from metafew.heads.cnaps import CNAPs
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
+from metafew.io import CONF
 from metafew.norms.running import commit
 from metafew.objectives import episodic
 from metafew.objectives.classical import Classical
+from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_variation
 from metafew.objectives.episodic import Episodic, tasks_at_once
-from metafew.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
+from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
+from metafew.training.factory import make
 
 OFF = NoRegularizer()
 

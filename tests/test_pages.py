@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metafew.pages import LARGE_PAGES, SETTINGS
+from metafew.allocator import LARGE_PAGES, SETTINGS
 
 SIZE = 48 * 2**20  # more than the largest block that glibc would keep by its thresholds alone
 PAGES = SIZE // mmap.PAGESIZE
@@ -27,8 +27,8 @@ print(huge())
 """
 STEPS = f"""
 import resource, torch
-from metafew.pages import keep_large
-keep_large()
+from metafew.allocator import use_huge_pages
+use_huge_pages()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(100):
@@ -81,7 +81,7 @@ import os, sys
 from metafew import cli
 sys.argv = ["train.py", "hydra.run.dir={tmp_path}"]
 cli.register()
-cli.keep_large = lambda: os._exit(8 if "torch" in sys.modules else 9)
+cli.use_huge_pages = lambda: os._exit(8 if "torch" in sys.modules else 9)
 cli.{entry}()
 """
     with pytest.raises(subprocess.CalledProcessError) as ended:

@@ -8,15 +8,15 @@ from conftest import TINY
 from test_maml import Smooth
 from torch.nn import functional as F
 
-from metafew import checkpoint
-from metafew.analysis import figures
+from metafew.analysis import run_plots
 from metafew.cli import CONF
 from metafew.episode import Episode, Labelled
 from metafew.heads.fast import by_autograd, by_function
 from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic
-from metafew.regularizers import NoRegularizer
+from metafew.objectives.regularizers import NoRegularizer
+from metafew.training import checkpoint
 
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 STEPPING = {"maml", "fomaml", "anil", "reptile"}
@@ -33,7 +33,7 @@ HALF = [
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+        monkeypatch.setattr(run_plots, name, lambda *_: None)
 
 
 def state(folder):

@@ -17,8 +17,9 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 from omegaconf import OmegaConf
 from test_cli import ROOT, metafew
 
-from metafew import checkpoint, processes, run
+from metafew.distributed import launch
 from metafew.errors import UsageError
+from metafew.training import checkpoint, run
 
 DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
 COMMON = [*TINY, "train.tasks=4", "trainer.max_steps=3", "trainer.log_every_n_steps=1", "val.total=5", "test.total=9"]
@@ -55,7 +56,7 @@ def carry_out(cases, folder, world=1, port=0, rank=0):
     for name, (cfg, choices, overrides) in cases.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         cfg.trainer.devices = world
-        with patch("metafew.run.figures"):  # half of the time of such a run
+        with patch("metafew.training.run.figures"):  # half of the time of such a run
             run.run(cfg, choices, overrides, folder / name)
 
 
@@ -129,10 +130,10 @@ def test_tasks_that_cannot_be_shared_are_a_sentence(launch):
 def test_several_devices_under_joblib_are_a_sentence(tmp_path):
     hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": "joblib"}}})
     with (
-        patch("metafew.processes.HydraConfig.get", return_value=hydra),
+        patch("metafew.distributed.launch.HydraConfig.get", return_value=hydra),
         pytest.raises(UsageError, match=r"type trainer\.devices=1"),
     ):
-        processes.carry_out_cell(tmp_path)
+        launch.carry_out_cell(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +152,15 @@ def test_another_number_of_processes_than_were_started_is_a_sentence(monkeypatch
     for key, value in given.items():
         monkeypatch.setenv(key, value)
     trainer = OmegaConf.create({"devices": devices, "num_nodes": 1})
-    assert processes.launched() == count
+    assert launch.launched() == count
     if count in (0, devices):
-        processes.check(trainer, devices)
+        launch.check(trainer, devices)
     else:
         with pytest.raises(UsageError, match=f"started {count}: type trainer.devices={count} "):
-            processes.check(trainer, devices)
+            launch.check(trainer, devices)
     if count > 1:
         with pytest.raises(UsageError, match="a sweep is many runs"):
-            processes.alone("a sweep")
+            launch.alone("a sweep")
 
 
 @pytest.mark.parametrize(
@@ -183,13 +184,13 @@ def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning
     trainer = OmegaConf.create({"devices": 2, "num_nodes": nodes})
     if starter is UsageError:
         with pytest.raises(UsageError, match=f"type --nodes={nodes} --ntasks-per-node=2 "):
-            processes.environment(trainer)
+            launch.environment(trainer)
         return
-    found = processes.environment(trainer)
+    found = launch.environment(trainer)
     assert [type(each).__name__ for each in found] == ([starter] if starter else [])
     assert not any(getattr(each, "auto_requeue", False) for each in found)
     if starter == "LightningEnvironment":
-        processes.check(trainer, 2)
+        launch.check(trainer, 2)
 
 
 def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
@@ -204,7 +205,7 @@ def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
             monkeypatch.setenv(key, value)
         hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra"}
         config = OmegaConf.create({"trainer": {"devices": 1, "num_nodes": 1}, "hydra": hydra})
-        processes.OneFolder().on_run_start(config)
+        launch.OneFolder().on_run_start(config)
         folders.append(config.hydra.run.dir)
     assert folders == ["folder0", "folder0"]
 
@@ -224,7 +225,7 @@ def test_one_process_speaks_for_all(monkeypatch, given, first):
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    assert processes.speaks() == first
+    assert launch.is_rank_zero() == first
 
 
 def clear(monkeypatch):

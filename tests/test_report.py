@@ -17,14 +17,14 @@ from rich.console import Console
 from scipy import stats
 from test_scripts import script
 
-from metafew.analysis.comparison import compare
-from metafew.analysis.layout import OWN, Column
-from metafew.analysis.published import entries
-from metafew.analysis.runs import find
-from metafew.analysis.settings import settings
-from metafew.analysis.sheet import Bold, Sheet
-from metafew.analysis.statistics import interval, over_seeds, ranks, t_quantile
+from metafew.analysis.compare.comparison import compare
+from metafew.analysis.compare.published import entries
+from metafew.analysis.compare.rows_and_columns import OWN, Column
+from metafew.analysis.compare.runs import find
+from metafew.analysis.compare.settings import settings
+from metafew.analysis.compare.table import Bold, Sheet
 from metafew.errors import UsageError
+from metafew.evaluation.statistics import interval, over_seeds, ranks, t_quantile
 
 report = script("report")
 PIXEL = bytes.fromhex(

@@ -13,8 +13,8 @@ from metafew.heads.inner import entry
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.reptile import Reptile as Head
 from metafew.norms.running import commit
+from metafew.objectives.regularizers import FeatureClustering, NoRegularizer, WeightClustering
 from metafew.objectives.reptile import Reptile, consensus
-from metafew.regularizers import FeatureClustering, NoRegularizer, WeightClustering
 
 OFF = NoRegularizer()
 

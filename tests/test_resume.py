@@ -16,12 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from metafew import checkpoint, cli
-from metafew.analysis import figures
+from metafew import cli
+from metafew.analysis import run_plots
+from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
-from metafew.learner import Learner
 from metafew.solvers import unsolved
-from metafew.sweep import finished
+from metafew.training import checkpoint
+from metafew.training.learner import Learner
 
 # 12 steps, validations after 5 and 10, checkpoints after 3, 5, 6, 9, 10 and 12; the network of protonet has dropout.
 WORDS = ["trainer.max_steps=12", "val.every=5", "save.every=3", "trainer.log_every_n_steps=1", "schedule=cosine"]
@@ -35,7 +36,7 @@ MOMENTS = {"step": (Learner, "training_step"), "validation": (Learner, "validati
 
 def command(*words, out):
     """Do in this process what ``python train.py WORDS hydra.run.dir=OUT`` does."""
-    from metafew.run import run
+    from metafew.training.run import run
 
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, *WORDS, *words, f"hydra.run.dir={out}"], return_hydra_config=True)
@@ -85,7 +86,7 @@ def _no_figures():
     """Figures take half of the time of so small a run."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-            patch.setattr(figures, name, lambda *_: None)
+            patch.setattr(run_plots, name, lambda *_: None)
         yield
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from metafew import checkpoint
 from metafew.errors import UsageError
+from metafew.training import checkpoint
 
 COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss"]
 
@@ -182,7 +182,7 @@ def test_ways_and_shots_may_differ_within_a_batch(launch):
 
 
 def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
-    from metafew.assemble import make, make_learner
+    from metafew.training.factory import make, make_learner
 
     cfg, choices, _ = composed("optimizer.weight_decay=0.1")
     learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True, fit=True)

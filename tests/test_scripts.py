@@ -76,8 +76,8 @@ def rows_of(path):
 
 
 def test_prepare_builds_stores_that_training_finds(cache, tmp_path, capsys, composed):
-    from metafew.assemble import make_source
     from metafew.data.store import locate
+    from metafew.training.factory import make_source
 
     assert prepare.main(["dataset=glyphs", f"out={tmp_path}/deep/glyphs.png"]) == 0
     store = locate(make_source(composed("dataset=glyphs")[0]), cache)

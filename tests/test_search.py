@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from test_scripts import SCRIPTS, script
 
 from metafew.errors import UsageError
-from metafew.experiments import conduct
+from metafew.experiments import cells
 
 search = script("search")
 SPACE = ["head=svm", "optimizer.lr=1e-4..1e-1,log", "head.scale=1..20", "norm=batch,tasknorm,layer"]
@@ -37,7 +37,7 @@ def started(monkeypatch):
         (out / "results.json").write_text(json.dumps(report))
         return SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(conduct, "launch", launch)
+    monkeypatch.setattr(cells, "launch", launch)
     return words
 
 

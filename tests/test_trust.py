@@ -7,8 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 import metafew
-from metafew import checkpoint, cli, trust
+from metafew import cli
+from metafew.config import allowlist
 from metafew.errors import UsageError
+from metafew.training import checkpoint
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def doctored(launch, tmp_path_factory, tmp_path):
 
 def test_what_a_run_leaves_is_trusted(doctored):
     assert metafew.load(doctored(lambda saved: None)).choices["head"] == "protonet"
-    assert {"metafew.heads.svm.SVM", "torch.optim.Adam"} <= trust.own()
-    assert not any(name.startswith(("os.", "builtins.", "hydra.")) for name in trust.own())
+    assert {"metafew.heads.svm.SVM", "torch.optim.Adam"} <= allowlist.own()
+    assert not any(name.startswith(("os.", "builtins.", "hydra.")) for name in allowlist.own())
 
 
 def wrapped(arguments):
@@ -44,7 +46,7 @@ def wrapped(arguments):
         # Not every path that begins with metafew is ours.
         (
             "head",
-            lambda command: {"_target_": "metafew.experiments.conduct.os.system", "command": command},
+            lambda command: {"_target_": "metafew.experiments.cells.os.system", "command": command},
             "experiments.conduct.os",
         ),
         ("backbone", lambda command: wrapped({"command": command}) | {"weights": None}, "os.system"),

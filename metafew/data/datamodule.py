@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.plan import Plan
 from metafew.data.sampler import Mixed, Sampler
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, locate
+from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 
 
@@ -73,13 +73,13 @@ class FewShot(pl.LightningDataModule):
     def __init__(
         self,
         source: Source,
-        train: Plan | Minibatches,
-        val: Plan,
-        test: Sequence[Plan],
+        train: TaskSpec | Minibatches,
+        val: TaskSpec,
+        test: Sequence[TaskSpec],
         augmentation: Augmentation,
         cache: Path,
         num_workers: int,
-        analyzed: Plan | None = None,
+        analyzed: TaskSpec | None = None,
     ):
         super().__init__()
         self.source, self.augmentation, self.cache, self.num_workers = source, augmentation, cache, num_workers
@@ -113,7 +113,7 @@ class FewShot(pl.LightningDataModule):
         (episode,) = self.sampler(self.test[0]).batch([number])
         return present(episode, dtype)
 
-    def sampler(self, plan: Plan | Minibatches) -> Sampler:
+    def sampler(self, plan: TaskSpec | Minibatches) -> Sampler:
         """Return what draws the tasks of ``plan`` from stores that have been built."""
         make = MinibatchSampler if isinstance(plan, Minibatches) else Sampler
         samplers = []
@@ -128,7 +128,7 @@ class FewShot(pl.LightningDataModule):
             self._folders[source] = locate(source, self.cache)
         return self._folders[source]
 
-    def _evaluated(self, plan: Plan) -> DataLoader:
+    def _evaluated(self, plan: TaskSpec) -> DataLoader:
         """Return the tasks of ``plan``, as many in a step as the learner wants."""
         sampler = self.sampler(plan)
         return self._loader(sampler, self.trainer.lightning_module.tasks_of_a_step(sampler))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from metafew.data.augment import Chain
-from metafew.data.plan import Plan, groups
 from metafew.data.store import Split
+from metafew.data.task_spec import TaskSpec, groups
 from metafew.episode import Episode, Labelled, Views
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
@@ -68,7 +68,7 @@ class Sampler:
         views: random views of the images, or None.
     """
 
-    def __init__(self, split: Split, plan: Plan, views: Chain | None):
+    def __init__(self, split: Split, plan: TaskSpec, views: Chain | None):
         self.split, self.plan, self.views = split, plan, views
 
     def batch(self, indices: Iterable[int]) -> list[Episode]:
@@ -173,7 +173,7 @@ class Mixed(Sampler):
         plan: what tasks look like.
     """
 
-    def __init__(self, samplers: Sequence[Sampler], plan: Plan):
+    def __init__(self, samplers: Sequence[Sampler], plan: TaskSpec):
         self.samplers, self.plan = list(samplers), plan
 
     def draw(self, index: int) -> Drawn:

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from metafew.data.sources import LUMA, Category, Source
 from metafew.errors import UsageError
-from metafew.files import write_json
+from metafew.io import write_json
 
 FORMAT = 2
 

@@ -18,8 +18,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metafew.analysis.comparison import minus
-from metafew.experiments.outcome import Measured
+from metafew.analysis.compare.comparison import minus
+from metafew.experiments.measured import Measured
 
 Table = Mapping[tuple[str, str], Measured]
 """Figures by row and column."""

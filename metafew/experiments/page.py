@@ -7,10 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from metafew.analysis.sheet import Sheet, markdown
+from metafew.analysis.compare.table import Sheet, markdown
 from metafew.experiments.claims import MISSING
-from metafew.experiments.results import evidence, panels, published
-from metafew.files import CONF, read_json
+from metafew.experiments.record import evidence, panels, published
+from metafew.io import CONF, read_json
 
 INTRO = """\
 # Reproduction

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metafew.config.overrides import merge
 from metafew.errors import UsageError
-from metafew.files import read_json
-from metafew.overrides import merge
+from metafew.io import read_json
 
 WORDS = ("experiment", "budget", "seeds", "jobs", "cells")
 """What is typed to an experiment itself; all other words hold for each of its runs."""

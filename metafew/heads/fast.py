@@ -78,7 +78,7 @@ def embed(bound: Bound, weights: Weights, *images: Tensor, **options) -> tuple[T
     return torch.func.functional_call(bound, named, args, options, tie_weights=bound.tied)
 
 
-def severed(weights: Weights) -> Weights:
+def detached(weights: Weights) -> Weights:
     """Return the same values, cut off from where they came from."""
     return {name: value.detach() for name, value in weights.items()}
 

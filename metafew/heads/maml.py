@@ -22,8 +22,8 @@ from metafew.heads.fast import (
     adaptable,
     by_autograd,
     by_function,
+    detached,
     embed,
-    severed,
 )
 from metafew.heads.inner import RULES, Rates, Shape, Weights
 from metafew.heads.output import Output, classify, prototypes
@@ -233,7 +233,7 @@ class MAML(nn.Module):
         weights = self.start(bound, task)
         state = self.first_state(weights)
         # Where no gradient will be asked for, nothing is kept of how the weights came about.
-        hold = dict if outer else severed
+        hold = dict if outer else detached
         weights, state = hold(weights), hold(state)
         yield weights
         for step in range(steps):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.collective import over_processes
+from metafew.distributed.collective import mean_over_processes
 from metafew.norms.norm import Moments
 from metafew.norms.running import GroupedNorm, grouped
 
@@ -30,6 +30,6 @@ class BatchShared(GroupedNorm):
             return self.running_mean, self.running_var
         mean, var = self.record(*grouped(own, context, self.over))
         # Groups of one size: the moments of their union need those of each group alone.
-        shared_mean = over_processes(mean.mean(0, keepdim=True))
-        spread = over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))
+        shared_mean = mean_over_processes(mean.mean(0, keepdim=True))
+        spread = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))
         return shared_mean, spread

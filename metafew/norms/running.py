@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metafew.collective import distributed
+from metafew.distributed.collective import distributed
 from metafew.errors import UsageError
 from metafew.norms.norm import Moments, Norm, pool
 from metafew.norms.scope import current

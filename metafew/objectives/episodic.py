@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.clustering import draw_pairs
 from metafew.episode import Episode
 from metafew.heads.head import FeatureHead
+from metafew.objectives.clustering import draw_pairs
 from metafew.objectives.objective import Objective, checked, cross_entropy
 
 PIXELS = 2**18

@@ -19,7 +19,7 @@ class Objective(nn.Module):
     """A loss of a meta-batch, a scalar whose ``.backward()`` gives the meta-gradient.
 
     Args:
-        regularizer: a term of the loss (:mod:`metafew.regularizers`).
+        regularizer: a term of the loss (:mod:`metafew.objectives.regularizers`).
     """
 
     minibatches = False

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from metafew.backbones.backbone import Backbone
-from metafew.collective import over_processes
+from metafew.distributed.collective import mean_over_processes
 from metafew.episode import Episode
 from metafew.errors import UsageError
-from metafew.heads.fast import Bound, Task, by_autograd, embed, severed
+from metafew.heads.fast import Bound, Task, by_autograd, detached, embed
 from metafew.heads.inner import Weights
 from metafew.heads.reptile import Reptile as ReptileHead
 from metafew.norms.running import RunningNorm
@@ -70,8 +70,8 @@ class Reptile(Objective):
             for images, labels, index in zip(*episode.support, episode.index.tolist(), strict=True)
         ]
         with torch.no_grad():
-            weights = [severed(head.start(bound, task)) for task in tasks]
-        states = [severed(head.first_state(value)) for value in weights]
+            weights = [detached(head.start(bound, task)) for task in tasks]
+        states = [detached(head.first_state(value)) for value in weights]
         parameters = dict(bound.named_parameters()) | dict(head.output.named_parameters())
         theta = {name: parameters[name] for name in weights[0] if head.lasts(name)}
         shared = [name for name, p in theta.items() if p.ndim > 1]
@@ -83,7 +83,7 @@ class Reptile(Objective):
                 grads, losses[i] = by_autograd(loss, weights[i], graph=False)
                 with torch.no_grad():
                     rates = head.rates.at(step, head.lrs[0])
-                    weights[i], states[i] = head.rule(severed(weights[i]), grads, states[i], rates)
+                    weights[i], states[i] = head.rule(detached(weights[i]), grads, states[i], rates)
         head.keep(states)
         self._record(bound, tasks, weights)
         squares = [sum((p - end[name]).square().sum() for name, p in theta.items()) for end in weights]
@@ -108,6 +108,6 @@ class Reptile(Objective):
 def consensus(weights: Sequence[Weights], names: Sequence[str]) -> Weights:
     """Return the mean over tasks, of all processes, of the weights ``names``."""
     means = {name: torch.stack([value[name] for value in weights]).mean(0) for name in names}
-    flat = over_processes(torch.cat([mean.flatten() for mean in means.values()]))
+    flat = mean_over_processes(torch.cat([mean.flatten() for mean in means.values()]))
     parts = flat.split([mean.numel() for mean in means.values()])
     return {name: part.view_as(means[name]) for name, part in zip(names, parts, strict=True)}

@@ -11,13 +11,13 @@ import torch
 from benchmarks.commands import dataset
 from benchmarks.measure import Bench, Tables
 from benchmarks.steps import step
-from metafew.assemble import make_source
 from metafew.cli import configuration
 from metafew.data.augment import as_float
-from metafew.data.plan import Plan
 from metafew.data.sampler import Sampler
 from metafew.data.store import Split, build, place
+from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
+from metafew.training.factory import make_source
 
 
 def tables(bench: Bench) -> Tables:
@@ -25,7 +25,7 @@ def tables(bench: Bench) -> Tables:
     s, word = bench.setting, dataset()
     cfg = configuration([f"dataset={word}"])
     split = Split(build(make_source(cfg), place(cfg.cache_dir)), "train")
-    plan = Plan("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
+    plan = TaskSpec("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
     sampler, numbers = Sampler(split, plan, None), itertools.count()
 
     def draw() -> list[Episode]:

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from benchmarks.measure import Bench, Tables
-from metafew.assemble import make
-from metafew.files import CONF
+from metafew.io import CONF
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
+from metafew.training.factory import make
 
 
 def tables(bench: Bench) -> Tables:

@@ -12,12 +12,12 @@ from peers.problem import Problem, Step
 from torch import Tensor
 
 from benchmarks.measure import Bench, Tables
-from metafew.assemble import make_learner
 from metafew.backbones.backbone import channels_last
 from metafew.cli import configuration
 from metafew.episode import Episode, Labelled
-from metafew.files import CONF
+from metafew.io import CONF
 from metafew.norms.running import commit
+from metafew.training.factory import make_learner
 
 NORMS = ("batch", "tasknorm")
 GRADIENT = ("maml", "fomaml", "anil")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metafew.pages import keep_large
+from metafew.allocator import use_huge_pages
 
 from . import plain
 from .problem import Problem, Step, Steps
@@ -31,5 +31,5 @@ def own(problem: Problem, algorithm: str) -> Step:
 
 def steps(problem: Problem) -> Steps:
     """Return what is compared with others."""
-    keep_large()
+    use_huge_pages()
     return {name: own(problem, name) for name in ALGORITHMS if name in (problem.setting.heads or ALGORITHMS)}

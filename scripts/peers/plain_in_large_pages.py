@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.pages import keep_large
+from metafew.allocator import use_huge_pages
 
 from . import plain
 from .problem import Problem, Steps
@@ -12,5 +12,5 @@ TITLE = f"{plain.TITLE} in large pages"
 
 def steps(problem: Problem) -> Steps:
     """Return the plain steps."""
-    keep_large()
+    use_huge_pages()
     return plain.steps(problem)

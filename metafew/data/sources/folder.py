@@ -13,8 +13,8 @@ from metafew.data.formats import Collection
 from metafew.data.formats.arrays import Arrays, opened, read_npz
 from metafew.data.formats.tree import Tree, hidden
 from metafew.data.sources import SPLITS
+from metafew.data.sources.class_splits import WORDS, check_fractions, divide, read_pairs, refuse_repeats
 from metafew.data.sources.collected import Collected
-from metafew.data.sources.division import WORDS, check_fractions, divide, read_pairs, refuse_repeats
 from metafew.errors import UsageError
 
 
@@ -28,7 +28,7 @@ class Folder(Collected):
             `x`, uint8 of shape (n, h, w[, c]), labels `y`, (n,) integers or strings, and perhaps the class names of
             labels 0, 1, ...: `names`.
         splits: A JSON file of the class names of 'train', 'val' and 'test', or a CSV file of classes and splits; see
-            `metafew.data.sources.division.divide`. Classes that it leaves out are not used. None draws the splits.
+            `metafew.data.sources.class_splits.divide`. Classes that it leaves out are not used. None draws the splits.
         labels: A CSV file, with a header, of file names in `root` and class names; None takes the folders.
         fractions: Of the classes for 'train', 'val' and 'test', where splits are drawn.
         split_seed: What the draw follows from.

@@ -14,10 +14,10 @@ import requests
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
 from metafew.data.formats import Collection
 from metafew.data.formats.parquet import Parquet
+from metafew.data.sources.class_splits import check_fractions, divide
 from metafew.data.sources.collected import Collected
-from metafew.data.sources.division import check_fractions, divide
 from metafew.errors import UsageError
-from metafew.files import write_json
+from metafew.io import write_json
 
 HUB = "https://huggingface.co"
 ANSWER = "parquet.json"  # what the hub answered, beside the files
@@ -36,8 +36,8 @@ class Hub(Collected):
             OWNER--NAME/CONFIG/SPLIT/ with the hub's list of them.
         config: One of the repository's configurations; None takes the first.
         label: The column of labels; see `metafew.data.formats.parquet.Parquet`.
-        splits: A JSON or CSV file of the classes of each split; see `metafew.data.sources.division.divide`. None draws
-            them.
+        splits: A JSON or CSV file of the classes of each split; see `metafew.data.sources.class_splits.divide`. None
+            draws them.
         fractions: Of the classes for 'train', 'val' and 'test', where splits are drawn.
         split_seed: What the draw follows from.
         channels: 1 or 3.

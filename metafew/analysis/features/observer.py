@@ -1,0 +1,153 @@
+"""What one checkpoint does with tasks: the features it gives them, the labels, and how far its weights go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
+from metafew.analysis.features.weight_distance import travel, travels
+from metafew.backbones.backbone import Backbone
+from metafew.data.sampler import Sampler
+from metafew.episode import Episode
+from metafew.evaluation.evaluator import Evaluator
+from metafew.evaluation.feature_cache import LIMIT, FeatureCache, parts, rows
+from metafew.heads.head import FeatureHead
+from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
+from metafew.precision import precise
+
+PAIRWISE = (feature_clustering, hyperplane_variation, hyperplane_ratio)
+
+
+class Observed(NamedTuple):
+    """What was seen of one task.
+
+    Attributes:
+        index: its number.
+        pairs: for each of its pairs of classes, each measure of :data:`PAIRWISE` by its name.
+        condition: for each of its pairs of classes, ``eps`` and the one-shot accuracy over all of the task's images.
+        features: ``(n, d)`` of support and queries, on the CPU.
+        classes: ``(n,)`` the numbers of their classes in the split.
+        labels: ``(q,)`` the true labels of the queries.
+        guesses: ``(q,)`` those that the trained head gives.
+        travel: what :func:`~metafew.analysis.features.weight_distance.distances` returns;
+            empty for heads that leave the backbone as is.
+    """
+
+    index: int
+    pairs: list[dict[str, float]]
+    condition: list[tuple[float, float]]
+    features: Tensor
+    classes: Tensor
+    labels: Tensor
+    guesses: Tensor
+    travel: dict[str, float]
+
+
+class Observer(pl.LightningModule):
+    """Sees the tasks of ``trainer.predict`` with the model of a run, in evaluation mode: dropout is off.
+
+    Args:
+        learner: the model.
+        sampler: what draws the tasks.
+    """
+
+    def __init__(self, learner: Evaluator, sampler: Sampler):
+        super().__init__()
+        self.learner, self.sampler = learner, sampler
+        self.numbers = class_numbers(sampler)
+        self.whole: tuple[Tensor, Tensor] | None = None
+
+    def on_predict_epoch_start(self) -> None:
+        """Embed the whole split, where that can be done."""
+        backbone = self.learner.backbone
+        with self.trainer.precision_plugin.forward_context():
+            self.whole = whole_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
+
+    def predict_step(self, batch: list[Episode], _: int) -> list[Observed]:
+        """Return what is seen of a batch of tasks."""
+        return [seen for episode in batch for seen in self._observe(episode)]
+
+    def _observe(self, episode: Episode) -> list[Observed]:
+        backbone, head = self.learner.backbone, self.learner.heads[self.learner.trained]
+        support, query = episode.support, episode.query
+        embedded = backbone.embed(support.images, query.images)
+        if isinstance(head, FeatureHead):
+            logits = head.label(embedded[0], support.labels, embedded[1], episode.way)
+        else:
+            logits = head(backbone, support, query.images, episode.way)
+        count = len(episode.index)
+        paths = travel(head, backbone, support, episode.way) if travels(head) else [{}] * count
+        features = precise(torch.cat(embedded, 1)).cpu()
+        labels = torch.cat([support.labels, query.labels], 1).cpu()
+        classes = self.numbers[episode.source][torch.cat(episode.ids, 1).cpu()]
+        return [
+            Observed(
+                int(episode.index[task]),
+                pairwise(draw_pairs(features[task, None], labels[task, None], episode.index[task, None])[0]),
+                conditions(features[task], labels[task], episode.way),
+                features[task],
+                classes[task],
+                query.labels[task].cpu(),
+                logits[task].argmax(-1).cpu(),
+                paths[task],
+            )
+            for task in range(count)
+        ]
+
+
+def pairwise(pairs: Tensor) -> list[dict[str, float]]:
+    """Return each measure of each of ``pairs`` ``(p, 2, 2, d)``."""
+    return [{measure.__name__: float(measure(pair[None])) for measure in PAIRWISE} for pair in pairs]
+
+
+def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, float]]:
+    """Return ``eps`` and one-shot accuracy of the classes 0 and 1, 2 and 3, ...: a task has drawn their order."""
+    found = []
+    for first in range(0, way - 1, 2):
+        x, y = (features[labels == c] for c in (first, first + 1))
+        found.append((epsilon(x, y), one_shot_accuracy(x, y)))
+    return found
+
+
+def class_numbers(sampler: Sampler) -> list[Tensor]:
+    """Return, for each dataset of a mixture, which class an image is of: by its number in ``Episode.ids``."""
+    numbers, seen = [], 0
+    for part in parts(sampler):
+        split = part.split
+        found = np.full(rows(split), -1)
+        for c, (images, turns) in enumerate(zip(split.rows, split.turns, strict=True)):
+            found[split.ids(images, turns)] = seen + c
+        numbers.append(torch.from_numpy(found))
+        seen += len(split.names)
+    return numbers
+
+
+def whole_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the features ``(n, d)`` and class numbers ``(n,)`` of every image of a split, on the CPU.
+
+    None where an image has no features of its own, as it changes those of others or is seen through views that are
+    drawn with each task; and where the features would not fit in memory.
+
+    Args:
+        backbone: in evaluation mode.
+        sampler: draws tasks from the split, or from the splits of a mixture.
+        like: a tensor of the model, for its device and precision.
+    """
+    samplers = parts(sampler)
+    size = 4 * backbone.features * sum(rows(part.split) for part in samplers)
+    if not backbone.alone or any(part.views for part in samplers) or size > LIMIT:
+        return None
+    features = precise(torch.cat(FeatureCache(backbone, sampler, like).tables)).cpu()
+    classes = torch.cat(class_numbers(sampler))
+    return features[classes >= 0], classes[classes >= 0]
+
+
+def in_order(batches: Sequence[list[Observed]]) -> list[Observed]:
+    """Return the tasks of all batches in the order of their numbers."""
+    return sorted((task for batch in batches for task in batch), key=lambda task: task.index)

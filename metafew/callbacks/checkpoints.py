@@ -1,0 +1,139 @@
+"""Checkpoints while a run trains: when they are written, and that going on from one leaves no trace in the results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from metafew.distributed.collective import gather_objects
+from metafew.io import atomic_write
+from metafew.solvers.unsolved import so_far
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all. Lightning's own writer moves them here from another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Writes best.ckpt and last.ckpt, and lets a run go on from either as if it had never stopped.
+
+    Lightning alone would leave out a validation that was cut off, forget the best so far in another folder, and draw
+    other random numbers. A run that is asked to end writes last.ckpt.
+
+    Args:
+        folder: where checkpoints go.
+        head: the head whose accuracy on validation tasks chooses the best.
+        every: steps between writings of last.ckpt, which each validation writes too.
+        keep: whether the checkpoint of each of these steps stays.
+    """
+
+    def __init__(self, folder: Path, head: str, every: int, keep: bool):
+        monitor = f"val/{head}/accuracy"
+        super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
+        self.every, self.keep = every, keep
+        self.saved = self.validated = 0  # the steps after which this happened last
+        self.begun, self.random = -1, {}  # the steps before the one under way, and the random state then
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take up the random state of the checkpoint, now that nothing is left to make."""
+        super().on_train_start(trainer, pl_module)
+        if self.random:
+            torch.set_rng_state(self.random["cpu"])
+        if "cuda" in self.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["cuda"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Write a checkpoint every so many steps: by now metrics.csv has the row of the last one."""
+        step, within = divmod(index, trainer.accumulate_grad_batches)
+        if within:
+            return
+        self.begun, self.random = step, random_state()
+        if step and step % self.every == 0:
+            self.write(trainer)
+            if self.keep:
+                trainer.save_checkpoint(Path(self.dirpath) / f"step-{step:06d}.ckpt")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write best.ckpt if this is the best, and last.ckpt."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.validated = trainer.global_step
+            super().on_validation_end(trainer, pl_module)
+            self.write(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last weights."""
+        self.write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write last.ckpt when the run is asked to end."""
+        # Lightning does not go on with a training that lacks nothing but its last validation.
+        over = trainer.validating and trainer.global_step >= trainer.max_steps
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING and not over:
+            self.write(trainer)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt, unless it is there for this step."""
+        if self.saved != trainer.global_step:
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            self.saved = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        """Add the random state between the steps done and those to come, the last validation, and what was counted."""
+        random = self.random if self.begun == trainer.global_step else random_state()
+        unsolved = dict(sum(gather_objects(so_far()), Counter()))
+        checkpoint["resume"] = {"random": random, "validated": self.validated, "unsolved": unsolved}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        """Say where Lightning's loops stand: after a whole step, and after its validation or before it."""
+        self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
+        if trainer.is_global_zero:
+            so_far().update(checkpoint["resume"]["unsolved"])
+        step = checkpoint["global_step"]
+        batches = step * trainer.accumulate_grad_batches
+        due = batches % trainer.val_check_interval == 0
+        missing = int(due and self.validated != step)
+        loops = checkpoint["loops"]["fit_loop"]
+        for part in ("total", "current"):
+            loops["epoch_progress"][part] = progress(ready=1, started=1)
+            loops["epoch_loop.batch_progress"][part] = dict.fromkeys(progress(), batches)
+            loops["epoch_loop.val_loop.batch_progress"][part] = progress()
+        loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+        loops["epoch_loop.val_loop.batch_progress"]["total"] = progress(ready=missing, started=missing)
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - due
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know the best so far, which lies in this folder now, wherever it was written."""
+
+        def here(path: str) -> str:
+            return path and str(Path(self.dirpath) / Path(path).name)
+
+        if Path(self.dirpath, "best.ckpt").exists():
+            scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
+            super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": scores})
+
+
+def progress(ready: int = 0, started: int = 0) -> dict[str, int]:
+    """Return how far a loop of Lightning is."""
+    return {"ready": ready, "completed": 0, "started": started, "processed": 0}
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return the state of torch's random numbers, which dropout draws; tasks have streams of their own."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state

@@ -1,0 +1,55 @@
+"""ClusteringMonitor measures while training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
+
+from metafew.analysis.features.observer import pairwise
+from metafew.data.datamodule import present
+from metafew.objectives.clustering import draw_pairs, variance_ratio
+from metafew.precision import precise
+
+LOGGED = ("feature_clustering", "hyperplane_variation")
+
+
+class ClusteringMonitor(Callback):
+    """Log, at validations, how the features of validation tasks cluster by class.
+
+    ``val/feature_clustering`` and ``val/hyperplane_variation`` are means over pairs of classes,
+    ``val/variance_ratio`` the mean over tasks of that of their classes, in which all images have seen one context.
+
+    Args:
+        every: the first validation after each so many steps measures.
+        tasks: so many of the validation tasks, or all of them where there are fewer.
+    """
+
+    def __init__(self, every: int, tasks: int):
+        self.every, self.tasks = every, tasks
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, where it is due; every process measures the same tasks."""
+        step = trainer.global_step
+        # What a run that was resumed knows too.
+        before = step - trainer.val_check_interval // trainer.accumulate_grad_batches
+        if trainer.state.fn != TrainerFn.FITTING or step // self.every == before // self.every:
+            return
+        data = trainer.datamodule
+        sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total)))
+        pairs, ratios = [], []
+        for index in range(sampler.plan.total):
+            (episode,) = data.transfer_batch_to_device(sampler.batch([index]), pl_module.device, 0)
+            episode = present(episode, pl_module.dtype)
+            with trainer.precision_plugin.forward_context():
+                embedded = pl_module.backbone.embed(episode.support.images, episode.query.images)
+            features = precise(torch.cat(embedded, 1)).cpu()
+            labels = torch.cat([episode.support.labels, episode.query.labels], 1).cpu()
+            pairs += pairwise(draw_pairs(features, labels, episode.index)[0])
+            ratios.append(variance_ratio(features[0], labels[0]))
+        for name in LOGGED:
+            pl_module.log(f"val/{name}", sum(pair[name] for pair in pairs) / len(pairs))
+        pl_module.log("val/variance_ratio", torch.stack(ratios).mean())

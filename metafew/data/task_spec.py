@@ -1,0 +1,130 @@
+"""What tasks look like: the settings of a split, and whether they can be met."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metafew.data.sources import Category
+from metafew.errors import UsageError
+
+NATURAL = "natural"
+"""The shot of Meta-Dataset's tasks, drawn for each class by the number of its images."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the tasks of a split look like.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        way: classes of a task: a number, or ``"a..b"`` for one drawn uniformly for each task.
+        shot: support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is at most
+            the number of classes there are and whose shots differ from class to class.
+        query: query images of each class; with natural shots at most so many.
+        tasks: tasks in one meta-batch, over all processes; evaluation on known features may take more at once.
+        total: number of tasks in all.
+        seed: the seed of the stream of tasks.
+        support: most support images of a task with natural shots.
+    """
+
+    split: str
+    way: int | str
+    shot: int | str
+    query: int
+    tasks: int
+    total: int
+    seed: int
+    support: int = 500
+
+    def __post_init__(self):
+        for word in ("way",) if self.natural else ("way", "shot"):
+            self.bounds(word)
+        for word in ("query", "tasks", "total", "support"):
+            value, least = getattr(self, word), 0 if (self.split, word) == ("train", "query") else 1
+            least = self.bounds("way")[1] if word == "support" and self.natural else least
+            if not isinstance(value, int) or value < least:
+                raise UsageError(
+                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
+                    f"type {self.split}.{word}={max(1, least)}"
+                )
+
+    @property
+    def natural(self) -> bool:
+        """Whether tasks are drawn as in Meta-Dataset."""
+        return self.shot == NATURAL
+
+    def bounds(self, word: str) -> tuple[int, int]:
+        """Return the smallest and largest value of ``way`` or ``shot``."""
+        value, least = getattr(self, word), 2 if word == "way" else 1
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not least <= low <= high:
+            raise UsageError(
+                f"{self.split}.{word} is a whole number of at least {least}, or a range such as "
+                f"{least}..{least + 8}{', or natural' * (word == 'shot')}, not {value}: "
+                f"type {self.split}.{word}={least + 3}"
+            )
+        return low, high
+
+    @property
+    def contexts(self) -> tuple[int, int]:
+        """The smallest and largest number of support images of a task."""
+        way, ways = self.bounds("way")
+        if self.natural:
+            return way, self.support
+        shot, shots = self.bounds("shot")
+        return way * shot, ways * shots
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """The smallest and largest number of images of a task with all its queries; natural tasks may have fewer."""
+        return tuple(size + way * self.query for size, way in zip(self.contexts, self.bounds("way"), strict=True))
+
+    def check(self, categories: Sequence[Category], dataset: str) -> None:
+        """Raise a sentence when some task of this plan cannot be drawn from ``categories``."""
+        where = f"the {self.split} split of dataset={dataset}"
+        if not categories:
+            raise UsageError(f"{where} has no classes: add some, or choose stages that do not need it")
+        smallest = min(categories, key=lambda category: len(category.keys))
+        count, (low, way) = len(smallest.keys), self.bounds("way")
+        if self.natural:
+            if not groups([category.group for category in categories], low):
+                raise UsageError(
+                    f"{self.split}.way={self.way} needs {low} classes of one group, and {where} has no such group "
+                    f"among its {len(categories)} classes: type {self.split}.way=2..{way}"
+                )
+            if count < 2:
+                raise UsageError(
+                    f"{self.split}.shot=natural needs two images of each class, and class '{smallest.name}' in {where} "
+                    f"has {count}: add images to it, or take it out"
+                )
+            return
+        _, shot = self.bounds("shot")
+        if way > len(categories):
+            raise UsageError(
+                f"{self.split}.way={self.way} needs {way} classes, but {where} has {len(categories)}: "
+                f"type {self.split}.way={len(categories)} or less"
+            )
+        if shot + self.query > count:
+            smaller = f"query={count - shot}" if count > shot else f"shot={count - 1}"
+            advice = f"type {self.split}.{smaller} or less" if count > 1 else "add images to it, or take it out"
+            raise UsageError(
+                f"{self.split}.shot={self.shot} and {self.split}.query={self.query} need {shot + self.query} images "
+                f"of each class, but class '{smallest.name}' in {where} has {count}: {advice}"
+            )
+
+
+def groups(names: Sequence[str], way: int) -> list[np.ndarray]:
+    """Return the numbers of the classes of each group of at least ``way`` classes.
+
+    >>> groups(["Greek", "Latin", "Greek", "Latin", "Runes"], 2)
+    [array([0, 2]), array([1, 3])]
+    """
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name, []).append(number)
+    return [np.array(members) for members in found.values() if len(members) >= way]

@@ -1,0 +1,61 @@
+"""Results of evaluation: one row a task, the same from any number of processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from metafew.episode import Episode
+from metafew.evaluation.statistics import interval
+
+
+class PerTask(Metric):
+    """Accuracy and loss of every task, in the order of the tasks' numbers.
+
+    ``compute`` returns float64 ``(tasks, 6)`` with the columns of :attr:`columns`, gathered over all processes.
+    """
+
+    columns = ("index", "source", "way", "shot", "accuracy", "loss")
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tasks."""
+        super().reset()
+        # Processes exchange what they have, and one may have no task at all.
+        self.rows.append(torch.empty(0, len(self.columns), dtype=torch.float64, device=self.device))
+
+    def update(self, logits: Tensor, episode: Episode) -> None:
+        """Add the tasks of an episode; ``shot`` is the mean over classes.
+
+        Args:
+            logits: ``(t, q, w)``.
+            episode: the tasks that they belong to; ``loss`` is the mean cross-entropy of its queries, in nats.
+        """
+        labels = episode.query.labels
+        accuracy = (logits.argmax(-1) == labels).double().mean(1)
+        loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1)
+        shot = episode.support.labels.shape[1] / episode.way
+        source, way, shot = (torch.full_like(loss, value) for value in (episode.source, episode.way, shot))
+        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss], 1))
+
+    def compute(self) -> Tensor:
+        """Return the rows, sorted by task."""
+        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        return rows[rows[:, 0].argsort()]
+
+
+def summary(table: Tensor, measure: str) -> dict[str, float | None]:
+    """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
+    return interval(table[:, PerTask.columns.index(measure)].numpy(force=True))
+
+
+def of_source(table: Tensor, number: int) -> Tensor:
+    """Return the rows of the tasks from one dataset of a mixture."""
+    return table[table[:, PerTask.columns.index("source")] == number]

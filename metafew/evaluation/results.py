@@ -1,0 +1,140 @@
+"""What a run leaves behind: results.json, tasks.csv, and the final table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from metafew.evaluation.metrics import PerTask, of_source, summary
+from metafew.evaluation.statistics import format_percent, ranks
+from metafew.io import atomic_write
+
+BEST = "best_step/accuracy"
+"""The highest accuracy after any step of an adapting head: a selection on test data."""
+PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # used from a checkout that is not installed
+            found[name] = "unknown"
+    return found
+
+
+def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
+    """Return ``metrics`` of the heads and ``baselines`` of what else was measured, each with mean, ci95 and tasks.
+
+    A mixture of datasets adds each head's measures on each of them, and, for several heads, ``average_rank``.
+
+    Args:
+        tables: for each test one table of tasks a name, as :class:`~metafew.evaluation.metrics.PerTask` computes them.
+        shots: the shot of each test; tests after the first carry it in the name of the measure.
+        heads: names that are heads, the trained one first.
+        sources: the datasets that test tasks come from.
+    """
+    metrics, baselines = {}, {}
+    parts = dict(enumerate(sources)) if len(sources) > 1 else {}
+    for number, (test, shot) in enumerate(zip(tables, shots, strict=False)):
+        prefix = f"shot{shot}/" if number else ""
+        for name, table in test.items():
+            head, _, reading = name.partition("/")
+            path = f"{head}/{prefix}{reading}".rstrip("/")
+            if head not in heads:
+                baselines[path] = summary(table, "accuracy")
+                continue
+            for measure in ("accuracy", "loss"):
+                metrics[f"test/{path}/{measure}"] = summary(table, measure)
+                for part, source in parts.items():
+                    metrics[f"test/{path}/{source}/{measure}"] = summary(of_source(table, part), measure)
+        for head in heads:
+            steps = {
+                name: summary(table, "accuracy") for name, table in test.items() if name.startswith(f"{head}/step")
+            }
+            if steps:
+                best = max(steps, key=lambda name: steps[name]["mean"])
+                metrics[f"test/{head}/{prefix}{BEST}"] = steps[best] | {"step": int(best.split("/step")[1])}
+    average = {"average_rank": average_ranks(tables[0], heads, len(sources))} if parts and len(heads) > 1 else {}
+    return {"metrics": metrics, "baselines": baselines, **average}
+
+
+def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
+    """Return, for each head, the mean over datasets of its rank among the heads."""
+    accuracy = PerTask.columns.index("accuracy")
+    tables = {head: test[head].cpu() for head in heads}
+    placed = [
+        ranks(np.stack([of_source(tables[head], part)[:, accuracy] for head in heads])) for part in range(sources)
+    ]
+    return dict(zip(heads, np.mean(placed, 0).tolist(), strict=True))
+
+
+def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
+    """Write one row for each test task and head; ``sources`` names the datasets."""
+    with atomic_write(path, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
+        for test in tables:
+            for name, table in test.items():
+                for index, source, way, shot, accuracy, loss in table.tolist():
+                    writer.writerow([int(index), sources[int(source)], name, int(way), f"{shot:g}", accuracy, loss])
+
+
+def show(report: dict) -> None:
+    """Print accuracies as a table, with the baselines below; those of a mixture's datasets in a table of their own."""
+    console = Console()
+    table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
+    for column, side in (("measured", "left"), ("accuracy", "right"), ("tasks", "right")):
+        table.add_column(column, justify=side)
+    for section in ("metrics", "baselines"):
+        for name, value in report[section].items():
+            part = set(name.split("/")[2:-1]) & set(report["sources"])  # test/HEAD/.../SOURCE/accuracy
+            if not name.endswith("loss") and not part and not re.search(r"/step\d+/", name):
+                label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
+                label += f" ({value['step']}, selected on test)" if name.endswith(BEST) else ""
+                table.add_row(label, percent(value), str(value["tasks"]))
+        table.add_section()
+    for head, choice in report["chosen"].items():
+        print(f"{head}: lr={choice['lr']:g} test_steps={choice['test_steps']} chosen on validation tasks")
+    mode = "transductive" if report["transductive"] else "not transductive"
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
+    console.print(table)
+    if len(report["sources"]) > 1:
+        console.print(by_source(report))
+
+
+def by_source(report: dict) -> Table:
+    """Return a table with a row for each dataset of a mixture and a column for each head, of the first shot."""
+    first = next(iter(report["sources"]))
+    heads = [n.split("/")[1] for n in report["metrics"] if n.split("/")[2:] == [first, "accuracy"]]
+    table = Table(title="accuracy (%) on each dataset")
+    table.add_column("dataset", no_wrap=True)
+    table.add_column("trained on")
+    for column in (*heads, "tasks"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for source, seen in report["sources"].items():
+        values = [report["metrics"][f"test/{head}/{source}/accuracy"] for head in heads]
+        table.add_row(source, "yes" if seen else "no", *map(short, values), str(values[0]["tasks"]))
+    if "average_rank" in report:
+        table.add_section()
+        table.add_row("average rank", "", *(f"{report['average_rank'][head]:.2f}" for head in heads), "")
+    return table
+
+
+def percent(value: dict) -> str:
+    """Return a mean and its interval as they stand in tables."""
+    return format_percent(value) if value["mean"] is None else f"{format_percent(value)} %"
+
+
+def short(value: dict) -> str:
+    """Return the same with one digit, as many columns want it."""
+    return re.sub(r"(\.\d)\d| %| ", r"\1", percent(value))

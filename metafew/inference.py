@@ -1,0 +1,199 @@
+"""The library: a trained model, and the tasks that it adapts to, inside a program of your own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from os import PathLike
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone, targets_at_once
+from metafew.config.allowlist import check
+from metafew.data.augment import as_float
+from metafew.episode import Labelled
+from metafew.errors import UsageError
+from metafew.training import checkpoint
+from metafew.training.factory import make_backbone, make_head
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 256  # queries in a pass, so that memory does not grow with their number
+SLACK = 1e-3  # resizing in floating point may leave [0, 1] by a little
+
+
+class Model(nn.Module):
+    """A backbone and the head that trained it. :func:`metafew.load` makes one.
+
+    Attributes:
+        backbone: the feature extractor.
+        head: what adapts to a support set and labels queries.
+        channels: channels of the images.
+        image_size: height and width of the images.
+        choices: the word chosen for each group in training, such as ``{"head": "svm", ...}``.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, choices: dict[str, str]):
+        super().__init__()
+        self.backbone, self.head, self.choices = backbone, head, choices
+        self.channels, self.image_size = backbone.channels, backbone.image_size
+
+    def adapt(self, images: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Task:
+        """Return the task of telling apart the classes of a support set.
+
+        Args:
+            images: ``(n, c, h, w)``, or ``(n, h, w)`` for images of one channel; uint8, or floating point in [0, 1].
+                They look as in training: of the same size, and drawings with ink 255 (or 1) on ground 0. Vectors
+                ``(n, d)`` for a model of ``dataset=features``.
+            labels: ``n`` strings, numbers or whatever else can be a key; classes may differ in number of images.
+
+        Raises:
+            UsageError: images are not as in training, or labels do not fit them or the head.
+        """
+        support = self.prepare(images)
+        # A tensor is a key of its own, whatever its value.
+        labels = [label.item() if isinstance(label, Tensor) else label for label in labels]
+        if len(labels) != support.shape[1]:
+            raise UsageError(
+                f"adapt wants one label for each image, and there are {len(labels)} for {support.shape[1]} images: "
+                "give as many labels as images"
+            )
+        classes = ordered(labels)
+        if len(classes) < 2:
+            raise UsageError(
+                f"adapt wants images of two classes or more, and the labels name {len(classes)}: add images of others"
+            )
+        if self.head.fixed_way not in (None, len(classes)):
+            raise UsageError(
+                f"head={self.choices['head']} has a linear output layer for {self.head.fixed_way} classes, and the "
+                f"labels name {len(classes)}: give {self.head.fixed_way} classes, or train with head.output=zero"
+            )
+        numbers = {label: number for number, label in enumerate(classes)}
+        rows = torch.tensor([[numbers[label] for label in labels]], device=support.device)
+        return Task(self, Labelled(support, rows), classes)
+
+    @torch.no_grad()
+    def features(self, images: Tensor | np.ndarray) -> Tensor:
+        """Return features ``(n, d)`` of ``n`` images, before any adaptation; to every norm, all of them are context.
+
+        Args:
+            images: as :meth:`adapt` takes them.
+
+        Raises:
+            UsageError: images are not as in training.
+        """
+        return self.backbone.embed(self.prepare(images))[0][0].float()
+
+    def prepare(self, images: Tensor | np.ndarray) -> Tensor:
+        """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], in the model's precision and on its device."""
+        shape = (self.channels, self.image_size, self.image_size)
+        vectors = self.image_size == 1
+        images_of = f"images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
+        wanted = f"this model wants {f'vectors (n, {self.channels}) in floating point' if vectors else images_of}"
+        try:
+            values = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"{wanted}, and a {type(images).__name__} came that is no array of them: resize and stack them"
+            ) from error
+        if vectors and values.ndim == 2:
+            values = values[..., None, None]
+        elif values.ndim == 3 and self.channels == 1:
+            values = values.unsqueeze(1)
+        if values.shape[1:] != shape:
+            raise UsageError(
+                f"{wanted}, not of shape {tuple(values.shape)}: resize them, channels before height and width"
+            )
+        own = next(self.parameters())
+        if values.dtype == torch.uint8:
+            return as_float(values.to(own.device), own.dtype).unsqueeze(0)
+        if not values.is_floating_point():
+            raise UsageError(f"{wanted}, not {values.dtype}: convert values of 0..255 to uint8")
+        if not vectors and values.numel() and not -SLACK <= values.min() <= values.max() <= 1 + SLACK:
+            low, high = values.min().item(), values.max().item()
+            raise UsageError(f"{wanted}, not from {low:g} to {high:g}: divide values of 0..255 by 255")
+        return values.to(own).unsqueeze(0)
+
+
+class Task:
+    """A support set that queries are compared with. :meth:`Model.adapt` makes one.
+
+    A head adapts to the support set in every call, be it by a solver or by gradient steps; one call for many queries is
+    cheaper than many calls, and gives the same. Only where ``model.backbone.transductive`` does a prediction depend on
+    the other images of the call.
+
+    Attributes:
+        classes: the labels, sorted; or in the order of their first occurrence where they cannot be compared.
+    """
+
+    def __init__(self, model: Model, support: Labelled, classes: list):
+        self.model, self.support, self.classes = model, support, classes
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | np.ndarray) -> Tensor:
+        """Return probabilities ``(q, w)`` in float32, a column for each of :attr:`classes`.
+
+        Args:
+            images: ``q`` images, as :meth:`Model.adapt` takes them.
+
+        Raises:
+            UsageError: images are not as in training.
+        """
+        model, query = self.model, self.model.prepare(images)
+        if not query.shape[1]:
+            return torch.zeros(0, len(self.classes), device=query.device)
+        with targets_at_once(None if model.backbone.transductive else AT_ONCE):
+            logits = model.head(model.backbone, self.support, query, len(self.classes))
+        return logits[0].float().softmax(-1)
+
+    def label(self, images: Tensor | np.ndarray) -> list:
+        """Return the most probable label of each image."""
+        return [self.classes[number] for number in self.predict(images).argmax(-1).tolist()]
+
+
+def ordered(labels: list[Hashable]) -> list:
+    """Return each label once.
+
+    >>> ordered(["b", "a", "b"]), ordered(["b", 1, "b"])
+    (['a', 'b'], ['b', 1])
+    """
+    try:
+        classes = list(dict.fromkeys(labels))
+    except TypeError as error:
+        raise UsageError(f"a label is a string, a number or other key ({error}): give strings or numbers") from error
+    try:
+        return sorted(classes)
+    except TypeError:
+        return classes
+
+
+def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
+    """Return the model of a checkpoint: :func:`metafew.load`."""
+    content = checkpoint.read(path)
+    provenance = content["metafew"]
+    cfg = OmegaConf.create(provenance["model"])
+    check(cfg, path, trust, 'type trust=["..."] with it')
+    # Frozen before the head is made, which may warn otherwise.
+    backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
+    head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]
+    whole = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: head.requires_grad_(False)})})
+    ours = ("backbone.", f"heads.{name}.")
+    state = {key: value for key, value in content["state_dict"].items() if key.startswith(ours)}
+    try:
+        whole.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(
+            f"metafew.load wants the weights of the model that {path} describes, and it holds others, since code has "
+            "changed: train anew"
+        ) from error
+    candidates = getattr(head, "candidates", {})
+    if len(candidates) > 1:
+        log.warning(
+            "lr and test_steps of head=%s are chosen on validation tasks, and checkpoints do not hold the choice: "
+            "%s is used, of %s; set model.head.chosen to another",
+            *(name, next(iter(candidates)), ", ".join(candidates)),
+        )
+    return Model(backbone, head, provenance["choices"]).eval()

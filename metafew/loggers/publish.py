@@ -1,0 +1,131 @@
+"""What a finished run hands to its loggers: results, figures, test tasks with what was predicted, and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from metafew.episode import Episode
+
+QUERIES, IMAGES = 100, 5
+"""At most so many queries of a task stand in a table, and support images of a class."""
+
+
+class Answer(NamedTuple):
+    """A query of a test task, what was predicted, and the support images behind that; classes count from 1."""
+
+    task: int
+    query: Image.Image
+    label: int
+    support: Image.Image
+    predicted: int
+    confidence: float
+    support_of_predicted: Image.Image
+
+
+def publish(loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor]], out: Path) -> None:
+    """Give loggers what a run left; others than Weights & Biases and TensorBoard have had everything before.
+
+    Args:
+        loggers: those of the run.
+        report: what stands in results.json.
+        tasks: test tasks, each with the probabilities ``(t, q, w)`` that the trained head gives to its queries.
+        out: folder of the run, whose PNG files are its figures.
+    """
+    figures = sorted(out.glob("*.png"))
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            table = [answer for episode, probabilities in tasks for answer in answered(episode, probabilities)]
+            to_wandb(logger, report, figures, table, out)
+        elif isinstance(logger, TensorBoardLogger):
+            to_tensorboard(logger, report, figures)
+
+
+def to_wandb(logger: WandbLogger, report: dict, figures: Sequence[Path], table: Sequence[Answer], out: Path) -> None:
+    """Log figures, the table of answers and the checkpoints, and write the results into the summary."""
+    import wandb
+
+    step = report["steps"]
+    logger.experiment.summary.update(summary(report))
+    for path in figures:
+        logger.log_image(f"figures/{path.stem}", [str(path)], step)
+    with staged(out / "wandb"):
+        if table:
+            rows = [[wandb.Image(v) if isinstance(v, Image.Image) else v for v in answer] for answer in table]
+            logger.log_table("test_tasks", [name.replace("_", " ") for name in Answer._fields], rows, step=step)
+        for name in getattr(logger, "checkpoints", ()):
+            if (file := out / "checkpoints" / f"{name}.ckpt").is_file():
+                artifact = wandb.Artifact(f"checkpoint-{logger.version}", type="model")
+                artifact.add_file(str(file), policy=logger.add_file_policy)
+                logger.experiment.log_artifact(artifact, aliases=[name])
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[None]:
+    """Let artifacts wait in ``folder`` for their upload, or where the user says: it is in the home directory else."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Path]) -> None:
+    """Log figures, the results as scalars, and both choices and results for the comparison of runs."""
+    step = report["steps"]
+    for path in figures:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        logger.experiment.add_image(f"figures/{path.stem}", pixels, step, dataformats="HWC")
+    results = {name: value for name, value in summary(report).items() if value is not None}
+    logger.log_hyperparams(dict(logger.hparams), results, step)
+    logger.experiment.flush()
+
+
+def summary(report: dict) -> dict[str, Any]:
+    """Return means and intervals of what was measured, the best of validation, and how long it took.
+
+    >>> summary({"metrics": {"test/svm/accuracy": {"mean": 0.8, "ci95": 0.1}}, "baselines": {}, "validation": {},
+    ...          "seconds": {"fit": 2.5}})
+    {'test/svm/accuracy': 0.8, 'test/svm/accuracy_ci95': 0.1, 'seconds/fit': 2.5}
+    """
+    measured = report["metrics"] | {f"test/{name}/accuracy": value for name, value in report["baselines"].items()}
+    values: dict[str, Any] = {}
+    for name, value in measured.items():
+        values |= {name: value["mean"], f"{name}_ci95": value["ci95"]}
+    values |= {f"{name}_best": value for name, value in report["validation"].items()}
+    return values | {f"seconds/{stage}": seconds for stage, seconds in report["seconds"].items()}
+
+
+def answered(episode: Episode, probabilities: Tensor) -> Iterator[Answer]:
+    """Yield what was predicted for the queries of the first task of ``episode``, at most 100 from all over it.
+
+    Args:
+        episode: tasks with images in [0, 1], on the CPU.
+        probabilities: ``(t, q, w)``.
+    """
+    (given, classes), (asked, labels) = ([part[0] for part in pair] for pair in (episode.support, episode.query))
+    strips = [strip(given[classes == c][:IMAGES]) for c in range(episode.way)]
+    for number in range(0, len(labels), -(-len(labels) // QUERIES)):
+        label, (confidence, found) = int(labels[number]), probabilities[0, number].max(-1)
+        query, predicted = strip(asked[number : number + 1]), int(found)
+        task = int(episode.index[0])
+        yield Answer(task, query, label + 1, strips[label], predicted + 1, float(confidence), strips[predicted])
+
+
+def strip(images: Tensor) -> Image.Image:
+    """Return images ``(n, c, h, w)`` in [0, 1] side by side; those of one channel are ink, and shown on paper."""
+    row = images.permute(2, 0, 3, 1).flatten(1, 2).float().clamp(0, 1).numpy()
+    pixels = (255 * row).round().astype(np.uint8)
+    return Image.fromarray(pixels if pixels.shape[-1] == 3 else 255 - pixels[..., 0])

@@ -1,0 +1,38 @@
+"""TensorBoard."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from metafew.errors import UsageError
+
+
+class TensorBoard(TensorBoardLogger):
+    """Logs to TensorBoard, below ``save_dir/tensorboard``.
+
+    Args:
+        save_dir: folder of the run.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+
+    def __init__(self, save_dir: str):
+        if find_spec("tensorboard") is None:
+            raise UsageError(
+                "logger=tensorboard wants the package tensorboard, which is not installed: "
+                "type pip install 'metafew[tensorboard]'"
+            )
+        super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict, metrics: dict | None = None, step: int | None = None) -> None:
+        """Log the configuration as text, and with ``metrics``, once there are some, as hyperparameters."""
+        if metrics is None:  # indented text is shown as it is
+            lines = yaml.safe_dump(params, sort_keys=False).splitlines()
+            self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
+        super().log_hyperparams(params, metrics, step)

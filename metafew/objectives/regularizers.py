@@ -1,0 +1,89 @@
+"""Terms that are added to the loss of a training step (Goldblum et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from metafew.errors import UsageError
+from metafew.objectives.clustering import feature_clustering, hyperplane_variation
+
+
+class NoRegularizer(nn.Module):
+    """Nothing is added."""
+
+    on_features = False
+    on_weights = False
+
+
+class Regularizer(nn.Module):
+    """A term with a weight.
+
+    Args:
+        weight: what the measure is multiplied by.
+    """
+
+    on_features = False
+    """Whether ``forward`` takes the features of pairs of classes."""
+    on_weights = False
+    """Whether ``forward`` takes the weights of a task and their mean over tasks."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UsageError(
+                f"regularizer.weight is a finite number of at least 0, not {weight}: type regularizer.weight=1.0"
+            )
+        self.weight = weight
+
+
+class FeatureClustering(Regularizer):
+    """Draw the images of a class together, and classes apart: ``weight * R_FC``.
+
+    Args:
+        weight: what the measure is multiplied by.
+    """
+
+    on_features = True
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return the term for features ``(..., p, 2, 2, d)`` of pairs of classes, two images each."""
+        return self.weight * feature_clustering(pairs)
+
+
+class HyperplaneVariation(Regularizer):
+    """Keep the plane between two classes where it is when their images are redrawn: ``weight * (2 R_HV)^2``.
+
+    Args:
+        weight: what the measure is multiplied by; 1 in the authors' code, which calls this feature clustering.
+    """
+
+    on_features = True
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return the term for features ``(..., p, 2, 2, d)`` of pairs of classes, two images each."""
+        return self.weight * hyperplane_variation(pairs)
+
+
+class WeightClustering(Regularizer):
+    """Draw the weights of tasks that adapt in parallel together: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
+
+    ``w_f`` are the filters of convolutions and the rows of linear layers of one task, ``m_f`` their detached means over
+    the tasks of the meta-batch: a squared distance normalised by filters as in Li et al. (2018). The papers give
+    neither the normalisation nor the weight. It acts in the inner loop of ``objective=reptile`` alone: as a term of the
+    outer loss it would have no gradient.
+
+    Args:
+        weight: what the distance is multiplied by.
+    """
+
+    on_weights = True
+
+    def forward(self, weights: dict[str, Tensor], mean: dict[str, Tensor]) -> Tensor:
+        """Return the term for the weights of one task and their ``mean`` over tasks, by name."""
+        terms = []
+        for name, centre in mean.items():
+            gap = (weights[name] - centre).flatten(1).square().sum(1)
+            terms.append((gap / (centre.flatten(1).square().sum(1) + 1e-12)).sum())
+        return self.weight * sum(terms)

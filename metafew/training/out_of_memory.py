@@ -1,0 +1,45 @@
+"""Memory that runs out becomes a sentence about the settings that need less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.memory import is_oom_error
+
+from metafew.errors import UsageError
+from metafew.training.learner import Learner
+
+
+@contextmanager
+def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
+    """Name, where memory runs out inside, three settings by which that step needs less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not is_oom_error(error):
+            raise
+        reason = " ".join(str(error).split(". ")[0].split()).rstrip(".")
+        split = "train" if learner.training else "test" if trainer.state.fn == TrainerFn.TESTING else "val"
+        settings = ", ".join(smaller(learner, split))
+        raise UsageError(
+            f"memory ran out in a step of {split} ({reason}): type {settings}, or trainer.precision=bf16-mixed"
+        ) from error
+
+
+def smaller(learner: Learner, split: str) -> tuple[str, str]:
+    """Return two settings by which a step of ``split`` needs less memory."""
+    heads = [learner.trained] if split == "train" else [*learner.heads]
+    adapting = [name for name in heads if learner.heads[name].adapts_backbone]
+    if split == "train" and learner.objective.minibatches:
+        return "a smaller train.batch_size", "trainer.accumulate_grad_batches=2 with half of it"
+    if adapting:
+        inner = "head.inner=loop" if adapting[0] == learner.trained else f"evaluate.{adapting[0]}.inner=loop"
+    elif split == "train":
+        inner = "trainer.accumulate_grad_batches=2 with half of it"
+    else:
+        inner = "a smaller val.query" if split == "val" else "test.queries=class"
+    return "a smaller train.tasks" if split == "train" else f"{split}.tasks=1", inner

@@ -1,0 +1,52 @@
+"""The package is laid out in rooms, and no room imports from one above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "metafew"
+ROOMS = [
+    ["__main__"],
+    ["cli"],
+    ["__init__"],
+    ["inference"],
+    ["experiments"],
+    ["training"],
+    ["callbacks"],
+    ["analysis"],
+    ["objectives"],
+    ["evaluation"],
+    ["heads"],
+    ["backbones"],
+    ["norms"],
+    ["loggers", "data", "distributed"],
+    ["config"],
+    ["solvers", "episode", "errors", "precision", "io", "allocator"],
+]
+"""From top to bottom. Rooms of one line do not import one another."""
+LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the rooms that a module imports from, wherever in the module, type checking included."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module != "metafew" else [f"metafew.{name}" for name in names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("metafew.")}
+    return rooms
+
+
+def test_every_room_is_drawn():
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
+    assert found == LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_from_a_room_above_it(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    upward = {room for room in imported(path) - {own} if LEVEL[room] <= LEVEL[own]}
+    assert not upward, f"{own} imports {', '.join(sorted(upward))}"

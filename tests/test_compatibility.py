@@ -17,7 +17,7 @@ from omegaconf import open_dict
 
 import metafew
 from metafew import cli
-from metafew.sweep import finished
+from metafew.distributed.sweep import finished
 
 HERE = Path(__file__).parent / "compatibility"
 COMMANDS = {name: words for name, *words in map(str.split, (HERE / "commands.txt").read_text().splitlines())}

@@ -109,8 +109,8 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, words):
     common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300", *words]
     tables, embeddings, sizes, validated = [], [], [], []
-    once, step = learner.FeatureCache, Learner.test_step
-    monkeypatch.setattr(learner, "FeatureCache", lambda *a, **k: embeddings.append(1) or once(*a, **k))
+    once, step = evaluator.FeatureCache, Learner.test_step
+    monkeypatch.setattr(evaluator, "FeatureCache", lambda *a, **k: embeddings.append(1) or once(*a, **k))
     monkeypatch.setattr(Learner, "test_step", lambda self, b, *a: sizes.append(len(b[0].index)) or step(self, b, *a))
     validation = Learner.validation_step
     monkeypatch.setattr(

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.moved import current
 from metafew.io import read_json
 
 
@@ -41,7 +42,7 @@ def begun(config: DictConfig) -> dict[Path, int]:
 def finished(out: Path, cfg: DictConfig) -> bool:
     """Tell whether ``out`` holds the results of this very configuration, however often it was interrupted."""
     saved = read_json(out / "results.json").get("config")
-    return saved is not None and afresh(saved, out) == afresh(OmegaConf.to_container(cfg, resolve=True), out)
+    return saved is not None and afresh(current(saved), out) == afresh(OmegaConf.to_container(cfg, resolve=True), out)
 
 
 def afresh(config: dict, out: Path) -> dict:

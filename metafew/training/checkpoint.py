@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.moved import current
 from metafew.errors import UsageError
 from metafew.norms.alpha import Alpha
 from metafew.norms.norm import Norm
@@ -32,7 +33,7 @@ def read(path: str | Path) -> dict:
         raise UsageError(f"{wanted}, and {path} is something else")
     if "model" not in checkpoint["metafew"]:
         raise UsageError(f"{wanted}, and {path} is of an earlier metafew, whose models were made otherwise: train anew")
-    return checkpoint
+    return checkpoint | {"metafew": current(checkpoint["metafew"])}
 
 
 def trained(checkpoint: dict) -> dict[str, Tensor]:

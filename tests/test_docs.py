@@ -242,7 +242,7 @@ def bring(text):
 def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
     bring(page.read_text())
     # Figures are half of the time of such a run; those of the first are what the README is about.
-    with patch("metafew.training.run.figures") if page.stem != "README" else nullcontext():
+    with patch("metafew.training.run.run_plots") if page.stem != "README" else nullcontext():
         for block in blocks(page):
             if block.kind == "file":
                 Path(block.name).parent.mkdir(parents=True, exist_ok=True)

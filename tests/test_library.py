@@ -62,7 +62,7 @@ def seen(composed, *overrides):
     ids=" ".join,
 )
 def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, caplog, overrides):
-    monkeypatch.setattr(run, "figures", MagicMock())  # to draw takes half the time of a tiny run
+    monkeypatch.setattr(run, "run_plots", MagicMock())  # to draw takes half the time of a tiny run
     report, out = launch(*QUICK, *overrides)
     caplog.clear()
     model = metafew.load(best(out))

@@ -56,7 +56,7 @@ def carry_out(cases, folder, world=1, port=0, rank=0):
     for name, (cfg, choices, overrides) in cases.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         cfg.trainer.devices = world
-        with patch("metafew.training.run.figures"):  # half of the time of such a run
+        with patch("metafew.training.run.run_plots"):  # half of the time of such a run
             run.run(cfg, choices, overrides, folder / name)
 
 

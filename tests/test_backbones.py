@@ -8,8 +8,8 @@ from torch import nn
 
 from metafew import cli
 from metafew.backbones.dropblock import DropBlock
-from metafew.backbones.film import modulated
 from metafew.errors import UsageError
+from metafew.norms.film import modulated
 from metafew.norms.scope import rows
 from metafew.training.factory import make
 

@@ -11,12 +11,12 @@ from torch import nn
 from metafew import cli
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.backbones.conv4 import Conv4
-from metafew.backbones.film import modulated
 from metafew.backbones.resnet18 import ResNet18
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.heads.set_encoder import SetEncoder
 from metafew.norms.alpha import Alpha
+from metafew.norms.film import modulated
 from metafew.training.factory import make, make_head
 
 W = 3

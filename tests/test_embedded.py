@@ -62,8 +62,8 @@ def test_a_norm_that_says_so_and_no_other_leaves_images_alone(norm):
     first = (context[0][0][:, 0] - context[1][0][:, 0]).abs().max()
     moved = images[:, [2, 1, 0, 3, 4]]  # the first as a target
     asked = (model.embed(moved[:, :2], moved[:, 2:])[1][:, 0] - targets[0][0][:, 0]).abs().max()
-    assert model.alone == (norm in ALONE) == (max(first, asked).item() < 1e-12)
-    assert not backbone("batch").train().alone and backbone("layer").train().alone
+    assert model.per_image == (norm in ALONE) == (max(first, asked).item() < 1e-12)
+    assert not backbone("batch").train().per_image and backbone("layer").train().per_image
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

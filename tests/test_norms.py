@@ -1,23 +1,25 @@
-"""Contracts that every scheme under conf/norm keeps, and formulas transcribed in NumPy."""
+"""Contracts that every scheme under conf/norm keeps, formulas transcribed in NumPy, and fast execution against both."""
 
 import copy
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from metafew import cli
 from metafew.backbones.backbone import targets_at_once
 from metafew.backbones.conv4 import Conv4
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
-from metafew.norms.norm import Norm, never_negative, pool
-from metafew.norms.one_group import OneGroup
-from metafew.norms.passes import GroupMoments, Normalize
-from metafew.norms.pooling import pooling
+from metafew.norms.fast import accelerate
+from metafew.norms.kernels.group_moments import GroupMoments
+from metafew.norms.kernels.normalize import Normalize
+from metafew.norms.kernels.one_group import OneGroup
+from metafew.norms.kernels.pooling import pooling
+from metafew.norms.norm import Norm, pool
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
@@ -48,6 +50,22 @@ def x():
     generator = torch.Generator().manual_seed(1)
     scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
     return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+
+
+def slope_after_a_step(norm: Norm):
+    """Return a function of images, of second order: the gradient after a gradient step on the norm's weights."""
+    names, values = zip(*((name, value.detach()) for name, value in norm.named_parameters()), strict=True)
+
+    def loss(images, *values):
+        with rows(1, 2, record=False):
+            y = torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (images,))
+        return (y.sin() * torch.arange(y.numel()).view_as(y)).sum()
+
+    def stepped(images):
+        grads = torch.func.grad(loss, argnums=tuple(range(1, 1 + len(names))))(images, *values)
+        return loss(images, *(v - 1e-3 * g for v, g in zip(values, grads, strict=True)))
+
+    return torch.func.grad(stepped)
 
 
 @pytest.mark.parametrize("word", SCHEMES)
@@ -82,26 +100,9 @@ class TestContract:
 
     @pytest.mark.parametrize("train", [True, False])
     def test_vmap_of_gradients_equals_a_loop(self, word, train, x):
-        norm = scheme(word).train(train)
-        names, values = zip(*((name, value.detach()) for name, value in norm.named_parameters()), strict=True)
-
-        def loss(images, *values):
-            with rows(1, 2, record=False):
-                y = torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (images,))
-            return (y.sin() * torch.arange(y.numel()).view_as(y)).sum()
-
-        def slope(images):
-            """A function of second order: the gradient after a gradient step."""
-            inner = torch.func.grad(loss, argnums=tuple(range(1, 1 + len(names))))
-
-            def stepped(i):
-                return loss(i, *(v - 1e-3 * g for v, g in zip(values, inner(i, *values), strict=True)))
-
-            return torch.func.grad(stepped)(images)
-
-        batched = torch.func.vmap(slope)(x[:, :5])
+        slope = slope_after_a_step(scheme(word).train(train))
         looped = torch.stack([slope(task) for task in x[:, :5]])
-        torch.testing.assert_close(batched, looped, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(torch.vmap(slope)(x[:, :5]), looped, rtol=1e-9, atol=1e-9)
 
     def test_one_support_row_and_one_pixel(self, word, x):
         y = apply(scheme(word).train(), x[:1, :2, :, :1, :1], context=1)
@@ -123,39 +124,86 @@ class TestContract:
         assert torch.equal(apply(norm, x), first)
         assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
 
+
+@pytest.mark.parametrize("word", SCHEMES)
+class TestFast:
+    """What :func:`accelerate` brings equals the definition."""
+
     @pytest.mark.parametrize("train", [True, False])
     @pytest.mark.parametrize("sign", [1, -1])
-    @pytest.mark.parametrize(("tasks", "context"), [(T, S), (1, S), (1, S + Q)])
-    def test_pooling_early_changes_nothing(self, word, train, sign, tasks, context, x):
-        norm = scheme(word).train(train)
-        with torch.no_grad():
-            norm.weight[0] *= sign
-        assert never_negative(norm.weight, x) == (sign == 1)
-        x = x[:tasks].requires_grad_()
-        with rows(tasks, context, record=False):
-            early = norm(x.flatten(0, 1), MAX)
-            late = MAX(norm(x.flatten(0, 1)))
-        torch.testing.assert_close(early, late, rtol=1e-12, atol=1e-12)
-        slope, inputs = torch.randn_like(late), (x, *norm.parameters())
-        for one, other in zip(*(torch.autograd.grad(y, inputs, slope) for y in (early, late)), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    @pytest.mark.parametrize(("tasks", "context"), [(T, S), (T, S + Q), (1, S), (1, S + Q)])
+    @pytest.mark.parametrize("pool", [None, MAX])
+    def test_results_gradients_of_both_orders_and_running_moments(self, word, train, sign, tasks, context, pool, x):
+        found = []
+        for prepare in (nn.Sequential, lambda *layers: accelerate(nn.Sequential(*layers))):
+            norm = scheme(word).train(train)
+            with torch.no_grad():
+                norm.weight[0] *= sign
+            layers = prepare(norm, *([pool] if pool else []))
+            images = x[:tasks, :, :, :4, :4].clone().requires_grad_()
+            inputs = images, *norm.parameters()
+            with rows(tasks, context):
+                y = layers(images.flatten(0, 1))
+            first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+            second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, materialize_grads=True)
+            commit(norm)
+            found.append([y, *first, *second, *norm.buffers()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_vmap_of_second_derivatives(self, word, train, x):
+        slow, fast = scheme(word).train(train), accelerate(scheme(word).train(train))
+        looped = torch.stack([slope_after_a_step(slow)(task) for task in x[:, :5]])
+        torch.testing.assert_close(torch.vmap(slope_after_a_step(fast))(x[:, :5]), looped, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_moments_are_precise_in_half_precision(self, word, dtype, x):
+        norm, half = scheme(word).float(), x.to(dtype)
+        y = apply(accelerate(copy.deepcopy(norm)), half)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), apply(norm, half.float()), rtol=1e-2, atol=1e-2)
 
 
-def test_one_negative_weight_is_enough_to_pool_late():
-    norm = BatchNorm(1)
-    norm.weight.data.fill_(-1.0)
-    x = torch.randn(2, 1, 4, 4)
-    with rows(1, 2, record=False):
-        late = norm(x, MAX)
-        assert torch.equal(late, MAX(norm(x)))
-        norm.weight.data.fill_(1.0)
-        assert not torch.allclose(-norm(x, MAX), late)
+def test_copies_of_an_accelerated_layer_are_layers_of_their_own(x):
+    norm = accelerate(scheme("batch"))
+    other = copy.deepcopy(norm)
+    with torch.no_grad():
+        other.weight.zero_()
+    torch.testing.assert_close(apply(other, x), other.bias[:, None, None].expand_as(x))
+    assert (apply(norm, x) - apply(other, x)).abs().max() > 0.1
+
+
+def test_hooks_of_norms_and_poolings_fire(x):
+    layers, seen = accelerate(nn.Sequential(scheme("transductive"), nn.MaxPool2d(2), nn.ReLU())), []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: seen.append(type(layer).__name__))
+    with rows(1, S + Q, record=False):
+        layers(x[0])
+    assert seen.count("Transductive") == seen.count("MaxPool2d") == seen.count("ReLU") == 1
+
+
+def test_a_forward_of_a_subclass_stays(x):
+    class Doubled(BatchNorm):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    norm = accelerate(nn.Sequential(Doubled(C).double(), MAX))
+    with rows(1, S + Q, record=False):
+        torch.testing.assert_close(norm(x[0]), MAX(2 * BatchNorm(C).double()(x[0])), rtol=1e-12, atol=1e-12)
 
 
 def of_ordinary_operations(x, weight, bias, eps, pool):
     """What OneGroup computes, pooling first, since a weight of 0 leaves all values of a window alike."""
     mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
     return weight[:, None, None] * (pool(x) - mean) / (var + eps).sqrt() + bias[:, None, None]
+
+
+def one_group(x, weight, bias, eps, pool):
+    """Call OneGroup, with the moments of ``x``."""
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
+    return OneGroup.apply(x, mean, var, weight, bias, eps, pooling(pool))
 
 
 POOLS = [None, MAX, torch.nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)]
@@ -171,14 +219,11 @@ def test_one_group_and_its_derivatives_of_three_orders(pool, layout, zero):
     inputs = x, weight.requires_grad_(), bias.requires_grad_()
 
     def ours(*inputs):
-        return OneGroup.apply(*inputs, 0.1, pooling(pool))[0]
+        return one_group(*inputs, 0.1, pool)
 
     def slope(*inputs):
         return torch.autograd.grad(ours(*inputs).sin().sum(), inputs, create_graph=True)
 
-    _, mean, var, *_ = OneGroup.apply(*inputs, 0.1, pooling(pool))
-    torch.testing.assert_close((mean, var), (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)))
-    assert not mean.requires_grad and not var.requires_grad
     reference = of_ordinary_operations(*inputs, 0.1, pool or torch.nn.Identity())
     torch.testing.assert_close(ours(*inputs), reference, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(ours, inputs)
@@ -193,7 +238,7 @@ def test_one_group_where_something_is_frozen(frozen):
     inputs = [value.double().requires_grad_(name != frozen) for name, value in values.items()]
     free = [value for value in inputs if value.requires_grad]
     orders = []
-    for f in (lambda *a: OneGroup.apply(*a, 0.1, pooling(MAX))[0], lambda *a: of_ordinary_operations(*a, 0.1, MAX)):
+    for f in (lambda *a: one_group(*a, 0.1, MAX), lambda *a: of_ordinary_operations(*a, 0.1, MAX)):
         grads = torch.autograd.grad(f(*inputs).sin().sum(), free, create_graph=True)
         second = torch.autograd.grad(sum(g.sin().sum() for g in grads), free, create_graph=True)
         third = torch.autograd.grad(sum(g.sin().sum() for g in second), free)
@@ -210,9 +255,8 @@ def test_second_derivatives_of_one_group_in_half_precision(dtype):
     results = []
     for cast in (dtype, torch.float32):
         inputs = x.to(dtype).to(cast).requires_grad_(), weight, bias
-        y, mean, *_ = OneGroup.apply(*inputs, 1e-5, pooling(MAX))
+        y = one_group(*inputs, 1e-5, MAX)
         assert y.dtype == cast
-        assert mean.dtype == torch.float32
         grads = torch.autograd.grad(y.float().square().mean(), inputs, create_graph=True)
         assert grads[0].dtype == cast
         results.append([*grads, *torch.autograd.grad(sum(g.float().square().sum() for g in grads), inputs[:2])])
@@ -220,26 +264,35 @@ def test_second_derivatives_of_one_group_in_half_precision(dtype):
         torch.testing.assert_close(half.float(), full.float(), rtol=0.1, atol=0.1 * full.abs().max().item())
 
 
-@pytest.mark.parametrize("word", ["batch", "transductive", "reptile", "meta_batch"])
-def test_rows_of_one_task_alone_pass_as_one_group(word, x, monkeypatch):
-    found = []
-    for together in (True, False):
-        norm = scheme(word).train()
-        used = []
-        spy = SimpleNamespace(apply=lambda *args, used=used: used.append(args) or OneGroup.apply(*args))
-        monkeypatch.setattr("metafew.norms.norm.OneGroup", spy)
-        if not together:
-            monkeypatch.setattr(norm, "moments", partial(type(norm).moments, norm))
-        images = x[:1].clone().requires_grad_()
-        with rows(1, S + Q):
-            y = norm(images.flatten(0, 1), MAX)
-        assert bool(used) == together
-        grads = torch.autograd.grad(y.sin().sum(), (images, *norm.parameters()), create_graph=True)
-        second = torch.autograd.grad(sum(g.sin().sum() for g in grads), (images, norm.weight))
-        commit(norm)
-        found.append([y, *grads, *second, *norm.buffers()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of OneGroup."""
+    seen = []
+    spy = SimpleNamespace(apply=lambda *args: seen.append(args) or OneGroup.apply(*args))
+    monkeypatch.setattr("metafew.norms.fast.OneGroup", spy)
+    return seen
+
+
+@pytest.mark.parametrize("word", SCHEMES)
+@pytest.mark.parametrize("pool", [None, MAX])
+def test_rows_of_one_task_that_share_their_own_moments_pass_as_one_group(word, pool, x, calls):
+    layers = accelerate(nn.Sequential(scheme(word).train(), *([pool] if pool else [])))
+    with rows(1, S + Q):
+        layers(x[0])
+        assert bool(calls) == (word in ("batch", "transductive", "reptile", "meta_batch"))
+        calls.clear()
+        if pool:
+            layers[0].weight.data[0] *= -1
+            layers(x[0])
+    with rows(T, S + Q):
+        layers(x.flatten(0, 1))
+    torch.func.grad(lambda images: run(layers, images).sum())(x[0])
+    assert not calls
+
+
+def run(layers, images):
+    with rows(1, len(images), record=False):
+        return layers(images)
 
 
 def wider(norm, own, context):
@@ -270,7 +323,7 @@ class Named(BatchNorm):
 @pytest.mark.parametrize("kind", [Mixed, Overriding, Further, Named])
 def test_who_overrides_moments_is_asked_for_them(kind, x):
     with rows(1, S + Q, record=False):
-        ours, plain = (norm(C, eps=0.0).double()(x[:1].flatten(0, 1)) for norm in (kind, BatchNorm))
+        ours, plain = (accelerate(norm(C, eps=0.0).double())(x[0]) for norm in (kind, BatchNorm))
     torch.testing.assert_close(ours if kind is Named else 2 * ours, plain, rtol=1e-12, atol=1e-12)
 
 
@@ -279,20 +332,20 @@ def test_who_overrides_moments_is_asked_for_them(kind, x):
 def test_weights_and_images_of_any_precision(x, weight):
     images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     with rows(1, 4, record=False):
-        y = BatchNorm(3).to(weight)(images.to(x), MAX)
-        reference = BatchNorm(3)(images, MAX)
+        y = accelerate(nn.Sequential(BatchNorm(3).to(weight), MAX))(images.to(x))
+        reference = MAX(BatchNorm(3)(images))
     assert y.dtype == x
     torch.testing.assert_close(y.float(), reference, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("stacked", [(0, None, None), (None, 0, None), (None, None, 0)])
 def test_vmap_over_images_or_weights_or_biases(stacked):
-    norm = BatchNorm(3)
+    layers = accelerate(nn.Sequential(BatchNorm(3), MAX))
     values = torch.randn(2, 4, 3, 6, 6), torch.rand(2, 3), torch.rand(2, 3)
 
     def f(images, weight, bias):
         with rows(1, 4, record=False):
-            return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (images, MAX))
+            return torch.func.functional_call(layers, {"0.weight": weight, "0.bias": bias}, (images,))
 
     together = torch.vmap(f, stacked)(*(v if dim == 0 else v[0] for v, dim in zip(values, stacked, strict=True)))
     for i in range(2):
@@ -305,10 +358,11 @@ def test_a_pooling_of_ones_own_is_called(x):
         def forward(self, x):
             return super().forward(x) + 100
 
-    norm, mean = BatchNorm(C).double(), torch.nn.AvgPool2d(2)
+    norm, mean = BatchNorm(C).double(), nn.AvgPool2d(2)
+    own, plain, average = (accelerate(nn.Sequential(norm, pool)) for pool in (Own(2), MAX, mean))
     with rows(1, S + Q, record=False):
-        assert (norm(x[0], Own(2)) - norm(x[0], MAX)).min() > 10
-        torch.testing.assert_close(norm(x[0], mean), mean(norm(x[0])), rtol=1e-12, atol=1e-12)
+        assert (own(x[0]) - plain(x[0])).min() > 10
+        torch.testing.assert_close(average(x[0]), mean(norm(x[0])), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -385,9 +439,9 @@ def embedded(word: str, train: bool) -> list[torch.Tensor]:
 @pytest.mark.parametrize("train", [True, False])
 def test_context_and_targets_may_pass_one_after_the_other(word, train, monkeypatch):
     norm = scheme(word).train(train)
-    assert norm.apart == (train or word == "transductive")
+    assert norm.context_and_targets_separate == (train or word == "transductive")
     ours = embedded(word, train)
-    monkeypatch.setattr(Conv4, "apart", False)
+    monkeypatch.setattr(Conv4, "context_and_targets_separate", False)
     for one, other in zip(ours, embedded(word, train), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from metafew.backbones.film import FiLM
+from metafew.norms.film import FiLM
 from metafew.norms.norm import Norm
 from metafew.norms.scope import rows
 
@@ -73,12 +73,12 @@ class Backbone(nn.Module):
         if targets is None:
             return self._pass(context, size, record)
         parts = targets.split(_at_once.get() or targets.shape[1], 1)
-        if targets.shape[1] and self.apart:
+        if targets.shape[1] and self.context_and_targets_separate:
             share = size / (size + targets.shape[1])
-            known, _ = self._pass(context, size, record, share)
-            # Rows that see only each other are, to the norms of their pass, a context.
-            passed = [self._pass(part, part.shape[1], record, 1 - share) for part in parts]
-            return known, torch.cat([features for features, _ in passed], 1)
+            features, _ = self._pass(context, size, record, share)
+            # Two passes are faster; rows that see only each other are the context of theirs.
+            of_parts = [self._pass(part, part.shape[1], record, 1 - share)[0] for part in parts]
+            return features, torch.cat(of_parts, 1)
         passed = [self._pass(torch.cat([context, part], 1), size, record) for part in parts]
         return passed[0][0], torch.cat([features for _, features in passed], 1)
 
@@ -94,14 +94,15 @@ class Backbone(nn.Module):
         return any(norm.transductive for norm in self.norms)
 
     @property
-    def alone(self) -> bool:
-        """Whether no image changes the features of another, as things stand: in evaluation, or in training."""
-        return not self.own_norms and all(norm.blind or norm.alone for norm in self.norms)
+    def per_image(self) -> bool:
+        """Whether no image changes the features of another, in the present mode."""
+        return not self.own_norms and all(norm.fixed_moments or norm.per_image for norm in self.norms)
 
     @property
-    def apart(self) -> bool:
-        """Whether context and targets of one task may pass one after the other, the faster way for such norms."""
-        return not self.own_norms and bool(self.norms) and all(norm.apart for norm in self.norms)
+    def context_and_targets_separate(self) -> bool:
+        """Whether every norm uses moments of the context for the context and of the targets for the targets."""
+        separate = (norm.context_and_targets_separate for norm in self.norms)
+        return not self.own_norms and bool(self.norms) and all(separate)
 
     @property
     def couples_tasks(self) -> bool:

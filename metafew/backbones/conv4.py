@@ -7,9 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.block import Block
-from metafew.backbones.film import FiLM
 from metafew.errors import UsageError
+from metafew.norms.film import FiLM
 
 
 class Conv4(Backbone):
@@ -54,11 +53,11 @@ class Conv4(Backbone):
             )
         strided = downsample == "stride"
 
-        def block(inputs: int, stage: int) -> Block:
+        def block(inputs: int, stage: int) -> nn.Sequential:
             conv = nn.Conv2d(inputs, width, 3, stride=2 if strided else 1, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             pool = [] if strided else [nn.MaxPool2d(2)]
-            return Block(conv, norm(width), FiLM(width, stage), *pool, nn.ReLU())
+            return nn.Sequential(conv, norm(width), FiLM(width, stage), *pool, nn.ReLU())
 
         self.blocks = nn.Sequential(*(block(channels if stage == 0 else width, stage) for stage in range(4)))
         self.averaged = readout == "mean"

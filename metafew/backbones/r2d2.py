@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.block import Block
 from metafew.errors import UsageError
 
 
@@ -52,10 +51,10 @@ class R2D2(Backbone):
                 "type dataset.image_size=28"
             )
 
-        def block(inputs: int, outputs: int, *end: nn.Module) -> Block:
+        def block(inputs: int, outputs: int, *end: nn.Module) -> nn.Sequential:
             conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            return Block(conv, norm(outputs), nn.MaxPool2d(2), *end)
+            return nn.Sequential(conv, norm(outputs), nn.MaxPool2d(2), *end)
 
         last = round(16 * width / 3)
         self.early = nn.Sequential(

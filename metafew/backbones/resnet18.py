@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.film import FiLM
 from metafew.errors import UsageError
+from metafew.norms.film import FiLM
 
 MakeNorm = Callable[[int], nn.Module]
 

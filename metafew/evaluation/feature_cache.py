@@ -41,7 +41,7 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
     They can where no image changes the features of another and no task sees it in its own way; they should where the
     tasks have more images in all, and the features fit in memory.
     """
-    if not backbone.alone or any(part.views for part in parts(sampler)):
+    if not backbone.per_image or any(part.views for part in parts(sampler)):
         return False
     images = sum(rows(part.split) for part in parts(sampler))
     drawn = sampler.plan.total * sampler.plan.images[0]

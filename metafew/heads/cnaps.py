@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.film import FiLM, modulated
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.head import class_means
 from metafew.heads.set_encoder import SetEncoder
+from metafew.norms.film import FiLM, modulated
 from metafew.precision import precise
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments, as_they_are
-from metafew.norms.running import GroupedNorm, grouped
+from metafew.norms.norm import Moments
+from metafew.norms.running import GroupedNorm, group_moments
 
 
 class BatchNorm(GroupedNorm):
@@ -20,9 +20,8 @@ class BatchNorm(GroupedNorm):
         over: ``apart`` or ``joined``.
     """
 
-    @as_they_are
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return the moments of the groups in training, the running moments in evaluation."""
         if own is None:
             return self.running_mean, self.running_var
-        return self.record(*grouped(own, context, self.over))
+        return self.record(*group_moments(own, context, self.over))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, grouped
+from metafew.norms.running import GroupedNorm, group_moments
 
 
 class BatchRenorm(GroupedNorm):
@@ -42,7 +42,7 @@ class BatchRenorm(GroupedNorm):
         """Return the moments by which plain normalization gives the corrected result."""
         if own is None:
             return self.running_mean, self.running_var
-        mean, var = self.record(*grouped(own, context, self.over))
+        mean, var = self.record(*group_moments(own, context, self.over))
         spread, running = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
         r = (spread.detach() / running).clamp(1 / self.r_max, self.r_max)
         d = ((mean.detach() - self.running_mean) / running).clamp(-self.d_max, self.d_max)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metafew.distributed.collective import mean_over_processes
 from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, grouped
+from metafew.norms.running import GroupedNorm, group_moments
 
 
 class BatchShared(GroupedNorm):
@@ -28,7 +28,7 @@ class BatchShared(GroupedNorm):
         """Return moments ``(1, n, c)`` shared by all tasks in training, the running moments in evaluation."""
         if own is None:
             return self.running_mean, self.running_var
-        mean, var = self.record(*grouped(own, context, self.over))
+        mean, var = self.record(*group_moments(own, context, self.over))
         # Groups of one size: the moments of their union need those of each group alone.
         shared_mean = mean_over_processes(mean.mean(0, keepdim=True))
         spread = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))

@@ -14,13 +14,13 @@ class FrozenNorm(RunningNorm):
         eps: added to the variance.
     """
 
-    blind = True
+    fixed_moments = True
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__(channels, eps, momentum=0.0)
 
-    def needs_running(self, fit: bool) -> bool:
-        """Tell that nothing can be done without: they are never updated."""
+    def requires_running_moments(self, fit: bool) -> bool:
+        """Return True: training does not update them."""
         return True
 
     def moments(self, own: None, context: int) -> Moments:

@@ -15,7 +15,7 @@ class GroupNorm(Norm):
         groups: number of groups, a divisor of ``channels``.
     """
 
-    alone = True
+    per_image = True
 
     def __init__(self, channels: int, eps: float = 1e-5, groups: int = 4):
         super().__init__(channels, eps)

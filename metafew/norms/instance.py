@@ -13,7 +13,7 @@ class InstanceNorm(Norm):
         eps: added to the variance.
     """
 
-    alone = True
+    per_image = True
 
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments, Norm, as_they_are, context_moments
+from metafew.norms.norm import Moments, Norm, context_moments
 
 
 class MetaBatchNorm(Norm):
@@ -13,11 +13,10 @@ class MetaBatchNorm(Norm):
         eps: added to the variance.
     """
 
-    def whole(self, context: int, rows: int) -> bool:
-        """Tell whether there are no rows but the context."""
+    def pooled_moments(self, context: int, rows: int) -> bool:
+        """Tell whether all rows are context."""
         return context == rows
 
-    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, 1, c)``, the same for all rows of a task."""
         return context_moments(own, context)

@@ -16,7 +16,7 @@ class Identity(Norm):
         channels: number of channels.
     """
 
-    blind = True
+    fixed_moments = True
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=0.0)

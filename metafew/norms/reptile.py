@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from metafew.norms.alpha import blend
-from metafew.norms.norm import Moments, as_they_are, context_moments
-from metafew.norms.running import GroupedNorm, grouped
+from metafew.norms.norm import Moments, context_moments
+from metafew.norms.running import GroupedNorm, group_moments
 
 
 class ReptileNorm(GroupedNorm):
@@ -24,18 +24,17 @@ class ReptileNorm(GroupedNorm):
         over: ``apart`` or ``joined``, as in :class:`~metafew.norms.batch.BatchNorm`.
     """
 
-    tests_by_running = False
+    evaluates_with_running = False
 
     @property
-    def by_group(self) -> bool:
-        """Whether batches are normalized by their own moments: in training."""
+    def uses_batch_moments(self) -> bool:
+        """Whether rows are normalized by the moments of their own batch: in training."""
         return self.training
 
-    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return the moments of the groups in training, of the context and each target in evaluation."""
         if self.training:
-            return self.record(*grouped(own, context, self.over))
+            return self.record(*group_moments(own, context, self.over))
         shared = context_moments(own, context)
         targets = blend(context / (context + 1), shared, tuple(part[:, context:] for part in own))
         return tuple(torch.cat([s.expand(-1, context, -1), t], 1) for s, t in zip(shared, targets, strict=True))

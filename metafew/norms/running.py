@@ -25,7 +25,7 @@ class RunningNorm(Norm):
         momentum: weight of the newest step.
     """
 
-    tests_by_running = True
+    evaluates_with_running = True
     """Whether evaluation uses the running moments."""
 
     def __init__(self, channels: int, eps: float, momentum: float):
@@ -36,13 +36,13 @@ class RunningNorm(Norm):
         self.pending: Tensor | None = None
 
     @property
-    def blind(self) -> bool:
-        """Whether the running moments are used and nothing else: in evaluation, where a scheme tests by them."""
-        return self.tests_by_running and not self.training
+    def fixed_moments(self) -> bool:
+        """Whether only the running moments are used: in evaluation, if the scheme evaluates with them."""
+        return self.evaluates_with_running and not self.training
 
-    def needs_running(self, fit: bool) -> bool:
-        """Tell whether evaluation rests on running moments and training cannot provide them."""
-        return self.tests_by_running and not fit
+    def requires_running_moments(self, fit: bool) -> bool:
+        """Tell whether evaluation uses running moments that no training of this run provides."""
+        return self.evaluates_with_running and not fit
 
     def record(self, mean: Tensor, var: Tensor) -> Moments:
         """Keep the moments of each task for :func:`commit`, when the pass under way asks for it, and return them.
@@ -94,21 +94,21 @@ class GroupedNorm(RunningNorm):
         self.over = over
 
     @property
-    def apart(self) -> bool:
-        """Whether context and targets may pass one after the other."""
-        return self.over == "apart" and self.by_group
+    def context_and_targets_separate(self) -> bool:
+        """Whether context rows and target rows each use their own moments."""
+        return self.over == "apart" and self.uses_batch_moments
 
     @property
-    def by_group(self) -> bool:
-        """Whether rows take moments, as things stand, from their group and no other rows."""
-        return self.training or not self.tests_by_running
+    def uses_batch_moments(self) -> bool:
+        """Whether rows are normalized by the moments of their group, in the present mode."""
+        return self.training or not self.evaluates_with_running
 
-    def whole(self, context: int, rows: int) -> bool:
+    def pooled_moments(self, context: int, rows: int) -> bool:
         """Tell whether all rows of a task are one group."""
-        return self.by_group and (context == rows or self.over == "joined")
+        return self.uses_batch_moments and (context == rows or self.over == "joined")
 
 
-def grouped(own: Moments, context: int, over: str) -> Moments:
+def group_moments(own: Moments, context: int, over: str) -> Moments:
     """Return moments ``(t, n, c)``: for every row those of its group, context or targets (apart) or all (joined)."""
     rows = own[0].shape[1]
     if rows == 1:

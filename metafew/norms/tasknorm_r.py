@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metafew.norms.alpha import Alpha, blend
 from metafew.norms.norm import Moments, context_moments
-from metafew.norms.running import RunningNorm, grouped
+from metafew.norms.running import RunningNorm, group_moments
 
 
 class TaskNormR(RunningNorm):
@@ -18,7 +18,7 @@ class TaskNormR(RunningNorm):
         channelwise: learn an alpha for each channel instead of one for the layer.
     """
 
-    blind = False
+    fixed_moments = False
 
     def __init__(
         self,
@@ -33,5 +33,5 @@ class TaskNormR(RunningNorm):
 
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, 1, c)``, the same for all rows of a task."""
-        self.record(*grouped(own, context, "apart"))
+        self.record(*group_moments(own, context, "apart"))
         return blend(self.alpha(context), context_moments(own, context), (self.running_mean, self.running_var))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments, as_they_are
-from metafew.norms.running import GroupedNorm, grouped
+from metafew.norms.norm import Moments
+from metafew.norms.running import GroupedNorm, group_moments
 
 
 class Transductive(GroupedNorm):
@@ -20,9 +20,8 @@ class Transductive(GroupedNorm):
     """
 
     transductive = True
-    tests_by_running = False
+    evaluates_with_running = False
 
-    @as_they_are
     def moments(self, own: Moments, context: int) -> Moments:
         """Return the moments of the groups ``(t, n, c)``."""
-        return self.record(*grouped(own, context, self.over))
+        return self.record(*group_moments(own, context, self.over))

@@ -82,7 +82,7 @@ def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) 
     """
     own = model.state_dict()
     layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}
-    norms, demanding = tuple(layers), tuple(n for n, m in layers.items() if m.needs_running(fit))
+    norms, demanding = tuple(layers), tuple(n for n, m in layers.items() if m.requires_running_moments(fit))
     fitted, fresh = {}, []
     for key, value in own.items():
         if key in state and (not isinstance(value, Tensor) or state[key].shape == value.shape):

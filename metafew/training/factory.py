@@ -34,6 +34,7 @@ from metafew.data.task_spec import TaskSpec
 from metafew.distributed import launch
 from metafew.errors import UsageError
 from metafew.io import CONF
+from metafew.norms.fast import accelerate
 from metafew.objectives.objective import Objective
 from metafew.training import checkpoint
 from metafew.training.learner import Learner
@@ -157,7 +158,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
         checkpoint.freeze(backbone)
     if not backbone.own_norms:  # such a network is given images in the usual layout
         backbone.to(memory_format=torch.channels_last)  # as images lie, or every pass would copy the weights
-    return backbone
+    return accelerate(backbone)
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:
@@ -172,8 +173,8 @@ def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> nn.Module:
     """Return a head; one that must know the backbone (``_partial_``) is told it, and whether it will be trained."""
     head = make(node)
     if isinstance(head, nn.Module):
-        return head
-    return attempt(node._get_full_key(None), head, backbone=backbone, trained=trained)
+        return accelerate(head)
+    return accelerate(attempt(node._get_full_key(None), head, backbone=backbone, trained=trained))
 
 
 def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Container[str]) -> FewShot:

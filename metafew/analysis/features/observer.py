@@ -141,7 +141,7 @@ def whole_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Ten
     """
     samplers = parts(sampler)
     size = 4 * backbone.features * sum(rows(part.split) for part in samplers)
-    if not backbone.alone or any(part.views for part in samplers) or size > LIMIT:
+    if not backbone.per_image or any(part.views for part in samplers) or size > LIMIT:
         return None
     features = precise(torch.cat(FeatureCache(backbone, sampler, like).tables)).cpu()
     classes = torch.cat(class_numbers(sampler))

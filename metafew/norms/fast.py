@@ -1,0 +1,119 @@
+"""Fast execution of normalization layers: the results of :meth:`Norm.forward` in less time and memory.
+
+:func:`accelerate` chooses it, for the backbones and heads that a run or :func:`metafew.load` builds; a layer that is
+called without it runs its definition. What applies, in this order:
+
+- Rows of one task that share their moments (batch norm in an inner step of MAML), on a CPU, outside the transforms of
+  ``torch.func``, weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, few calls.
+- Rows of a task that share their moments: the moments of a group in one pass, instead of those of every image.
+- Everything else: moments of images and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
+  CPU, with hand-written derivatives of both orders.
+- A max-pooling directly after a norm whose weights are not negative, on a CPU: it comes first and leaves a quarter of
+  the values to normalize. (On a GPU the check would make the host wait.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from metafew.norms.film import FiLM
+from metafew.norms.kernels.group_moments import GroupMoments
+from metafew.norms.kernels.normalize import Normalize
+from metafew.norms.kernels.one_group import OneGroup
+from metafew.norms.kernels.pooling import is_plain_pooling, pooling
+from metafew.norms.norm import Moments, Norm
+from metafew.norms.scope import current
+
+
+def accelerate(network: nn.Module) -> nn.Module:
+    """Let every :class:`Norm` in ``network`` run fast, and every ``nn.Sequential`` hand it the max-pooling after it.
+
+    Layers whose class overrides ``forward`` are left alone.
+
+    Args:
+        network: changed in place: its layers get a ``forward`` of their own.
+
+    Returns:
+        ``network``.
+    """
+    for module in network.modules():
+        if isinstance(module, Norm) and type(module).forward is Norm.forward:
+            module.forward = partial(normalize, module)
+        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            module.forward = partial(run_in_order, module)
+    return network
+
+
+def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply layers one after the other; an accelerated norm gets the max-pooling that follows it."""
+    rest = [layer for layer in layers if not isinstance(layer, FiLM) or layer.active]
+    while rest:
+        match rest:
+            case [Norm() as norm, nn.MaxPool2d() as pool, *rest] if "forward" in vars(norm):
+                x = norm(x, pool)
+            case [layer, *rest]:
+                x = layer(x)
+    return x
+
+
+def normalize(norm: Norm, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return ``pool(norm(x))``.
+
+    Args:
+        norm: the layer.
+        x: a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says.
+        pool: a max-pooling, or None.
+    """
+    tasks, context, *_ = current()
+    one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
+    pool_first = pool is not None and _monotone(norm, x)
+    given, own = x, None
+    if not norm.fixed_moments:
+        # A group that shares its moments is, to the scheme, one context image.
+        groups, context = (tasks, 1) if one_moment else (x.shape[0], context)
+        x, *own = GroupMoments.apply(x, tasks, groups)
+    mean, var = norm.moments(own, context)
+    unchanged = own is not None and mean is own[0] and var is own[1]
+    if one_moment and tasks == 1 and unchanged and _in_one_function(norm, given, pool, pool_first):
+        moments = mean.detach().flatten(), var.detach().flatten()
+        return OneGroup.apply(given, *moments, norm.weight, norm.bias, norm.eps, pooling(pool))
+    if pool_first:
+        x = pool(x)
+    y = Normalize.apply(x, *_per_task(mean, var, tasks), norm.weight, norm.bias, norm.eps)
+    return y if pool is None or pool_first else pool(y)
+
+
+def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
+    """Broadcast moments to one shape, with a row for each task unless they are one for all."""
+    if mean.shape != var.shape:
+        mean, var = torch.broadcast_tensors(mean, var)
+    if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):
+        mean, var = mean.expand(tasks, -1, -1), var.expand(tasks, -1, -1)
+    return mean, var
+
+
+def _in_one_function(norm: Norm, x: Tensor, pool: Callable | None, pool_first: bool) -> bool:
+    """Tell whether :class:`OneGroup` takes such tensors and such a pooling."""
+    return (
+        (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))
+        and x.device.type == "cpu"
+        and norm.weight.dtype == norm.bias.dtype == torch.promote_types(x.dtype, torch.float32)
+    )
+
+
+def _monotone(norm: Norm, x: Tensor) -> bool:
+    """Tell whether no weight is negative, where that can be read without waiting for a device or breaking ``vmap``."""
+    tensors = norm.weight, norm.bias, x
+    return norm.weight.device.type == "cpu" and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
+
+
+def _has_memory(*tensors: Tensor) -> bool:
+    """Tell whether tensors have memory of their own, as those of the transforms of ``torch.func`` have not."""
+    try:
+        return all(tensor.data_ptr() is not None for tensor in tensors)
+    except RuntimeError:
+        return False

@@ -1,0 +1,111 @@
+"""Moments of groups of rows, from single images to whole batches, in few passes over memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from metafew.norms.kernels.pieces import (
+    POSITIONS,
+    add_affine,
+    by_piece,
+    concatenate,
+    group_size,
+    group_sums,
+    scale_shift,
+    to_rows,
+)
+from metafew.precision import precise
+
+IN_GROUP = (1, 3, 4)
+
+
+class GroupMoments(Function):
+    """Mean and population variance of each channel over groups of consecutive rows.
+
+    It also returns ``x``, so that the gradients of ``x`` and of its moments come back together and are added in one
+    pass.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, tasks: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``x`` ``(b, c, h, w)``, means and variances ``(tasks, groups of a task, c)``, in float32 or better."""
+        rows = x.shape[0] // groups
+        if rows == 1:
+            mean, var = by_piece(_image_moments, x)
+        elif x.device.type == "cpu":
+            mean, var = concatenate([_batch_moments(group) for group in x.split(rows)])
+        else:
+            parts = precise(x).unflatten(0, (groups, rows))
+            mean = parts.mean(IN_GROUP, keepdim=True)
+            var = (parts - mean).square().mean(IN_GROUP)
+        shape = (tasks, groups // tasks, x.shape[1])
+        return x.view_as(x), mean.reshape(shape), var.view(shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, int, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Save what the backward pass needs."""
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None, None]:
+        """Return ``grad + (grad_mean + 2 grad_var (x - mean)) / n`` with ``n`` the values of a group."""
+        x, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return GroupMomentsBackward.apply(grad, grad_mean, grad_var, x, mean), None, None
+        return add_affine(grad, x, *_slope_and_level(grad_mean, grad_var, x, mean)), None, None
+
+    @staticmethod
+    def vmap(info, dims: tuple[int, None, None], x: Tensor, tasks: int, groups: int):
+        """Treat the tasks that ``vmap`` stacks as further groups."""
+        x, stacked = x.movedim(dims[0], 0), info.batch_size
+        results = GroupMoments.apply(x.flatten(0, 1), stacked * tasks, stacked * groups)
+        return tuple(part.unflatten(0, (stacked, -1)) for part in results), (0, 0, 0)
+
+
+class GroupMomentsBackward(Function):
+    """The backward pass of :class:`GroupMoments`, with a derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+        """Return ``grad + slope x + level``."""
+        slope, level = _slope_and_level(grad_mean, grad_var, x, mean)
+        return torch.addcmul(grad, x, slope).add_(level).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Save what the backward pass needs."""
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx, v: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``<v, grad + slope x + level>``, in which ``mean`` is a function of ``x``."""
+        grad_var, x, mean = ctx.saved_tensors
+        count = group_size(x, mean)
+        dots, sums = group_sums(v, x, mean)
+        slope = grad_var * (2 / count)
+        of_x = scale_shift(v, to_rows(slope, x), to_rows(slope * sums / -count, x))
+        return v, sums / count, torch.addcmul(dots, mean, sums, value=-1) * (2 / count), of_x, None
+
+
+def _batch_moments(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and variances ``(c,)`` over rows and positions, by the fastest kernel on a CPU."""
+    return torch.ops.aten.batch_norm_update_stats(precise(group), None, None, 0.0)
+
+
+def _image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and variances ``(b, c)`` over positions."""
+    part = precise(part)
+    mean = part.mean(POSITIONS, keepdim=True)
+    distance = part - mean
+    return mean[..., 0, 0], distance.mul_(distance).mean(POSITIONS)  # in place: no second temporary tensor
+
+
+def _slope_and_level(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean``, broadcast to the rows of ``x``."""
+    count = group_size(x, mean)
+    slope = grad_var * (2 / count)
+    return to_rows(slope, x), to_rows(torch.addcmul(grad_mean / count, slope, mean, value=-1), x)

@@ -1,0 +1,81 @@
+"""Work on a few rows at a time, so that temporary tensors stay in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metafew.precision import precise
+
+CACHED = 2**19
+"""Values in a piece: 2 MiB of float32."""
+POSITIONS = (2, 3)
+
+
+def pieces(x: Tensor) -> list[slice]:
+    """Return slices of rows of ``x`` that fit in a processor's cache; one slice of all rows on other devices."""
+    rows = x.shape[0]
+    size = max(1, CACHED * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def concatenate(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Concatenate each of the results that were computed for parts of the rows."""
+    return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def by_piece(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
+    """Apply ``function`` to pieces of ``rows`` and concatenate each of its results."""
+    return concatenate([function(*(r[piece] for r in rows)) for piece in pieces(rows[0])])
+
+
+def group_size(x: Tensor, moments: Tensor) -> int:
+    """Return how many values of ``x`` each entry of ``moments`` summarizes."""
+    return x.numel() // moments.numel()
+
+
+def to_rows(value: Tensor, x: Tensor) -> Tensor:
+    """Broadcast ``value``, ``(c,)`` or ``(t, n, c)``, to the rows of ``x``.
+
+    Returns:
+        ``(b, c, 1, 1)``, with ``b = 1`` where all rows have the same.
+    """
+    groups, rows = value.numel() // x.shape[1], x.shape[0]
+    value = value.reshape(groups, -1, 1, 1)
+    return value if groups in (1, rows) else value.repeat_interleave(rows // groups, 0)
+
+
+def group_sums(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of ``v x`` and of ``v`` over positions and groups of rows, in the shape of ``like``."""
+    groups = like.numel() // x.shape[1]
+    if groups == 1 and len(pieces(x)) == 1:
+        sums = _sums(v, x, (0, *POSITIONS))
+    else:
+        sums = by_piece(_sums, v, x)
+        if groups < x.shape[0]:
+            sums = tuple(each.view(groups, -1, x.shape[1]).sum(1) for each in sums)
+    return tuple(each.view_as(like) for each in sums)
+
+
+def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tensor, Tensor]:
+    v, x = precise(v), precise(x)
+    return (v * x).sum(dims), v.sum(dims)
+
+
+def add_affine(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
+    """Add ``slope x + level`` to ``grad`` in place, piece by piece; both are of rows, or of one row for all."""
+
+    def part(value: Tensor, piece: slice) -> Tensor:
+        return value if value.shape[0] == 1 else value[piece]
+
+    for piece in pieces(x):
+        grad[piece].addcmul_(x[piece], part(slope, piece)).add_(part(level, piece))
+    return grad
+
+
+def scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Return ``scale * x + shift`` in the precision of ``x``."""
+    y = x * scale if shift is None else torch.addcmul(shift, x, scale)
+    return y.to(x.dtype)

@@ -1,4 +1,4 @@
-"""What every feature extractor shares: ``embed``, the only way in which heads see images."""
+"""The base class of feature extractors: ``embed``, the only way in which heads see images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _at_once: ContextVar[int | None] = ContextVar("at_once", default=None)
 
 @contextmanager
 def targets_at_once(count: int | None) -> Iterator[None]:
-    """Let every ``embed`` inside pass at most ``count`` consecutive targets at once, each time with the context.
+    """Limit every ``embed`` inside to ``count`` consecutive targets a pass, each pass with the same context.
 
-    A norm that lets targets influence each other then sees only these. None passes all together.
+    A norm that lets targets influence one another then sees only these. None means all targets in one pass.
     """
     token = _at_once.set(count)
     try:
@@ -30,10 +30,10 @@ def targets_at_once(count: int | None) -> Iterator[None]:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Return ``images`` ``(b, c, h, w)`` with channels next to each other in memory, where convolutions are fastest.
+    """Return ``images`` ``(b, c, h, w)`` in channels-last memory format, in which convolutions are fastest.
 
-    torch's own conversion leaves images of one channel as they are, and the layers after them in the slow layout; it
-    also fails inside ``vmap``.
+    ``Tensor.to(memory_format=...)`` does nothing for images of one channel, so that later layers would run in the slow
+    format, and it fails under ``vmap``.
     """
     rows, channels, height, width = images.shape
     return images.movedim(1, -1).flatten().view(rows, height, width, channels).movedim(-1, 1)
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
     features: int
     """Dimension ``d`` of the features."""
     own_norms = False
-    """Whether the normalization layers are the network's own and know nothing of contexts."""
+    """Whether the network has normalization layers of its own, which ignore the context."""
 
     def __init__(self, channels: int, image_size: int):
         super().__init__()
@@ -59,11 +59,12 @@ class Backbone(nn.Module):
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
     ) -> tuple[Tensor, Tensor]:
-        """Embed the rows of ``t`` tasks in one pass, each norm knowing which rows are context.
+        """Embed the rows of ``t`` tasks and give every norm the division into context and targets.
 
         Args:
             context: ``(t, s, c, h, w)``, the rows that every norm may take moments from.
-            targets: ``(t, q, c, h, w)``, rows that see the context and, unless the norm is transductive, themselves.
+            targets: ``(t, q, c, h, w)``, rows that depend on the context and, unless a norm is transductive, on no
+                other target.
             record: whether running moments take part in this pass (see :class:`~metafew.norms.scope.Rows`).
 
         Returns:

@@ -37,7 +37,7 @@ class DropBlock(nn.Module):
         if not isinstance(size, int) or size < 1:
             raise UsageError(f"a block to drop is at least 1 wide, not {size}: type backbone.block_size=5")
         self.drop, self.size = drop, size
-        # A number, as a transform such as torch.func.grad cannot see a tensor change; it is saved all the same.
+        # A number, since transforms such as torch.func.grad refuse in-place changes of buffers.
         self.calls = 0
 
     @property

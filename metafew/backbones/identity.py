@@ -10,12 +10,12 @@ from metafew.backbones.backbone import Backbone
 
 
 class Identity(Backbone):
-    """The input itself, flattened to ``(b, c h w)``: for vectors that some other network made, or for pixels.
+    """The input itself, flattened to ``(b, c h w)``: for precomputed features, or for pixels.
 
     Args:
         channels: channels of the images, or entries of the vectors.
         image_size: height and width of the images.
-        norm: not used: there is no layer to normalize.
+        norm: not used.
     """
 
     def __init__(self, channels: int, image_size: int, norm: Callable[[int], nn.Module]):

@@ -1,4 +1,4 @@
-"""Any network of PyTorch as a backbone, with the norms it brings."""
+"""Any PyTorch network as a backbone, with its own normalization layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from metafew.errors import UsageError
 class Wrapped(Backbone):
     """What ``target(**arguments)`` makes, its output flattened to ``(b, d)``.
 
-    Its norms are its own and know nothing of tasks: they see support sets and queries of all tasks as one flat batch.
-    A batch norm of PyTorch therefore normalizes, in training, each task by all others and a support set by the queries,
-    and updates its running moments in every pass.
+    Its normalization layers ignore tasks: they get support sets and queries of all tasks as one flat batch. In
+    training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
+    updates its running moments in every pass.
 
     Args:
         channels: channels of the images.
@@ -30,7 +30,7 @@ class Wrapped(Backbone):
     """
 
     own_norms = True
-    """The network is normalized by layers of its own, whatever ``norm`` says."""
+    """``norm`` is ignored."""
 
     def __init__(
         self,
@@ -43,31 +43,31 @@ class Wrapped(Backbone):
         super().__init__(channels, image_size)
         if not target:
             raise UsageError(
-                f"backbone=module wants the dotted path of a network, and backbone.target is {target or 'null'}: "
+                f"backbone=module expects the dotted path of a network, and backbone.target is {target or 'null'}: "
                 "type backbone.target=my_package.MyNetwork"
             )
         try:
             self.network = resolve_name(target)(**(arguments or {}))
             if not isinstance(self.network, nn.Module):
                 raise TypeError(f"it makes a {type(self.network).__name__}")
-        except Exception as error:  # what the code of others may raise is not for us to say
+        except Exception as error:  # custom code may raise anything
             raise UsageError(
-                f"backbone=module wants a path that makes an nn.Module, and backbone.target={target} with "
+                f"backbone=module expects a path that makes an nn.Module, and backbone.target={target} with "
                 f"backbone.arguments={dict(arguments or {})} does not ({reason(error)}): type backbone.target="
                 "my_package.MyNetwork backbone.arguments={name:value}"
             ) from error
         try:
             self.features = self._dimension()
-        except Exception as error:  # likewise
+        except Exception as error:  # custom code may raise anything
             raise UsageError(
-                f"backbone=module wants a network that maps images to one row each, and backbone.target={target} does "
-                f"not for {channels}x{image_size}x{image_size} images ({reason(error)}): type backbone.arguments="
+                f"backbone=module expects a network that maps images to one row each, and backbone.target={target} "
+                f"does not for {channels}x{image_size}x{image_size} images ({reason(error)}): type backbone.arguments="
                 "{name:value} to fit it, or dataset.image_size=84"
             ) from error
 
     @torch.no_grad()
     def _dimension(self) -> int:
-        """Return the number of features, by a pass of two black images."""
+        """Return the number of features of a pass of two black images."""
         training = self.network.training
         self.network.eval()
         features = self(torch.zeros(2, self.channels, self.image_size, self.image_size))
@@ -78,7 +78,7 @@ class Wrapped(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        # In the usual memory format: a network that calls ``view`` takes no other.
+        # Contiguous, as networks that call ``view`` require.
         return self.network(images.contiguous()).flatten(1)
 
     @property
@@ -97,5 +97,5 @@ class Wrapped(Backbone):
 
 
 def reason(error: Exception) -> str:
-    """Return what ``error`` says, to stand inside a sentence."""
+    """Return the message of ``error`` in one line."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -14,11 +14,12 @@ FORMS = ("functional", "independent")
 class Alpha(nn.Module):
     """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
 
-    Both numbers start at 0, alpha at 1/2. They are no fast weights of an adapting head, and have no weight decay.
+    Both scalars start at 0, so alpha starts at 1/2. They are not fast weights of an adapting head and have no weight
+    decay.
 
     Args:
-        form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, the form for tasks
-            of one size, where ``scale`` cannot be told from ``offset``.
+        form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, for tasks of one
+            size, where ``scale`` and ``offset`` are not identifiable.
         channels: None for one alpha a layer; a number for one a channel (tables E.3 and E.4 of the paper).
     """
 

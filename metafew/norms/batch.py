@@ -9,9 +9,9 @@ from metafew.norms.running import GroupedNorm, group_moments
 class BatchNorm(GroupedNorm):
     """Moments of the batch in training, running moments in evaluation.
 
-    In training a batch is a part of one task, never of several: with ``over="apart"`` context rows are normalized by
-    the task's context rows and target rows by its target rows, as when the two are passed one after the other; with
-    ``over="joined"`` both by the moments of all rows together, as when they are concatenated.
+    In training a batch belongs to one task: with ``over="apart"`` context rows are normalized by the moments of the
+    task's context and target rows by those of its targets, as in two passes; with ``over="joined"`` all rows by the
+    moments of all, as in one pass of both concatenated.
 
     Args:
         channels: number of channels.

@@ -1,4 +1,4 @@
-"""Feature-wise linear modulation (Perez et al. 2018): places in a backbone where a task scales and shifts channels."""
+"""Feature-wise linear modulation (Perez et al. 2018): layers at which a task scales and shifts channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _vectors: ContextVar[Vectors | None] = ContextVar("vectors", default=None)
 
 @contextmanager
 def modulated(vectors: Vectors) -> Iterator[None]:
-    """Let every :class:`FiLM` of the passes inside scale and shift the rows of each task, by vectors ``(t, c)``."""
+    """Make every :class:`FiLM` layer inside scale and shift the rows of each task by its vectors ``(t, c)``."""
     token = _vectors.set(vectors)
     try:
         yield
@@ -24,13 +24,13 @@ def modulated(vectors: Vectors) -> Iterator[None]:
 
 
 class FiLM(nn.Module):
-    """A place for modulation: ``gamma * x + beta`` inside :func:`modulated`, ``x`` itself everywhere else.
+    """Return ``gamma * x + beta`` inside :func:`modulated`, ``x`` everywhere else.
 
-    It owns no weights. Whoever modulates generates ``gamma`` and ``beta`` for each task.
+    The layer has no weights: a head generates ``gamma`` and ``beta`` for each task.
 
     Args:
         channels: number of channels ``c``.
-        stage: number of the stage of the backbone that the place belongs to, from 0.
+        stage: index of the backbone's stage that the layer belongs to.
     """
 
     def __init__(self, channels: int, stage: int):
@@ -39,7 +39,7 @@ class FiLM(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether something is modulated here, as things stand."""
+        """Whether the layer modulates: inside :func:`modulated`."""
         return _vectors.get() is not None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from metafew.norms.norm import Moments, Norm
 
 
 class Identity(Norm):
-    """Mean 0 and variance 1 for everyone: ``y = weight * x + bias``.
+    """Mean 0 and variance 1 everywhere: ``y = weight * x + bias``.
 
-    Keeping the weight and bias makes a network without normalization differ from the others in nothing else.
+    The weight and bias stay, so that networks with and without normalization differ in nothing else.
 
     Args:
         channels: number of channels.

@@ -12,10 +12,10 @@ from metafew.norms.running import GroupedNorm, group_moments
 class ReptileNorm(GroupedNorm):
     """Batch moments in training; in evaluation a target is normalized by the context and itself.
 
-    Training is that of :class:`~metafew.norms.transductive.Transductive`. In evaluation context rows use the context's
-    moments, and a target the moments of the context's ``N`` images and its own: a blend with ``alpha = N / (N + 1)``,
-    layer by layer. (The authors loop over targets and pass each through the network together with the context; there
-    the context's own activations also depend on the target. Here they do not.)
+    Training is that of :class:`~metafew.norms.transductive.Transductive`. In evaluation context rows use the moments of
+    the context, and a target those of the context's ``N`` images and itself: a blend with ``alpha = N / (N + 1)``,
+    layer by layer. (The authors pass each target through the network together with the context, so that the
+    activations of the context depend on the target too; here they do not.)
 
     Args:
         channels: number of channels.

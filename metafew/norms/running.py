@@ -1,4 +1,4 @@
-"""Running moments: gathered during a step, taken over once when the step is complete."""
+"""Running moments: recorded during a step, updated once when it is complete."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from metafew.norms.scope import current
 
 
 class RunningNorm(Norm):
-    """A scheme that keeps moving averages of the moments it met in training.
+    """A scheme that keeps moving averages of the moments seen in training.
 
-    The averages change once a step, in :func:`commit`, by the mean over all tasks of the meta-batch and all
-    processes of the moments of each task: ``running <- (1 - momentum) running + momentum mean``.
+    They change once a step, in :func:`commit`: ``running <- (1 - momentum) running + momentum mean``, with the mean of
+    the moments of each task over the meta-batch and all processes.
 
     Args:
         channels: number of channels.
@@ -45,12 +45,11 @@ class RunningNorm(Norm):
         return self.evaluates_with_running and not fit
 
     def record(self, mean: Tensor, var: Tensor) -> Moments:
-        """Keep the moments of each task for :func:`commit`, when the pass under way asks for it, and return them.
-
-        What is to change the moments that normalize belongs in :meth:`moments`.
+        """Record the moments of each task for :func:`commit`, if the scope asks for it, and return them unchanged.
 
         Args:
-            mean: ``(t, n, c)`` means of the groups that the rows of each task belong to; rows count alike.
+            mean: means ``(t, n, c)`` of the groups that the rows of each task belong to, one for each row or
+                group of equal size.
             var: variances of the same shape.
         """
         tasks, _, ledger, share = current()
@@ -64,11 +63,11 @@ class RunningNorm(Norm):
         return mean, var
 
     def gather(self, sums: Tensor) -> None:
-        """Add moments summed over tasks, ``(2, c + 1)`` with the count of tasks in the last column, to this step's."""
+        """Add to this step's sums over tasks: moments ``(2, c + 1)``, the number of tasks in the last column."""
         self.pending = sums if self.pending is None else self.pending + sums
 
     def absorb(self, total: Tensor) -> None:
-        """Move the running moments towards the mean of ``total``: ``(2, c + 1)`` sums, the count in the last column."""
+        """Update the running moments by the mean of sums ``(2, c + 1)``, the number of tasks in the last column."""
         running = torch.stack([self.running_mean, self.running_var])
         mean, var = kept_finite((total[:, :-1] / total[:, -1:]).to(running.dtype), running)
         self.running_mean.lerp_(mean, self.momentum)
@@ -83,8 +82,8 @@ class GroupedNorm(RunningNorm):
         channels: number of channels.
         eps: added to the variance.
         momentum: weight of the newest step in the running moments.
-        over: ``apart`` for context rows and target rows each by their own moments, ``joined`` for both by those of all
-            rows together.
+        over: ``apart`` normalizes context rows by the moments of the context and target rows by those of the targets,
+            ``joined`` all rows by the moments of all.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, over: str = "apart"):
@@ -109,7 +108,7 @@ class GroupedNorm(RunningNorm):
 
 
 def group_moments(own: Moments, context: int, over: str) -> Moments:
-    """Return moments ``(t, n, c)``: for every row those of its group, context or targets (apart) or all (joined)."""
+    """Return for every row the moments ``(t, n, c)`` of its group: context, targets or, if ``joined``, all rows."""
     rows = own[0].shape[1]
     if rows == 1:
         return own
@@ -122,15 +121,15 @@ def group_moments(own: Moments, context: int, over: str) -> Moments:
 
 
 def kept_finite(new: Tensor, old: Tensor) -> Tensor:
-    """Return ``new``, or ``old`` where something in ``new`` overflowed: such a step is left out in float16."""
+    """Return ``new``, or ``old`` if anything in ``new`` overflowed: float16 training skips such a step."""
     return torch.where(new.isfinite().all(), new, old)
 
 
 @torch.no_grad()
 def commit(model: nn.Module) -> None:
-    """Let every module of ``model`` that recorded something in this step take it over, summed over all processes.
+    """Update the running state of every module of ``model`` that recorded something in this step.
 
-    Such a module holds sums over tasks, with their count, in ``pending``, and takes the total in ``absorb``.
+    Such a module holds sums over tasks and their number in ``pending``; ``absorb`` gets the total over all processes.
     """
     recorders = [module for module in model.modules() if getattr(module, "pending", None) is not None]
     if not recorders:

@@ -1,4 +1,4 @@
-"""Which rows of a flat batch are context: the scope that ``Backbone.embed`` opens around every pass."""
+"""The scope that ``Backbone.embed`` opens around every pass: which rows of a flat batch are context."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Rows(NamedTuple):
     Attributes:
         tasks: number of tasks; task ``i`` owns the ``i``-th contiguous block of rows.
         context: the first so many rows of each task are its context, the rest its targets.
-        record: whether running moments take part in this pass (inner steps of an adapting head do not); or a dictionary
-            in which each norm leaves what it would have recorded, for passes inside ``vmap``.
-        share: the part of each task's rows that this pass holds; the others pass apart.
+        record: whether norms record this pass for their running moments (inner steps of an adapting head do not); or a
+            dictionary, norm to moments, that they record it in, for passes inside ``vmap``.
+        share: the fraction of each task's rows that this pass holds, where context and targets pass separately.
     """
 
     tasks: int
@@ -30,7 +30,7 @@ _rows: ContextVar[Rows] = ContextVar("rows")
 
 @contextmanager
 def rows(tasks: int, context: int, record: bool | dict = True, share: float = 1.0) -> Iterator[None]:
-    """Tell every norm of the pass inside which rows are context."""
+    """Open a scope for one pass: the rows of ``tasks`` tasks, the first ``context`` of each being its context."""
     token = _rows.set(Rows(tasks, context, record, share))
     try:
         yield
@@ -39,7 +39,11 @@ def rows(tasks: int, context: int, record: bool | dict = True, share: float = 1.
 
 
 def current() -> Rows:
-    """Return the division of the pass under way; without one no norm could tell context from target."""
+    """Return the open scope.
+
+    Raises:
+        RuntimeError: no scope is open.
+    """
     try:
         return _rows.get()
     except LookupError:

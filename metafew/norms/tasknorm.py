@@ -9,9 +9,9 @@ from metafew.norms.norm import Moments, Norm, context_moments
 class TaskNorm(Norm):
     """Blend the moments of a task's context with those of the image being normalized, channel by channel.
 
-    Context and target rows are treated alike, so a target sees the context and itself, never another target. Nothing
-    is detached: the loss on targets reaches the context's activations. Variances are population variances, as in the
-    paper (the authors' code uses unbiased ones, which are undefined for one position).
+    Context and target rows are treated alike: a target depends on the context and itself, never on another target.
+    Nothing is detached, so the loss on targets has a gradient in the activations of the context. Variances are
+    population variances, as in the paper (the authors' code uses unbiased ones, which are undefined for one position).
 
     Args:
         channels: number of channels.

@@ -1,4 +1,4 @@
-"""Transductive batch normalization, TBN: what MAML's published figures rest on (Bronskill et al. 2020, Section 3.1)."""
+"""Transductive batch normalization, TBN: the norm of MAML's published results (Bronskill et al. 2020, Section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from metafew.norms.running import GroupedNorm, group_moments
 class Transductive(GroupedNorm):
     """Moments of the batch, in evaluation too: the targets of a task are normalized by each other.
 
-    A prediction then depends on which other queries are asked with it. Running moments are kept, so that what was
-    trained can be tested under ``norm=batch`` or ``norm=reptile``.
+    A prediction then depends on the other queries of the batch. Running moments are kept, so that a checkpoint can be
+    tested under ``norm=batch`` or ``norm=reptile``.
 
     Args:
         channels: number of channels.

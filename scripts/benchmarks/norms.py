@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.measure import Bench, Tables
 from metafew.io import CONF
+from metafew.norms.fast import accelerate
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.training.factory import make
@@ -32,6 +33,6 @@ def tables(bench: Bench) -> Tables:
     words = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
     makers: dict[str, Callable[[int], nn.Module]] = {"torch.nn.BatchNorm2d": nn.BatchNorm2d}
     makers |= {word: make(OmegaConf.load(CONF / "norm" / f"{word}.yaml")) for word in words}
-    layers = {word: maker(s.width).to(bench.device) for word, maker in makers.items()}
+    layers = {word: accelerate(maker(s.width)).to(bench.device) for word, maker in makers.items()}
     calls = {word: bench.timed(lambda layer=layer: take(layer)) for word, layer in layers.items()}
     return {f"a norm, forward and backward, {shape}": bench.measure("norms", calls)}

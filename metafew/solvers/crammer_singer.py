@@ -4,8 +4,8 @@ With the Gram matrix K = X Xᵀ of the n support rows, one-hot labels Y and boun
 
     minimise over α (n, w)   ½ <α, (K + I) α> - <Y, α>   subject to   α <= U  and  α 1 = 0.
 
-An entry is free where α < U. Once the free set is known the solution is linear in Y, so the solver searches for
-that set, and the gradient comes from the same linear system. Everything is float64, which autocast leaves alone.
+An entry is free where α < U. Given the free set the solution is linear in Y, so the solver searches for that set, and
+the gradient comes from the same linear system. Everything is computed in float64, which autocast does not change.
 """
 
 import functools
@@ -17,11 +17,11 @@ from torch.nn.functional import one_hot
 
 from metafew.solvers.unsolved import report
 
-_BLOCK = 2**21  # doubles in the class systems that are held at once
+_BLOCK = 2**21  # doubles of the class systems in memory at once
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Return K = X Xᵀ in float64, (t, n, n), of features X (t, n, d).
+    """Return the Gram matrix K = X Xᵀ ``(t, n, n)`` in float64, of features X ``(t, n, d)``.
 
     Its gradient is that of a symmetric matrix, one product in the features' dtype.
     """
@@ -32,21 +32,21 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
     """Solve the dual SVM of every task and differentiate its solution with respect to the Gram matrix.
 
     The decision values of queries with features Z are Z Xᵀ α. The gradient is the implicit one of the optimality
-    conditions, exact to first order wherever no entry is about to change sides. A task whose Gram matrix is not
-    finite gets NaN and leaves the other tasks alone. A task that could not be solved is reported
+    conditions, exact to first order wherever no entry is about to change between free and bounded. A task whose Gram
+    matrix is not finite gets NaN and does not affect the other tasks. A task that was not solved is reported
     (:mod:`metafew.solvers.unsolved`).
 
     Args:
-        gram: (t, n, n), symmetric and positive semi-definite; float64 unless the features are small.
-        labels: (t, n), the class of each support row, int64 in 0 .. way - 1.
-        way: The number of classes w; a class may have no rows.
-        c: The bound C on the dual variable of a row's own class.
+        gram: ``(t, n, n)``, symmetric and positive semi-definite; float64 unless the features are small.
+        labels: ``(t, n)``, the class of each support row, int64 in ``0..way-1``.
+        way: number of classes ``w``; a class may have no rows.
+        c: the bound C on the dual variable of a row's own class.
 
     Returns:
-        The dual variables α, (t, n, w), in the dtype of `gram`.
+        The dual variables α ``(t, n, w)``, in the dtype of ``gram``.
 
     Raises:
-        ValueError: The shapes disagree, or c is not positive.
+        ValueError: if the shapes disagree, or ``c`` is not positive.
     """
     if gram.shape != (*labels.shape, labels.shape[-1]):
         raise ValueError(f"gram must be (t, n, n) for labels (t, n), not {[*gram.shape]} for {[*labels.shape]}.")
@@ -58,18 +58,18 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
 def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) -> Tensor:
     """Measure how far α is from optimal: 0 at the solution, and only there.
 
-    With V = Y - K α and P the projection of each row on the feasible set, the multipliers of α <= U are V - P(V)
-    less the smallest entry of each row: never negative, and they leave α - P(V) as the stationarity term, which is
-    no smaller than α - U.
+    With V = Y - K α and P the projection of each row onto the feasible set, the multipliers of α <= U are V - P(V)
+    less the smallest entry of each row. They are never negative, and α - P(V) remains as the stationarity term, which
+    is no smaller than α - U.
 
     Args:
-        gram: (t, n, n).
-        alpha: (t, n, w).
-        labels: (t, n).
-        c: The bound C.
+        gram: ``(t, n, n)``.
+        alpha: ``(t, n, w)``.
+        labels: ``(t, n)``.
+        c: the bound C.
 
     Returns:
-        The largest violation of stationarity, feasibility and complementarity over 1 + max|K|, (t,).
+        The largest violation of stationarity, feasibility and complementarity, divided by 1 + max|K|, ``(t,)``.
     """
     gram, alpha = gram.double(), alpha.double()
     target = one_hot(labels, alpha.shape[-1]).double()
@@ -114,19 +114,20 @@ class _CrammerSinger(torch.autograd.Function):
 
 
 def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return α and its free set by a primal-dual active-set method, safeguarded by an interior-point method.
+    """Return α and its free set by a primal-dual active-set method, with an interior-point method as fallback.
 
-    The last result is the Cholesky factor of K + I, which all steps and the gradient share; None if some task has none.
+    The last result is the Cholesky factor of K + I, which all steps and the gradient share; None if it does not exist
+    for some task.
     """
-    target = target + 0 * gram.sum((1, 2), keepdim=True)  # the zero hands a hole in K to the whole task
+    target = target + 0 * gram.sum((1, 2), keepdim=True)  # NaN where K is not finite
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + identity)
     factor = None if failed.any() else factor
     free = torch.ones_like(target, dtype=torch.bool)
     beta = _solve_free(gram, factor, free, target)
-    if factor is not None and (beta < c * target).all():  # ridge regression, which long features seldom take to a bound
+    if factor is not None and (beta < c * target).all():  # the bounds are seldom active for long features
         return beta, free, factor
-    for _ in range(60):  # 0 to 20 are needed, unless features are few and long, where the free sets may cycle
+    for _ in range(60):  # 0 to 20 suffice, unless the free sets cycle, as they may for few long features
         alpha, free = _descend(gram, target, c, beta)
         unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
         if not unsettled.any():
@@ -141,10 +142,10 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tens
 
 
 def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
-    """Return α by following the central path slack * multiplier = μ down to rounding, whatever the scale of K."""
+    """Return α by following the central path slack * multiplier = μ down to rounding error, at any scale of K."""
     slack = torch.full_like(target, c / target.shape[-1])
     multiplier = c * (1 + gram.abs().amax((1, 2), keepdim=True)) * torch.ones_like(target)
-    for _ in range(200):  # 15 to 80 are needed
+    for _ in range(200):  # 15 to 80 suffice
         alpha = c * target - slack
         gap = (slack * multiplier).mean((1, 2), keepdim=True)
         running = gap > 1e-14 * c**2
@@ -155,14 +156,14 @@ def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
         step = _solve_weighted(gram, (1 + ratio).rsqrt(), target - alpha - gram @ alpha - push)
         change = push - multiplier + ratio * step
         steepest = torch.maximum(step / slack, -change / multiplier).amax((1, 2), keepdim=True)
-        length = running * 0.99 / steepest.clamp_min(0.99)  # stay inside, and at rest once arrived
+        length = running * 0.99 / steepest.clamp_min(0.99)  # stays in the interior, and stops when converged
         slack = slack - length * step
         multiplier = multiplier + length * change
     return alpha
 
 
 def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Take a projected gradient step from β, which stands still at the solution only."""
+    """Take a projected gradient step from β, whose only fixed point is the solution."""
     # Steps well below 1 / curvature settle in the fewest linear solves and rarely cycle.
     rate = 0.3 / (1 + gram.diagonal(dim1=1, dim2=2)[..., None].abs())
     slope = torch.baddbmm(beta - target, gram, beta)
@@ -170,7 +171,7 @@ def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tens
 
 
 def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Project each row on {a: a <= U, a 1 = 0}, min(point - θ, U), and tell which entries stay below U."""
+    """Project each row onto {a: a <= U, a 1 = 0}, min(point - θ, U); also return which entries are below U."""
     upper = c * target
     depth = point - upper
     # The slack fills the row like water of volume C = Σ (θ - depth)₊: the lowest of the levels over the k deepest.
@@ -183,13 +184,13 @@ def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
 def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) -> Tensor:
     """Solve (K + I) v_m + ν = rhs_m on the free entries, with Σ_m v_m = 0 and v = 0 on the others.
 
-    Mostly few are held at 0. Each takes a force λ on its row and class, so that v = v' - Q Σ_i λ_i p_i with v' the
-    solution without forces, Q = (K + I)⁻¹ and p_i the one-hot entry i, its row centred over classes. The forces follow
-    from as many equations, S λ = v', where S_ij = <p_i, Q p_j>. If they are more than n, classes are solved instead.
+    Usually few entries are held at 0. Each gets a multiplier λ, so that v = v' - Q Σ_i λ_i p_i with v' the
+    unconstrained solution, Q = (K + I)⁻¹ and p_i the one-hot entry i, its row centred over classes. The multipliers
+    solve S λ = v' with S_ij = <p_i, Q p_j>. If there are more than n, the system is solved class by class instead.
 
     Args:
         gram: (t, n, n).
-        factor: The Cholesky factor of K + I, (t, n, n); None if there is none.
+        factor: the Cholesky factor of K + I, (t, n, n), or None.
         free: (t, n, w).
         rhs: (t, n, w).
 
@@ -203,7 +204,7 @@ def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) 
     solution = torch.cholesky_solve(rhs - rhs.mean(-1, keepdim=True), factor)
     if not held:
         return solution
-    real, entry = (~free).flatten(1).double().topk(held)  # 0 fills up tasks that hold fewer
+    real, entry = (~free).flatten(1).double().topk(held)  # 0 pads tasks that hold fewer
     row = entry // way
     push = real[..., None] * (one_hot(entry % way, way).double() - 1 / way)
     columns = torch.cholesky_solve(one_hot(row, rows).double().mT, factor)
@@ -216,8 +217,8 @@ def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) 
 def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     """Solve (K + D_m) v_m + ν = rhs_m for all classes m, with Σ_m v_m = 0 and D_m = diag(1 / weight_m²).
 
-    A weight of 1 is the system of a free entry, a weight of 0 fixes v at 0. Classes meet only in ν, thus with
-    Q_m = (K + D_m)⁻¹: (Σ_m Q_m) ν = Σ_m Q_m rhs_m, then v_m = Q_m (rhs_m - ν). Rows of weight 0 are left out.
+    A weight of 1 is a free entry, a weight of 0 fixes v at 0. Classes are coupled by ν only: with
+    Q_m = (K + D_m)⁻¹, (Σ_m Q_m) ν = Σ_m Q_m rhs_m, then v_m = Q_m (rhs_m - ν). Rows of weight 0 are dropped.
 
     Args:
         gram: (t, n, n).
@@ -234,7 +235,7 @@ def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     chunk = max(1, _BLOCK // (tasks * size**2))
 
-    @functools.lru_cache(maxsize=1)  # one chunk is factored once for both passes, many are not kept
+    @functools.lru_cache(maxsize=1)  # factors a single chunk once for both passes, and keeps no more
     def system(first: int) -> tuple[slice, Tensor, Tensor, Tensor]:
         some = slice(first, first + chunk)
         pairs = weight[:, some, :, None] * weight[:, some, None, :]

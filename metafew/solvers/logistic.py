@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with an L2 penalty, solved to the optimum and differentiated there.
+"""Multinomial logistic regression with an L2 penalty: its optimum, and the implicit gradient there.
 
 With support features X (n, d), one-hot labels Y and the class probabilities P of the rows, the weights W (d, w) and
 the intercept b (w) minimise
@@ -10,7 +10,7 @@ optimum W = Xᵀ α, with a row of α (n, w) for each support row: only the Gram
 
     α = c (Y - P),   1ᵀ α = 0,   F = K α + 1 bᵀ.
 
-Everything is float64, which autocast leaves alone.
+Everything is computed in float64, which autocast does not change.
 """
 
 import torch
@@ -24,28 +24,28 @@ from metafew.solvers.unsolved import report
 def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor) -> Tensor:
     """Return the logits of the queries under the logistic regression of the support set.
 
-    Found by Newton's method, in time O(w n³) a step and memory O(w n²) a task. Gradients are the implicit ones of the
-    optimality conditions, exact to first order. A task with features that are not finite gets NaN and leaves the
-    other tasks alone. A task that could not be solved is reported (:mod:`metafew.solvers.unsolved`).
+    Uses Newton's method, in time O(w n³) per step and memory O(w n²) per task. Gradients are the implicit ones of the
+    optimality conditions, exact to first order. A task with features that are not finite gets NaN and does not affect
+    the other tasks. A task that was not solved is reported (:mod:`metafew.solvers.unsolved`).
 
     Args:
-        support: X, (t, n, d).
-        labels: (t, n), the class of each support row, int64 in 0 .. way - 1. Every class has a row, as the intercept
-            of an absent class would be minus infinity.
-        way: The number of classes w.
-        c: The weight of a row's loss against the penalty.
-        query: (t, q, d).
+        support: X ``(t, n, d)``.
+        labels: ``(t, n)``, the class of each support row, int64 in ``0..way-1``. Every class needs a row, since the
+            intercept of an absent class would be minus infinity.
+        way: number of classes ``w``.
+        c: weight of a row's loss relative to the penalty.
+        query: ``(t, q, d)``.
 
     Returns:
-        (t, q, w), in the dtype of `support`.
+        ``(t, q, w)``, in the dtype of ``support``.
 
     Raises:
-        ValueError: c is not positive.
+        ValueError: if ``c`` is not positive.
     """
     if not c > 0:
         raise ValueError(f"c must be positive, not {c}.")
     rows, queries = support.double(), query.double()
-    centre = rows.mean(1, keepdim=True)  # the intercept absorbs it, and K loses no digits far from the origin
+    centre = rows.mean(1, keepdim=True)  # absorbed by the intercept; keeps the digits of K far from the origin
     rows, queries = rows - centre, queries - centre
     alpha, intercept = _Logistic.apply(rows @ rows.mT, one_hot(labels, way).double(), c)
     return (queries @ (rows.mT @ alpha) + intercept).to(support.dtype)
@@ -72,24 +72,24 @@ class _Logistic(torch.autograd.Function):
 
 
 def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Return α (t, n, w) and b (t, 1, w) by Newton's method from 0, in steps along which the objective falls."""
-    # The zero hands a hole in K to the whole task.
+    """Return α (t, n, w) and b (t, 1, w) by Newton's method from 0, with step lengths that decrease the objective."""
+    # NaN where K is not finite.
     alpha = target * 0 * gram.sum((1, 2), keepdim=True)
     intercept = alpha[:, :1]
     largest = gram.abs().amax((1, 2), keepdim=True)
-    for _ in range(100):  # 5 to 50 are needed
+    for _ in range(100):  # 5 to 50 suffice
         probabilities = (gram @ alpha + intercept).softmax(-1).clamp_min(1e-300)
-        wrong = probabilities * (1 - target)  # 1 - P of the own class is their sum, to the last digit
+        wrong = probabilities * (1 - target)  # their sum is 1 - P of the true class, without cancellation
         residual = target * wrong.sum(-1, keepdim=True) - wrong - alpha / c
         size = alpha.abs().amax((1, 2), keepdim=True)
         error = c * residual.abs().amax((1, 2), keepdim=True) / size
-        running = error > 1e-12 + 1e-15 * size * largest  # the rounding of K α cannot be undone
+        running = error > 1e-12 + 1e-15 * size * largest  # the rounding error of K α
         if not running.any():
             break
         step, shift = _solve(gram, c * probabilities, residual / probabilities, -alpha.sum(1, keepdim=True))
         logits = gram @ step + shift
         # The third derivative along a step is at most the widest range of a row's logits times the second, so the
-        # objective falls at least up to here (Sun & Tran-Dinh, 2019, generalised self-concordance).
+        # objective decreases at least up to here (Sun and Tran-Dinh 2019, generalized self-concordance).
         widest = (logits.amax(-1) - logits.amin(-1)).amax(1)[:, None, None]
         length = running * torch.where(widest > 0, widest.log1p() / widest, 1)
         alpha, intercept = alpha + length * step, intercept + length * shift
@@ -100,7 +100,7 @@ def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
 def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Solve (K + D_m⁻¹) v_m + 1 s_m + ν = rhs_m for all classes m, with 1ᵀ v = sums, Σ_m v_m = 0 and Σ s = 0.
 
-    This is a Newton step, with D_m = diag(weight_m). Classes meet only in ν: with Q_m = (K + D_m⁻¹)⁻¹,
+    This is a Newton step, with D_m = diag(weight_m). Classes are coupled by ν only: with Q_m = (K + D_m⁻¹)⁻¹,
     v_m = Q_m (rhs_m - 1 s_m - ν), where s follows from the sums and ν from Σ_m v_m = 0.
 
     Args:
@@ -112,7 +112,7 @@ def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Ten
     Returns:
         v, (t, n, w), and s, (t, 1, w).
     """
-    # As 1ᵀ v is known, a constant in K only moves s; it keeps Q_m 1 as small as the rest of Q_m.
+    # Since 1ᵀ v is given, a constant added to K only shifts s; it keeps Q_m 1 as small as the rest of Q_m.
     level = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     rhs, sums, root = rhs.mT, sums.mT, weight.mT.sqrt()
     pairs = root[..., None] * root[:, :, None]
@@ -124,7 +124,7 @@ def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Ten
     shift = ((ones * rhs).sum(-1, keepdim=True) - sums) / total
     moved = (inverse @ (rhs - shift)[..., None]).sum(1)
     schur = inverse.sum(1) - (ones / total).mT @ ones
-    trace = schur.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # ν is defined up to a constant: the smallest
+    trace = schur.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # ν is defined up to a constant: take the smallest
     schur_factor = torch.linalg.cholesky_ex(schur + trace / schur.shape[-1])[0]
     nu = torch.cholesky_solve(moved, schur_factor)
     shift = shift - ones @ nu / total

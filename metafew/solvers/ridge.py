@@ -7,22 +7,22 @@ from torch import Tensor
 def ridge(support: Tensor, targets: Tensor, penalty: float | Tensor, query: Tensor) -> Tensor:
     """Predict the targets of the queries by the weights that minimise |S W - Y|² + λ |W|² on the support.
 
-    W = (Sᵀ S + λ I)⁻¹ Sᵀ Y = Sᵀ (S Sᵀ + λ I)⁻¹ Y; the smaller of the two systems is solved. Everything is float64,
-    which autocast leaves alone, and differentiable to any order. A task whose system cannot be factored, its features
-    being infinite or out of all proportion to λ, gets NaN and leaves the other tasks alone. MetaOptNet-RR (Lee et
-    al., CVPR 2019) is twice these predictions: its quadratic program lacks the factor ½.
+    W = (Sᵀ S + λ I)⁻¹ Sᵀ Y = Sᵀ (S Sᵀ + λ I)⁻¹ Y; the smaller of the two systems is solved, in float64, which autocast
+    does not change. Differentiable to any order. A task whose system cannot be factored, because features are infinite
+    or too large for λ, gets NaN and does not affect the other tasks. MetaOptNet-RR (Lee et al. 2019) is twice these
+    predictions: its quadratic program lacks the factor ½.
 
     Args:
-        support: S, (t, n, d).
-        targets: Y, (t, n, w).
+        support: S ``(t, n, d)``.
+        targets: Y ``(t, n, w)``.
         penalty: λ, a positive number or scalar tensor.
-        query: (t, q, d).
+        query: ``(t, q, d)``.
 
     Returns:
-        (t, q, w), in the dtype of `support`.
+        ``(t, q, w)``, in the dtype of ``support``.
 
     Raises:
-        ValueError: The penalty is not positive.
+        ValueError: if the penalty is not positive.
     """
     if not penalty > 0:
         raise ValueError(f"The ridge penalty must be positive, not {float(penalty)}.")

@@ -1,4 +1,4 @@
-"""Tasks that a solver could not solve: counted over a run, and said once."""
+"""Tasks on which a solver did not converge: counted over a run, and logged once for each solver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _counts: ContextVar[Counter[str] | None] = ContextVar("unsolved", default=None)
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Count the tasks that solvers leave unsolved inside, by the name of the solver; each logs its first."""
+    """Open a count of unsolved tasks, by solver. Each solver logs its first."""
     token = _counts.set(counts := Counter())
     try:
         yield counts
@@ -28,17 +28,17 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def so_far() -> Counter[str]:
-    """Return the count that is open, an empty one where none is."""
+    """Return the open count, or an empty one."""
     return Counter() if (counts := _counts.get()) is None else counts
 
 
 def report(solver: str, residual: Tensor) -> None:
-    """Report the tasks that were not solved: to the count that is open, otherwise by a warning.
+    """Report unsolved tasks: to the open count, or by a warning if there is none.
 
     Args:
-        solver: its name in a sentence.
-        residual: how far each task is from its solution, ``(t,)``; NaN for features that are not finite, which no
-            solver could help.
+        solver: its name in messages.
+        residual: distance of each task from its solution, ``(t,)``; NaN, for features that are not finite, is not
+            counted.
     """
     residual = residual.nan_to_num(0)
     tasks = int((residual > TOLERANCE).sum())

@@ -1,27 +1,9 @@
-"""The exceptions that users are meant to see, and how a script shows them."""
-
-from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Sequence
+"""The exceptions that users are meant to see."""
 
 
 class UsageError(Exception):
-    """Something typed cannot be done. The text is one sentence: what was wanted, what came, what to type instead."""
+    """An error of the user, whose text says what was expected, what came, and what to type."""
 
 
 class Diverged(UsageError):
-    """Training or adaptation went to numbers that are not finite."""
-
-
-def carry_out(act: Callable[[Sequence[str]], None], typed: Sequence[str], about: str) -> int:
-    """Let a script do what is typed, or print ``about`` where nothing is, or help; return its exit code."""
-    if not typed or {"-h", "--help"} & set(typed):
-        print(about)
-        return 0
-    try:
-        act(typed)
-    except UsageError as error:
-        print(f"metafew: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Training or adaptation reached numbers that are not finite."""

@@ -7,12 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from test_report import accuracies, finished, table_of
-from test_scripts import script
 
 from metafew.analysis import style
 from metafew.analysis.compare import comparison_plots
-
-report = script("report")
+from metafew.commands import report
 
 
 def trained(folder, curve, **changes):

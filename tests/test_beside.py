@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from test_across_runs import legend, trained
 from test_report import accuracies, finished
-from test_scripts import script
 
 from metafew.analysis.compare import feature_plots, training_curves
 from metafew.analysis.features import projection
+from metafew.commands import report
 from metafew.errors import UsageError
 
-report = script("report")
 NAMES = ["a/1", "b $2", "c_3"]
 
 

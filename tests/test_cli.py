@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from test_scripts import script
+
+from metafew.commands import report
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +109,7 @@ def test_24_cells_on_two_workers(tmp_path):
     assert len(reports) == 24 and sum("metrics" in report for report in reports) == 23
     assert done.stderr.endswith(f"1 of 24 cells failed:\n  sweep/19: {reports[19]['error']}\n")
     assert "one task at a time" in reports[19]["error"] and "Traceback" not in done.stdout + done.stderr
-    assert script("report").main([str(tmp_path / "sweep"), f"out={tmp_path / 'report'}"]) == 0
+    assert report.main([str(tmp_path / "sweep"), f"out={tmp_path / 'report'}"]) == 0
     table = (tmp_path / "report" / "table.md").read_text()
     assert table.count("head=") >= 23 and reports[19]["error"] in table
     tests = ["stages=[test]", "ckpt=sweep/2/checkpoints/best.ckpt,sweep/8/checkpoints/best.ckpt"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,12 +26,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
-from test_scripts import SCRIPTS, script
 
 from metafew import cli
+from metafew.commands.search_space import Space
 from metafew.data.sources import omniglot
 
-ROOT = SCRIPTS.parent
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
 FENCE = re.compile(r"^(?:`(?P<file>[\w./]+)`:\n\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -69,7 +70,7 @@ def train(command, capsys):
 
 def run_script(command, capsys):
     _, file, *typed = shlex.split(command)
-    assert script(Path(file).stem).main(typed) == 0, capsys.readouterr().err
+    assert import_module(f"metafew.commands.{Path(file).stem}").main(typed) == 0, capsys.readouterr().err
 
 
 def composes(command, *_):
@@ -84,7 +85,7 @@ def composes(command, *_):
 def searches(command, *_):
     """Both ends of every range are words that can be run."""
     typed = [word for word in shlex.split(command)[2:] if not word.startswith(("trials=", "out="))]
-    for each in script("search").Space(typed).bounds():
+    for each in Space(typed).bounds():
         cli.configuration(each)
 
 
@@ -211,7 +212,7 @@ def place(tmp_path, drawings, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))  # as in the folder of train.py
     Path("data").mkdir()
     Path("data/omniglot").symlink_to(drawings)
-    Path("scripts").symlink_to(SCRIPTS)
+    Path("scripts").symlink_to(ROOT / "scripts")
     before = logging.root.handlers[:]
     yield tmp_path
     logging.root.handlers[:] = before

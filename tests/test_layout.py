@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "metafew"
 ROOMS = [
     ["__main__"],
+    ["commands"],
     ["cli"],
     ["__init__"],
     ["inference"],

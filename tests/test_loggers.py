@@ -11,12 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_scripts import script
 
+from metafew.commands import dashboard
 from metafew.errors import UsageError
 from metafew.loggers import wandb as loggers
 
-dashboard = script("dashboard")
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # of the log format of LevelDB, in which a .wandb file is written
 
 
@@ -146,7 +145,7 @@ def test_a_run_can_be_read_back_from_both(offline, launch):
     assert kept == {name: str(out / "checkpoints" / f"{name}.ckpt") for name in ("best", "last")}
 
     # A dashboard shows what is there.
-    described = dashboard.description("metafew", "", ["svm"], ["head", "norm"])
+    described = dashboard.describe_report("metafew", "", ["svm"], ["head", "norm"])
     rows = {key for row in sent.history for key in row} | sent.summary.keys()
     there = rows | {name.rpartition("/")[0] for name in rows}  # a figure is several values
     for panel in described["panels"]:
@@ -202,11 +201,11 @@ def test_a_run_elsewhere_or_without_a_checkpoint_starts_its_own(tmp_path):
     assert ids == ["second-try", None, None]
 
 
-def test_a_dashboard_is_described_in_a_file_or_a_sentence_says_what_is_missing(tmp_path, monkeypatch, capsys):
+def test_a_dashboard_is_described_in_a_file_or_an_error_says_what_is_missing(tmp_path, monkeypatch, capsys):
     file = tmp_path / "deep" / "dashboard.json"
     assert dashboard.main(["project=mine", "entity=me", "heads=svm,maml", "by=norm,dataset", f"out={file}"]) == 0
     described = json.loads(file.read_text())
-    assert described == dashboard.description("mine", "me", ["svm", "maml"], ["norm", "dataset"])
+    assert described == dashboard.describe_report("mine", "me", ["svm", "maml"], ["norm", "dataset"])
     assert described["runs"]["groupby"] == ["config.choices.norm", "config.choices.dataset"]
     assert described["panels"][0]["y"] == ["val/svm/accuracy", "val/maml/accuracy"]
     places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in described["panels"]]
@@ -217,4 +216,5 @@ def test_a_dashboard_is_described_in_a_file_or_a_sentence_says_what_is_missing(t
     monkeypatch.setattr(loggers, "has_wandb_key", lambda: False)
     assert dashboard.main(["project=mine"]) == 2 == dashboard.main(["runs"])
     missing, key, unknown = capsys.readouterr().err.splitlines()
-    assert "type pip install wandb-workspaces" in missing and "type wandb login" in key and "not runs" in unknown
+    assert "type pip install wandb-workspaces" in missing and "type wandb login" in key
+    assert "got runs: type project=metafew" in unknown

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from test_scripts import script
 
 from metafew.analysis.compare.comparison import compare
 from metafew.analysis.compare.published import entries
@@ -23,10 +22,10 @@ from metafew.analysis.compare.rows_and_columns import OWN, Column
 from metafew.analysis.compare.runs import find
 from metafew.analysis.compare.settings import settings
 from metafew.analysis.compare.table import Bold, Sheet
+from metafew.commands import report
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import interval, over_seeds, ranks, t_quantile
 
-report = script("report")
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
@@ -151,8 +150,8 @@ def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
     [
         (["runs/nowhere"], "runs/nowhere is neither"),
         (["runs/failed"], "none among the 1"),
-        (["runs/good", "spread=sd"], "spread is ci95 or se, not sd"),
-        (["out=elsewhere"], "none is typed"),
+        (["runs/good", "spread=sd"], "expected spread to be ci95 or se, got sd"),
+        (["out=elsewhere"], "expected folders of runs or results.json files, got out=elsewhere"),
         (["runs/good", "against=norm=tasknorm"], "fits 2 of these: head=svm; head=protonet"),
         (["runs/good", "against=head=maml"], "fits 0 of these"),
         (["runs/good", "out=runs/failed/results.json"], "type out=DIR"),

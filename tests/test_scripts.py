@@ -1,9 +1,13 @@
-"""The scripts: what they write, and the sentences of what they cannot do."""
+"""The commands behind the scripts: what they write, and the messages of what they cannot do."""
 
+import ast
 import csv
+import json
+import os
+import shutil
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +15,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from metafew.commands import predict, prepare
 from metafew.data.formats.images import decode, to_pixels
 from metafew.data.store import Split
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
-
-def script(name):
-    spec = spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    spec.loader.exec_module(module := module_from_spec(spec))
-    return module
-
-
-prepare, predict = script("prepare"), script("predict")
+COMMANDS = ["dashboard", "predict", "prepare", "report", "reproduce", "search"]
 
 
 def picture(path, level, seed, size=(40, 30)):
@@ -177,7 +175,7 @@ def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, mon
 def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):
     typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
     assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 0
-    monkeypatch.setattr(predict, "AT_ONCE", 3)
+    monkeypatch.setattr(predict, "CHUNK", 3)
     assert predict.main([*typed, f"out={tmp_path / 'b.csv'}"]) == 0
     for a, b in zip(rows_of(tmp_path / "a.csv"), rows_of(tmp_path / "b.csv"), strict=True):
         assert (a["file"], a["predicted"]) == (b["file"], b["predicted"])
@@ -190,7 +188,7 @@ def test_predict_labels_one_image_and_warns_of_a_transductive_norm(launch, shade
     typed = [f"ckpt={tmp_path / 'run/checkpoints/best.ckpt'}", f"support={tmp_path / 'support'}"]
     assert predict.main([*typed, f"query={tmp_path / 'query' / file}", f"out={tmp_path / 'a.csv'}"]) == 0
     assert [row["file"] for row in rows_of(tmp_path / "a.csv")] == [file]
-    assert "a prediction depends on the images asked with it" in capsys.readouterr().err
+    assert "a prediction depends on the other images of its chunk" in capsys.readouterr().err
 
 
 def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
@@ -209,23 +207,26 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
     assert "18 of 20 images" in shown.out and all(file in shown.err for file in damaged)
     before = (tmp_path / "a.csv").read_bytes()
     assert predict.main([*typed, f"query={tmp_path / 'query' / damaged[0]}"]) == 2
-    assert "none of the queries can be read" in capsys.readouterr().err
+    assert "expected at least one query that can be read" in capsys.readouterr().err
     assert (tmp_path / "a.csv").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["support=a", "query=b"], "predict wants ckpt=... too: type python scripts/predict.py ckpt=PATH"),
-        (["ckpt=a", "suport=b"], "not suport=b: type python"),
-        (["ckpt"], "not ckpt: type"),
-        (["ckpt=a", "support=b", "query=c", "invert=yes"], "invert is true or false, not yes: type invert=true"),
-        (["ckpt=a", "support=b", "query=c", "fit=pad"], "fit is crop or stretch, not pad: type fit=crop"),
-        (["ckpt=a", "support=b", "query=nowhere"], "query=nowhere is no image and no folder with images"),
+        (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type python scripts/predict.py ckpt"),
+        (["ckpt=a", "suport=b"], "got suport=b: type python"),
+        (["ckpt"], "got ckpt: type"),
+        (
+            ["ckpt=a", "support=b", "query=c", "invert=yes"],
+            "expected invert to be true or false, got yes: type invert=true",
+        ),
+        (["ckpt=a", "support=b", "query=c", "fit=pad"], "expected fit to be crop or stretch, got pad: type fit=crop"),
+        (["ckpt=a", "support=b", "query=nowhere"], "expected query to be an image or a folder of images (.png, .jpg"),
         (["ckpt=none.ckpt", "support={}/support", "query={}/query"], "there is no file none.ckpt"),
         (["ckpt=a", "support={}/none", "query={}/query"], "none, which is no folder"),
-        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query/00.png/a.csv"], "cannot be written"),
-        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query"], "cannot be written"),
+        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query/00.png/a.csv"], "to be a file that can"),
+        (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query"], "to be a file that can be written"),
     ],
 )
 def test_predict_explains_itself(typed, sentence, ckpt, shades, tmp_path, capsys):
@@ -235,16 +236,67 @@ def test_predict_explains_itself(typed, sentence, ckpt, shades, tmp_path, capsys
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-# both
+# all of them
 
 
-@pytest.mark.parametrize("name", ["prepare", "predict"])
-def test_scripts_help(name):
-    done = subprocess.run([sys.executable, SCRIPTS / f"{name}.py", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and f"python scripts/{name}.py" in done.stdout and not done.stderr
+def test_every_command_has_a_script():
+    modules = {file.stem for file in (SCRIPTS.parent / "metafew" / "commands").glob("*.py")}
+    assert set(COMMANDS) == modules & {file.stem for file in SCRIPTS.glob("*.py")}
+    with_main = {name for name in modules - {"__init__"} if hasattr(import_module(f"metafew.commands.{name}"), "main")}
+    assert with_main == set(COMMANDS)
 
 
-@pytest.mark.parametrize("module", [prepare, predict])
-def test_scripts_show_their_usage_where_nothing_is_typed(module, capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_only_calls_its_command(name):
+    lines = (SCRIPTS / f"{name}.py").read_text().splitlines()
+    tree = ast.parse("\n".join(lines))
+    assert len(lines) < 12 and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree))
+    assert f"from metafew.commands.{name} import main" in lines
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_scripts_print_their_usage_without_torch(name):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(SCRIPTS / f"{name}.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert f"python scripts/{name}.py" in done.stdout and not done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_print_their_usage_without_arguments(name, capsys):
+    module = import_module(f"metafew.commands.{name}")
     assert module.main([]) == 0
     assert capsys.readouterr().out.strip() == module.__doc__.strip()
+
+
+def test_commands_work_where_only_the_package_is_installed(tmp_path):
+    """A wheel contains metafew/ with conf/ in it, and neither scripts/ nor docs/."""
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SCRIPTS.parent / "metafew", tmp_path / "site" / "metafew", ignore=skipped)
+    shutil.copytree(SCRIPTS.parent / "conf", tmp_path / "site" / "metafew" / "conf")
+    (tmp_path / "here").mkdir()
+    code = (
+        "import json, sys\n"
+        "from importlib import import_module\n"
+        "import metafew\n"
+        "print(metafew.__file__)\n"
+        "for name, arguments in json.loads(sys.argv[1]):\n"
+        "    assert import_module(f'metafew.commands.{name}').main(arguments) == 0, name\n"
+    )
+    calls = [[name, ["--help"]] for name in COMMANDS]
+    calls += [["dashboard", ["out=dashboard.json"]], ["reproduce", ["page"]]]
+    calls += [["prepare", ["dataset=glyphs", "out=sheet.png"]]]
+    command = [sys.executable, "-c", code, json.dumps(calls)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    written = {str(path.relative_to(tmp_path / "here")) for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert written == {"dashboard.json", "docs/reproduction.md", "sheet.png"}

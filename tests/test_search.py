@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
-from test_scripts import SCRIPTS, script
 
+from metafew.commands import search
+from metafew.commands.search_space import Space
 from metafew.errors import UsageError
 from metafew.experiments import cells
 
-search = script("search")
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SPACE = ["head=svm", "optimizer.lr=1e-4..1e-1,log", "head.scale=1..20", "norm=batch,tasknorm,layer"]
 
 
@@ -41,7 +42,7 @@ def started(monkeypatch):
     return words
 
 
-def test_the_best_is_found_and_typed_again_the_search_goes_on(tmp_path, started, capsys):
+def test_the_best_is_found_and_the_same_command_resumes_the_search(tmp_path, started, capsys):
     out = f"out={tmp_path}/found"
     assert search.main([*SPACE, "trials=5", out]) == 0
     assert len(started) == 5
@@ -70,17 +71,17 @@ def test_the_best_is_found_and_typed_again_the_search_goes_on(tmp_path, started,
     assert search.main([*SPACE, "trials=25", out]) == 0 and len(started) == 25
 
 
-def test_words_are_fixed_or_searched():
-    space = search.Space(["train.way=5..20", "test.shot=[1,5]", "evaluate=[svm,ridge]", *SPACE, "head.c=0.5..1"])
+def test_overrides_are_fixed_or_searched():
+    space = Space(["train.way=5..20", "test.shot=[1,5]", "evaluate=[svm,ridge]", *SPACE, "head.c=0.5..1"])
     assert space.fixed == ["train.way=5..20", "test.shot=[1,5]", "evaluate=[svm,ridge]", "head=svm"]
-    kinds = {key: type(value).__name__ for key, value in space.spaces.items()}
+    kinds = {key: type(value).__name__ for key, value in space.distributions.items()}
     assert kinds == {
         "optimizer.lr": "FloatDistribution",
         "head.scale": "IntDistribution",
         "norm": "CategoricalDistribution",
         "head.c": "FloatDistribution",
     }
-    assert [value.log for key, value in space.spaces.items() if key != "norm"] == [True, False, False]
+    assert [value.log for key, value in space.distributions.items() if key != "norm"] == [True, False, False]
     tried = [words[-4:] for words in space.bounds()]
     assert tried[0] == ["optimizer.lr=0.0001", "head.scale=1", "norm=batch", "head.c=0.5"] and len(tried) == 3
 
@@ -88,28 +89,28 @@ def test_words_are_fixed_or_searched():
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["head=svm"], "nothing is to be searched"),
-        (["optimizer.lr=0..1e-1,log"], "above 0 if on a logarithmic scale, not 0..1e-1,log"),
-        (["head.scale=20..1"], "head.scale wants a range from low to high"),
-        (["optimizer.lr=interval(0,1)"], "a range is typed LOW..HIGH, not as in optimizer.lr=interval(0,1)"),
+        (["head=svm"], "expected a range or a list to search, got head=svm"),
+        (["optimizer.lr=0..1e-1,log"], "above 0 on a logarithmic scale, got 0..1e-1,log"),
+        (["head.scale=20..1"], "expected head.scale to have a range from low to high"),
+        (["optimizer.lr=interval(0,1)"], "expected a range LOW..HIGH, got optimizer.lr=interval(0,1)"),
         (["norm=batch,tasknrm"], "Could not find 'norm/tasknrm'"),
         (["head.scael=1..2"], "Could not override 'head.scael'"),
-        (["seed=0,1", "trials=many"], "trials is a whole number of at least 1, not many"),
+        (["seed=0,1", "trials=many"], "expected trials to be an integer of at least 1, got many"),
         (["seed"], "missing EQUAL"),
     ],
 )
-def test_what_cannot_be_searched_is_a_sentence_before_any_run(tmp_path, started, capsys, typed, sentence):
+def test_what_cannot_be_searched_is_an_error_before_any_run(tmp_path, started, capsys, typed, sentence):
     assert search.main([*typed, f"out={tmp_path}/out"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("metafew: ") and error.count("\n") == 1 and sentence in error
     assert not started and not (tmp_path / "out").exists()
 
 
-def test_other_words_in_the_same_folder_and_failures_alone_are_sentences(tmp_path, started):
+def test_other_overrides_in_the_same_folder_and_only_failures_are_errors(tmp_path, started):
     search.search([*SPACE, "trials=1", f"out={tmp_path}"])
-    with pytest.raises(UsageError, match=r"holds a search of other words \(head=svm .*type out="):
+    with pytest.raises(UsageError, match=r"was started \(head=svm .*type out="):
         search.search([*SPACE, "seed=1", f"out={tmp_path}"])
-    with pytest.raises(UsageError, match="none of the 2 trials ended well"):
+    with pytest.raises(UsageError, match="got 2 that failed"):
         search.search(["seed=0,1", "norm=layer", "trials=2", f"out={tmp_path}/closed"])
 
 
@@ -119,7 +120,7 @@ def test_a_search_without_optuna_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'metafew[sweep]'" in capsys.readouterr().err
 
 
-def test_the_words_of_the_wandb_sweep_compose(composed):
+def test_the_overrides_of_the_wandb_sweep_compose(composed):
     sweep = OmegaConf.to_container(OmegaConf.load(SCRIPTS / "wandb_sweep.yaml"), resolve=False)
     choices = []
     for key, given in sweep["parameters"].items():

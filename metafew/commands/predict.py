@@ -1,0 +1,151 @@
+"""Label images with a trained model, given a few examples of each class.
+
+  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv] [invert=false] [fit=crop]
+
+support contains a folder of example images for each class; query is a folder of images to label, or one image. Of an
+image that is not square, fit=crop uses the central square and fit=stretch all of it. Models trained on drawings
+(glyphs, omniglot) expect bright ink on a dark background: type invert=true for dark ink on paper. A model with a custom
+network (backbone=module) may construct it only if you type trust=my_package.MyNetwork.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+import metafew
+from metafew.commands.command_line import run_command
+from metafew.data.formats.images import FITS, decode, to_pixels
+from metafew.data.formats.tree import SUFFIXES, Tree, hidden
+from metafew.errors import UsageError
+from metafew.io import atomic_write
+
+if TYPE_CHECKING:
+    from metafew.inference import Task
+
+DEFAULTS = {"out": "predictions.csv", "invert": "false", "fit": FITS[0], "trust": ""}
+KEYS = ("ckpt", "support", "query", *DEFAULTS)
+USAGE = __doc__.split("\n\n")[1].strip()
+CHUNK = 256  # queries that are in memory at a time
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(lambda given: predict(parse(given)), arguments, __doc__)
+
+
+def parse(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the value of each key of the command line."""
+    values = dict(DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in KEYS or not equals or not value:
+            raise UsageError(f"expected {', '.join(f'{key}=...' for key in KEYS)}, got {argument}: type {USAGE}")
+        values[key] = value
+    if missing := [key for key in KEYS if key not in values]:
+        required = " and ".join(f"{key}=..." for key in missing)
+        raise UsageError(f"expected {required} too, got {' '.join(arguments)}: type {USAGE}")
+    for key, allowed in {"invert": ("true", "false"), "fit": FITS}.items():
+        if values[key] not in allowed:
+            raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
+    return values
+
+
+def predict(values: dict[str, str]) -> None:
+    """Label the queries, write the CSV file, and print how many there are of each class."""
+    files, examples = list_images(Path(values["query"])), Tree(Path(values["support"]))
+    model = metafew.load(values["ckpt"], values["trust"].split(","))
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        converted = to_pixels(image, model.channels, model.image_size, values["fit"])
+        return 255 - converted if values["invert"] == "true" else converted
+
+    labels = [name for name, keys in examples.classes.items() for _ in keys]
+    support = [pixels(image) for keys in examples.classes.values() for image in examples.open(keys)]
+    task = model.adapt(np.stack(support), labels)
+    if model.backbone.transductive:
+        print(
+            "metafew: the norm of this model is transductive: a prediction depends on the other images of its chunk, "
+            f"{CHUNK} at a time in the order of their names",
+            file=sys.stderr,
+        )
+    out = Path(values["out"])
+    counts = write_predictions(out, task.classes, probabilities(task, readable(files, pixels)))
+    table = Table("class")
+    for column in ("examples", "predicted"):
+        table.add_column(column, justify="right")
+    for name in task.classes:
+        table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
+    Console().print(table)
+    print(f"{counts.total()} of {len(files)} images are labelled in {out}")
+
+
+def list_images(query: Path) -> dict[str, Path]:
+    """Return the image files of a folder, or the one file, by their names in the CSV file."""
+    if query.is_file():
+        return {query.name: query}
+    files = {path.relative_to(query).as_posix(): path for path in sorted(query.rglob("*")) if path.is_file()}
+    images = {
+        name: path
+        for name, path in files.items()
+        if name.lower().endswith(SUFFIXES) and not any(map(hidden, name.split("/")))
+    }
+    if not images:
+        raise UsageError(
+            f"expected query to be an image or a folder of images ({', '.join(SUFFIXES)}), got {query}: type query=PATH"
+        )
+    return images
+
+
+def readable(files: dict[str, Path], pixels: Callable[[Image.Image], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and pixels of each image, and print which files cannot be read."""
+    bar = Console(stderr=True)
+    for name, path in track(files.items(), "images", console=bar, transient=True, disable=not bar.is_terminal):
+        try:
+            yield name, pixels(decode(path, str(path)))
+        except UsageError as error:
+            print(f"metafew: left out: {error}", file=sys.stderr)
+
+
+def probabilities(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name of each image and its probability of each class."""
+    while chunk := list(islice(queries, CHUNK)):
+        names, images = zip(*chunk, strict=True)
+        yield from zip(names, task.predict(np.stack(images)).numpy(), strict=True)
+
+
+def write_predictions(out: Path, classes: list[str], rows: Iterable[tuple[str, np.ndarray]]) -> Counter[str]:
+    """Write the CSV file atomically and return how often each class is predicted.
+
+    Raises:
+        UsageError: there are no rows, or the file cannot be written.
+    """
+    counts: Counter[str] = Counter()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out, newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in classes)])
+            for name, row in rows:
+                predicted = classes[row.argmax()]
+                counts[predicted] += 1
+                writer.writerow([name, predicted, *(f"{p:.6f}" for p in (row.max(), *row))])
+            if not counts:
+                raise UsageError("expected at least one query that can be read, got none: type query=PATH of others")
+    except OSError as error:
+        raise UsageError(
+            f"expected out={out} to be a file that can be written, got {error}: type out=FILE.csv"
+        ) from error
+    return counts

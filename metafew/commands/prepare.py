@@ -1,0 +1,78 @@
+"""Build the stores of a dataset, verify them and print what they contain.
+
+  python scripts/prepare.py dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
+
+Missing files are downloaded. The overrides are those of train.py, which then finds the stores ready. The contact sheet
+FILE.png (default DATASET.png) shows three training tasks and three test tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from metafew.analysis.contact_sheet import contact_sheet, sample
+from metafew.cli import configuration
+from metafew.commands.command_line import run_command
+from metafew.data.sources import SPLITS, Source
+from metafew.data.store import Split, build, place, verify
+
+TASKS = 3  # of each split on the contact sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(prepare, arguments, __doc__)
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Build and verify the stores, print a table of them, and draw the contact sheet."""
+    from metafew.training.factory import make_source  # imports torch
+
+    out = [word.removeprefix("out=") for word in arguments if word.startswith("out=")]
+    cfg = configuration([word for word in arguments if not word.startswith("out=")])
+    source = make_source(cfg)
+    stores = {each: build(each, place(cfg.cache_dir)) for each in source.everything()}
+    for folder in stores.values():
+        verify(folder)
+    print_stores(stores)
+    if all(each.dtype is np.uint8 for each in stores):
+        draw_tasks(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))
+
+
+def print_stores(stores: dict[Source, Path]) -> None:
+    """Print the splits of every store, with the size of the smallest and largest class, and the store's folder."""
+    table = Table(*(Column(word, no_wrap=True) for word in ("dataset", "split")))
+    for column in ("classes", "images", "smallest", "largest", "pixels", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for source, folder in stores.items():
+        for name in SPLITS:
+            split = Split(folder, name)
+            count, channels, height, width = split.images.shape
+            sizes = [len(rows) for rows in split.rows] or [0]
+            pixels, megabytes = f"{height}×{width}×{channels}", f"{split.images.nbytes / 1e6:.1f}"
+            numbers = map(str, (len(split.names), count, min(sizes), max(sizes)))
+            table.add_row(escape(source.title), name, *numbers, pixels, megabytes)
+        table.add_section()
+    Console().print(table)
+    for source, folder in stores.items():
+        print(f"the store of {source.title} is {folder}")
+
+
+def draw_tasks(source: Source, stores: dict[Source, Path], path: Path) -> None:
+    """Draw the contact sheet; the datasets of a mixture take turns."""
+    sheet = {}
+    for name in ("train", "test"):
+        turns = islice(cycle(source.components(name)), TASKS)
+        sheet[name] = [
+            sample(Split(stores[each], name), f"{name}: {each.title}, task {number + 1}", seed=number)
+            for number, each in enumerate(turns)
+        ]
+    contact_sheet(sheet["train"], sheet["test"], path)
+    print(f"the contact sheet is {path}")

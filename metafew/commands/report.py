@@ -1,0 +1,58 @@
+"""Compare runs: tables with intervals, differences on the same tasks, ranks, and published figures.
+
+  python scripts/report.py RUNS... [out=DIR] [against="WORDS"] [spread=se]
+
+RUNS are folders of runs or sweeps, or folders above them, results.json files, or patterns such as 'outputs/2026-*'.
+Runs that differ only in seed share a row. Each row is compared with the best of its column, or with the row that WORDS
+name, such as against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. DIR
+(default report) gets table.md, table.tex, table.csv with all digits, figures as PNG and SVG, and a self-contained
+index.html. For runs with stages=[analyze], tested or not, the figures show their analyses side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from metafew.analysis.compare.comparison import compare
+from metafew.analysis.compare.report import sheets, write
+from metafew.analysis.compare.runs import find
+from metafew.commands.command_line import run_command
+from metafew.errors import UsageError
+
+DEFAULTS = {"out": "report", "against": None, "spread": "ci95"}
+WIDTH = 15  # characters of an accuracy with its interval in a terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(report, arguments, __doc__)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report and print its tables."""
+    pairs = [word.split("=", 1) for word in arguments if word.startswith(tuple(f"{key}=" for key in DEFAULTS))]
+    options = DEFAULTS | dict(pairs)
+    places = [word for word in arguments if word.split("=", 1) not in pairs]
+    if options["spread"] not in ("ci95", "se"):
+        raise UsageError(f"expected spread to be ci95 or se, got {options['spread']}: type spread=se")
+    if not places:
+        raise UsageError(
+            f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
+        )
+    runs, omitted = find(places)
+    table = compare([run for run in runs if run.heads], options["against"])
+    several = sheets(table, options["against"], options["spread"]) if table.rows else []
+    files, omitted = write(Path(options["out"]), table, several, runs, omitted)
+    console = Console()
+    for sheet in several:
+        if WIDTH * len(sheet.columns) > console.width:
+            print(f"{sheet.title}: {len(sheet.columns)} columns are too wide for this terminal; see the files")
+        else:
+            console.print(sheet.rich())
+        print("\n".join([*sheet.notes, ""]))
+    for place, reason in omitted:
+        print(f"left out: {place}: {reason}")
+    print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")

@@ -1,0 +1,85 @@
+"""Run the published tables and figures that are not finished yet, and write the page of their results.
+
+  python scripts/reproduce.py all [out=DIR] [overrides for each of them]
+  python scripts/reproduce.py NAMES... [out=DIR] [overrides for each of them]
+  python scripts/reproduce.py page
+
+NAMES are experiments. Overrides, such as seeds=[0,1,2], budget=paper, jobs=4 or data_dir=PATH, apply to each of them.
+DIR (default outputs) gets a folder for each experiment, and cells/, which keeps finished runs: the same command resumes
+where it stopped. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is written
+from them; page only writes docs/reproduction.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from metafew.commands.command_line import run_command
+from metafew.distributed.launch import ENDED, start
+from metafew.errors import UsageError
+from metafew.experiments.page import page
+from metafew.io import CONF, atomic_write, read_json
+
+NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+REFUSED = 2
+"""Exit code of an experiment that was not run: what is in its folder is from another command."""
+
+
+def main(arguments: Sequence[str] | None = None, docs: Path = Path("docs")) -> int:
+    """Run the command, whose page goes to ``docs``, and return its exit code."""
+    return run_command(partial(reproduce, docs=docs), arguments, __doc__)
+
+
+def reproduce(arguments: Sequence[str], docs: Path) -> None:
+    """Run the experiments and write the page."""
+    failed = [] if list(arguments) == ["page"] else run_experiments(arguments, docs)
+    docs.mkdir(exist_ok=True)
+    with atomic_write(docs / "reproduction.md") as file:
+        file.write(page(docs / "results"))
+    print(f"the page is {docs / 'reproduction.md'}")
+    if failed:
+        raise UsageError(
+            f"some runs of {' and '.join(failed)} failed, for the reason above: type the same command to try again"
+        )
+
+
+def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
+    """Run each experiment of the command line, keep its results, and return the names of those that failed."""
+    overrides = [word for word in arguments if "=" in word and not word.startswith("out=")]
+    out = next((Path(word.removeprefix("out=")) for word in arguments if word.startswith("out=")), Path("outputs"))
+    names = [word for word in arguments if "=" not in word]
+    names = NAMES if names == ["all"] else names
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UsageError(f"expected an experiment of {', '.join(NAMES)}, got {unknown[0]}: type {NAMES[0]}")
+    if not names:
+        raise UsageError(f"expected an experiment, got {' '.join(arguments)}: type all, or tasknorm_maml")
+    failed = []
+    for number, name in enumerate(names, 1):
+        print(f"{number}/{len(names)} {name}", flush=True)
+        folder = out / name
+        code = start([f"experiment={name}", *overrides, f"hydra.run.dir={folder}", f"cells={out / 'cells'}"])
+        if code in (ENDED, 130):
+            raise UsageError("interrupted; finished runs are kept: type the same command to resume")
+        if code != REFUSED:
+            keep_results(name, folder, docs)
+        if code:
+            failed.append(name)
+    return failed
+
+
+def keep_results(name: str, folder: Path, docs: Path) -> None:
+    """Copy the results and figures of one experiment to ``docs``."""
+    report = read_json(folder / "results.json")
+    if "rows" not in report:
+        return
+    for place in (docs / "results", docs / "pictures"):
+        place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "results.json", docs / "results" / f"{name}.json")
+    for figure in report["figures"]:
+        drawn = Image.open(folder / f"{figure}.png").convert("RGB").quantize(256)  # a third of the size
+        drawn.save(docs / "pictures" / f"{name}_{figure}.png", optimize=True)

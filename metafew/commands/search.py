@@ -1,0 +1,148 @@
+"""Search for the settings with the highest validation accuracy, using Optuna.
+
+  python scripts/search.py head=svm optimizer.lr=1e-4..1e-1,log head.scale=1..20 norm=batch,tasknorm trials=20 out=DIR
+
+The overrides are those of train.py, in which LOW..HIGH is a range to search (of integers if both are integers; on a
+logarithmic scale with ,log) and A,B,C a list. Ranges of way and shot keep the meaning that they have in train.py. Every
+trial is a run that trains and does not test, in its own folder below DIR/trials. The same command, also with more
+trials, resumes the search in DIR. Defaults are trials=20 out=outputs/search.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from metafew.cli import configuration
+from metafew.commands.command_line import run_command
+from metafew.commands.search_space import Space
+from metafew.distributed.launch import left_to
+from metafew.errors import UsageError
+from metafew.experiments.cells import say, succeeded
+from metafew.experiments.plan import Command
+from metafew.io import read_json
+
+if TYPE_CHECKING:
+    import optuna
+
+DEFAULTS = {"trials": "20", "out": "outputs/search"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(search, arguments, __doc__)
+
+
+def search(arguments: Sequence[str]) -> None:
+    """Run trials until there are enough, and print them."""
+    if find_spec("optuna") is None:
+        raise UsageError("expected the package optuna, got no such package: type pip install 'metafew[sweep]'")
+    options = DEFAULTS | dict(word.split("=", 1) for word in arguments if word.split("=")[0] in DEFAULTS)
+    overrides = [word for word in arguments if word.split("=")[0] not in DEFAULTS]
+    if not options["trials"].isdecimal() or not int(options["trials"]):
+        raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
+    space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
+    for each in space.bounds():
+        configuration(each)  # fails before the first run if a value cannot be used
+    study, console = open_study(out, overrides), Console()
+    try:
+        while len(finished_trials(study)) < trials:
+            run_trial(study, space, out, console)
+    except KeyboardInterrupt:
+        raise UsageError(f"interrupted; finished trials are kept in {out}: type the same command to resume") from None
+    print_trials(study, space, out, console)
+
+
+def open_study(out: Path, overrides: list[str]) -> optuna.Study:
+    """Return the study in ``out``.
+
+    Raises:
+        UsageError: it was started with other overrides.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(out / "study.log")))
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+    before = study.user_attrs.get("words", overrides)
+    if sorted(before) != sorted(overrides):
+        raise UsageError(
+            f"expected the overrides with which the search in {out} was started ({shlex.join(before)}), got "
+            f"{shlex.join(overrides)}: type out={out}_2"
+        )
+    study.set_user_attr("words", overrides)
+    # A resumed search with the same seed would repeat its first, random trials.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that ended, failed ones included."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) -> None:
+    """Run one trial, report its accuracy to the study and print it."""
+    trial = study.ask(space.distributions)
+    folder = out / "trials" / f"{trial.number:03d}"
+    values = rounded(trial.params)
+    say(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+    children = []
+    with left_to(children) as signals:
+        succeeded(Command(folder, (*space.overrides(values), "stages=[fit]")), children, signals)
+    if signals:
+        raise KeyboardInterrupt
+    report = read_json(folder / "results.json")
+    accuracy = next(iter(report.get("validation", {}).values()), None)
+    if accuracy is None:
+        error = report.get("error", "it was never validated")
+        trial.set_user_attr("error", error)
+        study.tell(trial, 0.0)  # its sampler ignores trials in the state FAIL, and would propose similar ones again
+        say(console, f"  failed: {error}")
+    else:
+        study.tell(trial, accuracy)
+        say(console, f"  {100 * accuracy:.2f} %")
+
+
+def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str]:
+    """Round floats to the four digits that the command line of a trial has.
+
+    >>> rounded({"optimizer.lr": 0.0012345678, "head.scale": 7, "norm": "batch"})
+    {'optimizer.lr': 0.001235, 'head.scale': 7, 'norm': 'batch'}
+    """
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
+
+
+def print_trials(study: optuna.Study, space: Space, out: Path, console: Console) -> None:
+    """Print every trial, the best first, and the command of the best.
+
+    Raises:
+        UsageError: all trials failed.
+    """
+    failed = [trial for trial in finished_trials(study) if "error" in trial.user_attrs]
+    ranked = sorted((t for t in finished_trials(study) if t not in failed), key=lambda trial: -trial.value)
+    table = Table("trial", *map(escape, space.distributions))
+    table.add_column("validation accuracy", justify="right")
+    for trial in ranked + failed:
+        values = (escape(str(value)) for value in rounded(trial.params).values())
+        table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else f"{100 * trial.value:.2f} %")
+    console.print(table)
+    for trial in failed:
+        say(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")
+    if not ranked:
+        raise UsageError(
+            f"expected at least one trial to succeed, got {len(failed)} that failed: type other overrides and "
+            f"out={out}_2"
+        )
+    say(console, "the best, to be trained and tested:")
+    say(console, "  " + shlex.join(["python", "train.py", *space.overrides(rounded(ranked[0].params))]))

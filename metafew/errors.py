@@ -1,9 +1,9 @@
-"""The exceptions that users are meant to see."""
+"""Errors that a user can correct."""
 
 
 class UsageError(Exception):
-    """An error of the user, whose text says what was expected, what came, and what to type."""
+    """A request that cannot be met. The message says what was expected, what came, and what to type."""
 
 
 class Diverged(UsageError):
-    """Training or adaptation reached numbers that are not finite."""
+    """Training or adaptation produced values that are not finite."""

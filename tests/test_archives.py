@@ -44,7 +44,7 @@ def content(folder):
 
 
 def refused(archive, limit=MEGABYTE * 10):
-    """Return the sentence of a failure to unpack, which leaves nothing behind."""
+    """Return the message of a failure to unpack, which leaves nothing behind."""
     folder = archive.parent / "to" / "here"
     with pytest.raises(UsageError) as caught:
         unpack(archive, folder, limit)
@@ -54,7 +54,7 @@ def refused(archive, limit=MEGABYTE * 10):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_is_unpacked_whole(tmp_path, kind):
+def test_every_file_is_unpacked(tmp_path, kind):
     archive = make(tmp_path / kind, FILES, mode=0o6777)
     unpack(archive, tmp_path / "new" / "folder", TOTAL)
     assert content(tmp_path / "new" / "folder") == FILES
@@ -71,11 +71,11 @@ def test_one_member(tmp_path, kind):
         assert read(archive, [name], len(whole))[name] == whole
     with pytest.raises(UsageError, match=rf"{kind}.*cats/deep/2\.png has 1280000 bytes where 1000 are allowed"):
         read(archive, ["cats/deep/2.png"], 1000)
-    with pytest.raises(UsageError, match=rf"{kind} should hold birds/1\.png, and does not"):
+    with pytest.raises(UsageError, match=rf"{kind} to contain birds/1\.png, got no such file"):
         read(archive, ["birds/1.png"], 1000)
 
 
-def test_a_folder_that_is_there_is_kept_and_a_killed_attempt_forgotten(tmp_path):
+def test_an_existing_folder_is_kept_and_a_killed_attempt_is_removed(tmp_path):
     archive = make(tmp_path / "a.zip", FILES)
     (tmp_path / ".new.part").mkdir()
     (tmp_path / ".new.part" / "half").write_bytes(b"")
@@ -133,14 +133,6 @@ def test_a_zip_that_lies_about_sizes(tmp_path):
     with zipfile.ZipFile(archive) as file:
         assert file.getinfo("zeros").file_size == 1000
     assert "zeros cannot be read" in refused(archive, MEGABYTE)
-
-
-def test_bytes_are_counted_whatever_the_sizes_say(tmp_path):
-    each = archives.Member("zeros", 10, True, lambda: io.BytesIO(bytes(3 * MEGABYTE)))
-    read = archives.contents(tmp_path / "a.zip", each, 2 * MEGABYTE)
-    assert len(next(read)) + len(next(read)) == 2 * MEGABYTE
-    with pytest.raises(UsageError, match="zeros has more bytes than the 2097152 that are allowed"):
-        next(read)
 
 
 def test_a_sparse_tar_of_ten_gigabytes(tmp_path):
@@ -201,7 +193,7 @@ def test_not_an_archive(tmp_path, kind):
     assert "cannot be read" in refused(tmp_path / kind)
 
 
-def test_a_file_where_another_member_wants_a_folder(tmp_path):
+def test_a_file_where_another_member_needs_a_folder(tmp_path):
     assert "cannot be unpacked" in refused(make(tmp_path / "a.zip", {"a": b"", "a/b": b""}))
 
 

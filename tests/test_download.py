@@ -39,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
         if asked and "shifted" in ways:
             return self.answer(206, body, {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}"})
+        if "gzip" in ways:
+            return self.answer(200, body, {"Content-Encoding": "gzip"})
         span = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if asked else {}
         if "untold" in ways:
             self.close_connection = True
@@ -81,12 +83,12 @@ def remote(server, *ways, checksum=None, size=None):
 
 
 def refused(folder, what, **options):
-    """Return the sentence of a failure, which leaves nothing under the final name."""
+    """Return the message of a failure, which leaves nothing under the final name."""
     with pytest.raises(UsageError) as caught:
         obtain(folder, what, options.get("download", True), "omniglot")
     text = str(caught.value)
     assert not (folder / NAME).exists()
-    assert text.startswith(f"dataset=omniglot needs {NAME}, which {folder} does not hold")
+    assert text.startswith(f"expected {NAME} in {folder} for dataset=omniglot, got no such file")
     assert f"put the file into {folder}" in text and "dataset.root=DIR" in text and "data_dir=PATH" in text
     assert all(url in text for url in what.urls) and "\n" not in text
     return text
@@ -101,7 +103,7 @@ def part(folder):
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
-def test_a_file_is_fetched_once_and_whole(server, tmp_path, algorithm):
+def test_a_file_is_downloaded_once_and_completely(server, tmp_path, algorithm):
     what = remote(server, checksum=f"{algorithm}:{hashlib.new(algorithm, BODY).hexdigest()}")
     for _ in range(2):
         path = obtain(tmp_path / "a" / "b", what, True, "omniglot")
@@ -116,14 +118,14 @@ def umask():
     return mask
 
 
-def test_a_file_that_is_there_is_never_fetched(server, tmp_path):
+def test_an_existing_file_is_never_downloaded(server, tmp_path):
     (tmp_path / NAME).write_bytes(b"mine")
     assert obtain(tmp_path, remote(server), False, "omniglot").read_bytes() == b"mine"
     assert server.seen == []
 
 
 @pytest.mark.parametrize("way", ["", "untold/"])
-def test_after_a_cut_the_next_attempt_goes_on(server, tmp_path, way):
+def test_after_a_cut_the_next_attempt_resumes(server, tmp_path, way):
     text = refused(tmp_path, remote(server, "cut/"))
     assert f"cut off after {CUT} of {len(BODY)} bytes" in text and "type the command again" in text
     assert part(tmp_path).read_bytes() == BODY[:CUT]
@@ -132,12 +134,12 @@ def test_after_a_cut_the_next_attempt_goes_on(server, tmp_path, way):
     assert not part(tmp_path).exists()
 
 
-def test_after_a_cut_the_next_mirror_goes_on(server, tmp_path):
+def test_after_a_cut_the_next_mirror_resumes(server, tmp_path):
     assert obtain(tmp_path, remote(server, "cut/", ""), True, "omniglot").read_bytes() == BODY
     assert [seen[3] for seen in server.seen] == [CUT, len(BODY) - CUT]
 
 
-def test_a_cut_shows_by_the_known_size_where_the_server_tells_none(server, tmp_path):
+def test_the_published_size_reveals_a_cut_if_the_server_sends_no_length(server, tmp_path):
     assert f"cut off after {CUT} of {len(BODY)}" in refused(tmp_path, remote(server, "cut/untold/", size=len(BODY)))
 
 
@@ -146,6 +148,11 @@ def test_a_server_that_cannot_resume_starts_over(server, tmp_path, way):
     part(tmp_path).write_bytes(BODY[:CUT])
     assert obtain(tmp_path, remote(server, way), True, "omniglot").read_bytes() == BODY
     assert server.seen[0][1] == f"bytes={CUT}-" and server.seen[-1][3] == len(BODY)
+
+
+def test_what_a_server_calls_an_encoding_is_kept(server, tmp_path):
+    """Some call a .tar.gz a tar in gzip encoding."""
+    assert obtain(tmp_path, remote(server, "gzip/"), True, "omniglot").read_bytes() == BODY
 
 
 def test_a_part_as_long_as_the_file_starts_over(server, tmp_path):
@@ -206,7 +213,7 @@ def test_a_disk_that_is_too_small_is_not_filled(server, tmp_path, monkeypatch, w
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=len(BODY) - 1))
     what = remote(server, way, size=size)
     text = refused(tmp_path, what)
-    assert f"no room on the disk: {len(BODY)} bytes are wanted and {len(BODY) - 1} are free" in text
+    assert f"no room on the disk: {len(BODY)} bytes are needed and {len(BODY) - 1} are free" in text
     assert not part(tmp_path).exists()
     part(tmp_path).write_bytes(BODY[:CUT])  # what is left to fetch has room
     assert obtain(tmp_path, what, True, "omniglot").read_bytes() == BODY
@@ -223,7 +230,7 @@ def test_a_disk_that_fills_up_meanwhile(server, tmp_path, monkeypatch):
     assert visible(tmp_path) == [] and len(server.seen) == 1  # a mirror would meet the same disk
 
 
-def test_fetching_forbidden(server, tmp_path):
+def test_downloading_is_forbidden(server, tmp_path):
     text = refused(tmp_path / "none", remote(server), download=False)
     assert "dataset.download=false forbids" in text and "again" not in text
     assert not (tmp_path / "none").exists() and server.seen == []
@@ -239,7 +246,7 @@ def test_a_folder_that_cannot_be_written(server, tmp_path, monkeypatch):
     assert server.seen == []
 
 
-def test_threads_and_processes_together_fetch_once(server, tmp_path):
+def test_threads_and_processes_download_once(server, tmp_path):
     what = remote(server)
     code = (
         "import sys; from pathlib import Path; from metafew.data.download import Remote, obtain; "

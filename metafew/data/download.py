@@ -1,4 +1,9 @@
-"""Downloads: verified files, resumed after a cut, from the first mirror that has them."""
+"""Downloads: verified files, resumed after a cut, from the first mirror that has them.
+
+pooch verifies a file and moves it into place. Its own `HTTPDownloader` cannot replace `ResumingDownloader`: it always
+starts at the first byte, and its file is deleted when the connection breaks. Given a Range header and the file so far,
+it could not tell a server that resumes from one that sends everything again, and the last bytes before a cut are lost.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +39,8 @@ class Remote(NamedTuple):
     Attributes:
         name: Its name on disk.
         urls: Complete addresses, tried in this order.
-        checksum: 'md5:...' or 'sha256:...'; None where nobody publishes one, and the number of bytes must do.
-        size: Bytes, where a server may not tell.
+        checksum: 'md5:...' or 'sha256:...'; None if nobody publishes one, so that only the number of bytes is checked.
+        size: Bytes, in case a server does not send the length.
     """
 
     name: str
@@ -45,43 +50,43 @@ class Remote(NamedTuple):
 
 
 class CutOffError(Exception):
-    """A server stopped sending. The text says after how many bytes."""
+    """A server stopped sending. The message says after how many bytes."""
 
 
 def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
-    """Return the path of a file in `folder`, fetched first if it is missing.
+    """Return the path of a file in `folder`, after downloading it if it is missing.
 
-    The file has its name once it is complete and verified. What arrived of it before stays in a hidden file, and the
-    next attempt goes on from there. Processes that want the same file wait for the first.
+    The file gets its name once it is complete and verified. Until then it is a hidden file, which the next attempt
+    resumes. Processes that need the same file wait for the first.
 
     Args:
-        folder: Where the file is wanted; made if need be.
+        folder: Where the file belongs; created if necessary.
         remote: The file.
-        download: Whether it may be fetched.
-        dataset: The word of the dataset that needs it.
+        download: Whether it may be downloaded.
+        dataset: The choice of `dataset` that needs it.
 
     Raises:
-        UsageError: Fetching is forbidden or failed.
+        UsageError: Downloading is forbidden or failed.
     """
     folder = folder.absolute()  # pooch would expand '~'
     path = folder / remote.name
     if path.is_file():
         return path
     reason = (
-        fetch(folder, remote) if download else f"dataset.download=false forbids fetching {' or '.join(remote.urls)}"
+        fetch(folder, remote) if download else f"dataset.download=false forbids downloading {' or '.join(remote.urls)}"
     )
     if reason:
         raise UsageError(
-            f"dataset={dataset} needs {remote.name}, which {folder} does not hold, and {reason}: "
+            f"expected {remote.name} in {folder} for dataset={dataset}, got no such file, and {reason}: "
             f"{'type the command again, ' if download else ''}put the file into {folder} by hand, or type "
-            f"dataset.root=DIR of a folder that holds it (data_dir=PATH moves the folders of all datasets)."
+            f"dataset.root=DIR of a folder that contains it (data_dir=PATH moves the folders of all datasets)"
         )
     return path
 
 
 def fetch(folder: Path, remote: Remote) -> str | None:
-    """Download a file into `folder` unless it is there; return what prevented it, if anything did."""
-    unwritable = f"that folder cannot be written, so {' or '.join(remote.urls)} was not fetched"
+    """Download a file into `folder` unless it is there; return what prevented it, or None."""
+    unwritable = f"that folder cannot be written, so {' or '.join(remote.urls)} was not downloaded"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -93,63 +98,64 @@ def fetch(folder: Path, remote: Remote) -> str | None:
 
 
 def try_mirrors(folder: Path, remote: Remote) -> str | None:
-    """Download a file from the first mirror that has it; return what went wrong at each if none has."""
+    """Download a file from the first mirror that has it; return what went wrong at each, or None."""
     part = folder / f".{remote.name}.part"
     waiting, failures = deque(remote.urls), []
     while waiting:
         url, resumed = waiting.popleft(), part.exists()
         try:
-            pooch.retrieve(url, remote.checksum, remote.name, folder, downloader=Resumption(part, remote))
+            pooch.retrieve(url, remote.checksum, remote.name, folder, downloader=ResumingDownloader(part, remote))
             return None
         except (requests.RequestException, CutOffError) as error:
             failures.append(f"{url} ({explain(error)})")
-        except OSError as error:  # of this machine: another mirror would meet it too
+        except OSError as error:  # of this machine, so another mirror would not help
             failures.append(f"{url} ({explain(error)})")
             break
-        except ValueError:  # pooch, which removed the bytes: other ones than the authors'
-            if resumed:  # the earlier part may be to blame
+        except ValueError:  # pooch: the checksum differs, and the file is deleted
+            if resumed:  # its first part may be to blame
                 waiting.appendleft(url)
             else:
                 failures.append(f"{url} (checksum differs)")
-    return f"fetching it failed from {' and '.join(failures)}"
+    return f"downloading it failed from {' and '.join(failures)}"
 
 
-class Resumption:
-    """A downloader for pooch that goes on where an earlier attempt was cut off.
+class ResumingDownloader:
+    """A downloader for pooch that resumes where an earlier attempt was cut off.
 
     Args:
         part: The file that collects the bytes.
-        remote: What it is a part of.
+        remote: The file to download.
     """
 
     def __init__(self, part: Path, remote: Remote):
         self.part, self.remote = part, remote
 
     def __call__(self, url: str, output: str, _: Any) -> None:
-        """Append what is missing to the part, and give it the name `output` once all is there.
+        """Append the missing bytes to the part, and rename it to `output` once it is complete.
 
         Raises:
             CutOffError: The server stopped early.
-            OSError: The disk has no room, or the server cannot be reached or refuses (`requests.RequestException`).
+            OSError: The disk is full, or the server cannot be reached or refuses (`requests.RequestException`).
         """
         # Without a checksum nobody would notice that the part is of another version.
         held = self.part.stat().st_size if self.remote.checksum and self.part.exists() else 0
-        with ask(url, held) as response:
+        with request(url, held) as response:
             start = held if response.status_code == requests.codes.partial_content else 0
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else self.remote.size
             free = shutil.disk_usage(self.part.parent).free
             if total and total - held > free:
-                raise OSError(errno.ENOSPC, f"{total - held} bytes are wanted and {free} are free")
+                raise OSError(errno.ENOSPC, f"{total - held} bytes are needed and {free} are free")
             self._receive(response, start, total)
         os.replace(self.part, output)
 
     def _receive(self, response: requests.Response, start: int, total: int | None) -> None:
-        """Write the body behind the first `start` bytes of the part."""
+        """Write the body after the first `start` bytes of the part."""
         with open(self.part, "ab" if start else "wb") as file, Progress(*COLUMNS, transient=True) as progress:
             task = progress.add_task(self.remote.name, total=total, completed=start)
             try:
-                # As sent: some servers call a .tar.gz a tar in gzip encoding, and requests would decode it.
+                # Not response.iter_content: it loses the last bytes before a cut, and decodes a .tar.gz that the server
+                # calls a tar in gzip encoding.
                 for chunk in response.raw.stream(CHUNK, decode_content=False):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
@@ -159,19 +165,19 @@ class Resumption:
                 raise CutOffError(f"cut off after {file.tell()} of {total} bytes")
 
 
-def ask(url: str, start: int) -> requests.Response:
-    """Request a file from its byte `start` on, or all of it where the server has no such byte."""
+def request(url: str, start: int) -> requests.Response:
+    """Request a file from byte `start` on, or all of it if the server has no such byte."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     if start and response.status_code == requests.codes.requested_range_not_satisfiable:
         response.close()
-        return ask(url, 0)
+        return request(url, 0)
     response.raise_for_status()
     return response
 
 
 def explain(error: Exception) -> str:
-    """Say in a few words why a file did not come."""
+    """Return in a few words why a download failed."""
     match error:
         case requests.HTTPError():
             return str(error.response.status_code)

@@ -1,4 +1,10 @@
-"""Archives: zip and tar files, of which nothing but ordinary files is taken, and no more bytes than allowed."""
+"""Archives: zip and tar files, of which only ordinary files are extracted, up to a number of bytes.
+
+`tarfile.data_filter` does not replace these checks. It accepts links within the folder, extracts '/x' as 'x', and
+passes a name such as 'C:x' where it is a file name; `zipfile` renames members that would lie outside. The archives of a
+data set have no such members, so one that does is refused. Neither library limits the sum of all sizes, but both
+read no more of a member than the size that it declares.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +35,7 @@ UNREADABLE = (
     EOFError,
     OSError,
     ValueError,
-    RuntimeError,  # of zipfile: encrypted, or compressed in a way that it does not know
+    RuntimeError,  # zipfile: the member is encrypted, or its compression is not supported
 )
 
 
@@ -38,8 +44,8 @@ class Member(NamedTuple):
 
     Attributes:
         name: Its path in the archive.
-        size: Bytes that it says to have.
-        ordinary: Whether it is a file, and no link or device.
+        size: Its declared number of bytes.
+        ordinary: Whether it is a file, and not a link or a device.
         open: Opens it for reading.
     """
 
@@ -50,45 +56,45 @@ class Member(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> None:
-    """Unpack an archive into `folder`, unless that is there: complete or not at all.
+    """Extract an archive into `folder` atomically, unless the folder exists.
 
-    Files have the permissions of new files, whatever the archive says.
+    Files get the permissions of new files, whatever the archive says.
 
     Args:
         archive: A .zip, .tar, .tar.gz or .tgz file.
-        folder: The folder to make.
+        folder: The folder to create.
         limit: Bytes that all files together may have.
 
     Raises:
-        UsageError: The archive is damaged or encrypted, has more than `limit` bytes, or has a member that is no
-            ordinary file below `folder`; or the disk has no room.
+        UsageError: The archive is damaged or encrypted, has more than `limit` bytes, or has a member that is not an
+            ordinary file below `folder`; or the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
-                write(archive, folder, limit)
+                extract(archive, folder, limit)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UsageError(
-            f"{archive} cannot be unpacked into {folder} ({error}): make room there, or unpack it elsewhere "
-            f"and type dataset.root=DIR."
+            f"expected {archive} to fit into {folder}, but it cannot be unpacked ({error}): make room there, or "
+            "unpack it elsewhere and type dataset.root=DIR"
         ) from error
 
 
-def write(archive: Path, folder: Path, limit: int) -> None:
-    """Write the members of an archive into a temporary folder that becomes `folder`."""
+def extract(archive: Path, folder: Path, limit: int) -> None:
+    """Write the members of an archive into a temporary folder, and rename it to `folder`."""
     unfinished = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
     try:
         unfinished.mkdir()
-        for each in members(archive):
-            path = PureWindowsPath(each.name)  # which knows the separators and roots of every system
+        for member in members(archive):
+            path = PureWindowsPath(member.name)  # parses the separators and roots of every system
             if path.anchor or ".." in path.parts:
-                raise refusal(archive, each, "would lie outside its folder")
+                raise refusal(archive, member, "would lie outside its folder")
             file = unfinished.joinpath(*path.parts)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb") as output:
-                for chunk in contents(archive, each, limit):
+                for chunk in contents(archive, member, limit):
                     limit -= output.write(chunk)
         os.replace(unfinished, folder)
     finally:
@@ -106,40 +112,46 @@ def read(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
     Raises:
         UsageError: The archive is damaged or encrypted, or has no such files of at most `limit` bytes.
     """
-    wanted, found = {PurePosixPath(name): name for name in names}, {}
-    for each in members(archive):
-        if (name := wanted.get(PurePosixPath(each.name))) and name not in found:
-            found[name] = b"".join(contents(archive, each, limit))
+    requested, found = {PurePosixPath(name): name for name in names}, {}
+    for member in members(archive):
+        if (name := requested.get(PurePosixPath(member.name))) and name not in found:
+            found[name] = b"".join(contents(archive, member, limit))
             if len(found) == len(names):
                 return found
     missing = next(name for name in names if name not in found)
-    raise UsageError(f"{archive} should hold {missing}, and does not: replace it with a complete copy.")
+    raise UsageError(f"expected {archive} to contain {missing}, got no such file: replace it with a complete copy")
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """List the members of a zip or tar file in their order, without its folders; `UsageError` if it is damaged."""
+    """Yield the members of a zip or tar file in their order, without its folders.
+
+    Raises:
+        UsageError: The archive is damaged.
+    """
     try:
-        yield from (zipped if archive.suffix.lower() == ".zip" else tarred)(archive)
+        yield from (zip_members if archive.suffix.lower() == ".zip" else tar_members)(archive)
     except UNREADABLE as error:
-        raise UsageError(f"{archive} cannot be read ({error}): replace it with a good copy.") from error
+        raise UsageError(
+            f"expected {archive} to be an intact archive, but it cannot be read ({error}): replace it with a good copy"
+        ) from error
 
 
-def zipped(archive: Path) -> Iterator[Member]:
-    """List the members of a zip file."""
+def zip_members(archive: Path) -> Iterator[Member]:
+    """Yield the members of a zip file."""
     with ZipFile(archive) as file:
         for info in file.infolist():
             if not info.is_dir():
-                kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+                kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not made on Unix
                 yield Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), partial(file.open, info))
 
 
-def tarred(archive: Path) -> Iterator[Member]:
-    """List the members of a tar file."""
+def tar_members(archive: Path) -> Iterator[Member]:
+    """Yield the members of a tar file."""
     with tarfile.open(archive, "r:gz" if archive.suffix.lower() in (".gz", ".tgz") else "r:") as file:
         for info in file:
             if not info.isdir():
                 yield Member(info.name, info.size, info.isreg(), partial(file.extractfile, info))
-        file.fileobj.seek(file.offset)  # where tarfile stopped: at the end, or without a word at a damaged header
+        file.fileobj.seek(file.offset)  # where tarfile stopped: at the end or, without an error, at a damaged header
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"cut off or damaged after {file.offset} bytes")
         while file.fileobj.read(CHUNK):  # up to the checksum of gzip
@@ -147,18 +159,18 @@ def tarred(archive: Path) -> Iterator[Member]:
 
 
 def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
-    """Read a member chunk by chunk; `UsageError` if it is no intact file of at most `limit` bytes."""
+    """Yield a member in chunks.
+
+    Raises:
+        UsageError: It is not an intact, ordinary file of at most `limit` bytes.
+    """
     if not member.ordinary:
         raise refusal(archive, member, "is a link or a device")
     if member.size > limit:
         raise refusal(archive, member, f"has {member.size} bytes where {limit} are allowed")
-    read = 0
     try:
         with member.open() as file:
             while chunk := file.read(CHUNK):
-                read += len(chunk)
-                if read > limit:  # sizes can lie
-                    raise refusal(archive, member, f"has more bytes than the {limit} that are allowed")
                 yield chunk
     except UNREADABLE as error:
         raise refusal(archive, member, f"cannot be read ({error})") from error
@@ -166,4 +178,6 @@ def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
 
 def refusal(archive: Path, member: Member, fault: str) -> UsageError:
     """Return the error that names a member and what is wrong with it."""
-    return UsageError(f"{archive} should hold intact ordinary files, but {member.name} {fault}: replace the archive.")
+    return UsageError(
+        f"expected {archive} to contain only intact ordinary files, but {member.name} {fault}: replace the archive"
+    )

@@ -1,8 +1,8 @@
-"""Make environments for scripts/benchmark.py --peers DIR: python scripts/make_peers.py DIR [NAME ...].
+"""Create environments for scripts/benchmark.py --peers DIR: python scripts/make_peers.py DIR [NAME ...].
 
-Each environment DIR/NAME is made anew and gets one other library from the package registry, with the release of
-torch that is installed here. The library itself is installed without its requirements, and with those that its steps
-import: some would bring another torch or an old NumPy. What fails is said in one line; the rest is made nevertheless.
+Each environment DIR/NAME is created from scratch, with one other library from the package registry and the release of
+torch that is installed here. Of the library's requirements only those that its steps import are installed: some would
+bring another torch or an old NumPy. An environment that fails is reported in one line and does not stop the others.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ PEERS: dict[str, tuple[str, ...]] = {
     "torchcross==0.0.6": ("torchopt==0.7.3", "optree", "graphviz"),  # it requires a second Lightning, of no use here
     "iteryne==0.1.0": (),
     "parallel-metalearn==0.5.6": ("tqdm",),
-    # It requires torchvision, whose wheels want the torch that they were built with.
+    # It requires torchvision, whose wheels require the torch that they were built with.
     "meta-learning-toolkit==2.5.0": ("scipy", "scikit-learn", "pyyaml", "requests", "rich", "tqdm", "pillow"),
     "qpth==0.0.18": ("cvxpy",),  # it requires NumPy 1
 }
-"""What each library needs beside torch and NumPy, by requirement."""
+"""What the steps of each library import besides torch and NumPy."""
 NAMES = {requirement.partition("==")[0]: requirement for requirement in PEERS}
 
 
 class Failure(Exception):
-    """Why an environment cannot be had, in one line."""
+    """Why an environment cannot be created, in one line."""
 
 
 def run(*command: str | Path) -> None:
-    """Run a command; the last line of what it says is its reason to fail."""
+    """Run a command.
+
+    Raises:
+        Failure: it failed; the message is the last error that it printed, or else its last line.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.strip()]
@@ -40,8 +44,8 @@ def run(*command: str | Path) -> None:
         raise Failure(errors[-1])
 
 
-def make(folder: Path, name: str) -> str:
-    """Make the environment of one library and return the version of it."""
+def create(folder: Path, name: str) -> str:
+    """Create the environment of one library and return its requirement."""
     requirement = NAMES[name]
     venv.create(folder / name, clear=True, with_pip=True)
     python = folder / name / "bin" / "python"
@@ -53,17 +57,17 @@ def make(folder: Path, name: str) -> str:
 
 
 def main() -> None:
-    """Make what was asked for."""
+    """Create the environments."""
     about, _, rest = __doc__.partition(": ")
     parser = argparse.ArgumentParser(description=f"{about}.", epilog=rest.partition("\n\n")[2])
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where environments are made, each a few hundred MB")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the environments, each a few hundred MB")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; default all")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - NAMES.keys():
-        parser.error(f"{', '.join(sorted(unknown))} is no peer: type {' or '.join(NAMES)}")
+        parser.error(f"expected names of peers, got {', '.join(sorted(unknown))}: type {' or '.join(NAMES)}")
     for name in arguments.names or NAMES:
         try:
-            print(f"{name}: made, {make(arguments.folder, name)}", flush=True)
+            print(f"{name}: created with {create(arguments.folder, name)}", flush=True)
         except (Failure, OSError) as failure:
             print(f"{name}: failed, {failure}", flush=True)
 

@@ -26,7 +26,7 @@ TINY = Setting(
 
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
-    """Keep what a benchmark asks for from the tests after it."""
+    """Undo the settings of a benchmark before the next test."""
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
 
@@ -57,14 +57,14 @@ def test_help(capsys):
 def test_a_word_that_is_no_section(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["speed"])
-    assert "speed cannot be measured: type steps or" in capsys.readouterr().err
+    assert "expected sections, got speed: type steps or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["rounds", "launches"])
 def test_numbers_that_are_too_small(capsys, word):
     with pytest.raises(SystemExit):
         benchmark.main([f"--{word}", "0"])
-    assert f"--{word} is at least 1, not 0: type --{word} " in capsys.readouterr().err
+    assert f"expected --{word} to be at least 1, got 0: type --{word} " in capsys.readouterr().err
 
 
 def test_sections(tmp_path):
@@ -84,14 +84,14 @@ def test_sections(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_measures_the_same_with_known_features_and_without(tmp_path, monkeypatch):
+def test_evaluation_measures_the_same_with_cached_features_and_without(tmp_path, monkeypatch):
     monkeypatch.setenv("METAFEW_DATA", str(tmp_path))  # glyphs
     (rows,) = measured(tmp_path, "evaluation")["evaluation"].values()
-    known, embedded, _ = rows.values()
-    assert known["ratio"] == 1 and embedded["seconds"] > 0 and embedded["rows that differ"] == 0
+    cached, embedded, _ = rows.values()
+    assert cached["ratio"] == 1 and embedded["seconds"] > 0 and embedded["rows that differ"] == 0
 
 
-def test_peers_that_are_not_there(tmp_path):
+def test_peers_that_are_not_installed(tmp_path):
     """One has no environment; the other has one in which it is not installed."""
     (tmp_path / "higher").symlink_to(sys.prefix)
     report = measured(tmp_path, "peers", "--peers", str(tmp_path), "--launches", "2")

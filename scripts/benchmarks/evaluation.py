@@ -1,4 +1,4 @@
-"""The evaluation of a prototypical network on many tasks, as one command."""
+"""Evaluate a prototypical network on many tasks by one command."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ROWS = {
 
 
 def tables(bench: Bench) -> Tables:
-    """Test from a checkpoint of each norm; the seconds are those of results.json, the ratios over those of the first.
+    """Test a checkpoint of each norm; seconds are those of results.json, ratios are relative to the first row.
 
-    The first two measure the same, so that no row of their tasks.csv may have another accuracy.
+    The first two rows compute the same: "rows that differ" counts the tasks whose accuracies in tasks.csv differ.
     """
     s, rows, measured = bench.setting, {}, {}
     shape = [f"test.{key}={getattr(s, key)}" for key in ("way", "shot", "query")]
@@ -40,8 +40,8 @@ def tables(bench: Bench) -> Tables:
             rows[row] = {"seconds": seconds, "ms per task": 1e3 * seconds / s.test_tasks}
     for row in rows.values():
         row["ratio"] = row["seconds"] / rows["protonet batch"]["seconds"]
-    known, embedded = "protonet batch", "protonet batch, every task embedded"
-    pairs = zip(measured[known], measured[embedded], strict=True)
+    cached, embedded = "protonet batch", "protonet batch, every task embedded"
+    pairs = zip(measured[cached], measured[embedded], strict=True)
     rows[embedded]["rows that differ"] = sum(one != other for one, other in pairs)
     title = f"evaluation of {s.test_tasks} tasks of {dataset()}, {s.way}-way {s.shot}-shot, {s.query} query"
     return {f"{title}, seconds.test of one command": rows}

@@ -1,4 +1,4 @@
-"""train.py, but that evaluation embeds the images of every task, also where they could be known from the first on."""
+"""train.py with an evaluation that embeds the images of every task, even if features could be cached."""
 
 import metafew.evaluation.evaluator
 from metafew.cli import main

@@ -1,4 +1,4 @@
-"""A meta-batch out of its store, against the step that consumes it, and the memory that drawing takes."""
+"""Draw a meta-batch from its store, relative to the step that consumes it; and the memory of drawing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metafew.training.factory import make_source
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure a ProtoNet step with TaskNorm, and the ways of a meta-batch from the store to that step."""
+    """Measure a ProtoNet step with TaskNorm, and drawing a meta-batch without and with its transfer to the device."""
     s, word = bench.setting, dataset()
     cfg = configuration([f"dataset={word}"])
     split = Split(build(make_source(cfg), place(cfg.cache_dir)), "train")

@@ -1,4 +1,4 @@
-"""Taking turns, medians, and the memory that a call needs."""
+"""Measure calls in turns, their medians, and the memory that a call needs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from peers.problem import Problem, Setting, timed
 from rich.progress import track
 
 Call = Callable[[], float]
-"""Does something once, and returns the seconds that it took."""
+"""Runs once and returns its seconds."""
 Rows = dict[str, dict[str, float | str]]
-"""A table: for each row its name, and values by column."""
+"""A table: the values of each row by column."""
 Tables = dict[str, Rows]
 """Tables by title."""
 MIB = 2**20
@@ -27,10 +27,10 @@ class Bench:
 
     Attributes:
         setting: the sizes of everything.
-        rounds: how often each row is measured, after one round that warms up.
-        device: where.
+        rounds: how often each row is measured, after a warm-up round.
+        device: where the steps run.
         peers: a folder of environments, each with another library, or None.
-        variables: the environment variables of processes that others run in; None for those of this process.
+        variables: the environment variables of the processes of peers; None for those of this process.
         launches: how often these processes are started, each time for all rounds.
     """
 
@@ -47,7 +47,7 @@ class Bench:
         return Problem(self.setting, self.device)
 
     def timed(self, call: Callable[[], object], least: float = 0.0) -> Call:
-        """Return ``call`` so that it returns its seconds, of many if it takes less than ``least``."""
+        """Return ``call`` as one that returns its seconds, averaged over repetitions that take ``least`` together."""
         return lambda: timed(call, self.device, least)[0]
 
     def measure(self, title: str, calls: dict[str, Call], most: int | None = None) -> Rows:
@@ -55,12 +55,12 @@ class Bench:
         return medians(self.rounds_of(title, calls, most))
 
     def rounds_of(self, title: str, calls: dict[str, Call], most: int | None = None) -> dict[str, list[float]]:
-        """Let ``calls`` take turns; return the seconds of each, by round.
+        """Measure ``calls`` in turns; return the seconds of each, by round.
 
         Args:
             title: of the progress bar.
             calls: by name.
-            most: most rounds, for calls that take long.
+            most: the maximum of rounds, for slow calls.
         """
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in track(range(1 + min(self.rounds, most or self.rounds)), title, transient=True):
@@ -69,7 +69,7 @@ class Bench:
         return {name: values[1:] for name, values in seconds.items()}
 
     def memory(self, call: Callable[[], object]) -> float:
-        """Return the MiB by which memory in use grows at most during ``call``: the process's, or the GPU's."""
+        """Return the MiB by which memory, of the GPU or else of the process, grows at most during ``call``."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -93,8 +93,8 @@ def growth(call: Callable[[], object]) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left free would hide the growth
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed would hide the growth
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status("VmRSS")
     call()
     return max(0, status("VmHWM") - before)

@@ -1,4 +1,4 @@
-"""Forward and backward of each normalization layer, against torch.nn.BatchNorm2d on the same tensor."""
+"""Measure each normalization layer, forward and backward, relative to torch.nn.BatchNorm2d on the same tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metafew.training.factory import make
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure every norm on activations of the shape of the first layer."""
+    """Measure every norm on activations with the shape of the first layer's."""
     s = bench.setting
     count = s.way * (s.shot + s.query)
     shape = (s.tasks * count, s.width, s.size, s.size)

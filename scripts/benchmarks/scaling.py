@@ -1,4 +1,4 @@
-"""How cost grows: the step per task over meta-batches, per image over numbers of classes, and the memory of MAML."""
+"""Measure how cost grows: a step per task and per image for more tasks and classes, and the memory of MAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADS = ("protonet", "ridge", "svm")
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure everything that should grow linearly."""
+    """Measure what should grow linearly: time with tasks and images; and memory, which should not grow."""
     s = bench.setting
     batches = [replace(s, tasks=tasks) for tasks in s.more_tasks]
     takes = {
@@ -37,7 +37,7 @@ def tables(bench: Bench) -> Tables:
 
 
 def shared(bench: Bench, takes: dict[str, Callable[[], object]], sizes: list[int]) -> Rows:
-    """Measure ``takes`` and divide what each takes by its size."""
+    """Measure ``takes`` and divide the time of each by its size."""
     rows = bench.measure("scaling", {name: bench.timed(take) for name, take in takes.items()}, ROUNDS)
     for row, size in zip(rows.values(), sizes, strict=True):
         row["ms"] /= size
@@ -46,7 +46,7 @@ def shared(bench: Bench, takes: dict[str, Callable[[], object]], sizes: list[int
 
 
 def memory(bench: Bench) -> Rows:
-    """Return the memory of a step of MAML for several meta-batches, the second that each takes."""
+    """Return the memory of a step of MAML for several meta-batch sizes, measured in its second step."""
     found = {}
     for tasks in bench.setting.memory_tasks:
         take = steps.step(Problem(replace(bench.setting, tasks=tasks), bench.device), "maml", "batch").take

@@ -1,4 +1,4 @@
-"""The SVM, ridge and logistic solvers alone, forward and backward; with --peers DIR also qpth's."""
+"""Measure only the SVM, ridge and logistic solvers, forward and backward; with --peers DIR also qpth's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rows(bench: Bench, shot: int, qpth) -> Rows:
 
 
 def own(way: int, features: Tensor, labels: Tensor, slope: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return our solvers, each a call that returns what it solved for; rows are queries too."""
+    """Return each of our solvers as a call that returns its solution; support rows are also the queries."""
 
     def call(solve: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def take() -> Tensor:

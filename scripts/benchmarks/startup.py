@@ -1,4 +1,4 @@
-"""Whole processes of train.py: its help, and one training step."""
+"""Measure processes of train.py: its help, and one training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROUNDS = 3
 
 
 def tables(bench: Bench) -> Tables:
-    """Start train.py in turns; the first round builds the store."""
+    """Measure both; the warm-up round builds the store."""
     with tempfile.TemporaryDirectory() as folder:
         calls = {
             "train.py --help": bench.timed(lambda: train(bench, "--help")),

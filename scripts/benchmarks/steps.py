@@ -1,4 +1,4 @@
-"""A training step of every head with two norms: its time over that of the backbone alone, and its memory."""
+"""Measure a training step of every head with two norms: its time relative to only the backbone, and its memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from metafew.training.factory import make_learner
 
 NORMS = ("batch", "tasknorm")
 GRADIENT = ("maml", "fomaml", "anil")
-"""Heads whose inner steps and rate are set."""
+"""Heads whose inner steps and learning rate are set."""
 
 
 def step(problem: Problem, head: str, norm: str) -> Step:
-    """Return a training step as the Learner takes it, from the tasks in memory to Adam."""
+    """Return a training step of the Learner, from tasks in memory to the update by Adam."""
     s = problem.setting
-    typed = [
+    overrides = [
         f"backbone={s.backbone}",
         f"backbone.width={s.width}",
         f"norm={norm}",
@@ -35,12 +35,12 @@ def step(problem: Problem, head: str, norm: str) -> Step:
         f"train.way={s.way}",
     ]
     if s.backbone == "resnet12":
-        typed.append("backbone.drop=0")  # plain.py has none
+        overrides.append("backbone.drop=0")  # plain.py has no DropBlock
     if head in GRADIENT:
-        typed += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
+        overrides += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
     source = SimpleNamespace(channels=s.channels, image_size=s.size)
-    logging.disable(logging.WARNING)  # advice on training, which this is not
-    learner = make_learner(configuration(typed), source, {"choices": {"head": head}}, trained=True, fit=True)
+    logging.disable(logging.WARNING)  # advice on training does not apply
+    learner = make_learner(configuration(overrides), source, {"choices": {"head": head}}, trained=True, fit=True)
     logging.disable(logging.NOTSET)
     learner.to(problem.device).train()
     optimizer = learner.configure_optimizers()["optimizer"]
@@ -60,7 +60,7 @@ def step(problem: Problem, head: str, norm: str) -> Step:
 
 
 def floor(problem: Problem) -> Callable[[], None]:
-    """Return the backbone alone: forward and backward of the same images, in its fastest form, one task at a time."""
+    """Return a pass of only the backbone: forward and backward of the same images, task by task, at its fastest."""
     net = backbone(problem, early=True).to(memory_format=torch.channels_last)
     tasks = problem.tasks()
     images = [channels_last(torch.cat(parts)) for parts in zip(tasks.support, tasks.query, strict=True)]

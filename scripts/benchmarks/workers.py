@@ -1,4 +1,4 @@
-"""Steps, each in a process of its own: ours, a plain loop, and libraries in environments of their own."""
+"""Run the steps of ours, of a plain loop, and of other libraries, each in a separate process and environment."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from benchmarks.measure import Bench, Call
 
 OWN = "metafew"
 HERE = (OWN, "plain", "plain-in-large-pages")
-"""These run in this very Python installation."""
+"""Peers that run in the environment of this process."""
 PEERS = (*HERE, "torchopt", "higher", "torchcross", "iteryne", "parallel-metalearn", "meta-learning-toolkit", "qpth")
 
 
 class Failure(Exception):
-    """What a peer could not do, in words."""
+    """Why a peer could not take a step."""
 
 
 class Worker:
     """A process that takes one step of a peer on request (peers/worker.py).
 
     Args:
-        name: of the peer, and of its folder in ``bench.peers``.
-        bench: how to measure.
+        name: name of the peer, and of its folder in ``bench.peers``.
+        bench: the device, setting and environments.
     """
 
     def __init__(self, name: str, bench: Bench):
@@ -78,7 +78,7 @@ class Worker:
         return self.ask(step)
 
     def timed(self, step: str) -> Call:
-        """Return a call that takes a step and returns the seconds of it alone."""
+        """Return a call that takes a step and returns its seconds, without those of the request."""
         return lambda: self.take(step)["seconds"]
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class Worker:
 
 @contextmanager
 def launched(bench: Bench, names: Sequence[str] = PEERS) -> Iterator[dict[str, Worker]]:
-    """Start processes, and end them afterwards; libraries only if there is a folder of environments."""
+    """Start processes, and end them on exit; other libraries only if there is a folder of environments."""
     workers = {name: Worker(name, bench) for name in names if bench.peers or name in HERE}
     try:
         yield workers

@@ -240,10 +240,9 @@ def test_predict_explains_itself(typed, sentence, ckpt, shades, tmp_path, capsys
 
 
 def test_every_command_has_a_script():
-    modules = {file.stem for file in (SCRIPTS.parent / "metafew" / "commands").glob("*.py")}
-    assert set(COMMANDS) == modules & {file.stem for file in SCRIPTS.glob("*.py")}
-    with_main = {name for name in modules - {"__init__"} if hasattr(import_module(f"metafew.commands.{name}"), "main")}
-    assert with_main == set(COMMANDS)
+    modules = (SCRIPTS.parent / "metafew" / "commands").glob("*.py")
+    assert {module.stem for module in modules if "\ndef main(" in module.read_text()} == set(COMMANDS)
+    assert set(COMMANDS) < {script.stem for script in SCRIPTS.glob("*.py")}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

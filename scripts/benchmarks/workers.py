@@ -1,4 +1,4 @@
-"""Run the steps of ours, of a plain loop, and of other libraries, each in a separate process and environment."""
+"""Run steps of metafew, of a plain loop and of other libraries, each in a separate process."""
 
 from __future__ import annotations
 

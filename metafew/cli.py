@@ -149,8 +149,8 @@ def newest_of_run() -> str | None:
 
 def conduct_cells(cfg: DictConfig) -> int:
     """Carry out an experiment with all that is typed beside it, and return the exit code."""
-    from metafew.experiments.cells import conduct
-    from metafew.experiments.plan import WORDS, plan
+    from metafew.experiments.cells import run_experiment
+    from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
 
     chosen = HydraConfig.get()
     if chosen.mode == RunMode.MULTIRUN:
@@ -168,12 +168,12 @@ def conduct_cells(cfg: DictConfig) -> int:
     name = {"name": chosen.runtime.choices.experiment, "budget": cfg.budget}
     command = {"command": " ".join(["python train.py", *told])}
     experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | name | command
-    typed = [word for word in words if word.split("=")[0] not in WORDS]
+    typed = [word for word in words if word.split("=")[0] not in EXPERIMENT_KEYS]
     changed = [word for word in typed if word in told]
     if changed:  # this is another table than the one that the YAML describes
         experiment["title"] += f", with {' '.join(changed)}"
-    cells = plan(experiment, typed, cfg.budget, seeds, Path(cfg.cells), groups())
-    return conduct(experiment, cells, Path(chosen.run.dir), cfg.jobs)
+    cells = plan_cells(experiment, typed, cfg.budget, seeds, Path(cfg.cells), groups())
+    return run_experiment(experiment, cells, Path(chosen.run.dir), cfg.jobs)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

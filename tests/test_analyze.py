@@ -154,7 +154,7 @@ def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_ar
 
 
 def test_measures_of_vectors_are_those_of_the_gaussians_that_they_are(launch, tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze, "draw", lambda *_: None)
+    monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     rng, r, dim = np.random.default_rng(0), 2.0, 500
     means = rng.normal(size=(30, dim)) * math.sqrt(r / 2 / dim)  # r apart, variance 1
     labels = np.repeat(np.arange(30), 12)
@@ -216,7 +216,7 @@ def test_a_checkpoint_leaves_numbers_and_figures_in_both_formats(trained):
 
 
 def test_what_is_logged_in_training_is_what_the_checkpoint_measures(trained, launch, monkeypatch):
-    monkeypatch.setattr(analyze, "draw", lambda *_: None)
+    monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     _, fit = trained
     with (fit / "metrics.csv").open() as file:
         logged = [row for row in csv.DictReader(file) if row["val/feature_clustering"]]

@@ -17,16 +17,16 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from metafew import cli
-from metafew.analysis.compare.table import DAGGER
+from metafew.analysis.compare.text_table import DAGGER
 from metafew.config.overrides import merge
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import interval, over_seeds
-from metafew.experiments import cells as conducting
-from metafew.experiments.cells import conduct
+from metafew.evaluation.statistics import interval, seed_interval
+from metafew.experiments import cells as cells_module
+from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
-from metafew.experiments.page import page
-from metafew.experiments.plan import Cell, Command, fingerprint, plan
-from metafew.experiments.record import gather, tables
+from metafew.experiments.page import reproduction_page
+from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
+from metafew.experiments.record import collect_results, result_tables
 from metafew.io import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -48,11 +48,11 @@ def table(**changes):
 
 
 def planned(whole, out, typed=(), seeds=(0,), budget="small"):
-    return plan(whole, typed, budget, list(seeds), out / "cells", cli.groups())
+    return plan_cells(whole, typed, budget, list(seeds), out / "cells", cli.groups())
 
 
 def words_of(command):
-    return [word for word in command.words if not word.startswith(("seed=", "stages=", "ckpt="))]
+    return [word for word in command.overrides if not word.startswith(("seed=", "stages=", "ckpt="))]
 
 
 class Child:
@@ -103,7 +103,7 @@ def started(monkeypatch):
         write_json(out / "results.json", report)
         return Child(0)
 
-    monkeypatch.setattr(conducting, "launch", launch)
+    monkeypatch.setattr(cells_module, "launch", launch)
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     columns = {"ProtoNet": "test/trained/accuracy", "RR": "test/ridge/accuracy"}
     whole = table(settings=TINY, budgets={"small": []}, rows=rows, columns=columns, test=["evaluate=[ridge]"])
     cells = planned(whole, Path(), ["dataset=glyphs"])
-    assert conduct(whole, cells, Path("out")) == 1
+    assert run_experiment(whole, cells, Path("out")) == 1
     report = json.loads(Path("out/results.json").read_text())["rows"]
     good = cells[0].test.report
     figures = report["panel/good"]["figures"]
@@ -129,7 +129,7 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     times = {file: file.stat().st_mtime_ns for file in done}
     assert len(times) == 3
     only = whole | {"rows": {"panel/good": {}}}
-    assert conduct(only, planned(only, Path(), ["dataset=glyphs"]), Path("out")) == 0
+    assert run_experiment(only, planned(only, Path(), ["dataset=glyphs"]), Path("out")) == 0
     assert times == {file: file.stat().st_mtime_ns for file in times}
     assert "1 cells, 0 runs to do" in capfd.readouterr().out
 
@@ -141,15 +141,15 @@ def test_later_words_win_and_a_new_group_drops_its_old_options(tmp_path):
     (cell,) = planned(whole, tmp_path)
     shared = ["dataset=omniglot", "dataset.split=vinyals"]
     assert words_of(cell.fit) == [*shared, "val.total=9", "train.tasks=1", "norm=layer"]
-    assert cell.fit.words[-3:] == ("seed=0", "stages=[fit]", "ckpt=last")
+    assert cell.fit.overrides[-3:] == ("seed=0", "stages=[fit]", "ckpt=last")
     assert words_of(planned(whole, tmp_path, budget="paper")[0].fit)[-2:] == ["norm=layer", "train.tasks=2"]
     (cell,) = planned(whole, tmp_path, ["dataset=glyphs", "val.total=4"])
     assert words_of(cell.fit) == ["train.tasks=1", "norm=layer", "dataset=glyphs", "val.total=4"]
     start = f"ckpt={cell.fit.folder}/checkpoints/last.ckpt"
-    assert cell.test.words == ("stages=[test]", start, "x=1", "dataset=glyphs", "val.total=4")
+    assert cell.test.overrides == ("stages=[test]", start, "x=1", "dataset=glyphs", "val.total=4")
     best = whole | {"checkpoint": {"paper": "best"}}
-    assert planned(best, tmp_path)[0].test.words[1] == planned(whole, tmp_path)[0].test.words[1]
-    assert planned(best, tmp_path, budget="paper")[0].test.words[1].endswith("/best.ckpt")
+    assert planned(best, tmp_path)[0].test.overrides[1] == planned(whole, tmp_path)[0].test.overrides[1]
+    assert planned(best, tmp_path, budget="paper")[0].test.overrides[1].endswith("/best.ckpt")
 
 
 def test_the_words_of_a_panel_stand_between_those_of_the_table_and_of_the_row(tmp_path):
@@ -185,38 +185,44 @@ def test_a_backbone_that_was_trained_before(tmp_path, started):
     first = {"train": ["objective=classical"], "small": ["train.tasks=3"]}
     whole = table(rows={"one": {"train": ["norm=layer"]}, "two": {}}) | {"from": first}
     one, two = cells = planned(whole, tmp_path)
-    assert one.before == two.before and words_of(one.before) == ["objective=classical", "train.tasks=3"]
-    assert words_of(planned(whole, tmp_path, budget="paper")[0].before) == ["objective=classical"]
-    assert f"backbone.weights={one.before.folder}/checkpoints/last.ckpt" in one.fit.words
-    assert conduct(whole, cells, tmp_path / "out") == 0
+    assert one.pretraining == two.pretraining and words_of(one.pretraining) == ["objective=classical", "train.tasks=3"]
+    assert words_of(planned(whole, tmp_path, budget="paper")[0].pretraining) == ["objective=classical"]
+    assert f"backbone.weights={one.pretraining.folder}/checkpoints/last.ckpt" in one.fit.overrides
+    assert run_experiment(whole, cells, tmp_path / "out") == 0
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
-    assert folders.count(str(one.before.folder)) == 1 and folders[0] == str(one.before.folder) and len(folders) == 5
+    assert (
+        folders.count(str(one.pretraining.folder)) == 1
+        and folders[0] == str(one.pretraining.folder)
+        and len(folders) == 5
+    )
 
 
 def test_several_at_a_time_run_each_training_once(tmp_path, started):
     rows = {f"row{n}": {"train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
     whole = table(rows=rows) | {"from": {"train": ["objective=classical"]}}
-    assert conduct(whole, planned(whole, tmp_path), tmp_path / "out", jobs=3) == 0
+    assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out", jobs=3) == 0
     folders = [words[-1] for words in started]
     assert len(folders) == len(set(folders)) == 1 + 3 + 6
 
 
 def test_only_what_is_not_finished_runs_again(tmp_path, started):
     cells = planned(table(), tmp_path)
-    assert conduct(table(), cells, tmp_path / "out") == 1
+    assert run_experiment(table(), cells, tmp_path / "out") == 1
     assert len(started) == 4
-    assert conduct(table(), cells, tmp_path / "out") == 1
-    assert [words_of(cells[1].fit)[-1]] == ["train.way=999"] and started[4] == cells[1].fit.typed and len(started) == 5
+    assert run_experiment(table(), cells, tmp_path / "out") == 1
+    assert (
+        [words_of(cells[1].fit)[-1]] == ["train.way=999"] and started[4] == cells[1].fit.arguments and len(started) == 5
+    )
     (cells[2].test.folder / "results.json").unlink()
-    conduct(table(), cells, tmp_path / "out")
-    assert cells[2].test.typed in started[5:] and cells[0].fit.typed not in started[5:]
+    run_experiment(table(), cells, tmp_path / "out")
+    assert cells[2].test.arguments in started[5:] and cells[0].fit.arguments not in started[5:]
     assert (cells[2].test.folder / "log.txt").read_text() == "hello\n" * 2
 
 
 def test_a_process_that_dies_without_a_word_is_a_sentence(tmp_path, started, capsys):
     whole = table(rows={"row": {"train": ["train.way=crash"]}, "next": {}})
     cells = planned(whole, tmp_path)
-    assert conduct(whole, cells, tmp_path / "out") == 1
+    assert run_experiment(whole, cells, tmp_path / "out") == 1
     assert cells[0].error == f"it ended with exit code -9: see {cells[0].fit.folder}/log.txt"
     assert cells[1].finished and "row failed: it ended" in capsys.readouterr().out
 
@@ -224,17 +230,17 @@ def test_a_process_that_dies_without_a_word_is_a_sentence(tmp_path, started, cap
 def test_an_interruption_says_how_to_go_on_and_starts_nothing_more(tmp_path, started, capsys):
     whole = table(rows={"first": {}, "second": {"train": ["train.way=interrupt"]}, "third": {"train": ["x=1"]}})
     cells = planned(whole, tmp_path)
-    assert conduct(whole, cells, tmp_path / "out") == 130
+    assert run_experiment(whole, cells, tmp_path / "out") == 130
     assert "type the same command" in capsys.readouterr().err
     assert cells[0].finished and len(started) == 3 and "train.way=interrupt" in started[-1]
 
 
 def test_every_training_says_its_commands_and_the_time_that_is_left(tmp_path, started, capsys, monkeypatch):
     now = iter(range(0, 6000, 600))
-    monkeypatch.setattr(conducting.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(cells_module.time, "monotonic", lambda: next(now))
     whole = table(settings=["evaluate=[ridge,svm]"])
     cells = planned(whole, tmp_path)
-    conduct(whole, cells, tmp_path / "out")
+    run_experiment(whole, cells, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny: 3 cells, 5 runs to do, 1 at a time"
     assert lines[1] == "1/2: 10 min so far, about 10 min left"
@@ -249,7 +255,7 @@ def test_seeds_and_tasks_are_paired(tmp_path, started):
     whole = table(rows=rows, claims=claims | {"in every column": ["one < two"], "a number": ["one[ProtoNet] > 0.8"]})
     whole["claims"]["no interval"] = ["one[R_FC] > 1.2"]
     cells = planned(whole, tmp_path)
-    conduct(whole, cells, tmp_path / "out")
+    run_experiment(whole, cells, tmp_path / "out")
     report = json.loads((tmp_path / "out/results.json").read_text())
     first, equal = report["claims"][0]["evidence"]
     expected = interval(0.01 * np.arange(6))
@@ -265,23 +271,23 @@ def test_a_training_that_diverged_is_below_all_others(tmp_path, started):
     lines = ["good > bad", "good < bad", "bad < good", "bad > good", "bad > ill", "good = bad within 0.1", "bad > 0.5"]
     whole = table(rows=rows, columns={"ProtoNet": "test/protonet/accuracy"}, claims={line: [line] for line in lines})
     cells = planned(whole, tmp_path)
-    assert conduct(whole, cells, tmp_path / "out") == 1
-    report = gather(whole, cells)
+    assert run_experiment(whole, cells, tmp_path / "out") == 1
+    report = collect_results(whole, cells)
     verdicts = [claim["evidence"][0]["verdict"] for claim in report["claims"]]
     assert verdicts == ["holds", "fails", "holds", "fails", "undecided", "fails", "undecided"]
-    assert tables(report)[0].rows[1] == ["bad", "diverged"]
+    assert result_tables(report)[0].rows[1] == ["bad", "diverged"]
 
 
 def test_a_claim_waits_for_all_seeds(tmp_path, started):
     rows = {"one": {}, "two": {"test": ["test.queries=single"]}}
     whole = table(rows=rows, columns={"ProtoNet": "test/protonet/accuracy"}, claims={"two is higher": ["two > one"]})
-    conduct(whole, planned(whole, tmp_path, seeds=(0, 1)), tmp_path / "out")
+    run_experiment(whole, planned(whole, tmp_path, seeds=(0, 1)), tmp_path / "out")
     cells = planned(whole, tmp_path, seeds=(0, 1, 2))
-    assert gather(whole, cells)["claims"][0]["verdict"] == "reproduced"
+    assert collect_results(whole, cells)["claims"][0]["verdict"] == "reproduced"
     (cells[1].test.folder / "results.json").unlink()
-    report = gather(whole, cells)
+    report = collect_results(whole, cells)
     assert report["claims"][0]["verdict"] == "not yet run"
-    assert "over 2 seeds or, of one seed, 95 % interval" in tables(report)[0].notes[0]
+    assert "over 2 seeds or, for one seed, 95 % interval" in result_tables(report)[0].notes[0]
 
 
 def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started):
@@ -298,32 +304,32 @@ def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started)
 
     timer = threading.Timer(0.5, finish)
     timer.start()
-    assert conduct(whole, cells, tmp_path / "out") == 0
+    assert run_experiment(whole, cells, tmp_path / "out") == 0
     timer.join()
-    assert started == [cell.test.typed]
+    assert started == [cell.test.arguments]
 
 
 def test_a_figure_that_cannot_be_drawn_costs_no_table(tmp_path, started, capsys):
-    figure = {"draw": "metafew.analysis.compare.feature_plots.alphas", "from": "test", "rows": {"one": "one"}}
+    figure = {"draw": "metafew.analysis.compare.feature_plots.alpha_curves", "from": "test", "rows": {"one": "one"}}
     whole = table(rows={"one": {}}, figures={"alpha": figure})
-    assert conduct(whole, planned(whole, tmp_path), tmp_path / "out") == 0
-    assert "alpha is not drawn: this figure wants runs with alpha" in capsys.readouterr().out
+    assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out") == 0
+    assert "alpha is not drawn: expected runs with alpha" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/results.json").read_text())["figures"] == []
     assert (tmp_path / "out/table.md").exists()
 
 
 def test_several_seeds_have_a_t_interval(tmp_path, started):
     whole = table(rows={"one": {}}, columns={"ProtoNet": "test/protonet/accuracy"})
-    report = gather(whole, planned(whole, tmp_path, seeds=(0, 1, 2)))
-    assert report["rows"]["one"]["figures"] == {} and tables(report)[0].rows == [["one", "not yet run"]]
+    report = collect_results(whole, planned(whole, tmp_path, seeds=(0, 1, 2)))
+    assert report["rows"]["one"]["figures"] == {} and result_tables(report)[0].rows == [["one", "not yet run"]]
     cells = planned(whole, tmp_path, seeds=(0, 1, 2))
-    conduct(whole, cells, tmp_path / "out")
-    report = gather(whole, cells)
-    expected = over_seeds([0.825, 0.845, 0.865])
+    run_experiment(whole, cells, tmp_path / "out")
+    report = collect_results(whole, cells)
+    expected = seed_interval([0.825, 0.845, 0.865])
     found = report["rows"]["one"]["figures"]["ProtoNet"]
     assert found["mean"] == pytest.approx(expected["mean"]) and found["ci95"] == pytest.approx(expected["ci95"])
     assert found["seeds"] == {str(n): pytest.approx(0.825 + 0.02 * n) for n in range(3)}
-    assert "t-interval over 3 seeds" in tables(report)[0].notes[0]
+    assert "t-interval over 3 seeds" in result_tables(report)[0].notes[0]
 
 
 def test_when_validation_reached_what_another_row_had_in_the_end(tmp_path, started):
@@ -333,12 +339,12 @@ def test_when_validation_reached_what_another_row_had_in_the_end(tmp_path, start
     claims = {"fast is faster": ["p/fast[steps] < p/slow[steps]"]}
     whole = table(rows=rows, columns={"steps": column, "seconds": column | {"in": "seconds"}}, claims=claims)
     cells = planned(whole, tmp_path)
-    conduct(whole, cells, tmp_path / "out")
+    run_experiment(whole, cells, tmp_path / "out")
     for cell, curve in zip(cells, curves.values(), strict=True):
         lines = [f"{4 + 5 * n},{value}" for n, value in enumerate(curve)]
         (cell.fit.folder / "metrics.csv").write_text("\n".join(["step,val/protonet/accuracy", *lines]) + "\n")
-    report = gather(whole, cells)
-    (sheet, _) = tables(report)
+    report = collect_results(whole, cells)
+    (sheet, _) = result_tables(report)
     assert sheet.rows == [["fast", "10", "60"], ["slow", "> 15", "> 90"], ["goal", "10", "60"]]
     assert report["claims"][0]["evidence"][0]["difference"] == -5
 
@@ -347,9 +353,9 @@ def test_the_tables(tmp_path, started):
     rows = ROWS | {"a/seen": {"train": ["norm=transductive"]}}
     theirs = {"text": "quoted from a paper", "columns": ["ProtoNet"], "rows": {"good": ["62.6 ± 1.0"], "bad": [55.25]}}
     whole = table(rows=rows, columns={"ProtoNet": COLUMNS["ProtoNet"]}, published=theirs)
-    conduct(whole, planned(whole, tmp_path), tmp_path / "out")
+    run_experiment(whole, planned(whole, tmp_path), tmp_path / "out")
     report = json.loads((tmp_path / "out/results.json").read_text())
-    first, second = tables(report)
+    first, second = result_tables(report)
     assert [sheet.title for sheet in (first, second)] == ["tiny: a", "tiny: b"]
     assert first.columns == ["ProtoNet", "published: ProtoNet"]
     assert first.rows == [
@@ -361,24 +367,24 @@ def test_the_tables(tmp_path, started):
     assert "good: lr=0.05 test_steps=10 of head=maml chosen on validation tasks" in first.notes
     assert "bad failed: too many classes: type train.way=5" in first.notes
     elsewhere = report | {"published": theirs | {"rows": {"another network": [62.6]}}}
-    assert tables(elsewhere)[-1].rows == [["another network", "62.60"]]
+    assert result_tables(elsewhere)[-1].rows == [["another network", "62.60"]]
     assert "| seen † | 82.50 ± 1.50 | – |" in (tmp_path / "out/table.md").read_text()
 
 
 def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
     for typed, seeds, budget, said in (
-        ([], [0], "huge", "budget is small or paper, not huge: type budget=small"),
-        ([], [], "small", r"seeds wants a list of different whole numbers, not \[\]: type seeds=\[0,1,2\]"),
-        ([], [1, 1], "small", r"seeds wants a list of different whole numbers, not \[1, 1\]"),
-        (["seed=3"], [0], "small", "an experiment has seeds and stages of its own, and seed=3 was typed"),
+        ([], [0], "huge", "expected budget to be small or paper, got huge: type budget=small"),
+        ([], [], "small", r"expected seeds to be different non-negative integers, got \[\]: type seeds=\[0,1,2\]"),
+        ([], [1, 1], "small", r"expected seeds to be different non-negative integers, got \[1, 1\]"),
+        (["seed=3"], [0], "small", "expected no seed and no stages, which the experiment sets, got seed=3"),
     ):
         with pytest.raises(UsageError, match=said):
-            plan(table(), typed, budget, seeds, tmp_path, cli.groups())
+            plan_cells(table(), typed, budget, seeds, tmp_path, cli.groups())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
-        with pytest.raises(UsageError, match="wants train, test, small, paper, not from: leave out from"):
-            plan(table(**changes), [], "small", [0], tmp_path, cli.groups())
-    with pytest.raises(UsageError, match=r"for each budget, not best for all: write checkpoint: \{small: best\}"):
-        plan(table(checkpoint="best"), [], "small", [0], tmp_path, cli.groups())
+        with pytest.raises(UsageError, match="have the entries train, test, small, paper, got from: leave out from"):
+            plan_cells(table(**changes), [], "small", [0], tmp_path, cli.groups())
+    with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
+        plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, cli.groups())
 
 
 def test_it_needs_no_torch():
@@ -406,16 +412,18 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
         assert set(figure.get("rows", {}).values()) <= set(whole["rows"])
     seen = set()
     for budget in ("small", "paper"):
-        for cell in plan(whole, [], budget, [0], tmp_path / "out", cli.groups()):
+        for cell in plan_cells(whole, [], budget, [0], tmp_path / "out", cli.groups()):
             assert re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_]+)?", cell.row)
-            tested = merge([word for word in cell.fit.words if "ckpt" not in word], cell.test.words, cli.groups())
-            for words in (cell.before.words if cell.before else (), cell.fit.words, tuple(tested)):
+            tested = merge(
+                [word for word in cell.fit.overrides if "ckpt" not in word], cell.test.overrides, cli.groups()
+            )
+            for words in (cell.pretraining.overrides if cell.pretraining else (), cell.fit.overrides, tuple(tested)):
                 if words not in seen and len(seen) < (12 if budget == "small" else 24):
                     seen.add(words)
                     assert "experiment" not in composed(*(w for w in words if not w.startswith("ckpt=")))[0]
     typed = ["dataset=glyphs", "trainer.max_steps=10", "test.total=6"]
-    cell = plan(whole, typed, "small", [3], tmp_path / "out", cli.groups())[-1]
-    run, _, _ = composed(*cell.fit.words[:-1])
+    cell = plan_cells(whole, typed, "small", [3], tmp_path / "out", cli.groups())[-1]
+    run, _, _ = composed(*cell.fit.overrides[:-1])
     assert (run.dataset._target_.split(".")[-1], run.trainer.max_steps, run.test.total) == ("Glyphs", 10, 6)
     assert run.seed == 3
 
@@ -435,15 +443,15 @@ def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
         "test.way=3",
     ]
     tiny += ["val.way=3", "val.total=1", "test.total=2"]
-    cell = plan(whole, tiny, budget, [0], tmp_path / "cells", cli.groups())[0]
-    words = [word for word in cell.fit.words if not word.startswith(("ckpt=", "backbone.weights="))]
+    cell = plan_cells(whole, tiny, budget, [0], tmp_path / "cells", cli.groups())[0]
+    words = [word for word in cell.fit.overrides if not word.startswith(("ckpt=", "backbone.weights="))]
     fit, out = launch(*words, out=tmp_path / "fit", tiny=[])
     ckpt = f"ckpt={out}/checkpoints/last.ckpt"
-    tests = merge(words, [word for word in cell.test.words if "ckpt=" not in word], cli.groups())
+    tests = merge(words, [word for word in cell.test.overrides if "ckpt=" not in word], cli.groups())
     report, _ = launch(*tests, ckpt, out=tmp_path / "test", tiny=[])
-    found = gather(
+    found = collect_results(
         whole | {"name": name, "budget": budget, "command": "", "claims": {}, "rows": {cell.row: {}}},
-        [Cell(cell.row, 0, Command(out, cell.fit.words), Command(tmp_path / "test", cell.test.words))],
+        [Cell(cell.row, 0, Command(out, cell.fit.overrides), Command(tmp_path / "test", cell.test.overrides))],
     )
     assert fit["steps"] == 1 and report["metrics"]
     assert found["rows"][cell.row]["figures"] or "dataset=mixture" in str(whole)  # whose columns are its datasets
@@ -453,7 +461,7 @@ def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
 def test_tables_share_their_trainings(budget, composed, tmp_path):
     def trainings(name):
         whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
-        return {cell.fit.folder.name for cell in plan(whole, [], budget, [0], tmp_path, cli.groups())}
+        return {cell.fit.folder.name for cell in plan_cells(whole, [], budget, [0], tmp_path, cli.groups())}
 
     maml, protonet = trainings("tasknorm_maml"), trainings("tasknorm_protonet")
     assert trainings("tasknorm_modes") < maml | protonet
@@ -468,14 +476,14 @@ def test_the_command_line_hands_over(composed, monkeypatch):
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
     seen = []
-    monkeypatch.setattr(conducting, "conduct", lambda *arguments: seen.append(arguments) or 1)
+    monkeypatch.setattr(cells_module, "run_experiment", lambda *arguments: seen.append(arguments) or 1)
     cfg, _, _ = composed(*typed)
     monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
     assert cli.conduct_cells(cfg) == 1
     ((whole, cells, out, jobs),) = seen
     assert whole["title"].endswith(", with trainer.max_steps=4") and out == Path("here") and jobs == 3
-    assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.words
-    assert "data_dir=/private" in cells[0].fit.words and "/private" not in json.dumps(gather(whole, cells))
+    assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.overrides
+    assert "data_dir=/private" in cells[0].fit.overrides and "/private" not in json.dumps(collect_results(whole, cells))
     assert whole["command"] == "python train.py experiment=unraveling_table1 seeds=[1,2] trainer.max_steps=4"
 
 
@@ -497,7 +505,7 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
     cfg, _, _ = composed("experiment=tasknorm_maml", word)
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
-    monkeypatch.setattr(conducting, "conduct", lambda *_: 0)
+    monkeypatch.setattr(cells_module, "run_experiment", lambda *_: 0)
     monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
     if word == "seeds=3":  # one is meant
         assert cli.conduct_cells(cfg) == 0
@@ -509,14 +517,14 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
 def test_the_page_is_made_from_the_results_beside_it():
     """Every number of the page but those of remarks follows from a results file; remarks may only repeat such."""
     results = ROOT / "docs/results"
-    assert (ROOT / "docs/reproduction.md").read_text() == page(results)
+    assert (ROOT / "docs/reproduction.md").read_text() == reproduction_page(results)
     for remark in results.glob("*.md"):
         assert remark.stem in NAMES
-        rest = page(results).replace(remark.read_text().strip(), "")
+        rest = reproduction_page(results).replace(remark.read_text().strip(), "")
         for number in re.findall(r"\d+\.\d+", remark.read_text()):
             assert number in rest, f"{number} of {remark.name} stands in no table"
 
 
 def test_an_experiment_that_has_not_run_says_so(tmp_path):
-    text = page(tmp_path)
+    text = reproduction_page(tmp_path)
     assert text.count("Not yet run.") == len(NAMES) and text.count("| not yet run |") >= len(NAMES)

@@ -1,4 +1,4 @@
-"""Tables of runs: what is found and left out, what rows and columns are, and whether the figures are right."""
+"""Reports of runs: which runs are found, what rows and columns are, and whether the numbers are right."""
 
 import csv
 import itertools
@@ -14,58 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from run_folders import TASKS, accuracies, comparison_of, finished
 from scipy import stats
 
-from metafew.analysis.compare.comparison import compare
-from metafew.analysis.compare.published import entries
-from metafew.analysis.compare.rows_and_columns import OWN, Column
-from metafew.analysis.compare.runs import find
-from metafew.analysis.compare.settings import settings
-from metafew.analysis.compare.table import Bold, Sheet
+from metafew.analysis.compare.published import published_results
+from metafew.analysis.compare.rows_and_columns import TRAINED, Column
+from metafew.analysis.compare.runs import find_runs
+from metafew.analysis.compare.settings import non_default_settings
+from metafew.analysis.compare.text_table import Bold, TextTable
 from metafew.commands import report
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import interval, over_seeds, ranks, t_quantile
+from metafew.evaluation.statistics import interval, ranks, seed_interval
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
 )
-TASKS = 12
-
-
-def accuracies(seed, lift=0.0):
-    """Return accuracies that share most of what makes a task easy."""
-    easy = np.random.default_rng(100).normal(0.6, 0.1, TASKS)
-    return easy + lift + np.random.default_rng(seed).normal(0, 0.01, TASKS)
-
-
-def finished(folder, values, *, seed=0, head="protonet", norm="tasknorm", dataset="omniglot", **changes):
-    """Write the folder of a finished run; ``values`` are accuracies, or those of each head, shot or source."""
-    tests = values if isinstance(values, dict) else {head: values}
-    config = {"seed": seed, "backbone": {"width": 64}, "trainer": {"max_steps": 600}, "evaluate": {}}
-    config["test"] = {"way": 5, "shot": 1, "query": 15, "total": TASKS, "seed": 0, "queries": "together"}
-    for key, value in changes.pop("config", {}).items():
-        group, _, name = key.partition(".")
-        config.setdefault(group, {})[name] = value
-    choices = {"head": head, "norm": norm, "backbone": "conv4", "dataset": dataset, "objective": "episodic"}
-    choices |= {"regularizer": "none"}
-    metrics, rows = {}, []
-    for name, accuracy in tests.items():
-        shown = interval(np.asarray(accuracy))
-        metrics |= {f"test/{name}/accuracy": shown, f"test/{name}/loss": shown}
-        rows += [[i, dataset, name.split("/")[0], 5, 1, value, 1.0] for i, value in enumerate(accuracy)]
-    whole = {"metrics": metrics, "baselines": {"pixels_1nn": {"mean": 0.4, "ci95": 0.01, "tasks": TASKS}}}
-    whole |= {"transductive": norm == "transductive", "queries": "together", "select": "best", "seed": seed}
-    whole |= {"choices": choices, "config": config, "validation": {"protonet": 0.5}} | changes
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(whole))
-    with (folder / "tasks.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["index", "source", "head", "way", "shot", "accuracy", "loss"], *rows])
-    return whole
-
-
-def table_of(folder, **options):
-    return compare(find([str(folder)])[0], **options)
 
 
 def labels(table):
@@ -109,7 +73,7 @@ def mixed(tmp_path):
 
 
 def test_good_runs_are_told_apart_from_all_others(mixed):
-    runs, omitted = find([str(mixed)])
+    runs, omitted = find_runs([str(mixed)])
     assert {run.folder.relative_to(mixed).as_posix() for run in runs} == {"good/a", "good/b", "old"}
     reasons = {place.relative_to(mixed).parts[0]: reason for place, reason in omitted}
     assert set(reasons) == {*["failed", "foreign", "list", "cut", "fitted", "experiment", "running", "starting"]}
@@ -125,7 +89,7 @@ def test_the_script_leaves_its_files_and_says_what_it_left_out(mixed, tmp_path, 
     printed = capsys.readouterr().out
     for text in (printed, (out / "table.md").read_text()):
         assert "too few classes <2>: type test.way=2" in text and str(mixed / "running") in text
-        assert "not on tasks known to be the same" in text  # one has no tasks.csv, one no configuration
+        assert "unpaired, as the test tasks may differ" in text  # one has no tasks.csv, one no configuration
     page = (out / "index.html").read_text()
     assert "too few classes &lt;2&gt;" in page and "data:image/png;base64," in page
     assert not re.search(r"https?://|<script|<link|src=\"(?!data:)", page)
@@ -142,13 +106,13 @@ def test_the_script_leaves_its_files_and_says_what_it_left_out(mixed, tmp_path, 
 
 def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
     places = [str(mixed / "good" / "a" / "results.json"), str(mixed / "go*"), str(mixed / "good")]
-    assert [run.folder.name for run in find(places)[0]] == ["a", "b"]
+    assert [run.folder.name for run in find_runs(places)[0]] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["runs/nowhere"], "runs/nowhere is neither"),
+        (["runs/nowhere"], "got runs/nowhere"),
         (["runs/failed"], "none among the 1"),
         (["runs/good", "spread=sd"], "expected spread to be ci95 or se, got sd"),
         (["out=elsewhere"], "expected folders of runs or results.json files, got out=elsewhere"),
@@ -187,9 +151,11 @@ def test_rows_are_what_was_decided_and_not_what_follows_from_it(tmp_path):
     whole = finished(tmp_path / "1", accuracies(1), config=brought | elsewhere | {"optimizer.lr": 0.1})
     whole["choices"]["objective"], whole["config"]["data_dir"] = "classical", "/data"
     (tmp_path / "1" / "results.json").write_text(json.dumps(whole))
-    assert labels(table_of(tmp_path)) == ["objective=episodic", "objective=classical optimizer.lr=0.1"]
+    assert labels(comparison_of(tmp_path)) == ["objective=episodic", "objective=classical optimizer.lr=0.1"]
     whole = {"choices": {"head": "reptile", "objective": "reptile", "optimizer": "plain_sgd", "schedule": "linear"}}
-    assert settings(whole | {"config": {"head": {"seed": 3, "way": 20}, "train": {"way": 20}, "seed": 3}}) == {
+    assert non_default_settings(
+        whole | {"config": {"head": {"seed": 3, "way": 20}, "train": {"way": 20}, "seed": 3}}
+    ) == {
         "head": "reptile",
         "train.way": 20,
     }
@@ -200,7 +166,7 @@ def test_runs_that_differ_in_seed_alone_are_one_row_with_a_t_interval(tmp_path):
     for seed, each in enumerate(values):
         finished(tmp_path / str(seed), each, seed=seed)
     finished(tmp_path / "other", accuracies(7), norm="batch")
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     assert labels(table) == ["norm=tasknorm", "norm=batch"]
     cell = only(table, "norm=tasknorm")["accuracy"]
     means = [each.mean() for each in values]
@@ -218,7 +184,7 @@ def test_a_run_that_was_repeated_counts_once(tmp_path):
     for name, value in (("first", 0.5), ("second", 0.5), ("other_seed", 0.7)):
         finished(tmp_path / name, [value] * TASKS, seed=int(name == "other_seed"))
     os.utime(tmp_path / "first" / "results.json", (1, 1))
-    runs, omitted = find([str(tmp_path)])
+    runs, omitted = find_runs([str(tmp_path)])
     assert {run.folder.name for run in runs} == {"second", "other_seed"}
     assert [place.name for place, _ in omitted] == ["first"] and str(tmp_path / "second") in omitted[0].reason
 
@@ -230,7 +196,7 @@ def test_checkpoints_part_runs_of_one_seed_and_no_others(tmp_path):
         whole = finished(tmp_path / f"{name}{seed}", accuracies(seed), norm="batch", seed=seed)
         whole["config"]["ckpt"] = f"{name}.ckpt"
         (tmp_path / f"{name}{seed}" / "results.json").write_text(json.dumps(whole))
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     assert sorted((row.label, len(row.runs)) for row in table.rows) == [
         ("norm=batch ckpt=best.ckpt", 2),
         ("norm=batch ckpt=last.ckpt", 2),
@@ -241,18 +207,18 @@ def test_checkpoints_part_runs_of_one_seed_and_no_others(tmp_path):
 def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
     finished(tmp_path / "a" / "1", accuracies(1), head="svm")
-    table = table_of(tmp_path / "a")
+    table = comparison_of(tmp_path / "a")
     assert list(table.columns.values()) == ["accuracy", "pixels_1nn"]
-    assert [column.head for column in table.columns] == [OWN, "pixels_1nn"]
+    assert [column.head for column in table.columns] == [TRAINED, "pixels_1nn"]
     finished(tmp_path / "b" / "0", {"protonet": accuracies(0), "svm": accuracies(2)})
     finished(tmp_path / "b" / "1", {"svm": accuracies(1), "protonet": accuracies(3)}, head="svm")
-    table = table_of(tmp_path / "b")
+    table = comparison_of(tmp_path / "b")
     assert list(table.columns.values()) == ["protonet", "svm", "pixels_1nn"]
     assert only(table, "head=svm")["protonet"].mean == pytest.approx(accuracies(3).mean(), abs=1e-12)
     finished(tmp_path / "a" / "2", {"svm": accuracies(1), "ridge": accuracies(3)}, head="svm", norm="batch")
-    table = table_of(tmp_path / "a")
-    assert list(table.columns.values()) == [OWN, "ridge", "pixels_1nn"]
-    assert set(only(table, "head=protonet norm=tasknorm")) == {OWN, "pixels_1nn"}
+    table = comparison_of(tmp_path / "a")
+    assert list(table.columns.values()) == [TRAINED, "ridge", "pixels_1nn"]
+    assert set(only(table, "head=protonet norm=tasknorm")) == {TRAINED, "pixels_1nn"}
 
 
 def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_apart(tmp_path):
@@ -261,7 +227,7 @@ def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_apart(tmp_path)
         tests = {"protonet": one, "protonet/shot5": five}
         finished(tmp_path / norm, tests, norm=norm, config={"test.shot": [1, 5]})
         finished(tmp_path / f"{norm} cifar", accuracies(9 + number), norm=norm, dataset="cifar_fs")
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     assert labels(table) == ["norm=batch", "norm=tasknorm"]
     names = [name for name in table.columns.values() if "pixels" not in name]
     assert names == ["dataset=omniglot, 1-shot", "dataset=omniglot, 5-shot", "dataset=cifar_fs, 1-shot"]
@@ -280,7 +246,7 @@ def test_the_datasets_of_a_mixture_are_columns_and_the_whole_is_not_ranked_besid
         with (tmp_path / norm / "tasks.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["index", "source", "head", "way", "shot", "accuracy", "loss"], *rows])
         assert "test/protonet/a/accuracy" in whole["metrics"]
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     assert list(table.columns.values()) == ["accuracy", "a", "b", "pixels_1nn"]
     assert table.average_ranks.tolist() == [1.5, 1.5]  # each is best on one dataset
 
@@ -303,7 +269,7 @@ def test_differences_are_those_of_the_same_tasks_with_seeds_averaged_first(tmp_p
     for norm, values, first in (("batch", ours, 0), ("layer", theirs, 2)):  # of other seeds
         for seed, each in enumerate(values, first):
             finished(tmp_path / f"{norm}{seed}", each, norm=norm, seed=seed)
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     (column,) = table.top
     assert labels(table) == ["norm=batch", "norm=layer"] and table.top[column] == {1}
     pairs = np.mean(ours, 0) - np.mean(theirs, 0)
@@ -311,16 +277,16 @@ def test_differences_are_those_of_the_same_tasks_with_seeds_averaged_first(tmp_p
     assert difference.paired and difference.mean == pytest.approx(pairs.mean(), abs=1e-12)
     assert difference.ci95 == pytest.approx(1.96 * stats.sem(pairs), abs=1e-12)
     assert difference.ci95 < 1.96 * math.hypot(stats.sem(np.mean(ours, 0)), stats.sem(np.mean(theirs, 0))) / 5
-    other = table_of(tmp_path, against="norm=batch").differences
+    other = comparison_of(tmp_path, against="norm=batch").differences
     assert other[1, column].mean == pytest.approx(-difference.mean, abs=1e-12) and other[0, column].mean == 0
 
 
-def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
+def test_rows_of_the_same_seeds_differ_by_the_t_interval_seed_interval(tmp_path):
     lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03, 0.025], "none": [0.2, -0.3, 0.15]}
     for norm, each in lifts.items():
         for seed, lift in enumerate(each):
             finished(tmp_path / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
-    table = table_of(tmp_path, against="norm=batch")
+    table = comparison_of(tmp_path, against="norm=batch")
     (column,) = table.top
     difference = table.differences[labels(table).index("norm=layer"), column]
     gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
@@ -350,13 +316,13 @@ def test_other_tasks_are_compared_without_pairs_and_this_is_said(tmp_path, chang
         file.unlink()
     elif change == "index":
         file.write_text(file.read_text().replace("\n11,", "\n12,"))
-    table = table_of(tmp_path)
+    table = comparison_of(tmp_path)
     (behind,) = (difference for difference in table.differences.values() if difference.mean)
-    assert not behind.paired and behind.equal  # 2 points in paired tasks are sure, in others not
+    assert not behind.paired and abs(behind.mean) <= behind.ci95  # 2 points are significant on paired tasks only
     spreads = [stats.sem(accuracies(0)), stats.sem(accuracies(1, 0.02))]
     assert behind.ci95 == pytest.approx(1.96 * math.hypot(*spreads), abs=1e-12)
     assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
-    assert r"\textdaggerdbl{} not on tasks known to be the same" in (tmp_path / "o" / "table.tex").read_text()
+    assert r"\textdaggerdbl{} unpaired, as the test tasks may differ" in (tmp_path / "o" / "table.tex").read_text()
 
 
 def test_transductive_rows_and_weights_are_marked_and_standard_errors_shown(tmp_path):
@@ -384,12 +350,12 @@ def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):
 
 
 def test_standard_errors_of_papers_become_intervals_and_what_was_not_read_is_reported():
-    clustered = [entry for entry in entries() if entry[0].get("regularizer") == "feature_clustering"]
+    clustered = [entry for entry in published_results() if entry[0].get("regularizer") == "feature_clustering"]
     figures = {(match["backbone"], match["dataset"], match["shot"]): value for match, value, _ in clustered}
     assert figures["resnet12", "mini_imagenet", 1]["ci95"] == pytest.approx(1.96 * 0.0031)
     assert all(source.startswith("reported: ") for *_, source in clustered)
-    assert all(0 < value["mean"] < 1 for _, value, _ in entries())
-    keys = {key for match, *_ in entries() for key in match}
+    assert all(0 < value["mean"] < 1 for _, value, _ in published_results())
+    keys = {key for match, *_ in published_results() for key in match}
     assert keys <= {"head", "norm", "backbone", "dataset", "objective", "regularizer"} | {
         *("way", "shot", "measured", "queries"),
     }
@@ -398,16 +364,10 @@ def test_standard_errors_of_papers_become_intervals_and_what_was_not_read_is_rep
 # statistics
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 31, 100, 999])
-def test_the_quantile_of_students_t_is_that_of_scipy(degrees):
-    for level in (0.5, 0.9, 0.95, 0.99):
-        assert t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-8)
-
-
 def test_intervals_are_those_of_scipy():
     values = np.random.default_rng(0).random(50)
     assert interval(values)["ci95"] == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
-    seeds = over_seeds([0.5, 0.6, 0.65, 0.55])
+    seeds = seed_interval([0.5, 0.6, 0.65, 0.55])
     low, high = stats.t.interval(0.95, 3, seeds["mean"], stats.sem([0.5, 0.6, 0.65, 0.55]))
     assert seeds["ci95"] == pytest.approx((high - low) / 2, rel=1e-10)
 
@@ -425,7 +385,7 @@ def test_ranks_without_ties_are_those_of_scipy_and_always_share_out_the_same_sum
 
 def test_the_columns_of_a_real_run_hold_the_means_of_its_tasks(launch):
     whole, folder = launch("norm=none", "test.seed=3", "evaluate=[ridge]", "test.shot=[1,2]")
-    table = table_of(folder)
+    table = comparison_of(folder)
     measured = {name: table.cells[0, column] for column, name in table.columns.items() if not column.baseline}
     names = {"protonet, 1-shot": "protonet", "protonet, 2-shot": "protonet/shot2"}
     names |= {"ridge, 1-shot": "ridge", "ridge, 2-shot": "ridge/shot2"}
@@ -461,7 +421,7 @@ NASTY = ["a_b & c% $x$ #1 {y} ~ ^ \\", "<script>alert('x')</script>", "50|60 *st
 
 
 def test_names_are_escaped_in_every_form(capsys):
-    sheet = Sheet("t <i> & |", NASTY, [[name, *[Bold(name)] * len(NASTY)] for name in NASTY], NASTY)
+    sheet = TextTable("t <i> & |", NASTY, [[name, *[Bold(name)] * len(NASTY)] for name in NASTY], NASTY)
     cells = Cells()
     cells.feed(sheet.html())
     assert cells.open == [] and cells.texts == [*NASTY, *(text for name in NASTY for text in [name] * 5)]
@@ -480,10 +440,12 @@ def test_names_are_escaped_in_every_form(capsys):
 def test_a_column_names_its_place_in_results():
     run = type("Run", (), {"shots": [1, 5], "heads": ["svm"], "settings": {}})()
     run.report = {"metrics": {"test/svm/shot5/a/accuracy": {"mean": 0.3}}, "baselines": {"p/shot5": {"mean": 0.1}}}
-    assert Column("{}", OWN, 1, "a").of(run) == {"mean": 0.3} and Column("{}", "svm", 0, "a").of(run) is None
-    assert Column("{}", "p", 1, None, True).of(run) == {"mean": 0.1} and Column("{}", "p", 2).of(run) is None
+    assert (
+        Column("{}", TRAINED, 1, "a").measure(run) == {"mean": 0.3} and Column("{}", "svm", 0, "a").measure(run) is None
+    )
+    assert Column("{}", "p", 1, None, True).measure(run) == {"mean": 0.1} and Column("{}", "p", 2).measure(run) is None
 
 
 def test_a_folder_without_runs_is_a_sentence(tmp_path):
     with pytest.raises(UsageError, match="none among the 0"):
-        find([str(tmp_path)])
+        find_runs([str(tmp_path)])

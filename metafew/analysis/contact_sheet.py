@@ -1,4 +1,4 @@
-"""The contact sheet of a dataset: tasks of training and of testing, with the names of their classes."""
+"""The contact sheet of a dataset: training and test tasks, with the names of their classes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metafew.analysis.features.plots import shorten
 from metafew.data.store import Split
 from metafew.errors import UsageError
 
 WAY, SHOT, QUERY = 5, 3, 5
-CELL, NAMES, TITLE, MARGIN = 0.55, 2.2, 0.5, 0.1  # inches: an image, and the room for words beside and above a task
-LONGEST = 30  # letters of a class name that fit there
+CELL, NAMES, TITLE, MARGIN = 0.55, 2.2, 0.5, 0.1  # inches: an image, class names, and the title above a task
 GROUND, LINE = 255, 205  # levels of grey
 
 
@@ -22,9 +23,9 @@ class Sample(NamedTuple):
     """One task to draw.
 
     Attributes:
-        title: what stands above it.
-        names: those of its classes.
-        images: of each class, its support before its queries: uint8 ``(n, c, h, w)`` with ``n`` up to 8.
+        title: the text above it.
+        names: the names of its classes.
+        images: the images of each class, support before queries: uint8 ``(n, c, h, w)`` with ``n`` up to 8.
     """
 
     title: str
@@ -32,8 +33,8 @@ class Sample(NamedTuple):
     images: list[np.ndarray]
 
 
-def sample(split: Split, title: str, seed: int) -> Sample:
-    """Draw a task of five classes, or all where there are fewer; a small class shows all of its images."""
+def draw_sample(split: Split, title: str, seed: int) -> Sample:
+    """Draw a random task of up to five classes with up to eight images each."""
     rng = np.random.default_rng(seed)
     classes = rng.permutation(len(split.names))[:WAY]
     rows = [rng.permutation(split.rows[c])[: SHOT + QUERY] for c in classes]
@@ -42,32 +43,32 @@ def sample(split: Split, title: str, seed: int) -> Sample:
 
 
 def contact_sheet(train: Sequence[Sample], test: Sequence[Sample], path: Path) -> None:
-    """Draw tasks of training on the left and of testing on the right: a row a class, support before queries.
+    """Draw training tasks on the left and test tasks on the right, a row for each class, support before queries.
 
     Args:
         train: training tasks.
-        test: as many test tasks.
+        test: the same number of test tasks.
         path: the PNG to write.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: if ``path`` cannot be written.
     """
     width, height = CELL * (SHOT + QUERY + 0.5), CELL * WAY
-    whole = 2 * (NAMES + width + MARGIN), len(train) * (TITLE + height) + MARGIN
-    figure = Figure(figsize=whole)
+    size = 2 * (NAMES + width + MARGIN), len(train) * (TITLE + height) + MARGIN
+    figure = Figure(figsize=size)
     for column, tasks in enumerate((train, test)):
         for row, task in enumerate(tasks):
-            left = column * whole[0] / 2 + NAMES
-            bottom = whole[1] - (row + 1) * (TITLE + height)
-            draw(figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])), task)
+            left = column * size[0] / 2 + NAMES
+            bottom = size[1] - (row + 1) * (TITLE + height)
+            draw_task(figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1])), task)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise UsageError(f"the contact sheet cannot be {path} ({error}): type out=FILE.png") from error
+        raise UsageError(f"expected out to be an image file, got {path} ({error}): type out=FILE.png") from error
 
 
-def draw(axes, task: Sample) -> None:
+def draw_task(axes: Axes, task: Sample) -> None:
     """Draw one task on ``axes``."""
     axes.set_title(task.title, fontsize=9, loc="left", pad=13, parse_math=False)
     axes.set(xticks=[], yticks=[])
@@ -76,18 +77,18 @@ def draw(axes, task: Sample) -> None:
         return
     size = task.images[0].shape[-1]
     line = max(1, size // 28)
-    step, gap = size + line, size // 2  # the gap parts support and queries
+    step, gap = size + line, size // 2  # between support and queries
     starts = [column * step + (gap if column >= SHOT else 0) for column in range(SHOT + QUERY)]
     canvas = np.full((WAY * step + line, starts[-1] + step + line, 3), GROUND, np.uint8)
     for row, images in enumerate(task.images):
         for left, image in zip(starts, images, strict=False):
             frame = canvas[row * step : (row + 1) * step + line, left : left + step + line]
             frame[:] = LINE
-            # Drawings are ink on paper.
+            # Grey images are drawings with bright ink: shown as ink on paper.
             frame[line:-line, line:-line] = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0][..., None]
     axes.imshow(canvas)
     for start, word in ((0, "support"), (SHOT, "queries")):
         axes.text(starts[start], -0.08 * size, word, fontsize=7, color="0.35")
-    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in task.names]
-    axes.set_yticks([(row + 0.5) * step for row in range(len(names))], names, fontsize=7, parse_math=False)
+    ticks = [(row + 0.5) * step for row in range(len(task.names))]
+    axes.set_yticks(ticks, [shorten(name) for name in task.names], fontsize=7, parse_math=False)
     axes.tick_params(length=0)

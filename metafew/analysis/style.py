@@ -1,4 +1,4 @@
-"""What all figures share: looks that are told apart in any colour vision and in grey, and how they are saved."""
+"""Styles of all figures, distinguishable with colour vision deficiencies and in grey, and how figures are saved."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Those of Okabe and Ito that stand out on white: told apart by all common kinds of colour vision."""
+"""The colours of Okabe and Ito that stand out on white, distinguishable with common colour vision deficiencies."""
 BLUE, ORANGE, LIGHT = COLOURS[0], COLOURS[1], COLOURS[4]
 LINES, MARKERS, HATCHES = ("-", "--", "-.", ":"), "osD^vPX", ("", "///", "...", "\\\\\\", "xx")
 CLASSES = tuple(
     {"color": colour, "marker": marker}
     for colour, marker in zip(("#0072b2", "#e69f00", "#000000", "#56b4e9", "#d55e00"), "o^sxD", strict=True)
 )
-"""Looks of points, as far apart in grey as these colours are."""
+"""Styles of points by class, in the order of greatest contrast in grey."""
 HEIGHT = 3.6  # inches
 
 
 def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
-    """Return a figure and its axes."""
+    """Return a figure and its axes, with labels ``x`` and ``y``."""
     figure = Figure(figsize=(width, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
@@ -32,14 +32,14 @@ def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
 
 
 def plain(axes: Axes) -> None:
-    """Leave out the frame where nothing is read off, and draw a grid below all else."""
+    """Remove the top and right spines, and draw a grid below the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
 
 
 def look(number: int) -> Mapping[str, str]:
-    """Return colour, line and marker, which tell a line apart in grey too."""
+    """Return colour, line style and marker of line ``number``, distinguishable in grey too."""
     turn = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -50,15 +50,15 @@ def look(number: int) -> Mapping[str, str]:
 
 
 def legend(figure: Figure, title: str) -> None:
-    """Name what was drawn to the right of it, and let the figure be high enough for that."""
+    """Add a legend to the right of the axes, and make the figure high enough for it."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     below = max(tick.count("\n") for tick in ticks)
     marked = any("†" in text for text in [*names, *ticks])
     title = "\n".join(filter(None, [title, "† transductive" if marked else ""]))
     names = [fill(name, 36, max_lines=3, placeholder=" …") for name in names]
-    beside = len("\n".join([title, *names]).splitlines())
-    figure.set_figheight(max(HEIGHT + 0.15 * below, 0.7 + 0.165 * beside))
+    lines = len("\n".join([title, *names]).splitlines())
+    figure.set_figheight(max(HEIGHT + 0.15 * below, 0.7 + 0.165 * lines))
     looks = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
     shown = figure.legend(handles, names, loc="outside right upper", title=title, **looks)
     for text in shown.get_texts():
@@ -66,7 +66,7 @@ def legend(figure: Figure, title: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as ``path``, which ends in ``.png``, and as an SVG beside it; the same figure, the same file."""
+    """Write ``figure`` as ``path``, a PNG, and as an SVG with the same stem; equal figures give equal files."""
     figure.savefig(path, dpi=150)
     with rc_context({"svg.hashsalt": "metafew"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from metafew.analysis.contact_sheet import contact_sheet, sample
+from metafew.analysis.contact_sheet import contact_sheet, draw_sample
 from metafew.cli import configuration
 from metafew.commands.command_line import run_command
 from metafew.data.sources import SPLITS, Source
@@ -71,7 +71,7 @@ def draw_tasks(source: Source, stores: dict[Source, Path], path: Path) -> None:
     for name in ("train", "test"):
         turns = islice(cycle(source.components(name)), TASKS)
         sheet[name] = [
-            sample(Split(stores[each], name), f"{name}: {each.title}, task {number + 1}", seed=number)
+            draw_sample(Split(stores[each], name), f"{name}: {each.title}, task {number + 1}", seed=number)
             for number, each in enumerate(turns)
         ]
     contact_sheet(sheet["train"], sheet["test"], path)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metafew.analysis.compare.comparison import compare
-from metafew.analysis.compare.report import sheets, write
-from metafew.analysis.compare.runs import find
+from metafew.analysis.compare.comparison import compare_runs
+from metafew.analysis.compare.report import report_tables, write_report
+from metafew.analysis.compare.runs import find_runs
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
@@ -42,17 +42,17 @@ def report(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
         )
-    runs, omitted = find(places)
-    table = compare([run for run in runs if run.heads], options["against"])
-    several = sheets(table, options["against"], options["spread"]) if table.rows else []
-    files, omitted = write(Path(options["out"]), table, several, runs, omitted)
+    runs, omitted = find_runs(places)
+    comparison = compare_runs([run for run in runs if run.heads], options["against"])
+    tables = report_tables(comparison, options["against"], options["spread"]) if comparison.rows else []
+    files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted)
     console = Console()
-    for sheet in several:
-        if WIDTH * len(sheet.columns) > console.width:
-            print(f"{sheet.title}: {len(sheet.columns)} columns are too wide for this terminal; see the files")
+    for table in tables:
+        if WIDTH * len(table.columns) > console.width:
+            print(f"{table.title}: {len(table.columns)} columns are too wide for this terminal; see the files")
         else:
-            console.print(sheet.rich())
-        print("\n".join([*sheet.notes, ""]))
+            console.print(table.rich())
+        print("\n".join([*table.notes, ""]))
     for place, reason in omitted:
         print(f"left out: {place}: {reason}")
     print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")

@@ -22,7 +22,7 @@ from PIL import Image
 from metafew.commands.command_line import run_command
 from metafew.distributed.launch import ENDED, start
 from metafew.errors import UsageError
-from metafew.experiments.page import page
+from metafew.experiments.page import reproduction_page
 from metafew.io import CONF, atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -40,7 +40,7 @@ def reproduce(arguments: Sequence[str], docs: Path) -> None:
     failed = [] if list(arguments) == ["page"] else run_experiments(arguments, docs)
     docs.mkdir(exist_ok=True)
     with atomic_write(docs / "reproduction.md") as file:
-        file.write(page(docs / "results"))
+        file.write(reproduction_page(docs / "results"))
     print(f"the page is {docs / 'reproduction.md'}")
     if failed:
         raise UsageError(

@@ -25,7 +25,7 @@ from metafew.commands.command_line import run_command
 from metafew.commands.search_space import Space
 from metafew.distributed.launch import left_to
 from metafew.errors import UsageError
-from metafew.experiments.cells import say, succeeded
+from metafew.experiments.cells import print_plain, run_in_process
 from metafew.experiments.plan import Command
 from metafew.io import read_json
 
@@ -96,10 +96,10 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     trial = study.ask(space.distributions)
     folder = out / "trials" / f"{trial.number:03d}"
     values = rounded(trial.params)
-    say(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+    print_plain(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
     children = []
     with left_to(children) as signals:
-        succeeded(Command(folder, (*space.overrides(values), "stages=[fit]")), children, signals)
+        run_in_process(Command(folder, (*space.overrides(values), "stages=[fit]")), children, signals)
     if signals:
         raise KeyboardInterrupt
     report = read_json(folder / "results.json")
@@ -108,10 +108,10 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
         error = report.get("error", "it was never validated")
         trial.set_user_attr("error", error)
         study.tell(trial, 0.0)  # its sampler ignores trials in the state FAIL, and would propose similar ones again
-        say(console, f"  failed: {error}")
+        print_plain(console, f"  failed: {error}")
     else:
         study.tell(trial, accuracy)
-        say(console, f"  {100 * accuracy:.2f} %")
+        print_plain(console, f"  {100 * accuracy:.2f} %")
 
 
 def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str]:
@@ -138,11 +138,11 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
         table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else f"{100 * trial.value:.2f} %")
     console.print(table)
     for trial in failed:
-        say(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")
+        print_plain(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")
     if not ranked:
         raise UsageError(
             f"expected at least one trial to succeed, got {len(failed)} that failed: type other overrides and "
             f"out={out}_2"
         )
-    say(console, "the best, to be trained and tested:")
-    say(console, "  " + shlex.join(["python", "train.py", *space.overrides(rounded(ranked[0].params))]))
+    print_plain(console, "the best, to be trained and tested:")
+    print_plain(console, "  " + shlex.join(["python", "train.py", *space.overrides(rounded(ranked[0].params))]))

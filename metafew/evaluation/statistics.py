@@ -1,16 +1,15 @@
-"""Means, intervals and ranks of what was measured on tasks. Imports no torch: tables are made without it."""
+"""Means, confidence intervals and ranks of accuracies. Imports no torch: reports are written without it."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
 NORMAL = 1.96
-"""Half width of a 95 % interval in standard errors, where there are many tasks."""
-STEPS = 2**53  # as many as a float tells apart between 0 and 1
+"""Half width of a 95 % confidence interval in standard errors, for many tasks."""
 
 
 def interval(values: np.ndarray) -> dict[str, float | None]:
@@ -26,69 +25,44 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "ci95": ci95, "tasks": count}
 
 
-def over_seeds(means: Sequence[float]) -> dict[str, float]:
-    """Return the mean of the means of several seeds, its standard error, and the half width of its 95 % t-interval.
+def seed_interval(means: Sequence[float]) -> dict[str, float]:
+    """Return the mean over seeds, its standard error and the half width of its 95 % t-interval.
 
-    >>> {k: round(v, 3) for k, v in over_seeds([0.80, 0.82, 0.84]).items()}
+    ``ci95 = t(0.975, n - 1) s / sqrt(n)`` over the ``n`` means of two or more seeds.
+
+    >>> {k: round(v, 3) for k, v in seed_interval([0.80, 0.82, 0.84]).items()}
     {'mean': 0.82, 'ci95': 0.05, 'se': 0.012}
     """
     error = float(np.std(means, ddof=1)) / math.sqrt(len(means))
-    return {"mean": float(np.mean(means)), "ci95": t_quantile(len(means) - 1) * error, "se": error}
+    return {"mean": float(np.mean(means)), "ci95": float(stdtrit(len(means) - 1, 0.975)) * error, "se": error}
 
 
-def summarized(values: Sequence[dict]) -> dict[str, float | None]:
-    """Return mean, ``ci95`` and ``se`` of one measure, from its mean and ``ci95`` for each seed.
+def summarize_seeds(measures: Sequence[dict]) -> dict[str, float | None]:
+    """Return mean, ``ci95`` and ``se`` of one measure, given its mean and ``ci95`` for each seed.
 
-    One seed keeps its interval over tasks; several have that over seeds. All are None where a seed diverged.
+    A single seed keeps its interval over tasks; several have the interval over seeds. All are None if a seed diverged.
 
-    >>> summarized([{"mean": 0.5, "ci95": 0.196}]), summarized([{"mean": 0.5, "ci95": 0.1}, {"mean": None}])
+    >>> summarize_seeds([{"mean": 0.5, "ci95": 0.196}]), summarize_seeds([{"mean": 0.5, "ci95": 0.1}, {"mean": None}])
     ({'mean': 0.5, 'ci95': 0.196, 'se': 0.1}, {'mean': None, 'ci95': None, 'se': None})
     """
-    means = [value["mean"] for value in values]
+    means = [measure["mean"] for measure in measures]
     if None in means:
         return {"mean": None, "ci95": None, "se": None}
     if len(means) > 1:
-        return over_seeds(means)
-    ci95 = values[0].get("ci95")
+        return seed_interval(means)
+    ci95 = measures[0].get("ci95")
     return {"mean": means[0], "ci95": ci95, "se": None if ci95 is None else ci95 / NORMAL}
 
 
-def t_quantile(degrees: int, level: float = 0.95) -> float:
-    """Return the ``t`` that Student's distribution lies within ``-t`` and ``t`` of with probability ``level``.
+def ranks(accuracies: np.ndarray, difference_of: Callable[[np.ndarray], dict] = interval) -> np.ndarray:
+    """Return the rank of each method, 1 for the best; indistinguishable methods share the mean of their ranks.
 
-    With ``t = sqrt(degrees) tan(angle)`` that probability is a finite sum of powers of the cosine, and rises with the
-    angle: the angle is found by bisection.
-
-    >>> round(t_quantile(1), 3), round(t_quantile(2), 3), round(t_quantile(100), 3)
-    (12.706, 4.303, 1.984)
-    """
-    unit = math.pi / 2 / STEPS
-    angle = unit * bisect_left(range(STEPS), level, key=lambda step: within(unit * step, degrees))
-    return math.sqrt(degrees) * math.tan(angle)
-
-
-def within(angle: float, degrees: int) -> float:
-    """Return the probability that Student's ``t`` is at most ``sqrt(degrees) tan(angle)`` in size."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = sine * cosine if odd else sine
-    total = 0.0 if degrees == 1 else term
-    for power in range(3 if odd else 2, degrees, 2):
-        term *= cosine**2 * (power - 1) / power
-        total += term
-    return (angle + total) * 2 / math.pi if odd else total
-
-
-def ranks(accuracies: np.ndarray, spread: Callable[[np.ndarray], dict] = interval) -> np.ndarray:
-    """Return the rank of each method, 1 for the best: those that cannot be told apart share the mean of their ranks.
-
-    Two methods differ when the 95 % confidence interval of the mean of their paired differences leaves out 0. The rank
-    of a method is 1 + the number of methods that are better + half the number of those that do not differ from it,
-    which is the mean of the ranks that a group of equals takes up.
+    Two methods differ if the 95 % confidence interval of the mean of their paired differences excludes 0. The rank of a
+    method is 1 + the number of better methods + half the number of methods that do not differ from it.
 
     Args:
         accuracies: ``(methods, tasks)``, or ``(methods, seeds)`` of means.
-        spread: the mean of differences and its interval: :func:`interval`, or for seeds :func:`over_seeds`.
+        difference_of: mean and interval of paired differences: :func:`interval`, or :func:`seed_interval` for seeds.
 
     Returns:
         ``(methods,)``.
@@ -99,21 +73,19 @@ def ranks(accuracies: np.ndarray, spread: Callable[[np.ndarray], dict] = interva
     placed = np.ones(len(accuracies))
     for i, ours in enumerate(accuracies):
         for j, theirs in enumerate(accuracies):
-            difference = spread(theirs - ours)
-            if i != j and equal(difference):
-                placed[i] += 0.5
-            elif difference["mean"] > 0 and i != j:
-                placed[i] += 1
+            if i != j:
+                difference = difference_of(theirs - ours)
+                placed[i] += 0.5 if contains_zero(difference) else float(difference["mean"] > 0)
     return placed
 
 
-def equal(difference: dict) -> bool:
-    """Tell whether the interval of a difference holds 0."""
+def contains_zero(difference: dict) -> bool:
+    """Return whether the confidence interval of a difference contains 0."""
     return abs(difference["mean"]) <= (difference["ci95"] or 0.0)
 
 
 def format_percent(measure: dict | None) -> str:
-    """Return an accuracy in percent with its confidence interval, which a single task lacks.
+    """Format an accuracy in percent with its confidence interval, if it has one.
 
     >>> format_percent({"mean": 0.875, "ci95": 0.0123}), format_percent({"mean": 1.0, "ci95": None})
     ('87.50 ± 1.23', '100.00')

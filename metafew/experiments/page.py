@@ -1,15 +1,16 @@
-"""docs/reproduction.md: every experiment, its table beside the published one, and what became of each claim."""
+"""Generate docs/reproduction.md: the tables, figures and claims of every experiment. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 import yaml
 
-from metafew.analysis.compare.table import Sheet, markdown
+from metafew.analysis.compare.text_table import TextTable, escape_markdown
 from metafew.experiments.claims import MISSING
-from metafew.experiments.record import evidence, panels, published
+from metafew.experiments.record import evidence_lines, panel_tables, published_only
 from metafew.io import CONF, read_json
 
 INTRO = """\
@@ -17,9 +18,9 @@ INTRO = """\
 
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
-The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), one command a
-table, on data that anyone can get. `make reproduce` runs them all at a small budget on two CPU cores, hours in all;
-typed again it goes on where it stopped. One alone:
+The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), checked on
+freely available data with one command for each table. `make reproduce` runs all of them at a small budget, which takes
+hours on two CPU cores; the same command resumes after an interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml
@@ -27,48 +28,55 @@ python train.py experiment=tasknorm_maml seeds=[0,1,2] trainer.max_steps=2000
 python train.py experiment=tasknorm_maml budget=paper
 ```
 
-`budget=paper` has the papers' optimizers, schedules, steps, tasks a step and test tasks, on these data and
-networks; `seeds=[0,1,2]` trains that often, `jobs=2` is how many runs share the cores, and all other words hold for
-every run of the table. Runs stand in `outputs/cells`, in folders named after their words, so that a table finds there
-what another made. Omniglot and Caltech-101 (`caltech101/101_ObjectCategories`) are looked for in `data_dir`.
+`budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, on the data and
+networks below; `seeds=[0,1,2]` trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply
+to every run of the table. Runs are kept in `outputs/cells`, in folders named after their overrides, so that tables
+share them. Omniglot and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
 
-A comparison holds or fails where the 95 % interval of the difference, over the same seeds or else over the same test
-tasks, leaves out zero; elsewhere it is undecided. Where there is one seed, the verdict is on that one training. Of a
-claim all comparisons must hold: then it is reproduced, and if only some do, partly. These are small networks and
-budgets: what is not reproduced here is not refuted.
+A comparison holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
+tasks, excludes zero; otherwise it is undecided. With one seed, the verdict applies to that one training. A claim is
+reproduced if all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small:
+a claim that is not reproduced here is not refuted.
 
-The page is made from the files in [results](results), which the commands left: `python scripts/reproduce.py page`."""
+This page is generated from the files in [results](results): `python scripts/reproduce.py page`."""
 
 
-def page(results: Path) -> str:
-    """Return the page, of NAME.json in ``results``, and NAME.md with remarks where there is one."""
+def reproduction_page(results: Path) -> str:
+    """Return the page.
+
+    Args:
+        results: the folder of NAME.json, the results of each experiment, and NAME.md, optional remarks.
+    """
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-    parts = [INTRO, "## Claims", claims({name: read_json(results / f"{name}.json") for name in names})]
-    for name in names:
-        file = results / f"{name}.md"
-        parts += section(name, read_json(results / f"{name}.json"), file.read_text().strip() if file.exists() else "")
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def claims(reports: Mapping[str, Mapping]) -> str:
-    """Return the table of all claims."""
-    sheet = Sheet("", ["here", "experiment"])
+    reports = {name: read_json(results / f"{name}.json") for name in names}
+    parts = [INTRO, "## Claims", claims_table(reports)]
     for name, report in reports.items():
-        found = report.get("claims") or [{"text": text, "verdict": MISSING} for text in described(name)["claims"]]
-        sheet.rows += [[claim["text"], claim["verdict"], name] for claim in found]
-    return table(sheet)
+        remarks = results / f"{name}.md"
+        parts += section(name, report)
+        parts += [remarks.read_text().strip()] if remarks.exists() else []
+    return "\n\n".join(parts) + "\n"
 
 
-def described(name: str) -> Mapping:
-    """Return an experiment as its YAML describes it."""
+def claims_table(reports: Mapping[str, Mapping]) -> str:
+    """Return the table of all claims, in Markdown."""
+    table = TextTable("", ["here", "experiment"])
+    for name, report in reports.items():
+        claims = report.get("claims") or [{"text": text, "verdict": MISSING} for text in read_yaml(name)["claims"]]
+        table.rows += [[claim["text"], claim["verdict"], name] for claim in claims]
+    return with_italic_title(table)
+
+
+def read_yaml(name: str) -> Mapping:
+    """Return the node ``experiment`` of an experiment's YAML."""
     return yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["experiment"]
 
 
-def section(name: str, report: Mapping, remarks: str) -> list[str]:
+def section(name: str, report: Mapping) -> list[str]:
     """Return the paragraphs on one experiment."""
-    about = report or described(name)
+    about = report or read_yaml(name)
     command = report.get("command", f"python train.py experiment={name}")
-    parts = [f"## {about['title']}", f"{about['paper']}: {about['setting'].strip()}", f"```\n{command}\n```"]
+    setting = wrap(f"{about['paper']}: {about['setting'].strip()}")
+    parts = [f"## {about['title']}", setting, f"```\n{command}\n```"]
     if not report:
         return [*parts, "Not yet run."]
     steps = sorted({row["steps"] for row in report["rows"].values()} - {0})
@@ -77,16 +85,23 @@ def section(name: str, report: Mapping, remarks: str) -> list[str]:
         f"{', '.join(f'{count:,}' for count in steps)} training steps, {seeds} {'seeds' if seeds > 1 else 'seed'}, "
         f"{report['minutes']:.0f} minutes of runs."
     )
-    parts += [table(sheet) for sheet in (*panels(report), *published(report))]
+    parts += [with_italic_title(table) for table in (*panel_tables(report), *published_only(report))]
     parts += [f"![{figure}](pictures/{name}_{figure}.png)" for figure in report["figures"]]
     for claim in report["claims"]:
-        lines = [f"- {markdown(line)}" for line in evidence(claim, report["columns"])]
+        lines = [wrap(f"- {escape_markdown(line)}") for line in evidence_lines(claim, report["columns"])]
         parts.append("\n".join([f"**{claim['text']}**: {claim['verdict']}.", "", *lines]))
-    return [*parts, remarks]
+    return parts
 
 
-def table(sheet: Sheet) -> str:
-    """Return a table and its notes under their title, if it has one."""
-    heading, _, rest = sheet.markdown().partition("\n")
+def with_italic_title(table: TextTable) -> str:
+    """Render a table to Markdown with an italic title, if any, in place of a heading."""
+    heading, *lines = table.markdown().strip().split("\n")
     title = heading.removeprefix("## ").strip()
-    return "\n\n".join(filter(None, [f"*{title}*" if title else "", rest.strip()]))
+    body = "\n".join(wrap(line) if line.startswith("- ") else line for line in lines).strip()
+    return "\n\n".join(filter(None, [f"*{title}*" if title else "", body]))
+
+
+def wrap(text: str) -> str:
+    """Wrap a paragraph or a list item to 120 characters."""
+    indent = "  " if text.startswith("- ") else ""
+    return fill(text, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)

@@ -1,4 +1,4 @@
-"""What an experiment leaves: one JSON file with everything that its tables and its page are made of. No torch."""
+"""The results.json of an experiment, from which its tables and its page are made. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,61 +6,78 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from metafew.analysis.compare.table import DAGGER, Sheet
+from metafew.analysis.compare.text_table import DAGGER, TextTable
 from metafew.evaluation.statistics import format_percent
-from metafew.experiments.claims import MISSING, check, verdict
-from metafew.experiments.measured import Measured, measured
+from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
+from metafew.experiments.measurements import measure_row
 from metafew.experiments.plan import Cell
 
-ELSEWHERE = re.compile(r"(seed|stages|ckpt|data_dir|cache_dir|backbone\.weights)=")
-"""Words of a training that differ from place to place, and from seed to seed."""
+NOT_RECORDED = re.compile(r"(seed|stages|ckpt|data_dir|cache_dir|backbone\.weights)=")
+"""Overrides of a training that depend on the machine or the seed."""
 
 
-def gather(experiment: Mapping, cells: Sequence[Cell]) -> dict:
-    """Return the results of an experiment, as far as its cells are finished.
+def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
+    """Return the results of the finished cells of an experiment.
 
     Args:
-        experiment: what stands below ``experiment`` in the YAML, with ``name``, ``budget`` and ``command``.
+        experiment: the node ``experiment`` of the YAML, with ``name``, ``budget`` and ``command``.
         cells: all of them.
     """
-    of = {row: [cell for cell in cells if cell.row == row] for row in experiment["rows"]}
-    table: dict[tuple[str, str], Measured] = {}
-    for row, own in of.items():
-        for name, column in experiment["columns"].items():
-            other = "" if isinstance(column, str) else "/".join(filter(None, [row.rpartition("/")[0], column["of"]]))
-            if value := measured(own, column, of.get(other, [])):
-                table[row, name] = value
+    columns = experiment["columns"]
+    cells_of = {row: [cell for cell in cells if cell.row == row] for row in experiment["rows"]}
+    measurements: dict = {}
+    for row, own in cells_of.items():
+        for name, column in columns.items():
+            reference = "" if isinstance(column, str) else "/".join(filter(None, [panel_of(row), column["of"]]))
+            if measurement := measure_row(own, column, cells_of.get(reference, [])):
+                measurements[row, name] = measurement
     claims = []
     for text, lines in experiment.get("claims", {}).items():
-        evidence = check(lines, table, list(experiment["columns"]))
-        claims.append({"text": text, "verdict": verdict(evidence), "evidence": [asdict(each) for each in evidence]})
-    done = {command.folder: command.report for cell in cells for command in cell.commands if command.finished}
+        evidence = gather_evidence(lines, measurements, list(columns))
+        claims.append({"text": text, "verdict": claim_verdict(evidence), "evidence": list(map(asdict, evidence))})
+    reports = {command.folder: command.report for cell in cells for command in cell.commands if command.finished}
     return {
         **{key: experiment[key] for key in ("name", "title", "paper", "setting", "budget", "command")},
-        "columns": {name: unit(column) for name, column in experiment["columns"].items()},
+        "columns": {name: column_unit(column) for name, column in columns.items()},
         "seeds": sorted({cell.seed for cell in cells}),
-        "rows": {row: of_row(own, row, table) for row, own in of.items()},
+        "rows": {row: row_results(own, row, measurements) for row, own in cells_of.items()},
         "published": experiment.get("published"),
         "figures": [],
         "claims": claims,
-        "minutes": round(sum(sum(report["seconds"].values()) for report in done.values()) / 60, 1),
-        "versions": next((report["versions"] for report in done.values()), {}),
+        "minutes": round(sum(sum(report["seconds"].values()) for report in reports.values()) / 60, 1),
+        "versions": next((report["versions"] for report in reports.values()), {}),
     }
 
 
-def unit(column: str | Mapping) -> str:
-    """Return what a column is counted in: percent, steps, seconds, or nothing."""
+def panel_of(row: str) -> str:
+    """Return the panel of a row, empty in a table without panels."""
+    return row.rpartition("/")[0]
+
+
+def name_in_panel(row: str) -> str:
+    """Return the name of a row without its panel."""
+    return row.rpartition("/")[2]
+
+
+def column_unit(column: str | Mapping) -> str:
+    """Return the unit of a column: percent, steps, seconds, or none."""
     if isinstance(column, Mapping):
         return column["in"]
     return "percent" if column.startswith("test/") and column.endswith("accuracy") else ""
 
 
-def of_row(cells: Sequence[Cell], row: str, table: Mapping[tuple[str, str], Measured]) -> dict:
-    """Return what stands in results.json of one row."""
+def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> dict:
+    """Return the entry of one row in results.json."""
     reports = [cell.test.report for cell in cells if cell.finished]
+    figures = {}
+    for (own, column), found in measurements.items():
+        if own == row:
+            seeds = {str(seed): mean for seed, mean in found.seeds.items()}
+            figures[column] = {"mean": found.mean, "ci95": found.ci95, "tasks": found.tasks, "seeds": seeds}
+            figures[column] |= {"over": True} if found.lower_bound else {}
     return {
-        "words": [word for word in cells[0].fit.words if not ELSEWHERE.match(word)],
-        "figures": {name: value.summary() for (own, name), value in table.items() if own == row},
+        "words": [word for word in cells[0].fit.overrides if not NOT_RECORDED.match(word)],
+        "figures": figures,
         "steps": max((report["steps"] for report in reports), default=0),
         "transductive": any(report["transductive"] for report in reports),
         "chosen": [report["chosen"] for report in reports if report["chosen"]],
@@ -68,95 +85,98 @@ def of_row(cells: Sequence[Cell], row: str, table: Mapping[tuple[str, str], Meas
     }
 
 
-def tables(report: Mapping) -> list[Sheet]:
-    """Return one table for each panel, the claims, and the published figures where they are of other rows."""
-    claims = Sheet("claims", ["here"], [[claim["text"], claim["verdict"]] for claim in report["claims"]])
-    claims.notes += [line for claim in report["claims"] for line in evidence(claim, report["columns"])]
-    return [*panels(report), *([claims] if claims.rows else []), *published(report)]
+def result_tables(report: Mapping) -> list[TextTable]:
+    """Return a table of each panel, one of the claims, and one of published results for rows of other names."""
+    claims = TextTable("claims", ["here"], [[claim["text"], claim["verdict"]] for claim in report["claims"]])
+    claims.notes += [line for claim in report["claims"] for line in evidence_lines(claim, report["columns"])]
+    return [*panel_tables(report), *([claims] if claims.rows else []), *published_only(report)]
 
 
-def beside(report: Mapping) -> Mapping:
-    """Return the published figures if all of them are of our own rows, else nothing."""
-    theirs = report["published"] or {"rows": {}}
-    return theirs if theirs["rows"].keys() <= {row.rpartition("/")[2] for row in report["rows"]} else {"rows": {}}
+def published_rows(report: Mapping) -> Mapping:
+    """Return the published results if all of them are for rows of the experiment, else no rows."""
+    published = report["published"] or {"rows": {}}
+    return published if published["rows"].keys() <= set(map(name_in_panel, report["rows"])) else {"rows": {}}
 
 
-def published(report: Mapping) -> Iterator[Sheet]:
-    """Yield a table of the published figures, if there are some and they are not all of our own rows."""
-    theirs = report["published"]
-    if theirs and not beside(report)["rows"]:
-        rows = [[row, *map(quoted, values)] for row, values in theirs["rows"].items()]
-        yield Sheet("published", theirs.get("columns", list(report["columns"])), rows, [theirs["text"]])
+def published_only(report: Mapping) -> Iterator[TextTable]:
+    """Yield a table of the published results, if there are any for rows of other names."""
+    published = report["published"]
+    if published and not published_rows(report)["rows"]:
+        rows = [[row, *map(format_published, values)] for row, values in published["rows"].items()]
+        yield TextTable("published", published.get("columns", list(report["columns"])), rows, [published["text"]])
 
 
-def panels(report: Mapping) -> Iterator[Sheet]:
-    """Yield the tables of our figures, with published ones of the same rows beside them."""
-    theirs = beside(report)
-    columns = list(report["columns"])
-    names: dict[str, list[str]] = {}
-    for name in report["rows"]:
-        names.setdefault(name.rpartition("/")[0], []).append(name)
-    for panel, rows in names.items():
-        quotes = {name: theirs["rows"].get(name.rpartition("/")[2]) for name in rows}
-        quoting = theirs.get("columns", columns) if any(quotes.values()) else []
-        title = f"{report['title']}: {panel}" if panel else report["title"]
-        sheet = Sheet(title, [*columns, *(f"published: {name}" for name in quoting)], notes=[caption(report, rows)])
-        for name in rows:
-            own, row = report["rows"][name], name.rpartition("/")[2]
-            figures = [cell(own["figures"].get(column), report["columns"][column]) for column in columns]
-            if not own["figures"]:
-                figures = ["failed" if own["errors"] else MISSING] * len(columns)
-            figures += map(quoted, quotes[name] or ["–"] * len(quoting)) if quoting else []
-            sheet.rows.append([f"{row} †" if own["transductive"] else row, *figures])
-        owns = {name.rpartition("/")[2]: report["rows"][name] for name in rows}
-        sheet.notes += [DAGGER] * any(own["transductive"] for own in owns.values())
-        sheet.notes += [theirs["text"]] if quoting else []
-        sheet.notes += [
-            f"{row}: lr={picked['lr']:g} test_steps={picked['test_steps']} of head={head} chosen on validation tasks"
-            for row, own in owns.items()
-            for choice in own["chosen"]
-            for head, picked in choice.items()
-        ]
-        for error in dict.fromkeys(error for own in owns.values() for error in own["errors"]):
-            failed = ", ".join(row for row, own in owns.items() if error in own["errors"])
-            sheet.notes.append(f"{failed} failed: {error}")
-        yield sheet
+def panel_tables(report: Mapping) -> Iterator[TextTable]:
+    """Yield a table of each panel, with columns of the published results for its rows."""
+    published = published_rows(report)
+    panels: dict[str, dict[str, Mapping]] = {}
+    for row, results in report["rows"].items():
+        panels.setdefault(panel_of(row), {})[name_in_panel(row)] = results
+    for panel, rows in panels.items():
+        shown = published.get("columns", list(report["columns"])) if rows.keys() & published["rows"].keys() else []
+        columns = [*report["columns"], *(f"published: {name}" for name in shown)]
+        table = TextTable(f"{report['title']}: {panel}" if panel else report["title"], columns)
+        for name, results in rows.items():
+            figures = results["figures"]
+            line = [format_figure(figures.get(column), unit) for column, unit in report["columns"].items()]
+            if not figures:
+                line = ["failed" if results["errors"] else MISSING] * len(line)
+            line += map(format_published, published["rows"].get(name, ["–"] * len(shown)) if shown else [])
+            table.rows.append([f"{name} †" if results["transductive"] else name, *line])
+        table.notes = panel_notes(rows, [published["text"]] if shown else [])
+        yield table
 
 
-def caption(report: Mapping, rows: Sequence[str]) -> str:
-    """Return what the figures of these rows are."""
-    counts = {len(figure["seeds"]) for row in rows for figure in report["rows"][row]["figures"].values()} or {1}
-    tasks = "95 % interval over test tasks, or over pairs of classes where accuracies are not meant"
+def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
+    """Return the notes of a panel: its intervals, its source, the chosen hyperparameters and its errors.
+
+    Args:
+        rows: the results of its rows by name.
+        published: the source of the published results, if the table has them.
+    """
+    counts = {len(figure["seeds"]) for row in rows.values() for figure in row["figures"].values()} or {1}
+    tasks = "95 % interval over test tasks, or over pairs of classes for measures other than accuracy"
     seeds = f"95 % t-interval over {' or '.join(map(str, sorted(counts - {1})))} seeds"
-    over = " or, of one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
-    return f"mean ± {over}; accuracies in percent"
+    over = " or, for one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
+    notes = [f"mean ± {over}; accuracies in percent"]
+    notes += [DAGGER] * any(row["transductive"] for row in rows.values()) + published
+    notes += [
+        f"{name}: lr={picked['lr']:g} test_steps={picked['test_steps']} of head={head} chosen on validation tasks"
+        for name, row in rows.items()
+        for choice in row["chosen"]
+        for head, picked in choice.items()
+    ]
+    for error in dict.fromkeys(error for row in rows.values() for error in row["errors"]):
+        failed = ", ".join(name for name, row in rows.items() if error in row["errors"])
+        notes.append(f"{failed} failed: {error}")
+    return notes
 
 
-def cell(summary: Mapping | None, unit: str) -> str:
-    """Return a figure as it stands in a table.
+def format_figure(figure: Mapping | None, unit: str) -> str:
+    """Format a measurement in the unit of its column.
 
-    >>> cell({"mean": 0.875, "ci95": 0.0123}, "percent"), cell({"mean": 1.25, "ci95": 0.04}, "")
+    >>> format_figure({"mean": 0.875, "ci95": 0.0123}, "percent"), format_figure({"mean": 1.25, "ci95": 0.04}, "")
     ('87.50 ± 1.23', '1.250 ± 0.040')
-    >>> cell({"mean": 400, "ci95": None, "over": True}, "steps"), cell(None, "")
+    >>> format_figure({"mean": 400, "ci95": None, "over": True}, "steps"), format_figure(None, "")
     ('> 400', '–')
     """
-    if summary is None or unit == "percent" or summary["mean"] is None:
-        return format_percent(summary)
+    if figure is None or unit == "percent" or figure["mean"] is None:
+        return format_percent(figure)
     digits = 0 if unit else 3
-    spread = "" if summary["ci95"] is None else f" ± {summary['ci95']:.{digits}f}"
-    return f"{'> ' if summary.get('over') else ''}{summary['mean']:.{digits}f}{spread}"
+    spread = "" if figure["ci95"] is None else f" ± {figure['ci95']:.{digits}f}"
+    return f"{'> ' if figure.get('over') else ''}{figure['mean']:.{digits}f}{spread}"
 
 
-def quoted(value: float | str) -> str:
-    """Return a published figure as it was printed."""
+def format_published(value: float | str) -> str:
+    """Format a published result; text is kept as printed."""
     return value if isinstance(value, str) else f"{value:.2f}"
 
 
-def evidence(claim: Mapping, units: Mapping[str, str]) -> Iterator[str]:
-    """Yield one line for each comparison behind a claim, with the difference in the unit of its column.
+def evidence_lines(claim: Mapping, units: Mapping[str, str]) -> Iterator[str]:
+    """Yield one line for each comparison of a claim, with the difference in the unit of its column.
 
     >>> each = {"line": "a [x] > b", "verdict": "holds", "difference": 0.05, "ci95": 0.0123, "paired": True}
-    >>> list(evidence({"evidence": [each]}, {"x": "percent"}))
+    >>> list(evidence_lines({"evidence": [each]}, {"x": "percent"}))
     ['a [x] > b: holds, +5.00 ± 1.23']
     """
     for each in claim["evidence"]:

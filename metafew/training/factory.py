@@ -193,7 +193,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
         train = plan("train", total, cfg.seed)
     val = plan("val", cfg.val.total, cfg.test.seed)
     test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
-    analyzed = analyze.plan(cfg, test[0])
+    analyzed = analyze.analysis_tasks(cfg, test[0])
     augmentation = make(cfg.augment)
     plans = [each for each in (train, val, *test) if each.split in used]
     classes = {c: c.splits() for c in dict.fromkeys(c for each in plans for c in source.components(each.split))}
@@ -209,7 +209,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
             each.check(categories, component.title)
             augmentation.check(each.split, component.image_size, categories)
     if "analyze" in used:
-        analyze.check(analyzed, source)
+        analyze.check_analysis_tasks(analyzed, source)
     return FewShot(source, train, val, test, augmentation, place(cfg.cache_dir), cfg.data.num_workers, analyzed)
 
 

@@ -1,4 +1,4 @@
-"""Finished runs side by side: rows that differ in what was decided, columns that were measured, and who is best."""
+"""A comparison of finished runs: its measurements, their paired differences, and the best of each column."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metafew.analysis.compare.rows_and_columns import OWN, Column, Row, columns_of, rows_of
-from metafew.analysis.compare.runs import Run, Task
-from metafew.analysis.compare.settings import differing, typed, word
+from metafew.analysis.compare.rows_and_columns import Column, Row, find_columns, group_rows
+from metafew.analysis.compare.runs import Run, TaskKey
+from metafew.analysis.compare.settings import format_overrides, format_value, varying_keys
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import equal, interval, over_seeds, ranks, summarized
+from metafew.evaluation.statistics import contains_zero, interval, ranks, seed_interval, summarize_seeds
 
-SAME = ("test.seed", "test.query", "test.total")
-"""Settings that further make test tasks the same ones."""
+TASK_STREAM = ("test.seed", "test.query", "test.total")
+"""Settings that, with those of a column, determine the test tasks."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What the runs of a row measured in a column.
+class Measurement:
+    """One measure of the runs of a row.
 
     Attributes:
-        mean: over tasks and then over seeds; None where a run diverged.
-        ci95: half width of the 95 % interval: over tasks for one seed, over the means of several seeds (t).
-        error: one standard error, of the same.
+        mean: over tasks, then over seeds; None if a run diverged.
+        ci95: half width of the 95 % interval: over tasks for one seed, else the t-interval over the means of the seeds.
+        error: the corresponding standard error.
         tasks: the number of test tasks.
         runs: one for each seed.
-        accuracies: of each test task, averaged over seeds; empty where these are not known or not the same tasks.
+        accuracies: of each test task, averaged over seeds; empty if unknown, or if the tasks differ between seeds.
         seeds: the mean of each seed.
-        drawn: what the tasks were drawn by.
+        task_stream: the values of :data:`TASK_STREAM`, or another key that equal test tasks share; None if unknown.
+        lower_bound: whether some seed would have measured more had its training continued.
     """
 
     mean: float | None
@@ -39,162 +40,148 @@ class Cell:
     error: float | None
     tasks: int
     runs: list[Run]
-    accuracies: dict[Task, float] = field(repr=False)
+    accuracies: dict[TaskKey, float] = field(repr=False)
     seeds: dict[int, float]
-    drawn: tuple | None
+    task_stream: tuple | None
+    lower_bound: bool = False
 
 
 class Difference(NamedTuple):
-    """A row minus another: of the same tasks one by one where ``paired``, else of two means."""
+    """The difference of two measurements: over the same seeds or tasks if ``paired``, else of two means."""
 
     mean: float
     ci95: float | None
     paired: bool
 
-    @property
-    def equal(self) -> bool:
-        """Whether the interval holds 0."""
-        return equal(self._asdict())
-
-
-NOTHING = Difference(0.0, None, True)
-"""A row minus itself."""
-
 
 @dataclass
 class Comparison:
-    """The table: cells by the number of their row and their column, and what follows from them.
+    """Rows, columns and measurements, by the number of the row and by column.
 
     Attributes:
-        rows: what was decided.
-        columns: what was measured, and its name.
-        cells: those that there are.
-        common: the words that hold for all runs.
-        top: the rows that cannot be told apart from the best, and that itself.
-        differences: to the best, or to one row.
-        average_ranks: one for each row, where there are several columns to rank over.
+        rows: runs with equal settings.
+        columns: the measures and their names.
+        cells: the measurements; absent for a row without the measure.
+        common: overrides that all runs share.
+        top: the best row of each column and the rows that do not differ from it.
+        differences: to the best row, or to the reference.
+        average_ranks: of each row over columns; None without several columns.
     """
 
     rows: list[Row]
     columns: dict[Column, str]
-    cells: dict[tuple[int, Column], Cell]
+    cells: dict[tuple[int, Column], Measurement]
     common: str
     top: dict[Column, set[int]] = field(default_factory=dict)
     differences: dict[tuple[int, Column], Difference] = field(default_factory=dict)
     average_ranks: np.ndarray | None = None
 
 
-def compare(runs: Sequence[Run], against: str | None = None) -> Comparison:
-    """Return the table of these runs.
+def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
+    """Compare finished runs.
 
     Args:
-        runs: finished ones.
-        against: words that name one row, with which the others are compared; by default with the best of each column.
+        runs: tested ones.
+        against: overrides that identify the reference row of differences; by default the best row of each column.
 
     Raises:
-        UsageError: ``against`` names none of the rows, or several.
+        UsageError: if ``against`` identifies no row, or several.
     """
     if not runs:
         return Comparison([], {}, {}, "")
-    rows, columns = rows_of(runs), columns_of(runs)
-    cells = {(i, column): cell for i, row in enumerate(rows) for column in columns if (cell := cell_of(row, column))}
-    constant = [key for key in runs[0].facts if key in ("head", "norm", "backbone", "dataset")]
-    decided = dict.fromkeys([*constant, *(key for run in runs for key in run.settings)])
-    varying = differing([{key: run.facts.get(key) for key in decided} for run in runs])
-    table = Comparison(rows, columns, cells, typed(runs[0].facts, [key for key in decided if key not in varying]))
-    reference = None if against is None else named(rows, against)
+    rows, columns = group_rows(runs), find_columns(runs)
+    cells = {(i, column): cell for i, row in enumerate(rows) for column in columns if (cell := measure(row, column))}
+    always = [key for key in runs[0].values if key in ("head", "norm", "backbone", "dataset")]
+    keys = dict.fromkeys([*always, *(key for run in runs for key in run.settings)])
+    varying = varying_keys({key: run.values.get(key) for key in keys} for run in runs)
+    common = format_overrides(runs[0].values, [key for key in keys if key not in varying])
+    comparison = Comparison(rows, columns, cells, common)
+    reference = None if against is None else find_row(rows, against)
     for column in columns:
         measured = {i: cell for (i, own), cell in cells.items() if own == column and cell.mean is not None}
         if column.baseline or not measured:
             continue
         best = max(measured, key=lambda i: measured[i].mean)
-        gaps = {i: minus(cell, measured[best]) for i, cell in measured.items()}
-        table.top[column] = {i for i, gap in gaps.items() if i == best or gap.equal}
+        gaps = {i: difference(cell, measured[best]) for i, cell in measured.items()}
+        comparison.top[column] = {i for i, gap in gaps.items() if i == best or contains_zero(gap._asdict())}
         base = best if reference is None else reference
         if base in measured:
-            gaps = {i: minus(cell, measured[base]) for i, cell in measured.items()} | {base: NOTHING}
-            table.differences |= {(i, column): gap for i, gap in gaps.items()}
-    table.average_ranks = rank(table)
-    return table
+            gaps = {i: difference(cell, measured[base]) for i, cell in measured.items()}
+            gaps[base] = Difference(0.0, None, True)
+            comparison.differences |= {(i, column): gap for i, gap in gaps.items()}
+    comparison.average_ranks = average_ranks(comparison)
+    return comparison
 
 
-def cell_of(row: Row, column: Column) -> Cell | None:
-    """Return what the runs of a row measured, None where none did."""
-    measured = [(run, value) for run in row.runs if (value := column.of(run))]
+def measure(row: Row, column: Column) -> Measurement | None:
+    """Return the measurement of a row in a column; None if its runs lack the measure."""
+    measured = [(run, value) for run in row.runs if (value := column.measure(run))]
     if not measured:
         return None
     runs, values = zip(*measured, strict=True)
-    if column.baseline and all(value == values[0] for value in values):  # nothing is trained: there are no seeds
+    if column.baseline and all(value == values[0] for value in values):  # without training, seeds are no repetitions
         runs, values = runs[:1], values[:1]
-    tasks = [accuracies(run, column) for run in runs]
-    drawn = {drawn_by(run) for run in runs}
-    same = len(drawn) == 1 and None not in drawn and all(each.keys() == tasks[0].keys() for each in tasks)
-    mean = {task: float(np.mean([each[task] for each in tasks])) for task in tasks[0]} if same else {}
-    count = max(value.get("tasks") or len(each) for value, each in zip(values, tasks, strict=True))
+    accuracies = [column.task_accuracies(run) for run in runs]
+    streams = {task_stream(run) for run in runs}
+    same = len(streams) == 1 and None not in streams and all(each.keys() == accuracies[0].keys() for each in accuracies)
+    mean = {task: float(np.mean([each[task] for each in accuracies])) for task in accuracies[0]} if same else {}
+    count = max(value.get("tasks") or len(each) for value, each in zip(values, accuracies, strict=True))
     seeds = {run.seed: value["mean"] for run, value in zip(runs, values, strict=True)}
-    return Cell(*summarized(values).values(), count, list(runs), mean, seeds, drawn.pop() if same else None)
+    stream = streams.pop() if same else None
+    return Measurement(*summarize_seeds(values).values(), count, list(runs), mean, seeds, stream)
 
 
-def accuracies(run: Run, column: Column) -> dict[Task, float]:
-    """Return the accuracy of each task behind a measure."""
-    if column.baseline:
-        return {}
-    head = run.heads[0] if column.head == OWN else column.head
-    return run.of_tasks(head, column.number, column.source)
-
-
-def minus(ours: Cell, theirs: Cell) -> Difference:
-    """Return the difference of two cells: seed by seed for the same seeds, else task by task for the same tasks."""
-    same = ours.drawn and (ours.drawn, ours.accuracies.keys()) == (theirs.drawn, theirs.accuracies.keys())
-    if same and seed_by_seed([ours, theirs]):
-        pairs = over_seeds([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
+def difference(ours: Measurement, theirs: Measurement) -> Difference:
+    """Return ``ours`` minus ``theirs``, paired by the same seeds, else by the same tasks, else unpaired."""
+    same = ours.task_stream and ours.task_stream == theirs.task_stream
+    same = same and ours.accuracies.keys() == theirs.accuracies.keys()
+    if same and share_seeds([ours, theirs]):
+        pairs = seed_interval([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
         return Difference(pairs["mean"], pairs["ci95"], True)
     if same and ours.accuracies:
         pairs = interval(np.array([value - theirs.accuracies[task] for task, value in ours.accuracies.items()]))
         return Difference(pairs["mean"], pairs["ci95"], True)
-    spreads = ours.ci95, theirs.ci95
-    return Difference(ours.mean - theirs.mean, None if None in spreads else math.hypot(*spreads), False)
+    ci95 = None if None in (ours.ci95, theirs.ci95) else math.hypot(ours.ci95, theirs.ci95)
+    return Difference(ours.mean - theirs.mean, ci95, False)
 
 
-def seed_by_seed(cells: Sequence[Cell]) -> bool:
-    """Tell whether cells are of the same seeds, and of several."""
+def share_seeds(cells: Sequence[Measurement]) -> bool:
+    """Return whether measurements have the same seeds, two or more."""
     return len(cells[0].seeds) > 1 and all(cell.seeds.keys() == cells[0].seeds.keys() for cell in cells)
 
 
-def rank(table: Comparison) -> np.ndarray | None:
-    """Return the average rank of each row over columns, several, that all rows have on the same tasks."""
-    split = {column._replace(source=None) for column in table.columns if column.source is not None}
-    placed = []
-    for column in table.columns:
-        cells = [table.cells.get((i, column)) for i in range(len(table.rows))]
-        if column.baseline or column in split or None in cells or any(cell.mean is None for cell in cells):
+def average_ranks(comparison: Comparison) -> np.ndarray | None:
+    """Return the average rank of each row over the columns, at least two, in which all rows saw the same tasks."""
+    rows, columns = range(len(comparison.rows)), comparison.columns
+    pooled = {column._replace(source=None) for column in columns if column.source is not None}
+    ranked = []
+    for column in columns:
+        cells = [comparison.cells.get((i, column)) for i in rows]
+        if column.baseline or column in pooled or any(cell is None or cell.mean is None for cell in cells):
             continue
-        if all(minus(cell, cells[0]).paired for cell in cells):
-            if seed_by_seed(cells):
-                units, spread = [cell.seeds for cell in cells], over_seeds
-            else:
-                units, spread = [cell.accuracies for cell in cells], interval
-            placed.append(ranks(np.array([[unit[key] for key in units[0]] for unit in units]), spread))
-    return np.mean(placed, 0) if len(placed) > 1 and len(table.rows) > 1 else None
+        if all(difference(cell, cells[0]).paired for cell in cells):
+            by_seed = share_seeds(cells)
+            units = [cell.seeds if by_seed else cell.accuracies for cell in cells]
+            values = np.array([[unit[key] for key in units[0]] for unit in units])
+            ranked.append(ranks(values, seed_interval if by_seed else interval))
+    return np.mean(ranked, 0) if len(ranked) > 1 and len(rows) > 1 else None
 
 
-def named(rows: Sequence[Row], against: str) -> int:
-    """Return the number of the row that these words name."""
-    words = against.split()
-    fits = [
-        number
-        for number, row in enumerate(rows)
-        if all(any(f"{k}={word(v)}" == each for k, v in row.runs[0].facts.items()) for each in words)
-    ]
-    if len(fits) != 1:
-        labels = "; ".join(row.label for row in rows)
+def find_row(rows: Sequence[Row], against: str) -> int:
+    """Return the number of the row that has the overrides ``against``."""
+    found = []
+    for number, row in enumerate(rows):
+        overrides = {f"{key}={format_value(value)}" for key, value in row.runs[0].values.items()}
+        if set(against.split()) <= overrides:
+            found.append(number)
+    if len(found) != 1:
         raise UsageError(
-            f"against wants the words of one row, and {against!r} fits {len(fits)} of these: {labels}: "
-            f'type against="{rows[0].label}"'
+            f"expected against to identify one row, got {against!r}, which fits {len(found)} of these: "
+            f'{"; ".join(row.label for row in rows)}: type against="{rows[0].label}"'
         )
-    return fits[0]
+    return found[0]
 
 
-def drawn_by(run: Run) -> tuple | None:
-    """Return what else the test tasks depend on; None where the run does not say it."""
-    return tuple(run.facts[name] for name in SAME) if all(name in run.facts for name in SAME) else None
+def task_stream(run: Run) -> tuple | None:
+    """Return the values of :data:`TASK_STREAM`; None if the run did not record them."""
+    return tuple(run.values[key] for key in TASK_STREAM) if all(key in run.values for key in TASK_STREAM) else None

@@ -1,184 +1,195 @@
-"""The figures that a table of runs allows. Imports no torch."""
+"""Figures of a comparison of runs. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from metafew.analysis.compare import feature_plots
-from metafew.analysis.compare.comparison import Cell, Comparison
-from metafew.analysis.compare.rows_and_columns import Column, key, rows_of
+from metafew.analysis.compare.comparison import Comparison, Measurement
+from metafew.analysis.compare.feature_plots import alpha_curves, projections, sufficient_conditions, weight_distances
+from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows
 from metafew.analysis.compare.runs import Omitted, Run
-from metafew.analysis.compare.settings import differing, typed
-from metafew.analysis.compare.training_curves import INTERVAL, curves, rates
-from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, look, save
+from metafew.analysis.compare.settings import format_overrides, varying_keys
+from metafew.analysis.compare.training_curves import (
+    INTERVAL,
+    Folders,
+    draw_errorbars,
+    learning_curves,
+    learning_rates,
+)
+from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, save
 from metafew.errors import UsageError
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
-MARK = "\N{NO-BREAK SPACE}†"  # of what is transductive
-ANALYSES = {
-    feature_plots.projections: "projection",
-    feature_plots.travel: "distances",
-    feature_plots.alphas: "alpha",
-    feature_plots.conditions: "sufficient_condition",
-}
-"""What a figure of analyzed runs shows of their analysis.json."""
+MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 
-def draw(table: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
-    """Draw what the runs allow as PNG and SVG into ``folder``.
+def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
+    """Draw the figures that the runs have data for, as PNG and SVG.
 
     Args:
-        table: of those that were tested.
-        runs: all, which may have been analyzed too, or instead.
-        folder: where to.
+        comparison: the tested runs.
+        runs: all runs, tested or analyzed.
+        folder: the folder to write to.
 
     Returns:
-        The PNG files by their names, and the figures that runs do not allow together, with the reason.
+        The PNG files by name, and the figures that the runs do not permit, with the reason.
     """
     files, omitted = {}, []
-    for figure in (accuracy_over_shots, queries_at_once):
-        if drawn := figure(table):
-            files[figure.__name__] = folder / f"{figure.__name__}.png"
-            save(drawn, files[figure.__name__])
-    wanted = {curves: ("learning_curves", trainings(table)), rates: ("rates", rates_of(table))}
-    wanted |= {figure: (figure.__name__, analyzed(runs, key)) for figure, key in ANALYSES.items()}
-    for figure, (name, folders) in wanted.items():
-        if folders:
-            try:
-                figure(folders, folder / f"{name}.png")
-                files[name] = folder / f"{name}.png"
-            except UsageError as error:
-                omitted.append(Omitted(folder / f"{name}.png", str(error)))
+    for draw in (accuracy_over_shots, queries_at_once):
+        if figure := draw(comparison):
+            files[draw.__name__] = folder / f"{draw.__name__}.png"
+            save(figure, files[draw.__name__])
+    figures: dict[str, tuple[Callable[[Folders, Path], None], Folders]] = {
+        "learning_curves": (learning_curves, training_folders(comparison)),
+        "rates": (learning_rates, learning_rate_folders(comparison)),
+        "projections": (projections, analysis_folders(runs, "projection")),
+        "travel": (weight_distances, analysis_folders(runs, "distances")),
+        "alphas": (alpha_curves, analysis_folders(runs, "alpha")),
+        "conditions": (sufficient_conditions, analysis_folders(runs, "sufficient_condition")),
+    }
+    for name, (draw, folders) in figures.items():
+        file = folder / f"{name}.png"
+        try:
+            if folders:
+                draw(folders, file)
+                files[name] = file
+        except UsageError as error:
+            omitted.append(Omitted(file, str(error)))
     return files, omitted
 
 
-def trainings(table: Comparison) -> dict[str, list[Path]]:
-    """Return the folders of trainings with validations, one a seed, by what was decided for them; none of one alone."""
-    found: dict[str, tuple[Run, dict]] = {}
+def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
+    """Return the folders of validated trainings, one for each seed, by label; empty for a single training."""
+    lines: dict[str, tuple[Run, dict]] = {}
     seeds: dict[str, dict[int | None, Path]] = {}
-    for run in (run for row in table.rows for run in row.runs):
+    for run in compared_runs(comparison):
         if run.validations:
-            decided = {name: value for name, value in run.settings.items() if not name.startswith("test.")}
-            found.setdefault(key(decided), (run, decided))
-            seeds.setdefault(key(decided), {}).setdefault(run.seed, run.folder)
+            settings = {name: value for name, value in run.settings.items() if not name.startswith("test.")}
+            lines.setdefault(canonical(settings), (run, settings))
+            seeds.setdefault(canonical(settings), {}).setdefault(run.seed, run.folder)
     if sum(map(len, seeds.values())) < 2:
         return {}
-    return dict(zip(labels(found.values()), map(list, map(dict.values, seeds.values())), strict=True))
+    return {label: list(each.values()) for label, each in zip(line_labels(lines.values()), seeds.values(), strict=True)}
 
 
-def rates_of(table: Comparison) -> dict[str, list[Path]]:
-    """Return the folders of runs that differ in the outer learning rate, and seed, alone: two rates or more."""
+def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
+    """Return, by label, the folders of runs that differ only in seed and outer learning rate, of two rates or more."""
     groups: dict[str, list[Run]] = {}
-    for run in (run for row in table.rows for run in row.runs):
-        groups.setdefault(key(without("optimizer.lr", run.settings)), []).append(run)
-    several = [runs for runs in groups.values() if len({run.facts.get("optimizer.lr") for run in runs}) > 1]
-    named = labels((runs[0], without("optimizer.lr", runs[0].settings)) for runs in several)
-    return dict(zip(named, ([run.folder for run in runs] for runs in several), strict=True))
+    for run in compared_runs(comparison):
+        groups.setdefault(canonical(without(run.settings, "optimizer.lr")), []).append(run)
+    several = [runs for runs in groups.values() if len({run.values.get("optimizer.lr") for run in runs}) > 1]
+    labels = line_labels((runs[0], without(runs[0].settings, "optimizer.lr")) for runs in several)
+    return {label: [run.folder for run in runs] for label, runs in zip(labels, several, strict=True)}
 
 
-def analyzed(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
-    """Return the folders of runs with ``key`` in their analysis.json, by their rows; none of one row alone."""
-    rows = rows_of([run for run in runs if run.analysis.get(key)])
-    named = [row.label + MARK * row.transductive for row in rows]
-    return dict(zip(named, ([run.folder for run in row.runs] for row in rows), strict=True)) if len(rows) > 1 else {}
+def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
+    """Return the folders of runs with ``key`` in their analysis.json, by row; empty for a single row."""
+    rows = group_rows([run for run in runs if run.analysis.get(key)])
+    folders = {row.label + MARK * row.transductive: [run.folder for run in row.runs] for row in rows}
+    return folders if len(rows) > 1 else {}
 
 
-def accuracy_over_shots(table: Comparison) -> Figure | None:
-    """Draw test accuracy over the shot: a line for all that was tested with two shots or more."""
+def accuracy_over_shots(comparison: Comparison) -> Figure | None:
+    """Draw test accuracy over the shot, a line for each row and head tested with two shots or more."""
     lines: dict[str, tuple[Run, dict]] = {}
-    found: dict[str, dict[int, Cell]] = {}
-    for (i, column), cell in drawable(table):
+    found: dict[str, dict[int, Measurement]] = {}
+    for i, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         if isinstance(shot := run.shots[column.number], int):
-            decided = without("test.shot", run.settings) | {"measured": column.head}
-            line = key([i, decided])
-            lines.setdefault(line, (run, decided))
+            settings = without(run.settings, "test.shot") | {"measured": column.head}
+            line = canonical([i, settings])
+            lines.setdefault(line, (run, settings))
             found.setdefault(line, {})[shot] = cell
     found = {line: dict(sorted(points.items())) for line, points in found.items() if len(points) > 1}
     if not found:
         return None
     figure, axes = canvas("shot (support images of a class)", "test accuracy (%)")
-    beside = min(0.1, 0.6 / len(found))  # so that no interval hides another
-    for number, (label, points) in enumerate(zip(labels(map(lines.get, found)), found.values(), strict=True)):
-        mean, spread = heights(points.values())
-        shots = np.array(list(points)) + beside * (number - (len(found) - 1) / 2)
-        axes.errorbar(shots, mean, spread, label=label, capsize=2, elinewidth=1, markersize=5, **look(number))
+    offset = min(0.1, 0.6 / len(found))  # keeps intervals from hiding one another
+    for number, (label, points) in enumerate(zip(line_labels(map(lines.get, found)), found.values(), strict=True)):
+        shots = np.array(list(points)) + offset * (number - (len(found) - 1) / 2)
+        draw_errorbars(axes, shots, *in_percent(points.values()), label, number)
     axes.set_xticks(sorted({shot for points in found.values() for shot in points}))
     legend(figure, INTERVAL)
     return figure
 
 
-def queries_at_once(table: Comparison) -> Figure | None:
-    """Draw test accuracy as bars, where rows differ in how many queries were asked at once: one for each way to ask."""
-    groups: dict[str, tuple[Run, dict]] = {}
-    found: dict[str, dict[str, list[Cell]]] = {}
-    for (_, column), cell in drawable(table):
+def queries_at_once(comparison: Comparison) -> Figure | None:
+    """Draw test accuracy as bars, one for each value of ``test.queries``, of rows tested with two values or more."""
+    lines: dict[str, tuple[Run, dict]] = {}
+    found: dict[str, dict[str, list[Measurement]]] = {}
+    for _, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
-        decided = without("test.queries", without("test.shot", run.settings))
-        decided |= {"measured": column.head, "shot": run.shots[column.number]}
-        groups.setdefault(key(decided), (run, decided))
-        mode = run.facts.get("test.queries", "together")
-        found.setdefault(key(decided), {}).setdefault(mode, []).append(cell)
-    found = {group: cells for group, cells in found.items() if len(cells) > 1}
+        settings = without(run.settings, "test.queries", "test.shot")
+        settings |= {"measured": column.head, "shot": run.shots[column.number]}
+        lines.setdefault(canonical(settings), (run, settings))
+        mode = run.values.get("test.queries", "together")
+        found.setdefault(canonical(settings), {}).setdefault(mode, []).append(cell)
+    found = {line: cells for line, cells in found.items() if len(cells) > 1}
     if not found:
         return None
     modes = [mode for mode in MODES if any(mode in cells for cells in found.values())]
     figure, axes = canvas("", "test accuracy (%)", width=3.4 + 1.7 * len(found))
     for number, mode in enumerate(modes):
-        bars = {place: of_same_start(cells, mode) for place, cells in enumerate(found.values()) if mode in cells}
-        mean, spread = heights(bars.values())
-        where = np.array(list(bars)) + (number - (len(modes) - 1) / 2) * 0.8 / len(modes)
-        bar = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
-        axes.bar(where, mean, 0.8 / len(modes), yerr=spread, capsize=3, label=MODES[mode], **bar)
-    under = [
-        "\n".join(line for word in label.split(" ")[:5] for line in wrap(word, 24))
-        for label in labels(map(groups.get, found))
+        bars = {place: most_shared(cells, mode) for place, cells in enumerate(found.values()) if mode in cells}
+        mean, ci95 = in_percent(bars.values())
+        x = np.array(list(bars)) + (number - (len(modes) - 1) / 2) * 0.8 / len(modes)
+        style = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
+        axes.bar(x, mean, 0.8 / len(modes), yerr=ci95, capsize=3, label=MODES[mode], **style)
+    labels = [
+        "\n".join(line for override in label.split(" ")[:5] for line in wrap(override, 24))
+        for label in line_labels(map(lines.get, found))
     ]
-    axes.set_xticks(range(len(found)), under, fontsize=8, parse_math=False)
+    axes.set_xticks(range(len(found)), labels, fontsize=8, parse_math=False)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)
     legend(figure, INTERVAL)
     return figure
 
 
-def of_same_start(cells: Mapping[str, list[Cell]], mode: str) -> Cell:
-    """Return the cell of a mode; of several, which start from other checkpoints, the one that most modes have too."""
+def most_shared(cells: Mapping[str, list[Measurement]], mode: str) -> Measurement:
+    """Return the measurement of a mode; of several, the one whose checkpoints most other modes started from too."""
 
-    def starts(cell: Cell) -> set:
-        return {run.facts.get("ckpt") for run in cell.runs}
+    def checkpoints(cell: Measurement) -> set:
+        return {run.values.get("ckpt") for run in cell.runs}
 
-    return max(
-        cells[mode], key=lambda cell: sum(starts(cell) == starts(other) for each in cells.values() for other in each)
-    )
+    every = [checkpoints(cell) for each in cells.values() for cell in each]
+    return max(cells[mode], key=lambda cell: every.count(checkpoints(cell)))
 
 
-def drawable(table: Comparison) -> Iterator[tuple[tuple[int, Column], Cell]]:
-    """Yield the cells of heads that did not diverge, of all test tasks, with their row and column."""
-    for (row, column), cell in table.cells.items():
+def compared_runs(comparison: Comparison) -> list[Run]:
+    """Return the runs of all rows."""
+    return [run for row in comparison.rows for run in row.runs]
+
+
+def plottable_cells(comparison: Comparison) -> Iterator[tuple[int, Column, Measurement]]:
+    """Yield row, column and measurement of heads that did not diverge, over all test tasks."""
+    for (i, column), cell in comparison.cells.items():
         if not column.baseline and column.source is None and cell.mean is not None:
-            yield (row, column), cell
+            yield i, column, cell
 
 
-def without(name: str, settings: Mapping) -> dict:
-    """Return settings but for one."""
-    return {own: value for own, value in settings.items() if own != name}
+def without(settings: Mapping, *keys: str) -> dict:
+    """Return settings without some keys."""
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
-def labels(lines: Iterable[tuple[Run, dict]]) -> list[str]:
-    """Return what tells lines apart, each a run with what was decided for it; transductive ones are marked."""
+def line_labels(lines: Iterable[tuple[Run, dict]]) -> list[str]:
+    """Return labels that distinguish lines, each given by a run and its settings; transductive ones are marked."""
     lines = list(lines)
-    words = differing(decided for _, decided in lines)
-    named = [typed(run.facts | decided, words) or typed(run.facts, ("head", "norm")) for run, decided in lines]
-    marks = [MARK if run.report.get("transductive") else "" for run, _ in lines]
-    return [label + mark for label, mark in zip(named, marks, strict=True)]
+    keys = varying_keys(settings for _, settings in lines)
+    labels = []
+    for run, settings in lines:
+        label = format_overrides(run.values | settings, keys) or format_overrides(run.values, ("head", "norm"))
+        labels.append(label + MARK * bool(run.report.get("transductive")))
+    return labels
 
 
-def heights(cells: Iterable[Cell]) -> tuple[list[float], list[float]]:
-    """Return means and half widths of 95 % intervals in percent; a single task has no interval."""
+def in_percent(cells: Iterable[Measurement]) -> tuple[list[float], list[float]]:
+    """Return means and half widths of 95 % intervals in percent, with 0 for a single task."""
     cells = list(cells)
     return [100 * cell.mean for cell in cells], [100 * (cell.ci95 or 0.0) for cell in cells]

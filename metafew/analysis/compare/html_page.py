@@ -1,4 +1,4 @@
-"""One page of HTML that needs nothing beside it."""
+"""A report as a single, self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.runs import Omitted
-from metafew.analysis.compare.table import Sheet, html
+from metafew.analysis.compare.text_table import TextTable, escape_html
 
 CURVE = "learning_curve.png"
 STYLE = """
@@ -29,36 +29,49 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; max-width: 26rem; }
   body { color: #e6e6e6; background: #161616; } th, td { border-color: #444444; } ul { color: #b0b0b0; }
 }
 """
+HEADER = (
+    "<!doctype html>",
+    '<html lang="en">',
+    "<head>",
+    '<meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+    "<title>metafew: runs compared</title>",
+    f"<style>{STYLE}</style>",
+    "</head>",
+    "<body>",
+    "<h1>Runs compared</h1>",
+)
 
 
-def page(sheets: Sequence[Sheet], table: Comparison, figures: Mapping[str, Path], omitted: Sequence[Omitted]) -> str:
-    """Return the tables, the figures of several runs, the learning curves that runs left, and what was left out."""
-    curves = [
-        f'<figure><img alt="learning curve" src="{embedded(file)}"><figcaption>{html(about)}</figcaption></figure>'
-        for row in table.rows
-        for run in row.runs
-        if (file := run.folder / CURVE).is_file() and (about := f"{row.label}, seed {run.seed}")
-    ]
-    body = [sheet.html() for sheet in sheets]
+def html_page(
+    tables: Sequence[TextTable], comparison: Comparison, figures: Mapping[str, Path], omitted: Sequence[Omitted]
+) -> str:
+    """Return a page of the tables, the figures, the learning curve of each run, and what was left out."""
+    body = [table.html() for table in tables]
     for name, file in figures.items():
-        about = name.replace("_", " ")
-        shown = f'<figure class="wide"><img alt="{about}" src="{embedded(file)}"></figure>'
-        body += ["<section>", f"<h2>{about.capitalize()}</h2>", shown, "</section>"]
+        title = name.replace("_", " ")
+        figure = f'<figure class="wide"><img alt="{title}" src="{data_url(file)}"></figure>'
+        body += section(title.capitalize(), figure)
+    curves = []
+    for row in comparison.rows:
+        for run in row.runs:
+            if (file := run.folder / CURVE).is_file():
+                image = f'<img alt="learning curve" src="{data_url(file)}">'
+                caption = f"<figcaption>{escape_html(f'{row.label}, seed {run.seed}')}</figcaption>"
+                curves.append(f"<figure>{image}{caption}</figure>")
     if curves:
-        body += ["<section>", "<h2>Learning curve of each run</h2>", *curves, "</section>"]
+        body += section("Learning curve of each run", *curves)
     if omitted:
-        listed = [f"<li>{html(str(place))}: {html(reason)}</li>" for place, reason in omitted]
-        body += ["<section>", "<h2>Left out</h2>", "<ul>", *listed, "</ul>", "</section>"]
-    head = [
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<title>metafew: runs compared</title>",
-        f"<style>{STYLE}</style>",
-    ]
-    whole = ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", "<h1>Runs compared</h1>"]
-    return "\n".join([*whole, *body, "</body>", "</html>", ""])
+        listed = [f"<li>{escape_html(f'{place}: {reason}')}</li>" for place, reason in omitted]
+        body += section("Left out", "<ul>", *listed, "</ul>")
+    return "\n".join([*HEADER, *body, "</body>", "</html>", ""])
 
 
-def embedded(file: Path) -> str:
-    """Return a PNG as an address that holds it."""
+def section(title: str, *lines: str) -> list[str]:
+    """Return the lines of a section of the page."""
+    return ["<section>", f"<h2>{title}</h2>", *lines, "</section>"]
+
+
+def data_url(file: Path) -> str:
+    """Return a PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,113 +1,117 @@
-"""The tables of a comparison of runs, and the files that hold them."""
+"""The tables of a comparison of runs, and the files of a report."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from metafew.analysis.compare import comparison_plots
-from metafew.analysis.compare.comparison import Cell, Comparison, Difference
-from metafew.analysis.compare.html_page import page
-from metafew.analysis.compare.published import beside
+from metafew.analysis.compare.comparison import Comparison, Difference
+from metafew.analysis.compare.comparison_plots import draw_comparison
+from metafew.analysis.compare.html_page import html_page
+from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Row
 from metafew.analysis.compare.runs import Omitted, Run
-from metafew.analysis.compare.table import CAPTION, DAGGER, Bold, Sheet
+from metafew.analysis.compare.text_table import CAPTION, DAGGER, Bold, TextTable
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_percent
 
-UNPAIRED = "‡ not on tasks known to be the same: an interval of two means, wider than that of paired differences"
-TOP = "bold: the best of a column and all whose difference to it has a 95 % interval with 0 inside"
+UNPAIRED = "‡ unpaired, as the test tasks may differ: an interval of two means, wider than one of paired differences"
+TOP = "bold: the best of a column and all rows whose difference to it has a 95 % interval that contains 0"
 TABLES = ("table.md", "table.tex", "table.csv")
 FIELDS = ("mean", "ci95", "standard_error", "seeds", "tasks", "transductive", "top")
 
 
-def sheets(table: Comparison, against: str | None, spread: str) -> list[Sheet]:
-    """Return the table of accuracies, that of differences where there are some, and published figures that match."""
-    several = [accuracy_sheet(table, spread)]
-    if len(table.rows) > 1:
-        several.append(difference_sheet(table, against))
-    published = beside(table)
-    return [*several, published] if published else several
+def report_tables(comparison: Comparison, against: str | None, spread: str) -> list[TextTable]:
+    """Return the table of accuracies, that of differences between rows, and that of published results, if any."""
+    tables = [accuracy_table(comparison, spread)]
+    if len(comparison.rows) > 1:
+        tables.append(difference_table(comparison, against))
+    published = published_table(comparison)
+    return [*tables, published] if published else tables
 
 
-def accuracy_sheet(table: Comparison, spread: str) -> Sheet:
-    """Return the accuracies in percent, those of the top group in bold."""
-    measured = [(i, cell) for (i, column), cell in table.cells.items() if not column.baseline]
-    seeds = [counts(len(cell.runs) for row, cell in measured if row == i) for i in range(len(table.rows))]
-    many = set(seeds) != {"1"}
-    columns = [*table.columns.values(), *["seeds"] * many, *["average rank"] * (table.average_ranks is not None)]
-    sheet = Sheet("Accuracy", columns)
-    for i, row in enumerate(table.rows):
-        line = [marked(row)]
-        for column in table.columns:
-            text = format_percent(summary(table.cells.get((i, column)), spread))
-            line.append(Bold(text) if len(table.rows) > 1 and i in table.top.get(column, ()) else text)
-        line += [seeds[i]] * many
-        if table.average_ranks is not None:
-            line.append(f"{table.average_ranks[i]:.2f}")
-        sheet.rows.append(line)
-    sheet.notes = accuracy_notes(table, spread, many)
-    return sheet
+def accuracy_table(comparison: Comparison, spread: str) -> TextTable:
+    """Return the accuracies in percent, those of the top group in bold.
+
+    Args:
+        comparison: the runs.
+        spread: ``"ci95"``, or ``"se"`` for standard errors.
+    """
+    rows, average_ranks = comparison.rows, comparison.average_ranks
+    measured = [(i, cell) for (i, column), cell in comparison.cells.items() if not column.baseline]
+    seeds = [join_distinct(len(cell.runs) for row, cell in measured if row == i) for i in range(len(rows))]
+    several = set(seeds) != {"1"}
+    columns = [*comparison.columns.values(), *["seeds"] * several, *["average rank"] * (average_ranks is not None)]
+    table = TextTable("Accuracy", columns, notes=accuracy_notes(comparison, spread, several))
+    for i, row in enumerate(rows):
+        line = [row_name(row)]
+        for column in comparison.columns:
+            cell = comparison.cells.get((i, column))
+            text = format_percent(cell and {"mean": cell.mean, "ci95": cell.ci95 if spread == "ci95" else cell.error})
+            line.append(Bold(text) if len(rows) > 1 and i in comparison.top.get(column, ()) else text)
+        line += [seeds[i]] * several
+        if average_ranks is not None:
+            line.append(f"{average_ranks[i]:.2f}")
+        table.rows.append(line)
+    return table
 
 
-def accuracy_notes(table: Comparison, spread: str, many: bool) -> list[str]:
-    """Return what must be known to read the table of accuracies."""
+def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> list[str]:
+    """Return the notes of the table of accuracies."""
     notes = [CAPTION if spread == "ci95" else "mean ± one standard error over test tasks, in percent"]
-    if many:
+    if several_seeds:
         over = "95 % t-interval" if spread == "ci95" else "one standard error"
-        notes.append(f"of several seeds: mean of their means ± {over} over these, tasks and seeds never pooled")
-    if len(table.rows) > 1:
+        notes.append(f"several seeds: mean of their means ± {over} over the seeds; tasks and seeds are never pooled")
+    if len(comparison.rows) > 1:
         notes.append(TOP)
-    if table.average_ranks is not None:
-        notes.append("average rank over columns: rows that cannot be told apart on the same tasks share their ranks")
-    if any(row.transductive for row in table.rows):
+    if comparison.average_ranks is not None:
+        notes.append("average rank over columns: rows that do not differ on the same tasks share their ranks")
+    if any(row.transductive for row in comparison.rows):
         notes.append(DAGGER)
-    notes.append(f"{counts(cell.tasks for cell in table.cells.values())} test tasks")
-    if table.common:
-        notes.append(f"all runs: {table.common}")
+    notes.append(f"{join_distinct(cell.tasks for cell in comparison.cells.values())} test tasks")
+    if comparison.common:
+        notes.append(f"all runs: {comparison.common}")
     selected: dict[str, list[str]] = {}
-    for row in table.rows:
-        for word in dict.fromkeys(run.report.get("select") for run in row.runs):
-            selected.setdefault(word, []).append(row.label)
+    for row in comparison.rows:
+        for choice in dict.fromkeys(run.report.get("select") for run in row.runs):
+            selected.setdefault(choice, []).append(row.label)
     if len(selected) > 1:
-        of = {"best": "the best on validation tasks", "last": "the last ones", None: "those of ckpt"}
-        notes.append(
-            "weights: " + "; ".join(f"{of.get(word, word)} in {', '.join(rows)}" for word, rows in selected.items())
-        )
+        weights = {"best": "the best on validation tasks", "last": "the last ones", None: "those of ckpt"}
+        parts = [f"{weights.get(choice, choice)} in {', '.join(rows)}" for choice, rows in selected.items()]
+        notes.append(f"weights: {'; '.join(parts)}")
     return notes
 
 
-def difference_sheet(table: Comparison, against: str | None) -> Sheet:
-    """Return the differences to the best, or to the row that was named, in points."""
-    columns = {c: name for c, name in table.columns.items() if any(column == c for _, column in table.differences)}
-    sheet = Sheet(f"Difference to {against or 'the best'} (points)", list(columns.values()))
-    for i, row in enumerate(table.rows):
-        cells = [table.differences.get((i, column)) for column in columns]
-        sheet.rows.append([marked(row), *map(points, cells)])
-    sheet.notes = ["mean ± 95 % confidence interval of the differences on the same test tasks"]
-    if any(len(cell.runs) > 1 for cell in table.cells.values()):
-        sheet.notes.append("rows of the same seeds, several: the t-interval over the difference of each seed")
-    if not all(difference.paired for difference in table.differences.values()):
-        sheet.notes.append(UNPAIRED)
-    return sheet
+def difference_table(comparison: Comparison, against: str | None) -> TextTable:
+    """Return the differences to the best row, or to the reference row, in points."""
+    differences = comparison.differences
+    columns = {c: name for c, name in comparison.columns.items() if any(column == c for _, column in differences)}
+    notes = ["mean ± 95 % confidence interval of the differences on the same test tasks"]
+    if any(len(cell.runs) > 1 for cell in comparison.cells.values()):
+        notes.append("rows with the same seeds, two or more: the t-interval over the difference of each seed")
+    if not all(difference.paired for difference in differences.values()):
+        notes.append(UNPAIRED)
+    rows = [
+        [row_name(row), *(format_points(differences.get((i, column))) for column in columns)]
+        for i, row in enumerate(comparison.rows)
+    ]
+    return TextTable(f"Difference to {against or 'the best'} (points)", list(columns.values()), rows, notes)
 
 
-def marked(row: Row) -> str:
-    """Return the label of a row, with a dagger where a query could see others."""
+def row_name(row: Row) -> str:
+    """Return the label of a row, with a dagger if it is transductive."""
     return f"{row.label} †" if row.transductive else row.label
 
 
-def summary(cell: Cell | None, spread: str) -> dict | None:
-    """Return mean and spread of a cell as :func:`figure` takes them."""
-    return cell and {"mean": cell.mean, "ci95": cell.ci95 if spread == "ci95" else cell.error}
+def format_points(difference: Difference | None) -> str:
+    """Format a difference of accuracies in points.
 
-
-def points(difference: Difference | None) -> str:
-    """Return a difference of accuracies in points.
-
-    >>> points(Difference(-0.0123, 0.004, True)), points(Difference(0.01, None, False)), points(None)
-    ('−1.23 ± 0.40', '+1.00 ‡', '–')
+    >>> format_points(Difference(-0.0123, 0.004, True)), format_points(Difference(0.01, None, False))
+    ('−1.23 ± 0.40', '+1.00 ‡')
+    >>> format_points(None)
+    '–'
     """
     if difference is None:
         return "–"
@@ -115,69 +119,71 @@ def points(difference: Difference | None) -> str:
     return f"{100 * difference.mean:+.2f}{spread}{'' if difference.paired else ' ‡'}".replace("-", "−")
 
 
-def counts(values: Iterable) -> str:
-    """Return the different values of some cells.
+def join_distinct(values: Iterable) -> str:
+    """Join the distinct values, sorted.
 
-    >>> counts([600, 60, 600]), counts(["best"])
+    >>> join_distinct([600, 60, 600]), join_distinct(["best"])
     ('60 or 600', 'best')
     """
     return " or ".join(map(str, sorted(set(values), key=lambda value: (str(type(value)), value))))
 
 
-def write(
-    folder: Path, table: Comparison, several: Sequence[Sheet], runs: Sequence[Run], omitted: Sequence[Omitted]
+def write_report(
+    folder: Path, comparison: Comparison, tables: Sequence[TextTable], runs: Sequence[Run], omitted: Sequence[Omitted]
 ) -> tuple[list[str], list[Omitted]]:
-    """Write table.md, table.tex and table.csv where runs were tested, the figures that they allow, and index.html.
+    """Write table.md, table.tex and table.csv of tested runs, the figures of all runs, and index.html.
 
     Args:
-        folder: where to.
-        table: of the runs that were tested.
-        several: what it shows.
-        runs: all, which may have been analyzed too, or instead.
-        omitted: what is none.
+        folder: the folder to write.
+        comparison: the tested runs.
+        tables: those of the comparison.
+        runs: all runs, tested or analyzed.
+        omitted: folders and files without a finished run.
 
     Returns:
-        The names of the tables, the figures and the page, and all that is left out: figures too.
+        The names of the files, and everything left out, figures included.
 
     Raises:
-        UsageError: the folder cannot be written, or there is nothing to write.
+        UsageError: if the folder cannot be written, or there is nothing to write.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures, undrawn = comparison_plots.draw(table, runs, folder)
+        figures, undrawn = draw_comparison(comparison, runs, folder)
         omitted = [*omitted, *undrawn]
-        if not several and not figures:
-            reason = undrawn[0].reason if undrawn else "one alone has its figures in its own folder"
+        if not tables and not figures:
+            reason = undrawn[0].reason if undrawn else "the figures of a single analyzed run are in its own folder"
             raise UsageError(
-                f"a report wants runs that were tested, or analyzed ones that differ, not {len(runs)} that were only "
-                f"analyzed ({reason}): add others, or type stages=[test,analyze]"
+                f"expected runs that were tested, or several analyzed ones, got {len(runs)} that were only analyzed "
+                f"({reason}): add others, or type stages=[test,analyze]"
             )
-        if several:
-            write_tables(folder, table, several, omitted)
-        (folder / "index.html").write_text(page(several, table, figures, omitted), "utf-8")
+        if tables:
+            write_tables(folder, comparison, tables, omitted)
+        (folder / "index.html").write_text(html_page(tables, comparison, figures, omitted), "utf-8")
     except OSError as error:
-        raise UsageError(f"the report cannot be written into {folder} ({error}): type out=DIR") from error
-    return [*TABLES[: 3 * bool(several)], *(file.name for file in figures.values()), "index.html"], omitted
+        raise UsageError(f"expected a folder that can be written, got {folder} ({error}): type out=DIR") from error
+    return [*TABLES[: 3 * bool(tables)], *(file.name for file in figures.values()), "index.html"], omitted
 
 
-def write_tables(folder: Path, table: Comparison, several: Sequence[Sheet], omitted: Sequence[Omitted]) -> None:
+def write_tables(folder: Path, comparison: Comparison, tables: Sequence[TextTable], omitted: Sequence[Omitted]) -> None:
     """Write table.md, table.tex and table.csv."""
     markdown, latex, lines = (folder / name for name in TABLES)
     left_out = [f"- {place}: {reason}" for place, reason in omitted]
     listed = ["## Left out", "", *left_out, ""] if left_out else []
-    markdown.write_text("\n".join([*(sheet.markdown() for sheet in several), *listed]), "utf-8")
-    latex.write_text("\n".join(["% \\usepackage{booktabs}", *(sheet.latex() for sheet in several)]), "utf-8")
+    markdown.write_text("\n".join([*(table.markdown() for table in tables), *listed]), "utf-8")
+    latex.write_text("\n".join(["% \\usepackage{booktabs}", *(table.latex() for table in tables)]), "utf-8")
     with lines.open("w", newline="", encoding="utf-8") as file:
-        write_csv(csv.writer(file), table)
+        write_csv(file, comparison)
 
 
-def write_csv(writer, table: Comparison) -> None:
-    """Write one line for each cell, with all digits."""
+def write_csv(file: TextIO, comparison: Comparison) -> None:
+    """Write one line for each measurement, with all digits."""
+    writer = csv.writer(file)
     writer.writerow(["runs", "measure", *FIELDS, "difference", "difference_ci95", "paired", "average_rank", "folders"])
-    for (i, column), cell in table.cells.items():
-        row, gap = table.rows[i], table.differences.get((i, column))
+    for (i, column), cell in comparison.cells.items():
+        row, gap = comparison.rows[i], comparison.differences.get((i, column))
         figures = [cell.mean, cell.ci95, cell.error, len(cell.runs), cell.tasks]
-        flags = [row.transductive, "" if column.baseline else i in table.top.get(column, ())]
-        rank = "" if table.average_ranks is None else table.average_ranks[i]
+        flags = [row.transductive, "" if column.baseline else i in comparison.top.get(column, ())]
+        rank = "" if comparison.average_ranks is None else comparison.average_ranks[i]
         folders = " ".join(str(run.folder) for run in cell.runs)
-        writer.writerow([row.label, table.columns[column], *figures, *flags, *(gap or ("", "", "")), rank, folders])
+        name = comparison.columns[column]
+        writer.writerow([row.label, name, *figures, *flags, *(gap or ("", "", "")), rank, folders])

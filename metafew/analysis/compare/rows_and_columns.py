@@ -1,4 +1,4 @@
-"""The rows and columns of a table of runs: what was decided, and what was measured."""
+"""The rows and columns of a comparison of runs: settings that differ, and measures."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
-from metafew.analysis.compare.runs import Run
-from metafew.analysis.compare.settings import differing, typed
+from metafew.analysis.compare.runs import Run, TaskKey
+from metafew.analysis.compare.settings import format_overrides, varying_keys
 
-TASKS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
-"""Settings that tell columns apart: what is tested."""
+TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
+"""Settings that define the test tasks, and so distinguish columns instead of rows."""
 STARTS = ("ckpt", "backbone.weights")
-"""What a run starts from: other files for other seeds."""
-OWN = "own head"
+"""Checkpoints that a run starts from: they differ between seeds."""
+TRAINED = "trained head"
 
 
 @dataclass
 class Row:
-    """Runs that are equal but for the seed and for what they were tested on."""
+    """Runs that are equal but for the seed and the test tasks."""
 
     label: str
     runs: list[Run]
 
     @property
     def transductive(self) -> bool:
-        """Whether a query could see other queries."""
+        """Whether the prediction of a query may depend on other queries."""
         return any(run.report.get("transductive") for run in self.runs)
 
 
 class Column(NamedTuple):
-    """A measure: the test tasks, which head (or baseline), which of the shots, which dataset of a mixture."""
+    """A measure: its test tasks, its head or baseline, the number of its shot, and its dataset of a mixture."""
 
     tasks: str
     head: str
@@ -41,90 +42,102 @@ class Column(NamedTuple):
     source: str | None = None
     baseline: bool = False
 
-    def of(self, run: Run) -> dict | None:
-        """Return the measure as it stands in a results.json."""
-        if self.tasks != tasks_of(run) or self.number >= len(run.shots):
+    def measure(self, run: Run) -> dict | None:
+        """Return the measure from the results.json of a run."""
+        if self.tasks != task_key(run) or self.number >= len(run.shots):
             return None
         shot = [f"shot{run.shots[self.number]}"] if self.number else []
         if self.baseline:
             return run.report.get("baselines", {}).get("/".join([self.head, *shot]))
-        head = run.heads[0] if self.head == OWN else self.head
         source = [] if self.source is None else [self.source]
-        return run.report["metrics"].get("/".join(["test", head, *shot, *source, "accuracy"]))
+        return run.report["metrics"].get("/".join(["test", self.head_of(run), *shot, *source, "accuracy"]))
+
+    def task_accuracies(self, run: Run) -> dict[TaskKey, float]:
+        """Return the accuracy of each test task of a run; empty for baselines, which do not record them."""
+        return {} if self.baseline else run.task_accuracies(self.head_of(run), self.number, self.source)
+
+    def head_of(self, run: Run) -> str:
+        """Return the head that the column measures of a run."""
+        return run.heads[0] if self.head == TRAINED else self.head
 
 
-def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Return one row for runs that are equal but for seed and tasks; checkpoints only part runs of one seed."""
+def group_rows(runs: Sequence[Run]) -> list[Row]:
+    """Group runs that are equal but for seed and tasks; checkpoints only separate runs of the same seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(key(decided(run)), []).append(run)
-    parted: list[tuple[list[Run], tuple]] = []
+        groups.setdefault(canonical(row_settings(run)), []).append(run)
+    separated: list[tuple[list[Run], tuple]] = []
     for group in groups.values():
-        if max(Counter((tasks_of(run), run.seed) for run in group).values()) == 1:
-            parted.append((group, ()))
+        if max(Counter((task_key(run), run.seed) for run in group).values()) == 1:
+            separated.append((group, ()))
             continue
         starts: dict[str, list[Run]] = {}
         for run in group:
-            starts.setdefault(key([run.facts.get(start) for start in STARTS]), []).append(run)
-        parted += [(part, tuple(differing(run.facts for run in group))) for part in starts.values()]
-    words = differing(decided(group[0]) for group, _ in parted)
+            starts.setdefault(canonical([run.values.get(start) for start in STARTS]), []).append(run)
+        varying = varying_keys(run.values for run in group)
+        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in starts.values()]
+    keys = varying_keys(row_settings(group[0]) for group, _ in separated)
     rows = []
-    for group, split in parted:
-        facts = group[0].facts
-        label = typed(facts, [*words, *(start for start in STARTS if start in split)])
-        rows.append(Row(label or typed(facts, ("head", "norm")) or group[0].folder.name, group))
+    for group, starts in separated:
+        values = group[0].values
+        label = format_overrides(values, [*keys, *starts]) or format_overrides(values, ("head", "norm"))
+        rows.append(Row(label or group[0].folder.name, group))
     return rows
 
 
-def columns_of(runs: Sequence[Run]) -> dict[Column, str]:
-    """Return the columns and their names; a head that only trained itself is no column, its row has it as its own."""
-    own = len({run.heads[0] for run in runs}) > 1 and len({frozenset(run.heads) for run in runs}) > 1
-    beside = {head for run in runs for head in run.heads[own:]}
-    found, shots = {}, {}
+def find_columns(runs: Sequence[Run]) -> dict[Column, str]:
+    """Return the columns and their names.
+
+    If runs trained different heads and tested only those, one column holds the trained head of each.
+    """
+    trained = len({run.heads[0] for run in runs}) > 1 and len({frozenset(run.heads) for run in runs}) > 1
+    further = {head for run in runs for head in run.heads[trained:]}
+    examples: dict[Column, Run] = {}
     for run in runs:
-        tests = range(len(run.shots))
-        heads = [OWN] * own + [head for head in run.heads if head in beside]
-        for head in heads:
-            for number in tests:
-                for source in (None, *run.sources):
-                    found.setdefault(Column(tasks_of(run), head, number, source), run)
-        for name in run.report.get("baselines", {}):
-            if "/" not in name:
-                for number in tests:
-                    found.setdefault(Column(tasks_of(run), name, number, baseline=True), run)
-        shots |= {(tasks_of(run), number): run.shots[number] for number in tests}
-    words = differing(map(tested, found.values()))
-    order = {tasks: number for number, tasks in enumerate(dict.fromkeys(column.tasks for column in found))}
-    found = dict(sorted(found.items(), key=lambda item: (item[0].baseline, order[item[0].tasks])))
-    heads = {column.head for column in found if not column.baseline}
-    several = len({str(shot) for shot in shots.values()}) > 1
+        heads = [TRAINED] * trained + [head for head in run.heads if head in further]
+        baselines = [name for name in run.report.get("baselines", {}) if "/" not in name]
+        numbers = range(len(run.shots))
+        measures = [*product(heads, numbers, (None, *run.sources)), *product(baselines, numbers, [None], [True])]
+        for measure in measures:
+            examples.setdefault(Column(task_key(run), *measure), run)
+    order = {tasks: number for number, tasks in enumerate(dict.fromkeys(column.tasks for column in examples))}
+    columns = dict(sorted(examples.items(), key=lambda item: (item[0].baseline, order[item[0].tasks])))
+    keys = varying_keys(map(task_settings, examples.values()))
+    names = name_columns(columns, [key for key in keys if key != "test.shot"])
+    counts = Counter(names.values())
+    full_names = name_columns(columns, keys)
+    return {column: full_names[column] if counts[name] > 1 else name for column, name in names.items()}
 
-    def name(column: Column, shown: Iterable[str]) -> str:
-        shot = shots[column.tasks, column.number]
-        shot = f"{shot}-shot" if several and shot else ""
+
+def name_columns(columns: dict[Column, Run], keys: Iterable[str]) -> dict[Column, str]:
+    """Name columns by the settings ``keys`` of a run, and by head, shot and dataset where these differ."""
+    heads = {column.head for column in columns if not column.baseline}
+    shots = {column: run.shots[column.number] for column, run in columns.items()}
+    several_shots = len(set(map(str, shots.values()))) > 1
+    names = {}
+    for column, run in columns.items():
+        shot = f"{shots[column]}-shot" if several_shots and shots[column] else ""
         head = column.head if len(heads) > 1 or column.baseline else ""
-        return ", ".join(filter(None, [typed(found[column].facts, shown), head, shot, column.source])) or "accuracy"
-
-    names = {column: name(column, [word for word in words if word != "test.shot"]) for column in found}
-    twice = {label for label, count in Counter(names.values()).items() if count > 1}
-    return {column: name(column, words) if label in twice else label for column, label in names.items()}
+        parts = [format_overrides(run.values, keys), head, shot, column.source]
+        names[column] = ", ".join(filter(None, parts)) or "accuracy"
+    return names
 
 
-def tested(run: Run) -> dict:
-    """Return the settings that tell columns apart."""
-    return {name: value for name, value in run.settings.items() if TASKS.fullmatch(name)}
+def task_settings(run: Run) -> dict:
+    """Return the settings that distinguish columns."""
+    return {name: value for name, value in run.settings.items() if TASK_KEYS.fullmatch(name)}
 
 
-def decided(run: Run) -> dict:
-    """Return the settings that tell rows apart."""
-    return {name: value for name, value in run.settings.items() if not TASKS.fullmatch(name)}
+def row_settings(run: Run) -> dict:
+    """Return the settings that distinguish rows."""
+    return {name: value for name, value in run.settings.items() if not TASK_KEYS.fullmatch(name)}
 
 
-def tasks_of(run: Run) -> str:
-    """Return what tells the test tasks of columns apart, as one text."""
-    return key(tested(run))
+def task_key(run: Run) -> str:
+    """Return a text that identifies the test tasks of a run."""
+    return canonical(task_settings(run))
 
 
-def key(settings: object) -> str:
-    """Return one text for equal settings, in whatever order."""
+def canonical(settings: object) -> str:
+    """Return the same text for equal settings in any order."""
     return json.dumps(settings, sort_keys=True)

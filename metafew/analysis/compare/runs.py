@@ -1,4 +1,4 @@
-"""Runs that stand in folders: the finished ones, and why others are none. Imports no torch."""
+"""Finished runs found on disk, and the reasons for leaving out others. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from metafew.analysis.compare.settings import flat, settings
+from metafew.analysis.compare.settings import flatten, non_default_settings
 from metafew.errors import UsageError
 
-Task = tuple[int, str]
-"""The index of a test task and the dataset that it comes from."""
+TaskKey = tuple[int, str]
+"""The index of a test task and its dataset."""
 
 
 class Omitted(NamedTuple):
-    """A folder without a finished run, or a file that is none, and the reason."""
+    """A file or folder that is left out, and the reason."""
 
     place: Path
     reason: str
@@ -29,50 +29,50 @@ class Omitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its results.json and what stands in it, where versions before may lack keys."""
+    """One finished run: its results.json and the files in its folder. Files of earlier versions may lack keys."""
 
     file: Path
     report: dict
 
     @classmethod
-    def of(cls, folder: Path) -> Run:
-        """Return the run of a folder, whatever it has done."""
-        return cls(folder / "results.json", content(folder / "results.json"))
+    def in_folder(cls, folder: Path) -> Run:
+        """Return the run of a folder, finished or not."""
+        return cls(folder / "results.json", read_object(folder / "results.json"))
 
     @property
     def folder(self) -> Path:
-        """Where all that the run left is."""
+        """The output folder."""
         return self.file.parent
 
     @cached_property
-    def facts(self) -> dict:
-        """The words of all groups and every value of the configuration, under the key that is typed."""
-        return flat(self.report.get("config", {})) | self.report.get("choices", {}) | self.unknown
+    def values(self) -> dict:
+        """The choices of all groups and all values of the configuration, by override key."""
+        return flatten(self.report.get("config", {})) | self.report.get("choices", {}) | self._distinct
 
     @cached_property
     def settings(self) -> dict:
-        """Those of the facts that do not follow from others, without seed and places."""
-        return settings(self.report) | self.unknown
+        """Those of the values that its other choices do not imply, without seed and paths."""
+        return non_default_settings(self.report) | self._distinct
 
     @property
-    def unknown(self) -> dict:
-        """What keeps a run apart that does not say all that was decided: it may equal no other."""
+    def _distinct(self) -> dict:
+        """A key that keeps runs without a recorded configuration from being grouped with others."""
         return {} if {"config", "choices", "seed"} <= self.report.keys() else {"folder": str(self.folder)}
 
     @property
     def seed(self) -> int | None:
-        """The seed of weights and training tasks."""
+        """The seed of initialisation and training tasks."""
         return self.report.get("seed")
 
     @property
     def heads(self) -> list[str]:
-        """The heads that were measured, the trained one first."""
+        """The heads that were tested, the trained one first."""
         names = [name.split("/") for name in self.report.get("metrics", {})]
         return [parts[1] for parts in names if len(parts) == 3 and parts[0] == "test" and parts[2] == "accuracy"]
 
     @property
-    def trained(self) -> str | None:
-        """The head that was trained, which a run without a test has too."""
+    def trained_head(self) -> str | None:
+        """The head that was trained, tested or not."""
         return self.heads[0] if self.heads else self.report.get("choices", {}).get("head")
 
     @property
@@ -83,57 +83,57 @@ class Run:
 
     @property
     def sources(self) -> list[str]:
-        """The datasets of a mixture; none where there is one alone."""
+        """The datasets of a mixture; empty for a single dataset."""
         sources = list(self.report.get("sources", {}))
         return sources if len(sources) > 1 else []
 
     @cached_property
     def validations(self) -> dict[int, float]:
-        """The validation accuracy of the trained head after each step with a validation; empty where unknown."""
-        file, choices = self.folder / "metrics.csv", self.report.get("choices", {})
-        name = f"val/{choices.get('head') or next(iter(self.heads), None)}/accuracy"
-        if not file.is_file():
-            return {}
-        with file.open(newline="", encoding="utf-8") as lines:
-            return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(lines) if row.get(name)}
+        """The validation accuracy of the trained head by step; empty without metrics.csv."""
+        head = self.report.get("choices", {}).get("head") or self.trained_head
+        name = f"val/{head}/accuracy"
+        return {int(row["step"]) + 1: float(row[name]) for row in self.csv_rows("metrics.csv") if row.get(name)}
 
     @cached_property
     def analysis(self) -> dict:
-        """What stages=[analyze] measured; empty where it did not."""
-        return content(self.folder / "analysis.json")
+        """The content of analysis.json; empty without ``stages=[analyze]``."""
+        return read_object(self.folder / "analysis.json")
 
     @property
-    def pace(self) -> float | None:
-        """The seconds of a training step; None where it is unknown, as where only the last stretch was timed."""
+    def seconds_per_step(self) -> float | None:
+        """The seconds of a training step; None if unknown, as for a resumed run, which times its last stretch only."""
         seconds, steps = self.report.get("seconds", {}).get("fit"), self.report.get("steps")
-        return seconds / steps if seconds and steps and not self.facts.get("ckpt") else None
+        return seconds / steps if seconds and steps and not self.values.get("ckpt") else None
 
     @cached_property
-    def accuracies(self) -> dict[tuple[str, int], dict[Task, float]]:
-        """The accuracy of each task in tasks.csv, by head and number of the test; empty without that file."""
-        file, found, seen = self.folder / "tasks.csv", {}, Counter()
-        if not file.is_file():
-            return {}
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                try:
-                    task = int(row["index"]), row["source"]
-                    accuracy = float(row["accuracy"])
-                except (KeyError, TypeError, ValueError):  # of another version, or cut off
-                    return {}
-                number = seen[row["head"], task]  # a list of shots measures the same tasks one after the other
-                seen[row["head"], task] += 1
-                found.setdefault((row["head"], number), {})[task] = accuracy
+    def _accuracies(self) -> dict[tuple[str, int], dict[TaskKey, float]]:
+        """The accuracy of each task in tasks.csv, by head and number of the test; empty if unreadable."""
+        found, seen = {}, Counter()
+        for row in self.csv_rows("tasks.csv"):
+            try:
+                task = int(row["index"]), row["source"]
+                accuracy = float(row["accuracy"])
+            except (KeyError, TypeError, ValueError):  # of another version, or truncated
+                return {}
+            number = seen[row["head"], task]  # a list of shots measures the same tasks one after the other
+            seen[row["head"], task] += 1
+            found.setdefault((row["head"], number), {})[task] = accuracy
         return found
 
-    def of_tasks(self, head: str | None, number: int, source: str | None = None) -> dict[Task, float]:
-        """Return the accuracy of a head in each task of a test, or in those of one dataset."""
-        found = self.accuracies.get((head, number), {})
+    def task_accuracies(self, head: str | None, number: int, source: str | None = None) -> dict[TaskKey, float]:
+        """Return the accuracy of each task for one head and test, optionally of one dataset of a mixture."""
+        found = self._accuracies.get((head, number), {})
         return {task: value for task, value in found.items() if source in (None, task[1])}
 
+    def csv_rows(self, name: str) -> Iterator[dict]:
+        """Yield the rows of a CSV file in the run's folder, if it exists."""
+        if (self.folder / name).is_file():
+            with (self.folder / name).open(newline="", encoding="utf-8", errors="replace") as lines:
+                yield from csv.DictReader(lines)
 
-def content(file: Path) -> dict:
-    """Return what a JSON file holds; nothing where there is none, or one of something else."""
+
+def read_object(file: Path) -> dict:
+    """Return the object in a JSON file; empty if the file is missing, damaged or holds something else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,35 +141,35 @@ def content(file: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def find(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
-    """Return the finished runs in ``places``, and the folders and files that are none.
+def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
+    """Return the finished runs in ``places``, and the folders and files that are left out.
 
     Args:
-        places: folders, which are searched at any depth, results.json files, or patterns of either.
+        places: folders, searched recursively, results.json files, or glob patterns of either.
 
     Raises:
-        UsageError: a place does not exist, or there is no finished run in any.
+        UsageError: if a place does not exist, or no run is finished.
     """
     runs, omitted = [], []
-    for file in dict.fromkeys(file.resolve() for place in places for file in results_in(place)):
-        found = read(file)
+    for file in dict.fromkeys(file.resolve() for place in places for file in find_results(place)):
+        found = read_run(file)
         (runs if isinstance(found, Run) else omitted).append(found)
-    runs, repeated = newest(runs)
+    runs, repeated = drop_repeats(runs)
     omitted += repeated
     if not runs:
         first = f" (first: {omitted[0].place}: {omitted[0].reason})" if omitted else ""
         raise UsageError(
-            f"RUNS wants folders of finished runs, and there is none among the {len(omitted)} in {' '.join(places)}"
-            f"{first}: train one with python train.py"
+            f"expected RUNS to be folders of finished runs, got none among the {len(omitted)} in {' '.join(places)}"
+            f"{first}: type python train.py to train one"
         )
     return runs, omitted
 
 
-def results_in(place: str) -> Iterator[Path]:
-    """Yield each results.json in a place, and where it would stand in the folder of a run without one."""
+def find_results(place: str) -> Iterator[Path]:
+    """Yield each results.json in a place, and its expected path in folders of unfinished runs."""
     paths = [Path(place)] if Path(place).exists() else [Path(path) for path in sorted(glob.glob(place, recursive=True))]
     if not paths:
-        raise UsageError(f"RUNS wants folders or results.json files, and {place} is neither: type outputs or multirun")
+        raise UsageError(f"expected RUNS to be folders or results.json files, got {place}: type outputs or multirun")
     for path in paths:
         if path.is_file():
             yield path
@@ -179,44 +179,36 @@ def results_in(place: str) -> Iterator[Path]:
             inside[:] = sorted(name for name in inside if name != "checkpoints" and not name.startswith("."))
 
 
-def read(file: Path) -> Run | Omitted:
-    """Return the run of a results.json, or why it is none."""
+def read_run(file: Path) -> Run | Omitted:
+    """Return the run of a results.json, or the reason for leaving it out."""
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Omitted(file.parent, f"no results.json: still running, or stopped {progress(file.parent)}")
+        steps = [int(row["step"]) for row in Run(file, {}).csv_rows("metrics.csv") if (row.get("step") or "").isdigit()]
+        stopped = f"after {max(steps) + 1} logged steps" if steps else "before anything was logged"
+        return Omitted(file.parent, f"no results.json: still running, or stopped {stopped}")
     except (OSError, ValueError) as error:
         return Omitted(file, f"foreign: it cannot be read as JSON ({error})")
-    if not isinstance(report, dict):
-        return Omitted(file, "foreign: it holds no results of a run")
-    if "error" in report:
+    metrics = report.get("metrics") if isinstance(report, dict) else None
+    if isinstance(report, dict) and "error" in report:
         return Omitted(file.parent, f"failed: {report['error']}")
-    if "rows" in report:
-        return Omitted(file.parent, "the table of an experiment: its cells are runs of their own")
-    metrics = report.get("metrics")
+    if isinstance(report, dict) and "rows" in report:
+        return Omitted(file.parent, "the table of an experiment: pass the folders of its runs instead")
     if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
-        return Omitted(file, "foreign: it holds no results of a run")
+        return Omitted(file, "foreign: it does not hold the results of a run")
     run = Run(file, report)
     if run.heads or report.get("analysis"):
         return run
     return Omitted(file.parent, "finished without a test: there is nothing to compare")
 
 
-def progress(folder: Path) -> str:
-    """Return how far a run has come that left no results."""
-    file = folder / "metrics.csv"
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ()
-    steps = [int(row["step"]) for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
-    return f"after {max(steps) + 1} logged steps" if steps else "before anything was logged"
-
-
-def newest(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
-    """Return the runs without those that a newer one repeats: the same settings, seed and checkpoint."""
-    kept: dict[str, Run] = {}
+def drop_repeats(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
+    """Drop runs that a newer one repeats with the same settings, seed and checkpoint."""
+    newest: dict[str, Run] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True):
-        start = run.facts.get("ckpt"), run.facts.get("backbone.weights"), run.seed
-        newer = kept.setdefault(json.dumps([run.settings, start, bool(run.heads)], sort_keys=True), run)
+        start = run.values.get("ckpt"), run.values.get("backbone.weights"), run.seed
+        newer = newest.setdefault(json.dumps([run.settings, start, bool(run.heads)], sort_keys=True), run)
         if newer is not run:
             repeated.append(Omitted(run.folder, f"repeated: the same choices and seed as the newer {newer.folder}"))
     places = {place for place, _ in repeated}

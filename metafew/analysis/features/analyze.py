@@ -1,4 +1,4 @@
-"""``stages=[analyze]``: the measures of a checkpoint as a file, a table and figures."""
+"""``stages=[analyze]``: measure the features of a checkpoint, and leave a file, a table and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metafew.analysis.features import measures, plots
 from metafew.analysis.features.observer import Observed, Observer, in_order
-from metafew.analysis.features.projection import projection
+from metafew.analysis.features.projection import project_features
 from metafew.analysis.features.weight_distance import travels
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
@@ -27,42 +27,45 @@ from metafew.io import write_json
 
 log = logging.getLogger(__name__)
 
-SHOWN, IMAGES = 5, 100  # classes in a projection, and images of each
+CLASSES, IMAGES = 5, 100  # of a projection: its classes, and the images of each
 
 
-def plan(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
-    """Return the tasks of the analysis: those of the first test, or such as those from another split."""
+def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
+    """Return the tasks to analyze: like those of the first test, from ``analyze.split``."""
     return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks)
 
 
-def check(plan: TaskSpec, source: Source) -> None:
-    """Raise a sentence when some task of ``plan`` cannot be drawn; its way and shots are typed for test."""
-    for component in source.components(plan.split):
+def check_analysis_tasks(tasks: TaskSpec, source: Source) -> None:
+    """Check that the split has enough classes and images.
+
+    Raises:
+        UsageError: if it has not; its message names test.way and test.shot, which hold for the analysis too.
+    """
+    for component in source.components(tasks.split):
         try:
-            plan.check(component.splits()[plan.split], component.title)
+            tasks.check(component.splits()[tasks.split], component.title)
         except UsageError as error:
-            raise UsageError(str(error).replace(f"{plan.split}.", "test.")) from None
+            raise UsageError(str(error).replace(f"{tasks.split}.", "test.")) from None
 
 
 def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -> dict | None:
-    """Measure the features of ``learner``, leave analysis.json and figures in ``out``, and return the chief numbers.
+    """Measure the features of ``learner``, write analysis.json and figures to ``out``, and return a summary.
 
-    The backbone is in evaluation mode, dropout off. Pairs of classes come from the support and query rows of tasks,
-    embedded as in a test: a norm that wants a context gets the support set, all queries together. Whole-split
-    measures take every image once where no image changes the features of another, else the rows of all tasks, as
-    images have no features but in a task. Features are those before adaptation, where a head adapts the backbone.
-    Where features are not finite, nothing is measured, and a warning says so.
+    The backbone is in evaluation mode, without dropout. Pairs of classes come from the support and query rows of tasks,
+    embedded as in a test: the support set is the context, and all queries are embedded together. Measures of a split
+    take each of its images once if features do not depend on other images, else the rows of all tasks. Features are
+    those before adaptation. If features are not finite, this logs a warning and returns None.
     """
     sampler = data.sampler(data.analyzed)
     observer = Observer(learner, sampler)
-    seen = trainer.predict(observer, data)
-    tasks = in_order([batch for process in gather_objects(seen) for batch in process])
-    ill = next((task.index for task in tasks if not task.features.isfinite().all()), None)
-    if ill is not None:
+    predictions = trainer.predict(observer, data)
+    tasks = in_order([batch for process in gather_objects(predictions) for batch in process])
+    diverged = next((task.index for task in tasks if not task.features.isfinite().all()), None)
+    if diverged is not None:
         log.warning(
-            "features of task %d of the %s split are not finite, and nothing is measured: training diverged; a smaller "
+            "features of task %d of the %s split are not finite, as training diverged, and are not measured: a smaller "
             "optimizer.lr may help",
-            *(ill, data.analyzed.split),
+            *(diverged, data.analyzed.split),
         )
         return None
     split, names = data.analyzed.split, [name for part in parts(sampler) for name in part.split.names]
@@ -70,70 +73,74 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     content = {
         "split": split,
         "tasks": len(tasks),
-        "clustering": measures.clustering(tasks, observer.whole),
-        "sufficient_condition": measures.condition(tasks),
-        "alpha": measures.alphas(learner.alphas, data.train.contexts) if learner.alphas else None,
-        "travel": measures.travelled(tasks) if adapts else None,
-        "distances": measures.distances(tasks) if adapts else None,
+        "clustering": measures.clustering(tasks, observer.split_features),
+        "sufficient_condition": measures.pair_conditions(tasks),
+        "alpha": measures.alpha_by_context(learner.alphas, data.train.contexts) if learner.alphas else None,
+        "travel": measures.layer_distances(tasks) if adapts else None,
+        "distances": measures.task_distances(tasks) if adapts else None,
         "confusion": measures.confusion(tasks, names),
-        "projection": projection(*some(tasks[0], observer), names),
+        "projection": project_features(*select_rows(tasks[0], observer), names),
     }
     if trainer.is_global_zero:
         write_json(out / "analysis.json", content)
-        draw(content, out)
-        show(content)
-    return summary(content)
+        draw_analysis(content, out)
+        print_analysis(content)
+    return summarize(content)
 
 
-def summary(content: dict) -> dict:
-    """Return what belongs into results.json: numbers, without what they were computed from."""
-    points = content["sufficient_condition"]
-    chief = {"split": content["split"], "tasks": content["tasks"], **content["clustering"]}
-    chief |= {name: points[name] for name in ("eps", "one_shot_accuracy")}
-    return chief | ({"travel": content["travel"]["all"]} if content["travel"] else {})
+def summarize(content: dict) -> dict:
+    """Return the entry of results.json: the scalar measures."""
+    found = {"split": content["split"], "tasks": content["tasks"], **content["clustering"]}
+    found |= {name: content["sufficient_condition"][name] for name in ("eps", "one_shot_accuracy")}
+    return found | ({"travel": content["travel"]["all"]} if content["travel"] else {})
 
 
-def draw(content: dict, out: Path) -> None:
-    """Draw the figures that there are numbers for."""
+def draw_analysis(content: dict, out: Path) -> None:
+    """Draw the figures of all measures."""
     split = content["split"]
-    plots.sufficient_condition(content["sufficient_condition"]["points"], split, out / "sufficient_condition.png")
-    plots.projection(content["projection"], split, out / "projection.png")
-    plots.confusion(content["confusion"], split, out / "confusion.png")
+    plots.draw_sufficient_condition(content["sufficient_condition"]["points"], split, out / "sufficient_condition.png")
+    plots.draw_projection(content["projection"], split, out / "projection.png")
+    plots.draw_confusion(content["confusion"], split, out / "confusion.png")
     if content["travel"]:
-        plots.travel(content["distances"], content["travel"], split, out / "travel.png")
+        plots.draw_weight_distances(content["distances"], content["travel"], split, out / "travel.png")
 
 
-def some(task: Observed, observer: Observer) -> tuple[np.ndarray, np.ndarray]:
-    """Return features and class numbers to project: of some classes of a task, all images if they have features."""
-    features, classes = observer.whole or (task.features, task.classes)
-    chosen = list(dict.fromkeys(task.classes.tolist()))[:SHOWN]
+def select_rows(task: Observed, observer: Observer) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and classes to project: of the first classes of a task, from the entire split if it is embedded.
+
+    Args:
+        task: the task that chooses the classes.
+        observer: holds the features of the split.
+    """
+    features, classes = observer.split_features or (task.features, task.classes)
+    chosen = list(dict.fromkeys(task.classes.tolist()))[:CLASSES]
     rows = np.concatenate([np.flatnonzero(classes.numpy() == c)[:IMAGES] for c in chosen])
     return features[rows].numpy(), classes[rows].numpy()
 
 
-def show(content: dict) -> None:
+def print_analysis(content: dict) -> None:
     """Print the measures as a table."""
-    table = Table(title=f"features of the {content['split']} split")
+    table = Table(title=f"features of the {content['split']} split", caption="mean ± 95 % confidence interval")
     for column, side in (("measured", "left"), ("value", "right"), ("over", "right")):
         table.add_column(column, justify=side)
     found = content["clustering"]
-    rows = {name: value for name, value in found.items() if isinstance(value, dict)}
-    rows |= {name: content["sufficient_condition"][name] for name in ("eps", "one_shot_accuracy")}
-    for name, value in rows.items():
-        table.add_row(name.replace("_", " "), number(value), f"{value['pairs']} pairs of classes")
+    pairwise = {name: value for name, value in found.items() if isinstance(value, dict)}
+    pairwise |= {name: content["sufficient_condition"][name] for name in ("eps", "one_shot_accuracy")}
+    for name, value in pairwise.items():
+        table.add_row(name.replace("_", " "), format_measure(value), f"{value['pairs']} pairs of classes")
     for name in ("variance_ratio", "class_clustering"):
         table.add_row(name.replace("_", " "), f"{found[name]:.3f}", f"{found['images']} images")
     for layer, value in (content["travel"] or {}).items():
-        table.add_row(f"travel, {layer}", number(value), f"{value['tasks']} tasks")
-    trained = (content["alpha"] or {}).get("trained")
-    for number_, layer in enumerate((content["alpha"] or {}).get("layers", ()), 1):
-        table.add_row(f"alpha, layer {number_}", f"{layer[str(trained[1])]:.3f}", f"a context of {trained[1]}")
-    table.caption = "mean ± 95 % confidence interval"
+        table.add_row(f"weight distance, {layer}", format_measure(value), f"{value['tasks']} tasks")
+    if content["alpha"]:
+        size = str(content["alpha"]["trained"][1])
+        for number, layer in enumerate(content["alpha"]["layers"], 1):
+            table.add_row(f"alpha, layer {number}", f"{layer[size]:.3f}", f"a context of {size}")
     Console().print(table)
 
 
-def number(value: dict) -> str:
-    """Return a mean and its interval as they stand in the table."""
+def format_measure(value: dict) -> str:
+    """Format a mean and its interval."""
     if value["mean"] is None:
         return "diverged"
     return f"{value['mean']:.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")

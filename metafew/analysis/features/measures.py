@@ -1,4 +1,4 @@
-"""The measures of one checkpoint, from what was seen of its tasks (Goldblum et al. 2020; Bronskill et al. 2020)."""
+"""The measures of one checkpoint over its tasks (Goldblum et al. 2020; Bronskill et al. 2020)."""
 
 from __future__ import annotations
 
@@ -15,67 +15,66 @@ from metafew.norms.alpha import Alpha
 from metafew.objectives.clustering import class_clustering, variance_ratio
 
 BY_NAME = 25
-"""At most so many classes stand in a confusion matrix by their names: more would meet too seldom, and not be read."""
-SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
-"""Contexts that alpha is told for."""
+"""The largest number of classes in a confusion matrix by name: pairs of more classes rarely meet in a task."""
+CONTEXT_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
+"""Context sizes for which alpha is reported."""
 
 
-def over(values: Sequence[float], what: str) -> dict[str, float | int | None]:
-    """Return mean, ci95 and, under ``what``, the number of those values that are finite; no mean of none."""
+def finite_mean(values: Sequence[float], unit: str) -> dict[str, float | int | None]:
+    """Return mean and ci95 of the finite values, and their number under ``unit``; the mean of none is None."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if not len(finite):
-        return {"mean": None, "ci95": None, what: 0}
+        return {"mean": None, "ci95": None, unit: 0}
     found = interval(finite)
-    return {"mean": found["mean"], "ci95": found["ci95"], what: found["tasks"]}
+    return {"mean": found["mean"], "ci95": found["ci95"], unit: found["tasks"]}
 
 
-def clustering(tasks: Sequence[Observed], whole: tuple[Tensor, Tensor] | None) -> dict[str, dict | float | int]:
+def clustering(tasks: Sequence[Observed], split: tuple[Tensor, Tensor] | None) -> dict[str, dict | float | int]:
     """Return how features cluster by class: over pairs of classes, and over all images.
 
     Args:
-        tasks: the tasks; each gives random disjoint pairs of its classes, two images each.
-        whole: features and classes of the whole split; None takes those of all tasks, where an image that several tasks
-            have drawn has as many features.
+        tasks: each contributes random disjoint pairs of its classes, with two images each.
+        split: features and classes of the entire split; None takes the rows of all tasks, in which an image has
+            separate features for each task that drew it.
     """
     pairs = [pair for task in tasks for pair in task.pairs]
-    features, classes = whole or (torch.cat([t.features for t in tasks]), torch.cat([t.classes for t in tasks]))
+    features, classes = split or (torch.cat([t.features for t in tasks]), torch.cat([t.classes for t in tasks]))
     return {
-        **{measure.__name__: over([pair[measure.__name__] for pair in pairs], "pairs") for measure in PAIRWISE},
+        **{measure.__name__: finite_mean([pair[measure.__name__] for pair in pairs], "pairs") for measure in PAIRWISE},
         "variance_ratio": float(variance_ratio(features, classes)),
         "class_clustering": float(class_clustering(features, classes)),
         "images": len(classes),
         "classes": len(classes.unique()),
-        "whole_split": whole is not None,
+        "whole_split": split is not None,
     }
 
 
-def condition(tasks: Sequence[Observed]) -> dict:
-    """Return ``eps`` and one-shot accuracy over pairs of classes, and both of each pair in ``points``."""
+def pair_conditions(tasks: Sequence[Observed]) -> dict:
+    """Return ``eps`` and one-shot accuracy over pairs of classes, and both of each pair under ``points``."""
     points = [point for task in tasks for point in task.condition]
     eps, accuracy = zip(*points, strict=True)
-    return {"eps": over(eps, "pairs"), "one_shot_accuracy": over(accuracy, "pairs"), "points": points}
+    return {"eps": finite_mean(eps, "pairs"), "one_shot_accuracy": finite_mean(accuracy, "pairs"), "points": points}
 
 
-def travelled(tasks: Sequence[Observed]) -> dict[str, dict]:
-    """Return the distance that fine-tuning makes weights go, over tasks: of each layer, and ``all`` of them together.
+def layer_distances(tasks: Sequence[Observed]) -> dict[str, dict]:
+    """Return the mean distance that adaptation moves the weights of each layer, and of ``all`` layers, over tasks.
 
-    Tasks whose weights diverged are left out, and not counted.
+    Tasks whose weights diverged are neither included nor counted.
     """
-    layers = tasks[0].travel
-    return {layer: over([task.travel[layer] for task in tasks], "tasks") for layer in layers}
+    return {layer: finite_mean([task.travel[layer] for task in tasks], "tasks") for layer in tasks[0].travel}
 
 
-def distances(tasks: Sequence[Observed]) -> list[float]:
-    """Return the distance of all layers together in each task whose weights did not diverge, to four digits."""
+def task_distances(tasks: Sequence[Observed]) -> list[float]:
+    """Return the distance over all layers of each task whose weights did not diverge, to four digits."""
     return [float(f"{task.travel['all']:.4g}") for task in tasks if np.isfinite(task.travel["all"])]
 
 
 def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
-    """Return how often queries of one class got the label of another, over all tasks.
+    """Return the confusion matrix of the queries of all tasks.
 
-    Of few classes, ``counts[i][j]`` counts the queries of class ``i`` that got class ``j``, under ``names``. Of many,
-    two classes seldom meet in a task: there ``i`` and ``j`` are positions in the task, which should not matter, and do
-    for a head that prefers some of its outputs. ``most_confused`` names the classes in any case.
+    With few classes, ``counts[i][j]`` is the number of queries of class ``i`` labelled as class ``j``, and ``names``
+    are those of the classes. Two of many classes rarely meet in a task: then ``i`` and ``j`` are positions in the task,
+    which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case.
     """
     by_name = len(names) <= BY_NAME
     mistakes: Counter[tuple[str, str]] = Counter()
@@ -83,30 +82,29 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
     counts = np.zeros((size, size), int)
     for task in tasks:
         queries = len(task.labels)
-        # Every class of a task has queries.
-        of = dict(zip(task.labels.tolist(), task.classes[-queries:].tolist(), strict=True))
+        class_of = dict(zip(task.labels.tolist(), task.classes[-queries:].tolist(), strict=True))
         for true, guess in zip(task.labels.tolist(), task.guesses.tolist(), strict=True):
-            counts[(of[true], of[guess]) if by_name else (true, guess)] += 1
+            counts[(class_of[true], class_of[guess]) if by_name else (true, guess)] += 1
             if true != guess:
-                mistakes[names[of[true]], names[of[guess]]] += 1
-    listed = [{"true": true, "guess": guess, "queries": n} for (true, guess), n in mistakes.most_common(10)]
-    labels = list(names) if by_name else [str(position + 1) for position in range(size)]
+                mistakes[names[class_of[true]], names[class_of[guess]]] += 1
     return {
         "by": "class" if by_name else "position",
-        "names": labels,
+        "names": list(names) if by_name else [str(position + 1) for position in range(size)],
         "counts": counts.tolist(),
-        "most_confused": listed,
+        "most_confused": [
+            {"true": true, "guess": guess, "queries": n} for (true, guess), n in mistakes.most_common(10)
+        ],
     }
 
 
 @torch.no_grad()
-def alphas(layers: Sequence[Alpha], trained: tuple[int, int]) -> dict:
-    """Return the alpha of each TaskNorm layer, from first to last, over the size of the context.
+def alpha_by_context(layers: Sequence[Alpha], trained: tuple[int, int]) -> dict:
+    """Return the alpha of each TaskNorm layer, from first to last, by context size; of channels, the mean.
 
     Args:
-        layers: where alpha is one number a channel, its mean is taken.
+        layers: the alphas of the layers.
         trained: the smallest and largest context of training.
     """
-    sizes = sorted({*SIZES, *trained})
+    sizes = sorted({*CONTEXT_SIZES, *trained})
     values = [{str(size): float(alpha(size).mean()) for size in sizes} for alpha in layers]
     return {"trained": list(trained), "layers": values}

@@ -1,4 +1,4 @@
-"""What one checkpoint does with tasks: the features it gives them, the labels, and how far its weights go."""
+"""Collect the features, predictions and weight distances of one checkpoint on its tasks."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PAIRWISE = (feature_clustering, hyperplane_variation, hyperplane_ratio)
 
 
 class Observed(NamedTuple):
-    """What was seen of one task.
+    """The features and predictions of one task, on the CPU.
 
     Attributes:
-        index: its number.
-        pairs: for each of its pairs of classes, each measure of :data:`PAIRWISE` by its name.
-        condition: for each of its pairs of classes, ``eps`` and the one-shot accuracy over all of the task's images.
-        features: ``(n, d)`` of support and queries, on the CPU.
-        classes: ``(n,)`` the numbers of their classes in the split.
-        labels: ``(q,)`` the true labels of the queries.
-        guesses: ``(q,)`` those that the trained head gives.
+        index: the task's number.
+        pairs: each measure of :data:`PAIRWISE` by name, for each pair of classes.
+        condition: ``eps`` and the one-shot accuracy over all of the task's images, for each pair of classes.
+        features: ``(n, d)`` of support and query rows.
+        classes: ``(n,)``, their class numbers in the split.
+        labels: ``(q,)``, the true labels of the queries.
+        guesses: ``(q,)``, the labels that the trained head predicts.
         travel: what :func:`~metafew.analysis.features.weight_distance.distances` returns;
-            empty for heads that leave the backbone as is.
+            empty for heads that do not adapt the backbone.
     """
 
     index: int
@@ -50,28 +50,31 @@ class Observed(NamedTuple):
 
 
 class Observer(pl.LightningModule):
-    """Sees the tasks of ``trainer.predict`` with the model of a run, in evaluation mode: dropout is off.
+    """A module for ``trainer.predict`` that observes tasks with the model of a run, in evaluation mode.
 
     Args:
         learner: the model.
-        sampler: what draws the tasks.
+        sampler: draws the tasks.
+
+    Attributes:
+        split_features: features and class numbers of every image of the split; None if features depend on the task.
     """
 
     def __init__(self, learner: Evaluator, sampler: Sampler):
         super().__init__()
         self.learner, self.sampler = learner, sampler
         self.numbers = class_numbers(sampler)
-        self.whole: tuple[Tensor, Tensor] | None = None
+        self.split_features: tuple[Tensor, Tensor] | None = None
 
     def on_predict_epoch_start(self) -> None:
-        """Embed the whole split, where that can be done."""
+        """Embed the entire split, if features do not depend on the task."""
         backbone = self.learner.backbone
         with self.trainer.precision_plugin.forward_context():
-            self.whole = whole_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
+            self.split_features = embed_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
 
     def predict_step(self, batch: list[Episode], _: int) -> list[Observed]:
-        """Return what is seen of a batch of tasks."""
-        return [seen for episode in batch for seen in self._observe(episode)]
+        """Return an observation of each task of the batch."""
+        return [task for episode in batch for task in self._observe(episode)]
 
     def _observe(self, episode: Episode) -> list[Observed]:
         backbone, head = self.learner.backbone, self.learner.heads[self.learner.trained]
@@ -107,7 +110,7 @@ def pairwise(pairs: Tensor) -> list[dict[str, float]]:
 
 
 def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, float]]:
-    """Return ``eps`` and one-shot accuracy of the classes 0 and 1, 2 and 3, ...: a task has drawn their order."""
+    """Return ``eps`` and one-shot accuracy of the classes 0 and 1, 2 and 3, ..., whose order is random in a task."""
     found = []
     for first in range(0, way - 1, 2):
         x, y = (features[labels == c] for c in (first, first + 1))
@@ -116,7 +119,7 @@ def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, 
 
 
 def class_numbers(sampler: Sampler) -> list[Tensor]:
-    """Return, for each dataset of a mixture, which class an image is of: by its number in ``Episode.ids``."""
+    """Return, for each dataset of a mixture, the class numbers of its images, indexed as ``Episode.ids``."""
     numbers, seen = [], 0
     for part in parts(sampler):
         split = part.split
@@ -128,16 +131,15 @@ def class_numbers(sampler: Sampler) -> list[Tensor]:
     return numbers
 
 
-def whole_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Tensor, Tensor] | None:
+def embed_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the features ``(n, d)`` and class numbers ``(n,)`` of every image of a split, on the CPU.
 
-    None where an image has no features of its own, as it changes those of others or is seen through views that are
-    drawn with each task; and where the features would not fit in memory.
+    Return None if features depend on other images or on random views, and if they would not fit in memory.
 
     Args:
         backbone: in evaluation mode.
         sampler: draws tasks from the split, or from the splits of a mixture.
-        like: a tensor of the model, for its device and precision.
+        like: a tensor of the model, which sets device and precision.
     """
     samplers = parts(sampler)
     size = 4 * backbone.features * sum(rows(part.split) for part in samplers)
@@ -149,5 +151,5 @@ def whole_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Ten
 
 
 def in_order(batches: Sequence[list[Observed]]) -> list[Observed]:
-    """Return the tasks of all batches in the order of their numbers."""
+    """Return the tasks of all batches, sorted by number."""
     return sorted((task for batch in batches for task in batch), key=lambda task: task.index)

@@ -1,26 +1,27 @@
-"""Features in the plane: principal components, and Fisher's discriminant. NumPy only."""
+"""Projections of features to the plane: principal components and linear discriminant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import eigh
 
 SHRINKAGE = 0.1
-DIGITS = 4  # of a coordinate in analysis.json
+DIGITS = 4  # significant digits of a coordinate in analysis.json
 
 
-def projection(features: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict:
-    """Return what a figure of the features of a few classes shows, as it stands in analysis.json.
+def project_features(features: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict:
+    """Return both projections of the features of a few classes, in the form of analysis.json.
 
     Args:
         features: ``(n, d)``.
-        classes: ``(n,)`` the numbers of their classes.
-        names: those of all classes.
+        classes: ``(n,)``, their class numbers.
+        names: the names of all classes.
 
     Returns:
-        The ``names`` of the few, in ``classes`` the place of each of the ``n`` rows among them, and in ``points`` the
-        rows' coordinates in the plane of the ``principal`` components and in that of the ``discriminant``.
+        The ``names`` of the classes that occur, ``classes`` with the index of each row into them, and ``points`` with
+        the coordinates of the rows in the ``principal`` and in the ``discriminant`` plane.
     """
     shown = list(dict.fromkeys(classes.tolist()))
     planes = {"principal": principal(features), "discriminant": discriminant(features, classes)}
@@ -34,17 +35,18 @@ def projection(features: np.ndarray, classes: np.ndarray, names: Sequence[str]) 
 
 
 def principal(features: np.ndarray) -> np.ndarray:
-    """Return the two principal components ``(n, 2)`` of ``features`` ``(n, d)``; zeros where there is but one."""
+    """Return the first two principal components ``(n, 2)`` of ``features`` ``(n, d)``, zeros for a missing one."""
     left, lengths, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
-    return plane(left * lengths)
+    return take_plane(left * lengths)
 
 
 def discriminant(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the projection ``(n, 2)`` that spreads class means most, where classes have unit variance on average.
+    """Project onto the two directions ``(n, 2)`` that maximise between-class over within-class variance.
 
-    Linear discriminant analysis, fitted to the features that it shows, as Goldblum et al. (2020) do. Features often
-    have more dimensions than there are rows, where some projection takes any classes apart. The covariance within
-    classes is therefore drawn by a tenth towards a multiple of the identity, in the span of the features.
+    Linear discriminant analysis, fitted to the features that it shows, as in Goldblum et al. (2020). Features often
+    have more dimensions than rows, where some projection separates any classes. The within-class covariance is
+    therefore shrunk by a tenth towards a multiple of the identity, in the span of the rows. scikit-learn's estimator
+    shrinks in the space of all ``d`` dimensions, which weakens the shrinkage by ``rank / d``.
 
     Args:
         features: ``(n, d)``.
@@ -54,21 +56,19 @@ def discriminant(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     kept = lengths > 1e-9 * max(lengths[0], 1e-12)
     if not kept.any():
         return np.zeros((len(features), 2))
-    rows = left[:, kept] * lengths[kept]  # the same features in their span
-    classes, counts = np.unique(labels, return_counts=True)
-    means = np.stack([rows[labels == c].mean(0) for c in classes])
-    inner = rows - means[np.searchsorted(classes, labels)]
-    within = inner.T @ inner / len(rows)
-    size = len(within)
-    within = (1 - SHRINKAGE) * within + SHRINKAGE * max(np.trace(within) / size, 1e-12) * np.eye(size)
-    values, vectors = np.linalg.eigh(within)
-    whitened = vectors / np.sqrt(values)
-    _, _, axes = np.linalg.svd(np.sqrt(counts)[:, None] * (means @ whitened), full_matrices=False)
-    return plane(rows @ whitened @ axes.T)
+    rows = left[:, kept] * lengths[kept]  # the features in their span
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.eye(len(counts))[places].T @ rows / counts[:, None]
+    residuals = rows - means[places]
+    within = residuals.T @ residuals / len(rows)
+    scale = max(np.trace(within) / len(within), 1e-12)
+    within = (1 - SHRINKAGE) * within + SHRINKAGE * scale * np.eye(len(within))
+    between = means.T @ (counts[:, None] * means)
+    return take_plane(rows @ eigh(between, within)[1][:, ::-1])
 
 
-def plane(columns: np.ndarray) -> np.ndarray:
-    """Return the first two of ``columns`` ``(n, k)``, zeros for what is missing; the largest value is positive."""
+def take_plane(columns: np.ndarray) -> np.ndarray:
+    """Return the first two of ``columns`` ``(n, k)``, padded with zeros, their largest entries positive."""
     shown = np.zeros((len(columns), 2))
     shown[:, : columns.shape[1]] = columns[:, :2]
     largest = shown[np.abs(shown).argmax(0), [0, 1]]

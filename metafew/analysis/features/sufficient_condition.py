@@ -1,9 +1,9 @@
-"""When one example of each of two classes is enough (Goldblum et al. 2020, Theorem 1).
+"""The sufficient condition for one-shot classification of two classes (Goldblum et al. 2020, Theorem 1).
 
 ``X`` and ``Y`` are the features of two classes, ``U`` is ``X`` or ``Y`` with equal chances, and a variance is the trace
-of the covariance. If ``eps = (Var X + Var Y) / Var U`` is small, a random ``x`` and ``y`` put a random third feature
-on the right side with a probability near 1. On isotropic Gaussians of total variance ``s``, their means ``D`` apart,
-``eps = 8 / (4 + r)`` with ``r = D^2 / s``; it is 2 where the means agree.
+of the covariance. If ``eps = (Var X + Var Y) / Var U`` is small, a random ``x`` and ``y`` classify a random third
+feature correctly with probability near 1. For isotropic Gaussians of total variance ``s`` whose means are ``D`` apart,
+``eps = 8 / (4 + r)`` with ``r = D^2 / s``; it is 2 if the means are equal.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def epsilon(x: Tensor, y: Tensor) -> float:
 
 
 def one_shot_accuracy(x: Tensor, y: Tensor) -> float:
-    """Return how often the nearer of one example of each class has the class of a third: over all such triples.
+    """Return the accuracy of the nearest of two examples, one of each class, over all triples of examples and query.
 
-    The third is no example itself, and equal distances count one half. This is the max-margin classifier of the
-    theorem. Memory grows as the square of the rows, not as their cube.
+    The query is neither of the examples, and equal distances count one half. This is the theorem's max-margin
+    classifier. Memory grows with the square of the number of rows, not with its cube.
 
     Args:
         x: features ``(n, d)`` of one class, at least two.
@@ -40,7 +40,7 @@ def one_shot_accuracy(x: Tensor, y: Tensor) -> float:
 
 
 def _accuracy(own: Tensor, other: Tensor) -> float:
-    """Return the same for a third that is of the class of ``own``."""
+    """Return the accuracy of queries of the class ``own``."""
     exact = "donot_use_mm_for_euclid_dist"  # equal features have a distance of 0
     near, far = torch.cdist(own, own, compute_mode=exact), torch.cdist(own, other, compute_mode=exact).sort(1).values
     closer = sum(torch.searchsorted(far, near, right=right) for right in (False, True)).double() / 2

@@ -1,4 +1,4 @@
-"""How far weights go from their common start when a head adapts them to a task (Goldblum et al. 2020)."""
+"""The distance between backbone weights before and after adaptation to a task (Goldblum et al. 2020)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from metafew.objectives.regularizers import WeightClustering
 
 
 def travels(head: nn.Module) -> bool:
-    """Tell whether ``head`` adapts weights of the backbone by gradient steps."""
+    """Return whether ``head`` adapts weights of the backbone by gradient steps."""
     return isinstance(head, MAML) and head.adapts_backbone
 
 
 def travel(head: MAML, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
-    """Return, for each task, the distances that adaptation as in evaluation makes its weights go."""
+    """Return, for each task, the distances between its weights before and after adaptation, as in evaluation."""
     return [distances(start, end) for start, end in head.adaptation(backbone, support, way)]
 
 
 def distances(start: Weights, end: Weights) -> dict[str, float]:
-    """Return the filter-normalised distance of each layer, by its name, and under ``all`` that of all together.
+    """Return the filter-normalised distance of each layer by name, and of all layers under ``all``.
 
     ``sqrt(sum_f |w_f - v_f|^2 / (|v_f|^2 + 1e-12))`` over the filters ``f`` of convolutions and rows of linear layers
-    of the backbone, from the weights ``v`` before adaptation to ``w`` after: a filter and its scale count as one
-    (Li et al. 2018). Its square is what ``regularizer=weight_clustering`` adds, there measured from the mean over
-    tasks. Norms, biases and the output layer, which may start at 0, are left out.
+    of the backbone, between the weights ``v`` before adaptation and ``w`` after it; rescaling a filter does not change
+    it (Li et al. 2018). ``regularizer=weight_clustering`` adds its square, with the mean over tasks as ``v``. Norms,
+    biases and the output layer, which may start at 0, are excluded.
     """
     square = WeightClustering(1.0)
     names = [name for name, value in start.items() if name.startswith(BACKBONE) and value.ndim > 1]

@@ -1,4 +1,4 @@
-"""A table of text, for a terminal, Markdown, LaTeX and HTML."""
+"""A table of text that renders to a terminal, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 CAPTION = "mean ± 95 % confidence interval over test tasks, in percent"
-DAGGER = "† transductive: a query is classified with the help of the other queries of its task"
+DAGGER = "† transductive: the prediction of a query may depend on the other queries of its task"
 LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -20,12 +20,12 @@ LATEX = str.maketrans(
 
 
 class Bold(str):
-    """Text that stands out."""
+    """Text set in bold."""
 
 
 @dataclass
-class Sheet:
-    """A table of text: a title, the names of the columns, rows, and lines that stand below."""
+class TextTable:
+    """A table of text: its title, the names of its columns but the first, its rows, and notes below it."""
 
     title: str
     columns: list[str]
@@ -33,7 +33,7 @@ class Sheet:
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> Table:
-        """Return the table for a terminal, without the lines below."""
+        """Render for a terminal, without notes."""
         table = Table(title=Text(self.title))
         for number, column in enumerate(["", *self.columns]):
             table.add_column(Text(column), justify="right" if number else "left")
@@ -42,22 +42,24 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """Return the table and the lines below as Markdown."""
-        rows = [[markdown(cell) for cell in row] for row in [["", *self.columns], *self.rows]]
+        """Render to Markdown."""
+        rows = [[escape_markdown(cell) for cell in row] for row in [["", *self.columns], *self.rows]]
         rows.insert(1, ["---"] + ["---:"] * len(self.columns))
         table = ["| " + " | ".join(row) + " |" for row in rows]
-        notes = (f"- {markdown(note)}" for note in self.notes)
-        return "\n".join([f"## {markdown(self.title)}", "", *table, "", *notes, ""])
+        notes = (f"- {escape_markdown(note)}" for note in self.notes)
+        return "\n".join([f"## {escape_markdown(self.title)}", "", *table, "", *notes, ""])
 
     def latex(self) -> str:
-        """Return the same as a table of LaTeX, for the package booktabs."""
-        head, *rows = ("    " + " & ".join(map(latex, row)) + r" \\" for row in [["", *self.columns], *self.rows])
-        notes = " \\\\\n  ".join(map(latex, self.notes))
+        """Render to LaTeX; requires the package booktabs."""
+        head, *rows = (
+            "    " + " & ".join(map(escape_latex, row)) + r" \\" for row in [["", *self.columns], *self.rows]
+        )
+        notes = " \\\\\n  ".join(map(escape_latex, self.notes))
         return "\n".join(
             [
                 r"\begin{table}",
                 r"  \centering",
-                rf"  \caption{{{latex(self.title)}}}",
+                rf"  \caption{{{escape_latex(self.title)}}}",
                 rf"  \begin{{tabular}}{{l{'r' * len(self.columns)}}}",
                 *(r"    \toprule", head, r"    \midrule", *rows, r"    \bottomrule"),
                 *(r"  \end{tabular}", "", rf"  \footnotesize {notes}" if notes else "  %", r"\end{table}", ""),
@@ -65,42 +67,41 @@ class Sheet:
         )
 
     def html(self) -> str:
-        """Return the same as a section of HTML."""
-        head = "".join(f'<th scope="col">{html(column)}</th>' for column in ["", *self.columns])
-        rows = [
-            f'<tr><th scope="row">{html(row[0])}</th>{"".join(f"<td>{html(cell)}</td>" for cell in row[1:])}</tr>'
-            for row in self.rows
-        ]
-        notes = [f"<li>{html(note)}</li>" for note in self.notes]
+        """Render to a section of HTML."""
+        head = "".join(f'<th scope="col">{escape_html(column)}</th>' for column in ["", *self.columns])
+        cells = [[f"<td>{escape_html(cell)}</td>" for cell in row[1:]] for row in self.rows]
+        names = [f'<th scope="row">{escape_html(row[0])}</th>' for row in self.rows]
+        rows = [f"<tr>{name}{''.join(row)}</tr>" for name, row in zip(names, cells, strict=True)]
+        notes = [f"<li>{escape_html(note)}</li>" for note in self.notes]
         table = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody>"]
         body = ['<div class="wide"><table>', *table, "</table></div>", "<ul>", *notes, "</ul>"]
-        return "\n".join(["<section>", f"<h2>{html(self.title)}</h2>", *body, "</section>"])
+        return "\n".join(["<section>", f"<h2>{escape_html(self.title)}</h2>", *body, "</section>"])
 
 
-def markdown(text: str) -> str:
-    r"""Return text as Markdown shows it.
+def escape_markdown(text: str) -> str:
+    r"""Escape text for Markdown.
 
-    >>> markdown("a|b*c <d> test_steps"), markdown(Bold("1.00"))
+    >>> escape_markdown("a|b*c <d> test_steps"), escape_markdown(Bold("1.00"))
     ('a\\|b\\*c \\<d> test_steps', '**1.00**')
     """
     plain = re.sub(r"([\\|*<`~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
     return f"**{plain}**" if isinstance(text, Bold) else plain
 
 
-def latex(text: str) -> str:
-    r"""Return text as LaTeX sets it.
+def escape_latex(text: str) -> str:
+    r"""Escape text for LaTeX.
 
-    >>> latex("50 % of a_b"), latex(Bold("1 ± 2"))
+    >>> escape_latex("50 % of a_b"), escape_latex(Bold("1 ± 2"))
     ('50 \\% of a\\_b', '\\textbf{1 $\\pm$ 2}')
     """
     plain = text.translate(LATEX)
     return rf"\textbf{{{plain}}}" if isinstance(text, Bold) else plain
 
 
-def html(text: str) -> str:
-    """Return text as HTML shows it.
+def escape_html(text: str) -> str:
+    """Escape text for HTML.
 
-    >>> html("a < b"), html(Bold("1.00"))
+    >>> escape_html("a < b"), escape_html(Bold("1.00"))
     ('a &lt; b', '<b>1.00</b>')
     """
     return f"<b>{escape(text)}</b>" if isinstance(text, Bold) else escape(text)

@@ -1,31 +1,15 @@
-"""Figures of several runs: what is drawn are the numbers of the runs, and nothing where they lack them."""
+"""Figures of a comparison of runs: they show the measurements, and are left out without data."""
 
-import csv
 import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from test_report import accuracies, finished, table_of
+from run_folders import accuracies, comparison_of, finished, legend, trained
 
 from metafew.analysis import style
 from metafew.analysis.compare import comparison_plots
 from metafew.commands import report
-
-
-def trained(folder, curve, **changes):
-    """Write the folder of a run with a validation accuracy every ten steps."""
-    finished(folder, accuracies(0), **changes)
-    head = changes.get("head", "protonet")
-    rows = [{"step": 10 * (i + 1) - 1, f"val/{head}/accuracy": value} for i, value in enumerate(curve)]
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", "train/loss", f"val/{head}/accuracy"])
-        writer.writeheader()
-        writer.writerows([{"step": 4, "train/loss": 1.5}, *rows])
-
-
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tmp_path):
@@ -36,7 +20,7 @@ def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tm
     for shot, each in zip(shots, values["batch"], strict=True):
         finished(tmp_path / str(shot), each, norm="batch", config={"test.shot": shot})
     finished(tmp_path / "one shot", accuracies(9), norm="layer")
-    figure = comparison_plots.accuracy_over_shots(table_of(tmp_path))
+    figure = comparison_plots.accuracy_over_shots(comparison_of(tmp_path))
     (axes,) = figure.axes
     assert set(legend(figure)) == {"norm=tasknorm", "norm=batch"}
     for container in axes.containers:
@@ -57,7 +41,7 @@ def test_bars_stand_for_the_ways_to_ask_and_compare_the_same_weights(tmp_path):
             config = {"test.queries": mode, "ckpt.": None}
             finished(tmp_path / f"{norm}-{mode}", each + lift, norm=norm, config=config)
     trained(tmp_path / "never asked otherwise", [0.5], norm="layer")
-    figure = comparison_plots.queries_at_once(table_of(tmp_path))
+    figure = comparison_plots.queries_at_once(comparison_of(tmp_path))
     (axes,) = figure.axes
     assert legend(figure) == [comparison_plots.MODES[mode] for mode in values]
     under = [tick.get_text().strip("\N{NO-BREAK SPACE}†") for tick in axes.get_xticklabels()]
@@ -75,7 +59,7 @@ def test_modes_are_compared_from_one_checkpoint_where_there_are_several(tmp_path
         whole = finished(folder, accuracies(0, lift), config={"test.queries": mode})
         whole["config"]["ckpt"] = start
         (folder / "results.json").write_text(json.dumps(whole))
-    (axes,) = comparison_plots.queries_at_once(table_of(tmp_path)).axes
+    (axes,) = comparison_plots.queries_at_once(comparison_of(tmp_path)).axes
     heights = [container.patches[0].get_height() for container in axes.containers if hasattr(container, "patches")]
     assert heights == pytest.approx([100 * accuracies(0).mean(), 100 * accuracies(0, -0.1).mean()])
 
@@ -83,8 +67,11 @@ def test_modes_are_compared_from_one_checkpoint_where_there_are_several(tmp_path
 def test_nothing_is_drawn_where_runs_lack_it_and_all_is_in_files_where_they_do_not(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
     trained(tmp_path / "a" / "1", [0.3], norm="batch")  # one alone
-    table = table_of(tmp_path / "a")
-    assert comparison_plots.draw(table, [run for row in table.rows for run in row.runs], tmp_path) == ({}, [])
+    table = comparison_of(tmp_path / "a")
+    assert comparison_plots.draw_comparison(table, [run for row in table.rows for run in row.runs], tmp_path) == (
+        {},
+        [],
+    )
     trained(tmp_path / "a" / "2", [0.3, 0.4], norm="layer")
     out = tmp_path / "out"
     assert report.main([str(tmp_path / "a"), f"out={out}"]) == 0

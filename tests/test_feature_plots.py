@@ -1,19 +1,16 @@
-"""Figures of several runs from the files that these left: what is drawn is what stands there."""
+"""Figures of the features and trainings of several runs: they show the content of the runs' files."""
 
 import csv
 import json
 
 import numpy as np
 import pytest
-from test_across_runs import legend, trained
-from test_report import accuracies, finished
+from run_folders import NAMES, accuracies, analyzed, finished, legend, trained
 
 from metafew.analysis.compare import feature_plots, training_curves
 from metafew.analysis.features import projection
 from metafew.commands import report
 from metafew.errors import UsageError
-
-NAMES = ["a/1", "b $2", "c_3"]
 
 
 @pytest.fixture
@@ -33,25 +30,10 @@ def shown(monkeypatch, tmp_path):
     return draw
 
 
-def analyzed(folder, seed=0, *, names=NAMES, test=None, **changes):
-    """Write the folder of a run that was analyzed, and tested only where ``test`` says so; returns analysis.json."""
-    rng = np.random.default_rng(seed)
-    finished(folder, accuracies(seed) if test else {}, seed=seed, analysis={"split": "test"}, **changes)
-    classes = np.repeat(range(len(names)), 7)
-    features = rng.normal(size=(len(classes), 6)) + 3 * np.eye(6)[classes]
-    sizes = {str(size): 0.1 * seed + size / 1000 for size in (1, 5, 25)}
-    content = {"split": "test", "alpha": {"trained": [5, 25], "layers": [sizes] * 3}}
-    content["projection"] = projection.projection(features, classes, names)
-    content["distances"] = rng.random(20).tolist()
-    content["sufficient_condition"] = {"points": rng.uniform(0.2, 1, (9, 2)).tolist()}
-    (folder / "analysis.json").write_text(json.dumps(content))
-    return content
-
-
 def test_a_projection_keeps_the_classes_and_their_points_to_four_digits():
     rng = np.random.default_rng(0)
     features, classes = rng.normal(size=(12, 5)), np.repeat([7, 2, 9], 4)
-    content = projection.projection(features, classes, [f"c{i}" for i in range(10)])
+    content = projection.project_features(features, classes, [f"c{i}" for i in range(10)])
     assert content["names"] == ["c7", "c2", "c9"] and content["classes"] == [0] * 4 + [1] * 4 + [2] * 4
     for name, exact in (
         ("principal", projection.principal(features)),
@@ -78,13 +60,15 @@ def test_panels_show_the_same_classes_alike_and_one_scale_for_the_discriminant(s
     assert [axes.get_title() for axes in above] == ["first\nlinear discriminant", "other\nlinear discriminant"]
     assert legend(figure) == NAMES
     analyzed(tmp_path / "third", 2, names=["a/1", "x", "y"])
-    with pytest.raises(UsageError, match=r"same classes, not a/1, b \$2, c_3 of first and a/1, x, y of third: type"):
+    with pytest.raises(UsageError, match=r"same classes, got a/1, b \$2, c_3 of first and a/1, x, y of third: type"):
         feature_plots.projections({"first": [tmp_path / "first"], "third": [tmp_path / "third"]}, tmp_path / "f.png")
 
 
 def test_a_histogram_holds_the_tasks_of_all_seeds_in_shares_and_marks_their_median(shown, tmp_path):
     values = [analyzed(tmp_path / str(seed), seed)["distances"] for seed in range(3)]
-    figure = shown(feature_plots.travel, {"free": [tmp_path / "0", tmp_path / "1"], "clustered": [tmp_path / "2"]})
+    figure = shown(
+        feature_plots.weight_distances, {"free": [tmp_path / "0", tmp_path / "1"], "clustered": [tmp_path / "2"]}
+    )
     (axes,) = figure.axes
     medians = [np.median(values[0] + values[1]), np.median(values[2])]
     assert [line.get_xdata()[0] for line in axes.lines] == medians
@@ -102,7 +86,7 @@ def test_alpha_has_a_line_for_each_layer_and_seed(shown, tmp_path):
     for seed in range(6):
         analyzed(tmp_path / str(seed), seed)
     folders = {"two": [tmp_path / "1", tmp_path / "3"]} | {str(seed): [tmp_path / str(seed)] for seed in range(5)}
-    figure = shown(feature_plots.alphas, folders)
+    figure = shown(feature_plots.alpha_curves, folders)
     assert len(figure.axes) == 6
     for axes, seeds in zip(figure.axes, ((1, 3), (0,), (1,), (2,), (3,), (4,)), strict=True):
         assert len(axes.lines) == 3 * len(seeds)
@@ -116,7 +100,7 @@ def test_alpha_has_a_line_for_each_layer_and_seed(shown, tmp_path):
 
 def test_pairs_of_classes_stand_beside_both_bounds(shown, tmp_path):
     points = [analyzed(tmp_path / str(s), s)["sufficient_condition"]["points"] for s in range(3)]
-    figure = shown(feature_plots.conditions, {"a": [tmp_path / "0", tmp_path / "1"], "b": [tmp_path / "2"]})
+    figure = shown(feature_plots.sufficient_conditions, {"a": [tmp_path / "0", tmp_path / "1"], "b": [tmp_path / "2"]})
     (axes,) = figure.axes
     for drawn, expected in zip(axes.collections, (points[0] + points[1], points[2]), strict=True):
         assert np.array_equal(drawn.get_offsets(), np.array(expected) * [1, 100])
@@ -139,7 +123,7 @@ def test_curves_are_means_of_seeds_in_their_range_over_steps_and_seconds(shown, 
     whole = json.loads((tmp_path / "went on" / "results.json").read_text())
     whole["config"]["ckpt"] = "last"
     (tmp_path / "went on" / "results.json").write_text(json.dumps(whole))
-    figure = shown(training_curves.curves, folders)
+    figure = shown(training_curves.learning_curves, folders)
     left, right = figure.axes
     assert set(lines(left)) == {"svm", "went on"} == set(legend(figure)) and set(lines(right)) == {"svm"}
     for axes, scale in ((left, 1), (right, 1.0)):  # 40 seconds for 40 steps in the mean
@@ -160,7 +144,7 @@ def test_accuracy_over_learning_rates_has_the_intervals_of_seeds_or_tasks(shown,
             finished(tmp_path / f"a{rate}{seed}", accuracies(seed, rate), seed=seed, config={"optimizer.lr": rate})
     whole = finished(tmp_path / "b", accuracies(7), norm="batch", config={"optimizer.lr": 0.01})
     folders = {"a": sorted(tmp_path.glob("a*")), "b": [tmp_path / "b"]}
-    figure = shown(training_curves.rates, folders)
+    figure = shown(training_curves.learning_rates, folders)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["0.001", "0.01", "0.1"]
     one, other = axes.containers
@@ -179,18 +163,16 @@ def test_accuracy_over_learning_rates_has_the_intervals_of_seeds_or_tasks(shown,
     "draw",
     [
         feature_plots.projections,
-        feature_plots.travel,
-        feature_plots.alphas,
-        feature_plots.conditions,
-        training_curves.curves,
-        training_curves.rates,
+        feature_plots.weight_distances,
+        feature_plots.alpha_curves,
+        feature_plots.sufficient_conditions,
+        training_curves.learning_curves,
+        training_curves.learning_rates,
     ],
 )
-def test_where_no_run_has_what_is_drawn_a_sentence_says_so(draw, tmp_path):
+def test_a_figure_raises_if_no_run_has_its_data(draw, tmp_path):
     (tmp_path / "analysis.json").write_text('{"proj')
-    with pytest.raises(
-        UsageError, match=f"this figure wants runs with .*, and there is none in {tmp_path}: type stages"
-    ):
+    with pytest.raises(UsageError, match=f"expected runs with .*, got none in {tmp_path}: type stages"):
         draw({"a": [tmp_path], "b": []}, tmp_path / "f.png")
 
 
@@ -212,7 +194,7 @@ def test_a_report_of_runs_that_were_only_analyzed_holds_their_figures(tmp_path, 
     assert "norm=layer -->" in (out / "travel.svg").read_text()
 
 
-def test_a_report_of_tested_runs_shows_their_analyses_too_and_says_what_does_not_go_together(tmp_path, capsys):
+def test_a_report_of_tested_runs_shows_their_analyses_too_and_says_which_do_not_fit_together(tmp_path, capsys):
     for number, norm in enumerate(("tasknorm", "layer", "batch")):
         analyzed(tmp_path / "runs" / norm, number, norm=norm, test=True, names=NAMES if number else ["x", "y", "z"])
     finished(tmp_path / "runs" / "not analyzed", accuracies(3), norm="none")
@@ -221,15 +203,18 @@ def test_a_report_of_tested_runs_shows_their_analyses_too_and_says_what_does_not
     assert {file.stem for file in out.glob("*.png")} == ANALYSES - {"projections"}
     assert "| norm=none |" in (out / "table.md").read_text()
     for text in (capsys.readouterr().out, (out / "table.md").read_text(), (out / "index.html").read_text()):
-        assert "projections.png: a projection beside another wants the same classes" in text.replace("\n", " ")
+        assert "projections.png: expected projections of the same classes" in text.replace("\n", " ")
 
 
-def test_a_test_of_a_checkpoint_does_not_hide_its_analysis_and_one_alone_is_a_sentence(tmp_path, capsys):
+def test_a_test_of_a_checkpoint_does_not_hide_its_analysis_and_a_single_analysis_is_an_error(tmp_path, capsys):
     analyzed(tmp_path / "runs" / "analyzed", config={"ckpt.": None})
     assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 2
-    assert "not 1 that were only analyzed (one alone has its figures in its own folder)" in capsys.readouterr().err
+    assert (
+        "got 1 that were only analyzed (the figures of a single analyzed run are in its own folder)"
+        in capsys.readouterr().err
+    )
     finished(tmp_path / "runs" / "tested", accuracies(0), config={"ckpt.": None})
-    assert len(report.find([str(tmp_path / "runs")])[0]) == 2
+    assert len(report.find_runs([str(tmp_path / "runs")])[0]) == 2
 
 
 def test_learning_curves_of_a_table_are_one_a_training_and_rates_one_without_them(tmp_path):

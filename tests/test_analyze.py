@@ -1,4 +1,4 @@
-"""stages=[analyze]: its measures against closed forms, transcriptions and other tools; what it leaves behind."""
+"""stages=[analyze]: its measures against closed forms, direct computation and other libraries, and its files."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ from metafew.analysis.features.bounds import bound, published_bound
 from metafew.analysis.features.observer import Observed
 from metafew.analysis.features.projection import discriminant, principal
 from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
-from metafew.analysis.features.weight_distance import distances, travel, travels
+from metafew.analysis.features.weight_distance import adaptation_distances, distances, travels
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Labelled
 from metafew.errors import UsageError
@@ -49,7 +49,7 @@ def test_one_shot_accuracy_is_that_of_all_triples():
 
     def share(own, other):
         right = []
-        for i, j in itertools.permutations(range(len(own)), 2):  # j is asked, i is the example
+        for i, j in itertools.permutations(range(len(own)), 2):  # j is the query, i the example
             for example in other:
                 gap = ((own[j] - example) ** 2).sum() - ((own[j] - own[i]) ** 2).sum()
                 right.append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
@@ -59,7 +59,7 @@ def test_one_shot_accuracy_is_that_of_all_triples():
     assert 0.5 < found < 1 and found == pytest.approx((share(x, y) + share(y, x)) / 2)
 
 
-def test_no_accuracy_is_below_a_bound_and_both_bounds_say_something():
+def test_no_accuracy_is_below_a_bound_and_both_bounds_are_informative():
     for r in (0.5, 5, 50, 500, 5000):
         x, y = two_classes(r, n=30, d=20)
         eps = torch.tensor(epsilon(x, y))
@@ -104,13 +104,13 @@ def test_projections_are_those_of_scikit_learn_and_scipy(monkeypatch):
     assert same(discriminant(features, labels), fisher.fit_transform(features, labels))
 
 
-def test_travel_of_one_step_of_gradient_descent_is_the_rate_times_the_gradient_of_each_filter():
+def test_the_weight_distance_of_one_gradient_step_is_that_of_each_filter():
     torch.manual_seed(0)
     backbone = Conv4(channels=1, image_size=28, norm=LayerNorm, width=4).double().eval()
     head = MAML(backbone, True, way=3, test_steps=1, lr=0.3).double().eval()
     support = Labelled(torch.rand(2, 6, 1, 28, 28, dtype=torch.double), torch.arange(3).repeat(2, 2))
     with torch.no_grad():
-        found = travel(head, backbone, support, 3)
+        found = adaptation_distances(head, backbone, support, 3)
     named = {name: p for name, p in backbone.named_parameters() if p.ndim == 4}
     for task in range(2):
         features, _ = backbone.embed(support.images[task, None])
@@ -125,7 +125,7 @@ def test_travel_of_one_step_of_gradient_descent_is_the_rate_times_the_gradient_o
     assert travels(head) and not travels(MAML(backbone, True, way=3, adapt="output"))
 
 
-def test_travel_does_not_see_the_scale_of_a_filter():
+def test_weight_distance_is_invariant_to_the_scale_of_a_filter():
     start = {
         "backbone.a.weight": torch.rand(3, 2, 3, 3),
         "backbone.a.bias": torch.zeros(3),
@@ -138,7 +138,7 @@ def test_travel_does_not_see_the_scale_of_a_filter():
 
 
 def seen(classes, labels, guesses):
-    """Return a task of which only the labels matter."""
+    """Return an observed task with these labels."""
     classes, labels, guesses = map(torch.tensor, (classes, labels, guesses))
     return Observed(0, [], [], torch.empty(0), classes, labels, guesses, {})
 
@@ -153,7 +153,7 @@ def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_ar
     assert few["most_confused"] == many["most_confused"] and few["most_confused"][0]["queries"] == 2
 
 
-def test_measures_of_vectors_are_those_of_the_gaussians_that_they_are(launch, tmp_path, monkeypatch):
+def test_measures_of_gaussian_features_match_their_closed_forms(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     rng, r, dim = np.random.default_rng(0), 2.0, 500
     means = rng.normal(size=(30, dim)) * math.sqrt(r / 2 / dim)  # r apart, variance 1
@@ -185,7 +185,7 @@ def test_measures_of_vectors_are_those_of_the_gaussians_that_they_are(launch, tm
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Carry out all stages once; returns the report and the folder."""
+    """Run all stages once; return the report and the folder."""
     from conftest import compose_in
 
     from metafew.training.run import run
@@ -195,7 +195,7 @@ def trained(tmp_path_factory):
     return run(*compose_in(out, *TINY, *words), out), out
 
 
-def test_a_checkpoint_leaves_numbers_and_figures_in_both_formats(trained):
+def test_analysis_writes_numbers_and_figures_in_both_formats(trained):
     report, out = trained
     content = json.loads((out / "analysis.json").read_text())
     for name in ("sufficient_condition", "projection", "confusion", "travel", "alpha", "learning_curve", "episode"):
@@ -215,7 +215,7 @@ def test_a_checkpoint_leaves_numbers_and_figures_in_both_formats(trained):
     assert np.shape(shown["points"]["principal"]) == np.shape(shown["points"]["discriminant"]) == (20, 2)
 
 
-def test_what_is_logged_in_training_is_what_the_checkpoint_measures(trained, launch, monkeypatch):
+def test_the_monitor_logs_in_training_what_the_analysis_measures(trained, launch, monkeypatch):
     monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     _, fit = trained
     with (fit / "metrics.csv").open() as file:
@@ -227,7 +227,7 @@ def test_what_is_logged_in_training_is_what_the_checkpoint_measures(trained, lau
         assert report["analysis"][name]["mean"] == pytest.approx(float(logged[-1][f"val/{name}"]), rel=1e-5)
 
 
-def test_a_checkpoint_that_diverged_is_a_warning(trained, launch, tmp_path, caplog):
+def test_a_diverged_checkpoint_logs_a_warning(trained, launch, tmp_path, caplog):
     content = torch.load(trained[1] / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"]["backbone.blocks.0.0.weight"][0] = float("nan")
     torch.save(content, tmp_path / "ill.ckpt")
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_diverged_is_a_warning(trained, launch, tmp_path, capl
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["analyze.split=all"], "analyze.split is test or val or train, not all: type analyze.split=test"),
         (["analyze.tasks=0"], "analyze.tasks is a whole number of at least 1, not 0: type analyze.tasks=1"),
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_diverged_is_a_warning(trained, launch, tmp_path, capl
         ),
     ],
 )
-def test_what_cannot_be_analyzed_is_a_sentence_before_any_image_is_read(launch, monkeypatch, words, said):
+def test_invalid_settings_raise_before_any_image_is_read(launch, monkeypatch, words, message):
     monkeypatch.setattr("metafew.data.datamodule.build", lambda *_: pytest.fail("images were read"))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         launch(*words)

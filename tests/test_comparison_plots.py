@@ -12,7 +12,7 @@ from metafew.analysis.compare import comparison_plots
 from metafew.commands import report
 
 
-def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tmp_path):
+def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_separate_runs(tmp_path):
     shots = [1, 2, 5]
     values = {norm: [accuracies(i + 10 * j, 0.1 * i) for i in range(3)] for j, norm in enumerate(("tasknorm", "batch"))}
     names = ["protonet", "protonet/shot2", "protonet/shot5"]
@@ -34,7 +34,7 @@ def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_runs_of_their_own(tm
     assert apart[0] != apart[1], "one interval hides the other"
 
 
-def test_bars_stand_for_the_ways_to_ask_and_compare_the_same_weights(tmp_path):
+def test_bars_stand_for_the_modes_of_test_queries(tmp_path):
     values = {"together": accuracies(0), "single": accuracies(1, -0.3), "class": accuracies(2, -0.4)}
     for norm, lift in (("transductive", 0.0), ("batch", 0.1)):
         for mode, each in values.items():
@@ -64,9 +64,9 @@ def test_modes_are_compared_from_one_checkpoint_where_there_are_several(tmp_path
     assert heights == pytest.approx([100 * accuracies(0).mean(), 100 * accuracies(0, -0.1).mean()])
 
 
-def test_nothing_is_drawn_where_runs_lack_it_and_all_is_in_files_where_they_do_not(tmp_path):
+def test_figures_are_drawn_only_if_the_runs_have_the_data(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
-    trained(tmp_path / "a" / "1", [0.3], norm="batch")  # one alone
+    trained(tmp_path / "a" / "1", [0.3], norm="batch")  # a single training
     table = comparison_of(tmp_path / "a")
     assert comparison_plots.draw_comparison(table, [run for row in table.rows for run in row.runs], tmp_path) == (
         {},

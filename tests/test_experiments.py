@@ -1,4 +1,4 @@
-"""A published table: its runs, what is left of them when it is typed again, and what is made of the figures."""
+"""Experiments: the runs that they plan, how they resume, and the tables, claims and page made of the results."""
 
 import json
 import os
@@ -51,12 +51,12 @@ def planned(whole, out, typed=(), seeds=(0,), budget="small"):
     return plan_cells(whole, typed, budget, list(seeds), out / "cells", cli.groups())
 
 
-def words_of(command):
+def overrides_of(command):
     return [word for word in command.overrides if not word.startswith(("seed=", "stages=", "ckpt="))]
 
 
 class Child:
-    """A process that is over at once."""
+    """A process that ends at once."""
 
     def __init__(self, code):
         self.code = code
@@ -67,7 +67,7 @@ class Child:
 
 @pytest.fixture
 def started(monkeypatch):
-    """Replace processes by results made up; returns the words of each."""
+    """Replace processes by made-up results; return the arguments of each."""
     found, trained = [], {}
 
     def launch(typed, log, threads):
@@ -134,17 +134,17 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     assert "1 cells, 0 runs to do" in capfd.readouterr().out
 
 
-def test_later_words_win_and_a_new_group_drops_its_old_options(tmp_path):
+def test_later_overrides_win_and_a_new_choice_drops_the_options_of_the_old_one(tmp_path):
     settings = ["dataset=omniglot", "dataset.split=vinyals", "train.tasks=8", "val.total=50"]
     row = {"train": [["train.tasks=1", "norm=batch"], "norm=layer"], "paper": ["train.tasks=2"]}
     whole = table(settings=settings, budgets={"small": ["val.total=9"], "paper": []}, rows={"row": row}, test=["x=1"])
     (cell,) = planned(whole, tmp_path)
     shared = ["dataset=omniglot", "dataset.split=vinyals"]
-    assert words_of(cell.fit) == [*shared, "val.total=9", "train.tasks=1", "norm=layer"]
+    assert overrides_of(cell.fit) == [*shared, "val.total=9", "train.tasks=1", "norm=layer"]
     assert cell.fit.overrides[-3:] == ("seed=0", "stages=[fit]", "ckpt=last")
-    assert words_of(planned(whole, tmp_path, budget="paper")[0].fit)[-2:] == ["norm=layer", "train.tasks=2"]
+    assert overrides_of(planned(whole, tmp_path, budget="paper")[0].fit)[-2:] == ["norm=layer", "train.tasks=2"]
     (cell,) = planned(whole, tmp_path, ["dataset=glyphs", "val.total=4"])
-    assert words_of(cell.fit) == ["train.tasks=1", "norm=layer", "dataset=glyphs", "val.total=4"]
+    assert overrides_of(cell.fit) == ["train.tasks=1", "norm=layer", "dataset=glyphs", "val.total=4"]
     start = f"ckpt={cell.fit.folder}/checkpoints/last.ckpt"
     assert cell.test.overrides == ("stages=[test]", start, "x=1", "dataset=glyphs", "val.total=4")
     best = whole | {"checkpoint": {"paper": "best"}}
@@ -152,21 +152,25 @@ def test_later_words_win_and_a_new_group_drops_its_old_options(tmp_path):
     assert planned(best, tmp_path, budget="paper")[0].test.overrides[1].endswith("/best.ckpt")
 
 
-def test_the_words_of_a_panel_stand_between_those_of_the_table_and_of_the_row(tmp_path):
+def test_overrides_of_a_panel_come_between_those_of_the_table_and_of_the_row(tmp_path):
     panel = {"train": ["norm=batch", "train.way=4"], "small": [["val.total=9"]], "test": ["test.total=8", "test.way=3"]}
     row = {"train": ["norm=layer"], "small": ["train.way=7"], "test": ["test.way=2"]}
     rows = {"a/one": {}, "a/two": row, "b/one": {}}
     budgets = {"small": ["test.query=4", "val.total=5"], "paper": ["test.query=1"]}
     whole = table(settings=["norm=none"], budgets=budgets, panels={"a": panel}, rows=rows, test=["test.total=6"])
     one, two, other = planned(whole, tmp_path)
-    assert words_of(one.fit) == ["test.query=4", "norm=batch", "train.way=4", "val.total=9"]
-    assert words_of(two.fit) == ["test.query=4", "val.total=9", "norm=layer", "train.way=7"]
-    assert words_of(other.fit) == ["norm=none", "test.query=4", "val.total=5"]
-    assert words_of(one.test) == ["test.total=8", "test.way=3", "test.query=4"]
-    assert words_of(two.test) == ["test.total=8", "test.way=2", "test.query=4"]
-    assert words_of(other.test) == ["test.total=6", "test.query=4"]
-    assert words_of(planned(whole, tmp_path, ["test.query=3"])[0].test)[-1] == "test.query=3"
-    assert words_of(planned(whole, tmp_path, budget="paper")[0].test) == ["test.total=8", "test.way=3", "test.query=1"]
+    assert overrides_of(one.fit) == ["test.query=4", "norm=batch", "train.way=4", "val.total=9"]
+    assert overrides_of(two.fit) == ["test.query=4", "val.total=9", "norm=layer", "train.way=7"]
+    assert overrides_of(other.fit) == ["norm=none", "test.query=4", "val.total=5"]
+    assert overrides_of(one.test) == ["test.total=8", "test.way=3", "test.query=4"]
+    assert overrides_of(two.test) == ["test.total=8", "test.way=2", "test.query=4"]
+    assert overrides_of(other.test) == ["test.total=6", "test.query=4"]
+    assert overrides_of(planned(whole, tmp_path, ["test.query=3"])[0].test)[-1] == "test.query=3"
+    assert overrides_of(planned(whole, tmp_path, budget="paper")[0].test) == [
+        "test.total=8",
+        "test.way=3",
+        "test.query=1",
+    ]
 
 
 def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
@@ -185,8 +189,11 @@ def test_a_backbone_that_was_trained_before(tmp_path, started):
     first = {"train": ["objective=classical"], "small": ["train.tasks=3"]}
     whole = table(rows={"one": {"train": ["norm=layer"]}, "two": {}}) | {"from": first}
     one, two = cells = planned(whole, tmp_path)
-    assert one.pretraining == two.pretraining and words_of(one.pretraining) == ["objective=classical", "train.tasks=3"]
-    assert words_of(planned(whole, tmp_path, budget="paper")[0].pretraining) == ["objective=classical"]
+    assert one.pretraining == two.pretraining and overrides_of(one.pretraining) == [
+        "objective=classical",
+        "train.tasks=3",
+    ]
+    assert overrides_of(planned(whole, tmp_path, budget="paper")[0].pretraining) == ["objective=classical"]
     assert f"backbone.weights={one.pretraining.folder}/checkpoints/last.ckpt" in one.fit.overrides
     assert run_experiment(whole, cells, tmp_path / "out") == 0
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
@@ -211,7 +218,9 @@ def test_only_what_is_not_finished_runs_again(tmp_path, started):
     assert len(started) == 4
     assert run_experiment(table(), cells, tmp_path / "out") == 1
     assert (
-        [words_of(cells[1].fit)[-1]] == ["train.way=999"] and started[4] == cells[1].fit.arguments and len(started) == 5
+        [overrides_of(cells[1].fit)[-1]] == ["train.way=999"]
+        and started[4] == cells[1].fit.arguments
+        and len(started) == 5
     )
     (cells[2].test.folder / "results.json").unlink()
     run_experiment(table(), cells, tmp_path / "out")
@@ -219,7 +228,7 @@ def test_only_what_is_not_finished_runs_again(tmp_path, started):
     assert (cells[2].test.folder / "log.txt").read_text() == "hello\n" * 2
 
 
-def test_a_process_that_dies_without_a_word_is_a_sentence(tmp_path, started, capsys):
+def test_a_process_that_dies_leaves_an_error(tmp_path, started, capsys):
     whole = table(rows={"row": {"train": ["train.way=crash"]}, "next": {}})
     cells = planned(whole, tmp_path)
     assert run_experiment(whole, cells, tmp_path / "out") == 1
@@ -227,7 +236,7 @@ def test_a_process_that_dies_without_a_word_is_a_sentence(tmp_path, started, cap
     assert cells[1].finished and "row failed: it ended" in capsys.readouterr().out
 
 
-def test_an_interruption_says_how_to_go_on_and_starts_nothing_more(tmp_path, started, capsys):
+def test_after_an_interruption_no_run_starts_and_the_message_says_how_to_resume(tmp_path, started, capsys):
     whole = table(rows={"first": {}, "second": {"train": ["train.way=interrupt"]}, "third": {"train": ["x=1"]}})
     cells = planned(whole, tmp_path)
     assert run_experiment(whole, cells, tmp_path / "out") == 130
@@ -235,7 +244,7 @@ def test_an_interruption_says_how_to_go_on_and_starts_nothing_more(tmp_path, sta
     assert cells[0].finished and len(started) == 3 and "train.way=interrupt" in started[-1]
 
 
-def test_every_training_says_its_commands_and_the_time_that_is_left(tmp_path, started, capsys, monkeypatch):
+def test_every_training_prints_its_commands_and_the_remaining_time(tmp_path, started, capsys, monkeypatch):
     now = iter(range(0, 6000, 600))
     monkeypatch.setattr(cells_module.time, "monotonic", lambda: next(now))
     whole = table(settings=["evaluate=[ridge,svm]"])
@@ -290,7 +299,7 @@ def test_a_claim_waits_for_all_seeds(tmp_path, started):
     assert "over 2 seeds or, for one seed, 95 % interval" in result_tables(report)[0].notes[0]
 
 
-def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started):
+def test_a_run_that_another_process_holds_is_waited_for(tmp_path, started):
     whole = table(rows={"row": {}})
     (cell,) = cells = planned(whole, tmp_path)
     cell.fit.folder.mkdir(parents=True)
@@ -309,7 +318,7 @@ def test_a_run_that_another_command_carries_out_is_waited_for(tmp_path, started)
     assert started == [cell.test.arguments]
 
 
-def test_a_figure_that_cannot_be_drawn_costs_no_table(tmp_path, started, capsys):
+def test_a_figure_that_cannot_be_drawn_does_not_prevent_the_table(tmp_path, started, capsys):
     figure = {"draw": "metafew.analysis.compare.feature_plots.alpha_curves", "from": "test", "rows": {"one": "one"}}
     whole = table(rows={"one": {}}, figures={"alpha": figure})
     assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out") == 0
@@ -332,7 +341,7 @@ def test_several_seeds_have_a_t_interval(tmp_path, started):
     assert "t-interval over 3 seeds" in result_tables(report)[0].notes[0]
 
 
-def test_when_validation_reached_what_another_row_had_in_the_end(tmp_path, started):
+def test_the_time_at_which_validation_reaches_the_final_accuracy_of_another_row(tmp_path, started):
     curves = {"fast": [0.5, 0.8, 0.8], "slow": [0.2, 0.5, 0.7], "goal": [0.3, 0.78, 0.8]}
     rows = {f"p/{name}": {"train": [f"x={name}"]} for name in curves}
     column = {"reach": 0.95, "of": "goal", "in": "steps"}
@@ -371,14 +380,14 @@ def test_the_tables(tmp_path, started):
     assert "| seen † | 82.50 ± 1.50 | – |" in (tmp_path / "out/table.md").read_text()
 
 
-def test_what_is_typed_wrongly_is_a_sentence(tmp_path):
-    for typed, seeds, budget, said in (
+def test_invalid_arguments_raise(tmp_path):
+    for typed, seeds, budget, message in (
         ([], [0], "huge", "expected budget to be small or paper, got huge: type budget=small"),
         ([], [], "small", r"expected seeds to be different non-negative integers, got \[\]: type seeds=\[0,1,2\]"),
         ([], [1, 1], "small", r"expected seeds to be different non-negative integers, got \[1, 1\]"),
         (["seed=3"], [0], "small", "expected no seed and no stages, which the experiment sets, got seed=3"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             plan_cells(table(), typed, budget, seeds, tmp_path, cli.groups())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
         with pytest.raises(UsageError, match="have the entries train, test, small, paper, got from: leave out from"):
@@ -431,7 +440,7 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
 @pytest.mark.parametrize("budget", ["small", "paper"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
-    """Its first row is trained and measured, in little, on letters in place of its data."""
+    """Train and test its first row at a tiny size, on glyphs instead of its data."""
     whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
     tiny = [
         *TINY,
@@ -488,7 +497,7 @@ def test_the_command_line_hands_over(composed, monkeypatch):
 
 
 @pytest.mark.parametrize("word, code", [("ckpt=some.ckpt", 2), ("-m", 2)])
-def test_what_an_experiment_cannot_do_is_a_sentence(word, code, tmp_path):
+def test_unsupported_options_are_errors(word, code, tmp_path):
     (tmp_path / "outputs/unraveling_table1").mkdir(parents=True)
     (tmp_path / "outputs/unraveling_table1/results.json").write_text("good")
     command = [sys.executable, "-m", "metafew", "experiment=unraveling_table1", word]
@@ -507,7 +516,7 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
     monkeypatch.setattr(cells_module, "run_experiment", lambda *_: 0)
     monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
-    if word == "seeds=3":  # one is meant
+    if word == "seeds=3":  # a single seed
         assert cli.conduct_cells(cfg) == 0
     else:
         with pytest.raises(UsageError, match=f"type {word.split('=')[0]}="):
@@ -515,7 +524,7 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
 
 
 def test_the_page_is_made_from_the_results_beside_it():
-    """Every number of the page but those of remarks follows from a results file; remarks may only repeat such."""
+    """Every number of the page comes from a results file; remarks may only repeat them."""
     results = ROOT / "docs/results"
     assert (ROOT / "docs/reproduction.md").read_text() == reproduction_page(results)
     for remark in results.glob("*.md"):
@@ -525,6 +534,6 @@ def test_the_page_is_made_from_the_results_beside_it():
             assert number in rest, f"{number} of {remark.name} stands in no table"
 
 
-def test_an_experiment_that_has_not_run_says_so(tmp_path):
+def test_an_experiment_without_results_is_marked_as_not_run(tmp_path):
     text = reproduction_page(tmp_path)
     assert text.count("Not yet run.") == len(NAMES) and text.count("| not yet run |") >= len(NAMES)

@@ -15,7 +15,7 @@ from metafew.errors import UsageError
 
 @pytest.fixture
 def shown(monkeypatch, tmp_path):
-    """Return a function that draws and returns the figure, which is saved too."""
+    """Return a function that draws, saves and returns a figure."""
     kept = []
     for module in (feature_plots, training_curves):
         monkeypatch.setattr(
@@ -98,7 +98,7 @@ def test_alpha_has_a_line_for_each_layer_and_seed(shown, tmp_path):
     assert legend(figure) == ["trained", "layer 1", "layer 2", "layer 3"]
 
 
-def test_pairs_of_classes_stand_beside_both_bounds(shown, tmp_path):
+def test_pairs_of_classes_are_drawn_with_both_bounds(shown, tmp_path):
     points = [analyzed(tmp_path / str(s), s)["sufficient_condition"]["points"] for s in range(3)]
     figure = shown(feature_plots.sufficient_conditions, {"a": [tmp_path / "0", tmp_path / "1"], "b": [tmp_path / "2"]})
     (axes,) = figure.axes
@@ -110,11 +110,11 @@ def test_pairs_of_classes_stand_beside_both_bounds(shown, tmp_path):
 
 
 def lines(axes):
-    """Return what was drawn by its label: x and y."""
+    """Return x and y of each line by label."""
     return {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in axes.get_lines()}
 
 
-def test_curves_are_means_of_seeds_in_their_range_over_steps_and_seconds(shown, tmp_path):
+def test_curves_are_means_of_seeds_with_a_band_over_steps_and_seconds(shown, tmp_path):
     seeds = [[0.3, 0.5, 0.6], [0.4, 0.4, 0.8], [0.5, 0.6, 0.7, 0.9]]  # one has come further
     for seed, curve in enumerate(seeds):
         trained(tmp_path / f"svm{seed}", curve, head="svm", seed=seed, steps=40, seconds={"fit": 20.0 + 20 * seed})

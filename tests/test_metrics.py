@@ -1,10 +1,10 @@
-"""Results of evaluation."""
+"""Metrics, intervals and baselines of evaluation."""
 
 import pytest
 import torch
 
 from metafew.episode import Episode, Labelled
-from metafew.evaluation.baselines import nearest
+from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.metrics import PerTask
 from metafew.evaluation.statistics import interval
 
@@ -40,6 +40,6 @@ def test_interval_is_the_95_percent_normal_interval():
 def test_baseline_labels_by_the_nearest_support_image():
     support = Labelled(torch.tensor([0.0, 1.0, 5.0, 9.0]).view(1, 4, 1, 1, 1), torch.tensor([[0, 0, 1, 2]]))
     query = torch.tensor([0.9, 4.0, 8.0]).view(1, 3, 1, 1, 1)
-    logits = nearest(support, query, 3)
+    logits = nearest_neighbour(support, query, 3)
     assert logits.argmax(-1).tolist() == [[0, 1, 2]]
     torch.testing.assert_close(logits[0, 0], torch.tensor([-0.1, -4.1, -8.1]), rtol=1e-5, atol=1e-5)

@@ -47,7 +47,7 @@ def only(table, label):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Good, failed, running, foreign and damaged runs, and one of another version."""
+    """Finished, failed, running, foreign and damaged runs, and one of an earlier version."""
     runs = tmp_path / "runs"
     finished(runs / "good" / "a", accuracies(1), head="svm")
     finished(runs / "good" / "b", accuracies(2, -0.1))
@@ -72,7 +72,7 @@ def mixed(tmp_path):
     return runs
 
 
-def test_good_runs_are_told_apart_from_all_others(mixed):
+def test_finished_runs_are_distinguished_from_all_others(mixed):
     runs, omitted = find_runs([str(mixed)])
     assert {run.folder.relative_to(mixed).as_posix() for run in runs} == {"good/a", "good/b", "old"}
     reasons = {place.relative_to(mixed).parts[0]: reason for place, reason in omitted}
@@ -83,7 +83,7 @@ def test_good_runs_are_told_apart_from_all_others(mixed):
     assert "without a test" in reasons["fitted"] and "table of an experiment" in reasons["experiment"]
 
 
-def test_the_script_leaves_its_files_and_says_what_it_left_out(mixed, tmp_path, capsys):
+def test_the_script_writes_its_files_and_lists_what_it_left_out(mixed, tmp_path, capsys):
     out = tmp_path / "deep" / "report"
     assert report.main([str(mixed), f"out={out}"]) == 0
     printed = capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("arguments", "message"),
     [
         (["runs/nowhere"], "got runs/nowhere"),
         (["runs/failed"], "none among the 1"),
@@ -121,11 +121,11 @@ def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
         (["runs/good", "out=runs/failed/results.json"], "type out=DIR"),
     ],
 )
-def test_what_cannot_be_compared_is_one_sentence(mixed, monkeypatch, capsys, typed, sentence):
+def test_invalid_arguments_are_one_line_errors(mixed, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(mixed.parent)
-    assert report.main(typed) == 2
+    assert report.main(arguments) == 2
     error = capsys.readouterr().err
-    assert (sentence in error and "type" in error) or "train one" in error
+    assert (message in error and "type" in error) or "train one" in error
     assert error.count("\n") == 1 and not Path("elsewhere").exists()
 
 
@@ -144,7 +144,7 @@ def test_nothing_of_the_report_imports_torch(mixed, tmp_path):
 # rows and columns
 
 
-def test_rows_are_what_was_decided_and_not_what_follows_from_it(tmp_path):
+def test_rows_are_settings_that_other_choices_do_not_imply(tmp_path):
     finished(tmp_path / "0", accuracies(0), config={"train.tasks": 4})
     brought = {"train.tasks": 1, "train.batch_size": 64}  # by objective=classical
     elsewhere = {"test.tasks": 2, "trainer.devices": 2, "data.num_workers": 4, "dataset.root": "/data/omniglot"}
@@ -161,7 +161,7 @@ def test_rows_are_what_was_decided_and_not_what_follows_from_it(tmp_path):
     }
 
 
-def test_runs_that_differ_in_seed_alone_are_one_row_with_a_t_interval(tmp_path):
+def test_runs_that_differ_only_in_seed_are_one_row_with_a_t_interval(tmp_path):
     values = [accuracies(seed) for seed in range(3)]
     for seed, each in enumerate(values):
         finished(tmp_path / str(seed), each, seed=seed)
@@ -189,7 +189,7 @@ def test_a_run_that_was_repeated_counts_once(tmp_path):
     assert [place.name for place, _ in omitted] == ["first"] and str(tmp_path / "second") in omitted[0].reason
 
 
-def test_checkpoints_part_runs_of_one_seed_and_no_others(tmp_path):
+def test_checkpoints_only_separate_runs_of_the_same_seed(tmp_path):
     for seed in (0, 1):
         finished(tmp_path / f"seed{seed}", accuracies(seed), seed=seed, config={"ckpt.": None})
     for seed, name in itertools.product((0, 1), ("best", "last")):
@@ -221,7 +221,7 @@ def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(
     assert set(only(table, "head=protonet norm=tasknorm")) == {TRAINED, "pixels_1nn"}
 
 
-def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_apart(tmp_path):
+def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_separate(tmp_path):
     for number, norm in enumerate(("tasknorm", "batch")):
         one, five = accuracies(number), accuracies(number, 0.2)
         tests = {"protonet": one, "protonet/shot5": five}
@@ -237,7 +237,7 @@ def test_shots_and_datasets_are_columns_and_their_tasks_are_kept_apart(tmp_path)
     assert table.average_ranks is not None
 
 
-def test_the_datasets_of_a_mixture_are_columns_and_the_whole_is_not_ranked_beside_them(tmp_path):
+def test_the_datasets_of_a_mixture_are_columns_and_their_union_is_not_ranked(tmp_path):
     for norm, lift in (("tasknorm", 0.0), ("batch", 0.3)):
         values = accuracies(0, lift)
         tests = {"protonet": values, "protonet/a": values[::2], "protonet/b": values[1::2] - 2 * lift}
@@ -251,7 +251,7 @@ def test_the_datasets_of_a_mixture_are_columns_and_the_whole_is_not_ranked_besid
     assert table.average_ranks.tolist() == [1.5, 1.5]  # each is best on one dataset
 
 
-def test_a_diverged_run_says_so_and_is_never_best(tmp_path):
+def test_a_diverged_run_is_marked_and_never_best(tmp_path):
     finished(tmp_path / "0", accuracies(0))
     whole = finished(tmp_path / "1", accuracies(1), norm="batch")
     whole["metrics"]["test/protonet/accuracy"] |= {"mean": None, "ci95": None}
@@ -292,11 +292,11 @@ def test_rows_of_the_same_seeds_differ_by_the_t_interval_seed_interval(tmp_path)
     gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
     assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(gaps), abs=1e-12)
     best = labels(table).index("norm=layer")
-    # One seed of three is far behind: its tasks alone would tell it apart, its seeds do not.
+    # One seed of three is far behind: an interval over its tasks would exclude 0, that over seeds does not.
     assert table.top[column] == {best, labels(table).index("norm=none")}
 
 
-def test_the_top_group_is_bold_and_what_is_behind_is_not(tmp_path):
+def test_the_top_group_is_bold_and_other_rows_are_not(tmp_path):
     wiggle = np.tile([0.03, -0.03], TASKS // 2)
     for norm, lift in {"batch": 0.0, "layer": -0.001 + wiggle, "none": -0.05, "instance": wiggle[::-1] - 0.2}.items():
         finished(tmp_path / norm, accuracies(0) + lift, norm=norm)
@@ -307,7 +307,7 @@ def test_the_top_group_is_bold_and_what_is_behind_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["test.seed", "test.query", "test.total", "tasks.csv", "index"])
-def test_other_tasks_are_compared_without_pairs_and_this_is_said(tmp_path, change):
+def test_different_tasks_are_compared_unpaired_and_marked(tmp_path, change):
     finished(tmp_path / "0", accuracies(0))
     changed = {change: 7} if change.startswith("test.") else {}
     finished(tmp_path / "1", accuracies(1, 0.02), norm="batch", config=changed)
@@ -336,7 +336,7 @@ def test_transductive_rows_and_weights_are_marked_and_standard_errors_shown(tmp_
     assert r"norm=transductive \textdagger{}" in (tmp_path / "o" / "table.tex").read_text()
 
 
-def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):
+def test_published_results_are_listed_for_the_same_setting_only(tmp_path):
     finished(tmp_path / "0", accuracies(0), norm="layer", config={"backbone.width": 64})
     assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
     text = (tmp_path / "o" / "table.md").read_text()
@@ -349,7 +349,7 @@ def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):
         assert "published" not in (tmp_path / "p" / "table.md").read_text()
 
 
-def test_standard_errors_of_papers_become_intervals_and_what_was_not_read_is_reported():
+def test_published_standard_errors_become_intervals_and_secondary_sources_are_marked():
     clustered = [entry for entry in published_results() if entry[0].get("regularizer") == "feature_clustering"]
     figures = {(match["backbone"], match["dataset"], match["shot"]): value for match, value, _ in clustered}
     assert figures["resnet12", "mini_imagenet", 1]["ci95"] == pytest.approx(1.96 * 0.0031)
@@ -372,7 +372,7 @@ def test_intervals_are_those_of_scipy():
     assert seeds["ci95"] == pytest.approx((high - low) / 2, rel=1e-10)
 
 
-def test_ranks_without_ties_are_those_of_scipy_and_always_share_out_the_same_sum():
+def test_ranks_without_ties_are_those_of_scipy_and_always_have_the_same_sum():
     rng = np.random.default_rng(0)
     apart = rng.normal(0, 0.01, (5, 200)) + rng.permutation(5)[:, None]
     assert ranks(apart).tolist() == stats.rankdata(-apart.mean(1)).tolist()
@@ -446,6 +446,6 @@ def test_a_column_names_its_place_in_results():
     assert Column("{}", "p", 1, None, True).measure(run) == {"mean": 0.1} and Column("{}", "p", 2).measure(run) is None
 
 
-def test_a_folder_without_runs_is_a_sentence(tmp_path):
+def test_a_folder_without_runs_raises(tmp_path):
     with pytest.raises(UsageError, match="none among the 0"):
         find_runs([str(tmp_path)])

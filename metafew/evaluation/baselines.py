@@ -1,4 +1,4 @@
-"""What can be had without learning: measured beside every test."""
+"""Baselines without training, measured in every test."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from metafew.episode import Labelled
 
 
-def nearest(support: Labelled, query: Tensor, way: int) -> Tensor:
-    """Label each query as its nearest support image in Euclidean distance between pixels, or vectors.
+def nearest_neighbour(support: Labelled, query: Tensor, way: int) -> Tensor:
+    """Classify each query by its nearest support image, in Euclidean distance between pixels or vectors.
 
     Args:
         support: images ``(t, s, c, h, w)`` and labels.
@@ -17,7 +17,7 @@ def nearest(support: Labelled, query: Tensor, way: int) -> Tensor:
         way: number of classes ``w``.
 
     Returns:
-        ``(t, q, w)``: minus the distance to the nearest support image of each class.
+        Logits ``(t, q, w)``: the negative distance to the nearest support image of each class.
     """
     distance = torch.cdist(query.flatten(2).float(), support.images.flatten(2).float())
     other = support.labels.unsqueeze(1).unsqueeze(-1) != torch.arange(way, device=query.device)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
-from metafew.evaluation.baselines import nearest
+from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.feature_cache import FeatureCache, pays, together
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.heads.head import FeatureHead
@@ -96,7 +96,7 @@ class Evaluator(pl.LightningModule):
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with targets_at_once(size[self.queries]):
                 self._measure([episode], tables, cache)
-            tables[self.baseline].update(nearest(episode.support, episode.query.images, episode.way), episode)
+            tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
         """Keep, for each test, one table of tasks a head."""

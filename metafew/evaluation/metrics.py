@@ -1,4 +1,4 @@
-"""Results of evaluation: one row a task, the same from any number of processes."""
+"""Metrics of evaluation: one row for each task, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metafew.evaluation.statistics import interval
 
 
 class PerTask(Metric):
-    """Accuracy and loss of every task, in the order of the tasks' numbers.
+    """The accuracy and loss of every task, sorted by task number.
 
     ``compute`` returns float64 ``(tasks, 6)`` with the columns of :attr:`columns`, gathered over all processes.
     """
@@ -26,17 +26,17 @@ class PerTask(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tasks."""
+        """Remove all rows."""
         super().reset()
-        # Processes exchange what they have, and one may have no task at all.
+        # A process may have no task, but all take part in gathering.
         self.rows.append(torch.empty(0, len(self.columns), dtype=torch.float64, device=self.device))
 
     def update(self, logits: Tensor, episode: Episode) -> None:
-        """Add the tasks of an episode; ``shot`` is the mean over classes.
+        """Add the tasks of an episode, with ``shot`` as the mean over classes.
 
         Args:
             logits: ``(t, q, w)``.
-            episode: the tasks that they belong to; ``loss`` is the mean cross-entropy of its queries, in nats.
+            episode: the tasks; ``loss`` is the mean cross-entropy of their queries, in nats.
         """
         labels = episode.query.labels
         accuracy = (logits.argmax(-1) == labels).double().mean(1)
@@ -46,7 +46,7 @@ class PerTask(Metric):
         self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss], 1))
 
     def compute(self) -> Tensor:
-        """Return the rows, sorted by task."""
+        """Return the rows, sorted by task number."""
         rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
         return rows[rows[:, 0].argsort()]
 
@@ -57,5 +57,5 @@ def summary(table: Tensor, measure: str) -> dict[str, float | None]:
 
 
 def of_source(table: Tensor, number: int) -> Tensor:
-    """Return the rows of the tasks from one dataset of a mixture."""
+    """Return the rows of one dataset of a mixture."""
     return table[table[:, PerTask.columns.index("source")] == number]

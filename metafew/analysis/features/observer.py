@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
-from metafew.analysis.features.weight_distance import travel, travels
+from metafew.analysis.features.weight_distance import adaptation_distances, travels
 from metafew.backbones.backbone import Backbone
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
@@ -85,7 +85,7 @@ class Observer(pl.LightningModule):
         else:
             logits = head(backbone, support, query.images, episode.way)
         count = len(episode.index)
-        paths = travel(head, backbone, support, episode.way) if travels(head) else [{}] * count
+        paths = adaptation_distances(head, backbone, support, episode.way) if travels(head) else [{}] * count
         features = precise(torch.cat(embedded, 1)).cpu()
         labels = torch.cat([support.labels, query.labels], 1).cpu()
         classes = self.numbers[episode.source][torch.cat(episode.ids, 1).cpu()]

@@ -17,7 +17,7 @@ def travels(head: nn.Module) -> bool:
     return isinstance(head, MAML) and head.adapts_backbone
 
 
-def travel(head: MAML, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
+def adaptation_distances(head: MAML, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
     """Return, for each task, the distances between its weights before and after adaptation, as in evaluation."""
     return [distances(start, end) for start, end in head.adaptation(backbone, support, way)]
 

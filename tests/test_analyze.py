@@ -16,10 +16,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
 from metafew.analysis.features import analyze, measures
-from metafew.analysis.features.bounds import bound, published_bound
 from metafew.analysis.features.observer import Observed
 from metafew.analysis.features.projection import discriminant, principal
-from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
+from metafew.analysis.features.sufficient_condition import bound, epsilon, one_shot_accuracy, published_bound
 from metafew.analysis.features.weight_distance import adaptation_distances, distances, travels
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Labelled

@@ -63,20 +63,12 @@ def weight_distances(folders: Folders, file: Path) -> None:
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), BINS)
     figure, axes = canvas("distance of all layers, filter-normalised", "tasks (%)")
     for number, (label, values) in enumerate(distances.items()):
-        colour, dashes = COLOURS[number % len(COLOURS)], LINES[number % len(LINES)]
-        axes.hist(
-            values,
-            edges,
-            weights=np.full(len(values), 100 / len(values)),
-            histtype="stepfilled",
-            facecolor=to_rgba(colour, 0.25),
-            edgecolor=colour,
-            linestyle=dashes,
-            linewidth=1.3,
-            hatch=HATCHES[number % len(HATCHES)],
-            label=f"median {np.median(values):.3g}, {label}",
-        )
-        axes.axvline(np.median(values), color=colour, linestyle=dashes, linewidth=2.5)
+        line = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+        outline = {"edgecolor": line["color"], "linestyle": line["linestyle"], "linewidth": 1.3}
+        fill_style = {"facecolor": to_rgba(line["color"], 0.25), "hatch": HATCHES[number % len(HATCHES)]}
+        label, share = f"median {np.median(values):.3g}, {label}", np.full(len(values), 100 / len(values))
+        axes.hist(values, edges, weights=share, histtype="stepfilled", label=label, **outline, **fill_style)
+        axes.axvline(np.median(values), linewidth=2.5, **line)
     legend(figure, f"{task_splits(found)},\nlines at the medians")
     save(figure, file)
 

@@ -11,7 +11,14 @@ from metafew.analysis.compare.runs import Omitted
 from metafew.analysis.compare.text_table import TextTable, escape_html
 
 CURVE = "learning_curve.png"
-STYLE = """
+HEAD = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>metafew: runs compared</title>
+<style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #1c1c1c; background: #ffffff; }
@@ -28,19 +35,10 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; max-width: 26rem; }
 @media (prefers-color-scheme: dark) {
   body { color: #e6e6e6; background: #161616; } th, td { border-color: #444444; } ul { color: #b0b0b0; }
 }
-"""
-HEADER = (
-    "<!doctype html>",
-    '<html lang="en">',
-    "<head>",
-    '<meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    "<title>metafew: runs compared</title>",
-    f"<style>{STYLE}</style>",
-    "</head>",
-    "<body>",
-    "<h1>Runs compared</h1>",
-)
+</style>
+</head>
+<body>
+<h1>Runs compared</h1>"""
 
 
 def html_page(
@@ -64,7 +62,7 @@ def html_page(
     if omitted:
         listed = [f"<li>{escape_html(f'{place}: {reason}')}</li>" for place, reason in omitted]
         body += section("Left out", "<ul>", *listed, "</ul>")
-    return "\n".join([*HEADER, *body, "</body>", "</html>", ""])
+    return "\n".join([HEAD, *body, "</body>", "</html>", ""])
 
 
 def section(title: str, *lines: str) -> list[str]:

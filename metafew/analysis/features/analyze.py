@@ -120,12 +120,13 @@ def select_rows(task: Observed, observer: Observer) -> tuple[np.ndarray, np.ndar
 
 def print_analysis(content: dict) -> None:
     """Print the measures as a table."""
-    table = Table(title=f"features of the {content['split']} split", caption="mean ± 95 % confidence interval")
-    for column, side in (("measured", "left"), ("value", "right"), ("over", "right")):
-        table.add_column(column, justify=side)
     found = content["clustering"]
     pairwise = {name: value for name, value in found.items() if isinstance(value, dict)}
     pairwise |= {name: content["sufficient_condition"][name] for name in ("eps", "one_shot_accuracy")}
+    title = f"features of the {content['split']} split"
+    table = Table("measured", title=title, caption="mean ± 95 % confidence interval")
+    table.add_column("value", justify="right")
+    table.add_column("over", justify="right")
     for name, value in pairwise.items():
         table.add_row(name.replace("_", " "), format_measure(value), f"{value['pairs']} pairs of classes")
     for name in ("variance_ratio", "class_clustering"):

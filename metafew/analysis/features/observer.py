@@ -113,7 +113,7 @@ def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, 
     """Return ``eps`` and one-shot accuracy of the classes 0 and 1, 2 and 3, ..., whose order is random in a task."""
     found = []
     for first in range(0, way - 1, 2):
-        x, y = (features[labels == c] for c in (first, first + 1))
+        x, y = (features[labels == c].numpy() for c in (first, first + 1))
         found.append((epsilon(x, y), one_shot_accuracy(x, y)))
     return found
 

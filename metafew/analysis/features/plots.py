@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from metafew.analysis.features.bounds import bound, published_bound
+from metafew.analysis.features.sufficient_condition import bound, published_bound
 from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, save
 
 PLANES = {"principal": "principal components", "discriminant": "linear discriminant"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,6 +27,7 @@ from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, save
 from metafew.errors import UsageError
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
+ROW = "row"  # in settings: keeps lines of different rows separate, without appearing in labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 
@@ -65,26 +68,18 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
 
 def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
     """Return the folders of validated trainings, one for each seed, by label; empty for a single training."""
-    lines: dict[str, tuple[Run, dict]] = {}
-    seeds: dict[str, dict[int | None, Path]] = {}
-    for run in compared_runs(comparison):
-        if run.validations:
-            settings = {name: value for name, value in run.settings.items() if not name.startswith("test.")}
-            lines.setdefault(canonical(settings), (run, settings))
-            seeds.setdefault(canonical(settings), {}).setdefault(run.seed, run.folder)
-    if sum(map(len, seeds.values())) < 2:
-        return {}
-    return {label: list(each.values()) for label, each in zip(line_labels(lines.values()), seeds.values(), strict=True)}
+    runs = [run for run in compared_runs(comparison) if run.validations]
+    kept = [{key: value for key, value in run.settings.items() if not key.startswith("test.")} for run in runs]
+    lines = group_lines((run, settings, run.seed, run.folder) for run, settings in zip(runs, kept, strict=True))
+    several = sum(len(seeds) for _, seeds in lines) > 1
+    return {label: [folders[0] for folders in seeds.values()] for label, seeds in lines} if several else {}
 
 
 def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
     """Return, by label, the folders of runs that differ only in seed and outer learning rate, of two rates or more."""
-    groups: dict[str, list[Run]] = {}
-    for run in compared_runs(comparison):
-        groups.setdefault(canonical(without(run.settings, "optimizer.lr")), []).append(run)
-    several = [runs for runs in groups.values() if len({run.values.get("optimizer.lr") for run in runs}) > 1]
-    labels = line_labels((runs[0], without(runs[0].settings, "optimizer.lr")) for runs in several)
-    return {label: [run.folder for run in runs] for label, runs in zip(labels, several, strict=True)}
+    key = "optimizer.lr"
+    points = ((run, without(run.settings, key), run.values.get(key), run.folder) for run in compared_runs(comparison))
+    return {label: list(chain(*rates.values())) for label, rates in group_lines(points, least=2)}
 
 
 def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
@@ -96,55 +91,46 @@ def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
 
 def accuracy_over_shots(comparison: Comparison) -> Figure | None:
     """Draw test accuracy over the shot, a line for each row and head tested with two shots or more."""
-    lines: dict[str, tuple[Run, dict]] = {}
-    found: dict[str, dict[int, Measurement]] = {}
+    points = []
     for i, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         if isinstance(shot := run.shots[column.number], int):
-            settings = without(run.settings, "test.shot") | {"measured": column.head}
-            line = canonical([i, settings])
-            lines.setdefault(line, (run, settings))
-            found.setdefault(line, {})[shot] = cell
-    found = {line: dict(sorted(points.items())) for line, points in found.items() if len(points) > 1}
-    if not found:
+            points.append((run, without(run.settings, "test.shot") | {"measured": column.head, ROW: i}, shot, cell))
+    lines = group_lines(points, least=2)
+    if not lines:
         return None
     figure, axes = canvas("shot (support images of a class)", "test accuracy (%)")
-    offset = min(0.1, 0.6 / len(found))  # keeps intervals from hiding one another
-    for number, (label, points) in enumerate(zip(line_labels(map(lines.get, found)), found.values(), strict=True)):
-        shots = np.array(list(points)) + offset * (number - (len(found) - 1) / 2)
-        draw_errorbars(axes, shots, *in_percent(points.values()), label, number)
-    axes.set_xticks(sorted({shot for points in found.values() for shot in points}))
+    offset = min(0.1, 0.6 / len(lines))  # keeps intervals from hiding one another
+    for number, (label, cells) in enumerate(lines):
+        shots = sorted(cells)
+        x = np.array(shots) + offset * (number - (len(lines) - 1) / 2)
+        draw_errorbars(axes, x, *in_percent(cells[shot][-1] for shot in shots), label, number)
+    axes.set_xticks(sorted({shot for _, cells in lines for shot in cells}))
     legend(figure, INTERVAL)
     return figure
 
 
 def queries_at_once(comparison: Comparison) -> Figure | None:
     """Draw test accuracy as bars, one for each value of ``test.queries``, of rows tested with two values or more."""
-    lines: dict[str, tuple[Run, dict]] = {}
-    found: dict[str, dict[str, list[Measurement]]] = {}
+    points = []
     for _, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         settings = without(run.settings, "test.queries", "test.shot")
         settings |= {"measured": column.head, "shot": run.shots[column.number]}
-        lines.setdefault(canonical(settings), (run, settings))
-        mode = run.values.get("test.queries", "together")
-        found.setdefault(canonical(settings), {}).setdefault(mode, []).append(cell)
-    found = {line: cells for line, cells in found.items() if len(cells) > 1}
-    if not found:
+        points.append((run, settings, run.values.get("test.queries", "together"), cell))
+    lines = group_lines(points, least=2)
+    if not lines:
         return None
-    modes = [mode for mode in MODES if any(mode in cells for cells in found.values())]
-    figure, axes = canvas("", "test accuracy (%)", width=3.4 + 1.7 * len(found))
+    modes = [mode for mode in MODES if any(mode in cells for _, cells in lines)]
+    figure, axes = canvas("", "test accuracy (%)", width=3.4 + 1.7 * len(lines))
     for number, mode in enumerate(modes):
-        bars = {place: most_shared(cells, mode) for place, cells in enumerate(found.values()) if mode in cells}
+        bars = {place: most_shared(cells, mode) for place, (_, cells) in enumerate(lines) if mode in cells}
         mean, ci95 = in_percent(bars.values())
         x = np.array(list(bars)) + (number - (len(modes) - 1) / 2) * 0.8 / len(modes)
         style = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
         axes.bar(x, mean, 0.8 / len(modes), yerr=ci95, capsize=3, label=MODES[mode], **style)
-    labels = [
-        "\n".join(line for override in label.split(" ")[:5] for line in wrap(override, 24))
-        for label in line_labels(map(lines.get, found))
-    ]
-    axes.set_xticks(range(len(found)), labels, fontsize=8, parse_math=False)
+    parts = [[part for override in label.split(" ")[:5] for part in wrap(override, 24)] for label, _ in lines]
+    axes.set_xticks(range(len(lines)), ["\n".join(each) for each in parts], fontsize=8, parse_math=False)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)
     legend(figure, INTERVAL)
@@ -178,15 +164,27 @@ def without(settings: Mapping, *keys: str) -> dict:
     return {key: value for key, value in settings.items() if key not in keys}
 
 
-def line_labels(lines: Iterable[tuple[Run, dict]]) -> list[str]:
-    """Return labels that distinguish lines, each given by a run and its settings; transductive ones are marked."""
-    lines = list(lines)
-    keys = varying_keys(settings for _, settings in lines)
-    labels = []
-    for run, settings in lines:
+def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) -> list[tuple[str, dict[Any, list]]]:
+    """Group points with equal settings into lines.
+
+    Args:
+        points: each a run, the settings of its line, its abscissa and its value.
+        least: lines with fewer distinct abscissas are left out.
+
+    Returns:
+        The label of each line, with the settings in which lines differ and a mark if it is transductive, and the values
+        by abscissa.
+    """
+    lines: dict[str, tuple[Run, dict, dict]] = {}
+    for run, settings, x, value in points:
+        lines.setdefault(canonical(settings), (run, settings, {}))[2].setdefault(x, []).append(value)
+    kept = [line for line in lines.values() if len(line[2]) >= least]
+    keys = [key for key in varying_keys(settings for _, settings, _ in kept) if key != ROW]
+    labelled = []
+    for run, settings, values in kept:
         label = format_overrides(run.values | settings, keys) or format_overrides(run.values, ("head", "norm"))
-        labels.append(label + MARK * bool(run.report.get("transductive")))
-    return labels
+        labelled.append((label + MARK * bool(run.report.get("transductive")), values))
+    return labelled
 
 
 def in_percent(cells: Iterable[Measurement]) -> tuple[list[float], list[float]]:

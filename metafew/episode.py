@@ -1,4 +1,4 @@
-"""The one batch type: tasks of equal shape, stacked."""
+"""The batch type: tasks of equal shape, stacked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """Random views of images, whose parameters were drawn before."""
+    """Random views of images, with parameters drawn beforehand."""
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return ``images`` ``(t, n, c, h, w)`` as their parameters ``(t, n, k)`` show them."""
+        """Return the views of ``images`` ``(t, n, c, h, w)`` with ``parameters`` ``(t, n, k)``."""
         ...
 
 
@@ -28,10 +28,10 @@ class Labelled(NamedTuple):
 
 
 class Views(NamedTuple):
-    """How the images of an episode are to be seen.
+    """Random views that have yet to be applied to the images of an episode.
 
     Attributes:
-        chain: shows images, ``chain.apply(images, parameters)``.
+        chain: applies them, ``chain.apply(images, parameters)``.
         support: parameters of the support rows, ``(t, s, k)``.
         query: parameters of the query rows, ``(t, q, k)``.
     """
@@ -42,21 +42,20 @@ class Views(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """A stack of ``t`` tasks that share their way and their numbers of support and query rows.
+    """A stack of ``t`` tasks with the same way and the same numbers of support and query rows.
 
-    A meta-batch, the input of one Lightning step, is a list of episodes: one when all its tasks have the same
-    shape, several when way or shot is drawn per task. Nothing is ever padded, so that no statistic can see a
-    row which is not there.
+    A meta-batch, the input of one Lightning step, is a list of episodes: one if all its tasks have the same shape,
+    several if way or shot is drawn for each task. Nothing is padded, so no statistic can include an absent row.
 
     Attributes:
         support: labelled examples given, ``(t, s, ...)``.
         query: examples to be labelled, ``(t, q, ...)``.
         way: number of classes of each task.
         index: ``(t,)`` the numbers of the tasks in their split.
-        views: random views that the images have yet to be seen through, or None.
+        views: random views that have yet to be applied, or None.
         source: the number of the dataset that all tasks come from, in a mixture of several.
-        ids: which images of their split support and query rows are, ``(t, s)`` and ``(t, q)`` int64, so that what is
-            known of an image need not be computed anew; None for pieces of an episode, and images of no split.
+        ids: numbers ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that
+            their features may be cached; None for a part of an episode, and for images that belong to no split.
     """
 
     support: Labelled
@@ -68,14 +67,11 @@ class Episode(NamedTuple):
     ids: tuple[Tensor, Tensor] | None = None
 
     def split(self, size: int | None) -> list[Episode]:
-        """Return episodes of ``size`` tasks each, or all tasks in one, their views applied."""
+        """Return episodes of ``size`` tasks each, or all tasks in one; views must have been applied."""
         if size is None:
             return [self]
-        supports, queries = (
-            [Labelled(*parts) for parts in zip(*(p.split(size) for p in part), strict=True)]
-            for part in (self.support, self.query)
-        )
+        fields = (*self.support, *self.query, self.index)
         return [
-            Episode(support, query, self.way, index, source=self.source)
-            for support, query, index in zip(supports, queries, self.index.split(size), strict=True)
+            Episode(Labelled(*tensors[:2]), Labelled(*tensors[2:4]), self.way, tensors[4], source=self.source)
+            for tensors in zip(*(field.split(size) for field in fields), strict=True)
         ]

@@ -127,15 +127,15 @@ def test_only_the_splits_that_are_named_are_augmented():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Crop(0), "not 0: type padding=8"),
-        (lambda: Colour(1.5, 0, 0), r"vary by 0 to 1, not by 1\.5"),
-        (lambda: Augmentation(["all"], {}), "all is none of them"),
-        (lambda: Augmentation("all", {}), "all is none of them"),
-        (lambda: Affine(0, 0, [2], 0), r"not \[2\]: type scale"),
-        (lambda: Affine(0, 0, [0, 0], 0), r"not \[0, 0\]: type scale"),
+        (lambda: Crop(0), "got 0: type padding=8"),
+        (lambda: Colour(1.5, 0, 0), r"between 0 and 1, got 1\.5"),
+        (lambda: Augmentation(["all"], {}), "train, val and test, got all"),
+        (lambda: Augmentation("all", {}), "train, val and test, got all"),
+        (lambda: Affine(0, 0, [2], 0), r"got \[2\]: type scale"),
+        (lambda: Affine(0, 0, [0, 0], 0), r"got \[0, 0\]: type scale"),
         (
-            lambda: Augmentation("val", {"turn": ClassTurn()}).check("val", 28, [Category("a", (), 1)]),
-            "some classes of this split are turned ones of others",
+            lambda: Augmentation("val", {"turn": ClassTurn()}).check_applicable("val", 28, [Category("a", (), 1)]),
+            "some classes of this split are rotations of others",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_support_and_queries_of_a_class_turn_alike_and_shots_are_nested(composed
 
 @pytest.mark.parametrize("word", ["standard", "rotate_class", "affine"])
 def test_a_run_is_augmented(launch, composed, word, tmp_path):
-    from metafew.data.datamodule import present
+    from metafew.data.datamodule import to_model_input
     from metafew.objectives.episodic import Episodic
     from metafew.objectives.regularizers import NoRegularizer
     from metafew.training.factory import make_data, make_source
@@ -178,7 +178,7 @@ def test_a_run_is_augmented(launch, composed, word, tmp_path):
     data = make_data(cfg, make_source(cfg), Episodic(NoRegularizer()), [])
     for plan in (data.train, data.val):
         (episode,) = data.sampler(plan).batch([3])
-        seen = present(episode, torch.float32)
+        seen = to_model_input(episode, torch.float32)
         changed = not torch.equal(seen.support.images * 255, episode.support.images.float())
         assert changed == (plan.split == "train" or word == "rotate_class")
     assert seen.views is None

@@ -20,7 +20,7 @@ from metafew.data.augment import Affine, Chain, as_float
 from metafew.data.datamodule import InOrder, MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.data.sources import Category, Source
-from metafew.data.store import Split, build, locate, verify
+from metafew.data.store import Split, build, store_folder, verify
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
 
@@ -68,13 +68,13 @@ def identities(images):
 def test_store_holds_what_was_read_and_is_built_once(tmp_path):
     source = Numbered()
     folder = build(source, tmp_path)
-    assert folder == locate(source, tmp_path) and source.reads == sum(SIZES) * 2
+    assert folder == store_folder(source, tmp_path) and source.reads == sum(SIZES) * 2
     build(source, tmp_path)
     assert source.reads == sum(SIZES) * 2
     split = Split(folder, "test")
     assert split.names == ["class 3", "class 4", "class 5", "class 6"]
     assert split.images[split.rows[2]][:, 0, 0].tolist() == [[5, i] for i in range(14)]
-    assert locate(Numbered(turns=1), tmp_path) != folder
+    assert store_folder(Numbered(turns=1), tmp_path) != folder
 
 
 def test_a_build_that_breaks_off_leaves_nothing(tmp_path):
@@ -186,7 +186,7 @@ def test_processes_that_start_together_build_once(tmp_path):
     for pid in [start(source, tmp_path / "cache") for _ in range(3)]:
         assert os.waitpid(pid, 0)[1] == 0
     assert len(source.marks.read_text()) == 2 * sum(SIZES)
-    verify(locate(source, tmp_path / "cache"))
+    verify(store_folder(source, tmp_path / "cache"))
 
 
 def test_a_killed_build_leaves_nothing_under_the_final_name(tmp_path):
@@ -196,9 +196,9 @@ def test_a_killed_build_leaves_nothing_under_the_final_name(tmp_path):
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert not locate(source, cache).exists() and len(list(cache.glob("*/"))) == 1
+    assert not store_folder(source, cache).exists() and len(list(cache.glob("*/"))) == 1
     verify(build(source, cache))
-    assert list(cache.glob("*/")) == [locate(source, cache)]
+    assert list(cache.glob("*/")) == [store_folder(source, cache)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
@@ -361,7 +361,7 @@ def test_workers_draw_the_same_tasks_in_the_same_order(split, workers):
 )
 def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
     with pytest.raises(UsageError, match=said):
-        plan(**changes).check(Numbered().splits()["train"], "numbered")
+        plan(**changes).check_drawable(Numbered().splits()["train"], "numbered")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
     ],
 )
 def test_a_plan_that_makes_no_sense_is_a_sentence(changes):
-    with pytest.raises(UsageError, match=f"{changes.get('split', 'train')}.{next(iter(changes))} is a whole number"):
+    with pytest.raises(UsageError, match=f"{changes.get('split', 'train')}.{next(iter(changes))} to be an integer"):
         plan(**changes)
 
 

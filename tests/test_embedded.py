@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from metafew import cli
 from metafew.backbones.conv4 import Conv4
 from metafew.data.augment import Chain, Flip
-from metafew.data.sampler import Mixed, Sampler
+from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
 from metafew.data.task_spec import TaskSpec
@@ -70,7 +70,9 @@ def test_a_norm_that_says_so_and_no_other_leaves_images_alone(norm):
 def test_features_known_beforehand_are_those_of_each_task(tmp_path, norm):
     model, tasks = backbone(norm), sampler(tmp_path)
     with torch.no_grad():
-        known = FeatureCache(model, Mixed([tasks, tasks], tasks.plan), like=torch.empty(0, dtype=torch.float64))
+        known = FeatureCache(
+            model, MixtureSampler([tasks, tasks], tasks.spec), like=torch.empty(0, dtype=torch.float64)
+        )
         for index in range(20):
             episode = tasks.task(index)
             parts = [part.images.double() / 255 for part in (episode.support, episode.query)]

@@ -105,13 +105,13 @@ def test_tree_reads_in_the_order_of_keys_and_names_the_damaged_file(tmp_path):
 
 
 def test_tree_sentences(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="nowhere, which is no folder"):
+    with pytest.raises(UsageError, match=r"got .*nowhere, which is no folder"):
         Tree(tmp_path / "nowhere")
     paint(tmp_path / "stray.png")
     with pytest.raises(UsageError, match=r"holds no folder of images \(\.png, "):
         Tree(tmp_path)
     grow(tmp_path, "ab")
-    with pytest.raises(UsageError, match=r"a/7\.png is missing, the first of 2 among 3 listed files"):
+    with pytest.raises(UsageError, match=r"expected 3 listed files, but .*a/7\.png is missing, the first of 2"):
         Tree.listed(tmp_path, [("b/1.png", "x"), ("b/7.png", "y"), ("a/7.png", "x")])
     scandir = os.scandir
 
@@ -193,7 +193,7 @@ def test_splits_of_a_folder_need_classes_of_their_own(tmp_path):
     assert "class 'dog' is in train and again in test" in refused(folder(tmp_path))
     grow(tmp_path / "val", ["fox"])
     grow(tmp_path / "valid", ["gnu"])
-    assert "holds test, train, val, valid" in refused(folder(tmp_path))
+    assert "got test, train, val, valid" in refused(folder(tmp_path))
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])
@@ -347,13 +347,19 @@ def test_draw_depends_on_names_and_seed_alone():
     ("content", "sentence"),
     [
         ("{", r"s\.json cannot be read as JSON"),
-        ('["a"]', r"s\.json should be {\"train\": \[class, \.\.\.\]"),
-        ('{"training": ["a"]}', "should be"),
-        ('{"train": "abc"}', "should be"),
+        ('["a"]', r"expected .*s\.json to be {\"train\": \[class, \.\.\.\]"),
+        ('{"training": ["a"]}', "to be {"),
+        ('{"train": "abc"}', "to be {"),
         ('{"train": [1, 2]}', "names in quotes"),
-        ('{"train": ["a", "b"], "test": ["c", "a"]}', r"class 'a' is in train and again in test of .*s\.json"),
+        (
+            '{"train": ["a", "b"], "test": ["c", "a"]}',
+            r"common class in .*s\.json, but class 'a' is in train and again in test",
+        ),
         ('{"train": ["a", "a"]}', "class 'a' is in train and again in train"),
-        ('{"train": ["a"], "val": ["Z"]}', r"class 'Z' in its val split, and the files hold none \(1 classes"),
+        (
+            '{"train": ["a"], "val": ["Z"]}',
+            r"class 'Z' in the val split of dataset=folder, but the files hold none \(1 classes",
+        ),
     ],
 )
 def test_sentences_on_json_splits(tmp_path, content, sentence):
@@ -364,12 +370,12 @@ def test_sentences_on_json_splits(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "should be a line of column names and then lines of class and split"),
-        (b"class,split\n", "of 1 lines"),
-        (b"a,train\nb,test\n", r"starts with \['a', 'train'\]"),
-        (b"class,split\na\n", r"line 2 of .*s\.csv should start with class and split and is \['a'\]"),
-        (b"class,split\n\na,train\n,test\n", r"line 4 of .* is \['', 'test'\]"),
-        (b"class,split\na,holdout\n", "class 'a' is of split 'holdout': write train, val or test"),
+        (b"", "to be a line of column names followed by lines of class and split"),
+        (b"class,split\n", "got 1 lines"),
+        (b"a,train\nb,test\n", r"start with \['a', 'train'\]"),
+        (b"class,split\na\n", r"line 2 of .*s\.csv to start with class and split, got \['a'\]"),
+        (b"class,split\n\na,train\n,test\n", r"line 4 of .*, got \['', 'test'\]"),
+        (b"class,split\na,holdout\n", "class 'a' in .*, got 'holdout': write train, val or test"),
         (b"class,split\na,train\na,test\n", "class 'a' is in train and again in test"),
         (b"class,split\n\xff\xfe,train\n", "cannot be read as CSV"),
         (b"class,split\n" + b"a" * 200_000 + b",train\n", "cannot be read as CSV"),
@@ -383,10 +389,13 @@ def test_sentences_on_csv_splits(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a/0.png,x\na/1.png,y\n", "should be a line of column names and then lines of file and class"),
-        ("file,class\na/0.png,x\nb/0.png,y\na/0.png,x\n", r"lists a/0\.png 2 times"),
-        ("file,class\na/0.png,x\nb/9.png,y\nb/8.png,y\n", r"b/8\.png is missing, the first of 2 among 3"),
-        ("file\na/0.png\n", "line 1 of .* should start with file and class"),
+        ("a/0.png,x\na/1.png,y\n", "to be a line of column names followed by lines of file and class"),
+        ("file,class\na/0.png,x\nb/0.png,y\na/0.png,x\n", r"to list an image once, got a/0\.png 2 times"),
+        (
+            "file,class\na/0.png,x\nb/9.png,y\nb/8.png,y\n",
+            r"expected 3 listed files, but .*b/8\.png is missing, the first of 2",
+        ),
+        ("file\na/0.png\n", "line 1 of .* to start with file and class"),
     ],
 )
 def test_sentences_on_labels(tmp_path, content, sentence):
@@ -396,8 +405,8 @@ def test_sentences_on_labels(tmp_path, content, sentence):
 
 def test_sentences_on_files_that_are_not_there(tmp_path):
     grow(tmp_path, "abc")
-    assert "dataset.splits=s.csv is a file neither here nor in" in refused(folder(tmp_path, splits="s.csv"))
-    assert "dataset.labels=l.csv is a file neither here nor in" in refused(folder(tmp_path, labels="l.csv"))
+    assert "a file in dataset.splits, but s.csv exists neither here nor in" in refused(folder(tmp_path, splits="s.csv"))
+    assert "a file in dataset.labels, but l.csv exists neither here nor in" in refused(folder(tmp_path, labels="l.csv"))
     assert "which is no folder" in refused(folder(tmp_path / "nowhere"))
     assert "which is no folder" in refused(folder(tmp_path / "a" / "0.png"))
     assert "set.npz" in refused(folder(tmp_path / "set.npz"))
@@ -406,9 +415,9 @@ def test_sentences_on_files_that_are_not_there(tmp_path):
 def test_sentences_on_arrays(tmp_path):
     file, images = tmp_path / "set.npz", np.zeros((3, 5, 5), np.uint8)
     np.savez(file, x=images, y=[0, 1, 2], names=["ant", "bee"])
-    assert "has 2, none for label 2" in refused(folder(file))
+    assert "got 2, none for label 2" in refused(folder(file))
     np.savez(file, x=images, y=[0, 1, 1], names=["ant", "ant"])
-    assert "has 2, the same twice" in refused(folder(file))
+    assert "got 2, the same twice" in refused(folder(file))
     np.savez(file, x=images, y=[0, 1, 2])
     assert "dataset.labels=null" in refused(folder(file, labels="l.csv"))
     file.write_bytes(b"not a zip file")
@@ -417,7 +426,7 @@ def test_sentences_on_arrays(tmp_path):
 
 def test_sentence_on_too_few_classes(tmp_path):
     grow(tmp_path, "ab")
-    assert "takes 3 classes or more, and there are 2 (a, b)" in refused(folder(tmp_path))
+    assert "at least 3 classes to draw 3 splits from, got 2 (a, b)" in refused(folder(tmp_path))
     assert [len(found) for found in names(folder(tmp_path, fractions=[0.5, 0, 0.5])).values()] == [1, 0, 1]
 
 
@@ -425,7 +434,9 @@ def test_sentence_on_too_few_classes(tmp_path):
     "fractions", [[0.5, 0.5], [0.5, 0.2, 0.2], [-0.2, 0.6, 0.6], 0.5, ["a", 0, 1], [float("nan")] * 3]
 )
 def test_sentence_on_fractions(tmp_path, fractions):
-    with pytest.raises(UsageError, match=r"dataset\.fractions are three numbers.*type dataset\.fractions=\[0\.64,"):
+    with pytest.raises(
+        UsageError, match=r"dataset\.fractions to be three non-negative numbers.*type dataset\.fractions=\[0\.64,"
+    ):
         folder(tmp_path, fractions=fractions)
 
 

@@ -120,7 +120,7 @@ def test_parquet_names_a_damaged_file(tmp_path, damage):
     file = write(tmp_path / "a.parquet", range(3), [0, 1, 0])
     content = {"foreign": b"<html>" * 99, "truncated": file.read_bytes()[:-50], "empty": b"", "absent": None}[damage]
     file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(UsageError, match=r"a\.parquet should be a parquet file"):
+    with pytest.raises(UsageError, match=r"a\.parquet cannot be read as a parquet file"):
         Parquet([file])
 
 
@@ -136,7 +136,7 @@ def test_parquet_names_a_damaged_image_and_damaged_pages(tmp_path):
     content = bytearray(file.read_bytes())
     content[4:60] = bytes(56)
     file.write_bytes(content)
-    with pytest.raises(UsageError, match=r"a\.parquet should be a parquet file"):
+    with pytest.raises(UsageError, match=r"a\.parquet cannot be read as a parquet file"):
         list(found.open([(0, 0)]))
 
 
@@ -263,14 +263,14 @@ def test_hub_verifies_what_it_fetches(server, make, tmp_path):
     with pytest.raises(UsageError, match=r"0\.parquet.*checksum"):
         make(repo="someone/birds").splits()
     assert not list((tmp_path / "hub").rglob("*.parquet"))
-    assert hub.published(f"{hub.HUB}/go/plain/test/0.parquet").startswith("sha256:")
-    assert hub.published(f"{hub.HUB}/file/plain/test/0.parquet") is None  # of a file that the hub itself holds
+    assert hub.published_checksum(f"{hub.HUB}/go/plain/test/0.parquet").startswith("sha256:")
+    assert hub.published_checksum(f"{hub.HUB}/file/plain/test/0.parquet") is None  # of a file that the hub itself holds
 
 
 @pytest.mark.parametrize(
     ("repo", "sentence"),
     [
-        ("someone/bird", "no public set of that name: type dataset.repo="),
+        ("someone/bird", "no public dataset of that name: type dataset.repo="),
         ("someone/busy", r"failed \(503\)"),
         ("someone/nothing", "lists no parquet files"),
         ("someone/escape", "lists no parquet files"),
@@ -294,7 +294,7 @@ def test_hub_without_network(make, monkeypatch):
 
 @pytest.mark.parametrize("repo", ["a/b/c", "../b", "https://huggingface.co/a", "a/..", "/a"])
 def test_hub_refuses_what_is_no_repository(make, repo):
-    with pytest.raises(Exception, match=r"dataset.repo is OWNER/NAME") as error:
+    with pytest.raises(Exception, match=r"dataset.repo to be OWNER/NAME") as error:
         make(repo=repo)
     assert isinstance(error.value.__cause__ or error.value, UsageError)
 

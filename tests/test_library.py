@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 import metafew
 from metafew import inference
 from metafew.backbones.conv4 import Conv4
-from metafew.data.datamodule import present
+from metafew.data.datamodule import to_model_input
 from metafew.data.sources.glyphs import Glyphs
 from metafew.errors import UsageError
 from metafew.heads.maml import MAML
@@ -43,7 +43,7 @@ def seen(composed, *overrides):
     first = data.test_episode(0, torch.float32)
     for index in range(cfg.test.total):
         (episode,) = data.sampler(data.test[0]).batch([index])
-        episode = present(episode, torch.float32)
+        episode = to_model_input(episode, torch.float32)
         assert index or torch.equal(episode.query.images, first.query.images)
         yield episode
 

@@ -149,7 +149,7 @@ def test_a_batch_stacks_chunks_and_ranks_share_them_out(split, pairs):
     assert whole.index.tolist() == [4, 5, 6, 7] and whole.support.images.shape == (4, 4, 1, 2, 2)
     assert whole.query.images.shape == (4, 0, 1, 2, 2) and whole.views.query.shape == (4, 0, 6)
     for rank in range(2):
-        (half,) = MetaBatches(MinibatchSampler(split, sampler.plan, JITTER), rank, 2)[1]
+        (half,) = MetaBatches(MinibatchSampler(split, sampler.spec, JITTER), rank, 2)[1]
         assert torch.equal(half.support.images, whole.support.images[rank::2])
         assert torch.equal(half.support.labels, whole.support.labels[rank::2])
         assert torch.equal(half.views.support, whole.views.support[rank::2])
@@ -164,10 +164,16 @@ def test_contexts_are_chunks():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"size": 1, "tasks": 1}, "train.batch_size is a whole number of at least 2, not 1: type train.batch_size=2"),
-        ({"size": 2.5}, "train.batch_size is a whole number"),
-        ({"tasks": 0}, "train.tasks is a whole number of at least 1, not 0"),
-        ({"size": 64, "tasks": 3}, "train.batch_size=64 cannot be cut into train.tasks=3 .*train.batch_size=66"),
+        (
+            {"size": 1, "tasks": 1},
+            "expected train.batch_size to be an integer of at least 2, got 1: type train.batch_size=2",
+        ),
+        ({"size": 2.5}, "train.batch_size to be an integer"),
+        ({"tasks": 0}, "train.tasks to be an integer of at least 1, got 0"),
+        (
+            {"size": 64, "tasks": 3},
+            "a multiple of 3, .*train.tasks=3 equal chunks of images, got 64: type train.batch_size=66",
+        ),
         ({"size": 18, "tasks": 1, "pairs": True}, "chunks of pairs of classes.*: type train.batch_size=20"),
         ({"size": 12, "tasks": 2, "pairs": True}, "train.tasks=2 equal chunks of pairs.*: type train.batch_size=16"),
     ],
@@ -179,10 +185,10 @@ def test_a_plan_that_makes_no_sense_is_a_sentence(changes, said):
 
 def test_a_plan_that_cannot_be_drawn_is_a_sentence():
     categories = Numbered().splits()["train"]
-    plan(size=24, tasks=2, pairs=True).check(categories, "numbered")
+    plan(size=24, tasks=2, pairs=True).check_drawable(categories, "numbered")
     large = plan(size=32, tasks=2, pairs=True)
     with pytest.raises(UsageError, match=r"needs 8 classes in each.*has 7: type train.batch_size=24 or less"):
-        large.check(categories, "numbered")
+        large.check_drawable(categories, "numbered")
     with pytest.raises(UsageError, match="class 'lone' in the train split of dataset=numbered has 1"):
-        plan(pairs=True).check([*categories, Category("lone", ("0/0",))], "numbered")
-    plan().check([Category("lone", ("0/0",))], "numbered")
+        plan(pairs=True).check_drawable([*categories, Category("lone", ("0/0",))], "numbered")
+    plan().check_drawable([Category("lone", ("0/0",))], "numbered")

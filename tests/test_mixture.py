@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import chisquare
 
-from metafew.data.datamodule import MetaBatches, present
-from metafew.data.sampler import STREAMS, Mixed, Sampler
+from metafew.data.datamodule import MetaBatches, to_model_input
+from metafew.data.sampler import STREAMS, MixtureSampler, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build
 from metafew.data.task_spec import TaskSpec
@@ -132,7 +132,7 @@ def test_ways_groups_and_classes_are_drawn_evenly(folder):
 def test_a_mixture_gives_the_tasks_of_its_datasets(folder):
     for split in ("train", "test"):
         parts = [sampler(folder, source, split=split) for source in (Grouped, Plain)]
-        mixed = Mixed(parts, plan(split=split))
+        mixed = MixtureSampler(parts, plan(split=split))
         tasks = [mixed.task(i) for i in range(1000)]
         sources = [t.source for t in tasks]
         if split == "test":
@@ -147,7 +147,7 @@ def test_a_mixture_gives_the_tasks_of_its_datasets(folder):
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_out_the_same_tasks_of_a_mixture(folder, world):
-    mixed = Mixed([sampler(folder, source) for source in (Grouped, Plain)], plan())
+    mixed = MixtureSampler([sampler(folder, source) for source in (Grouped, Plain)], plan())
     seen = {}
     for rank in range(world):
         batches = MetaBatches(mixed, rank, world)
@@ -166,13 +166,13 @@ def test_no_task_of_a_meta_batch_feels_the_others(composed):
     data.prepare_data()
     backbone, head = make_backbone(cfg, source).double(), ProtoNet()
     tasks = data.sampler(data.train)
-    batch = [present(episode, torch.float64) for episode in tasks.batch(range(6))]
+    batch = [to_model_input(episode, torch.float64) for episode in tasks.batch(range(6))]
     assert len({e.support.labels.shape for e in batch}) > 2
     for episode in batch:
         together = head(backbone, episode.support, episode.query.images, episode.way)
         for row, index in enumerate(episode.index.tolist()):
             (alone,) = tasks.batch([index])
-            alone = present(alone, torch.float64)
+            alone = to_model_input(alone, torch.float64)
             single = head(backbone, alone.support, alone.query.images, alone.way)
             torch.testing.assert_close(together[[row]], single, atol=1e-10, rtol=0)
 
@@ -238,16 +238,16 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["dataset.sources=[]"], "wants one dataset or more"),
+        (["dataset.sources=[]"], "at least one dataset in dataset.sources"),
         (["dataset.sources=[nothing]"], "nothing is neither, here or in data_dir"),
         (["dataset.test_sources=[5]"], "5 is neither, here or in data_dir"),
         (["dataset.sources=nothing"], "nothing is neither, here or in data_dir"),
         (["dataset.sources=[../train]"], "../train is neither"),
         (["dataset.sources=[{dataset:glyphs,image_size:84}]"], "image_size is no option of dataset=glyphs in a mix"),
-        (["dataset.sources=[{dataset:glyphs,name:a/b}]"], "'a/b' is none"),
-        (["dataset.sources=[{dataset:glyphs,name:shot5}]"], "'shot5' is none"),
+        (["dataset.sources=[{dataset:glyphs,name:a/b}]"], "got 'a/b': type"),
+        (["dataset.sources=[{dataset:glyphs,name:shot5}]"], "got 'shot5': type"),
         (["dataset.sources=[features]"], "dataset=features cannot be a part of a mixture"),
-        (["dataset.channels=2"], "1, 3 or null, not 2"),
+        (["dataset.channels=2"], "1, 3 or null, got 2"),
         (["dataset.image_size=big"], "image_size is a whole number, not big"),
         (["dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "test.total=1"], "leaves out some of the 2 datasets"),
         (["test.shot=[1,natural]"], r"natural ones bring their own, not \[1, 'natural'\]"),
@@ -257,9 +257,9 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
             "colour is no option of dataset=glyphs in a mixture, where it takes jitter",
         ),
         (["dataset.sources=[mixture]"], "cannot be a part of a mixture"),
-        (["dataset.sources=[glyphs]", "objective=classical"], "wants the classes of one dataset"),
+        (["dataset.sources=[glyphs]", "objective=classical"], "expected the classes of one dataset"),
         (["dataset.sources=[glyphs]", "train.way=200..300"], "needs 200 classes of one group"),
-        (["dataset.sources=[glyphs]", "train.support=20"], "train.support is a whole number of at least 50, not 20"),
+        (["dataset.sources=[glyphs]", "train.support=20"], "train.support to be an integer of at least 50, got 20"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_a_sentence(launch, words, said):

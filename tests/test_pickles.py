@@ -131,12 +131,12 @@ def test_nothing_runs(protocol, tmp_path):
         (b"cnumpy.core.multiarray\nfromfile\n.", r"numpy\._core\.multiarray\.fromfile"),
         (b"c__main__\nx\n.", r"__main__\.x"),
         # state for what takes none: attributes of a function, of a class
-        (b"cnumpy._core.numeric\n_frombuffer\n(N}S'__doc__'\nNstb.", "a function in a state of its own"),
-        (b"ccollections\nOrderedDict\n(N}S'x'\nNstb.", "a type in a state of its own"),
+        (b"cnumpy._core.numeric\n_frombuffer\n(N}S'__doc__'\nNstb.", "a function with a custom state"),
+        (b"ccollections\nOrderedDict\n(N}S'x'\nNstb.", "a type with a custom state"),
     ],
 )
 def test_other_names(content, name):
-    with pytest.raises(UsageError, match=f"the pickle .* asks for {name}, which may run code"):
+    with pytest.raises(UsageError, match=f"in the pickle, but it asks for {name}, which may run code"):
         unpickle(content)
 
 
@@ -149,18 +149,18 @@ def test_memory_is_not_made_of_raw_bytes(protocol):
         Call(np.dtype, "V8", False, True, state=(3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)),
         Call(reconstruct, np.ndarray, (4,), b"b", state=state),  # memory that a view may share
     ):
-        with pytest.raises(UsageError, match="in a state of its own"):
+        with pytest.raises(UsageError, match="with a custom state"):
             unpickle(pickle.dumps(call, protocol))
 
 
 def test_damaged_pickles(tmp_path):
     whole = pickle.dumps({"images": ARRAYS[0], "labels": list(range(20)), "names": {"a", "b"}}, 2)
     for end in range(len(whole)):
-        with pytest.raises(UsageError, match="the pickle should"):
+        with pytest.raises(UsageError, match="the pickle"):
             unpickle(whole[:end])
     (tmp_path / "a.pkl").write_bytes(b"<html>not found</html>")
     for file in (tmp_path / "a.pkl", tmp_path / "none.pkl", tmp_path):
-        with pytest.raises(UsageError, match=rf"{file} should be a pickle of arrays, and cannot be read"):
+        with pytest.raises(UsageError, match=rf"{file} cannot be read as a pickle of arrays"):
             unpickle(file)
 
 
@@ -173,4 +173,4 @@ def test_changed_bytes_give_a_sentence_or_a_value():
         try:
             unpickle(bytes(changed))
         except UsageError as error:
-            assert str(error).startswith("the pickle should")
+            assert "the pickle" in str(error)

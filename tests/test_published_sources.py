@@ -162,15 +162,15 @@ def test_npz_labels_are_read_without_the_images(tmp_path):
     (tmp_path / "f.npz").write_bytes(content)
     found = read_npz(tmp_path / "f.npz")
     assert found.labels.tolist() == [0, 1]
-    with pytest.raises(UsageError, match=r"f\.npz should be an \.npz file .*CRC"):
+    with pytest.raises(UsageError, match=r"f\.npz cannot be read as an \.npz file .*CRC"):
         found.images()
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"pictures": [0], "labels": [0]}, "should hold images under the name images or"),
-        ({"images": [0]}, "should hold labels under the name labels or"),
+        ({"pictures": [0], "labels": [0]}, "under the name images or"),
+        ({"images": [0]}, "under the name labels or"),
         ({"images": [0], "labels": [0.5]}, "integers or strings"),
         ({"images": [0], "labels": [[0]]}, r"shape \(1, 1\)"),
         ({"images": [None], "labels": np.array([None])}, "Object arrays|object"),
@@ -187,7 +187,7 @@ def test_npz_and_pickles_of_something_else(tmp_path, content, sentence):
 @pytest.mark.parametrize("rows", [{"a": [0]}, {"a": [0, 1, 2]}, {"a": ["x"]}, [0, 1], {"a": [0.5, 1.5, None]}])
 def test_pickled_rows_must_be_those_of_the_images(tmp_path, rows):
     (tmp_path / "f.pkl").write_bytes(pickled({"image_data": stacked("ab")[0], "class_dict": rows}))
-    with pytest.raises(UsageError, match=r"f\.pkl should give each image one label or place in class_dict"):
+    with pytest.raises(UsageError, match=r"f\.pkl to give each image one label or place in class_dict"):
         read_pickle(tmp_path / "f.pkl")
 
 
@@ -201,7 +201,7 @@ def test_pickled_rows_must_be_those_of_the_images(tmp_path, rows):
 )
 def test_pickles_without_order(tmp_path, content):
     (tmp_path / "f.pkl").write_bytes(pickled(content))
-    with pytest.raises(UsageError, match=r"f\.pkl should give each image one label"):
+    with pytest.raises(UsageError, match=r"f\.pkl to give each image one label"):
         read_pickle(tmp_path / "f.pkl")
 
 
@@ -215,7 +215,7 @@ def test_pickled_names_must_be_those_of_the_labels(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 no zip", b"junk", pickle.dumps(np.zeros(3))])
 def test_damaged_npz(tmp_path, content):
     (tmp_path / "f.npz").write_bytes(content)
-    with pytest.raises(UsageError, match=r"f\.npz should be an \.npz file of arrays"):
+    with pytest.raises(UsageError, match=r"f\.npz cannot be read as an \.npz file of arrays"):
         read_npz(tmp_path / "f.npz")
 
 
@@ -309,7 +309,9 @@ def test_cifar_damaged_pickle(tmp_path, name, form):
     files = {key: pickled(content) for key, content in cifar_files().items()}
     files[name] = files[name][:-40]
     where = "cifar-100-python.tar.gz" if form == "archive" else f"cifar-100-python/{name}"
-    refused(CIFARFS(str(write_cifar(tmp_path, files, form)), 32, False), where, name, "should be a pickle of arrays")
+    refused(
+        CIFARFS(str(write_cifar(tmp_path, files, form)), 32, False), where, name, "cannot be read as a pickle of arrays"
+    )
 
 
 @pytest.mark.parametrize(
@@ -320,9 +322,9 @@ def test_cifar_damaged_pickle(tmp_path, name, form):
         ("test", {"coarse_labels": [0]}, "coarse_labels int64 (1,)"),
         ("test", {"fine_labels": None}, "fine_labels object ()"),
         ("test", {"fine_labels": [[0], [1, 2]]}, "ValueError"),
-        ("meta", {"fine_label_names": FINE[:-1]}, "should name the classes"),
-        ("meta", {"coarse_label_names": None}, "should name the classes"),
-        ("meta", {"fine_label_names": ["emu", *FINE[1:]]}, "wants images of class 'apple' in its train split"),
+        ("meta", {"fine_label_names": FINE[:-1]}, "to name the classes"),
+        ("meta", {"coarse_label_names": None}, "to name the classes"),
+        ("meta", {"fine_label_names": ["emu", *FINE[1:]]}, "expected images of class 'apple' in the train split"),
     ],
 )
 def test_cifar_files_of_something_else(tmp_path, name, change, sentence):
@@ -487,7 +489,7 @@ def test_mini_imagenet_missing_class(tmp_path):
     mini_split_folders(tmp_path)
     gone = MINI["val"][2]
     (tmp_path / "val" / gone / f"{gone}00000001.jpg").unlink()
-    refused(mini(tmp_path), f"class '{gone}' in its val split")
+    refused(mini(tmp_path), f"class '{gone}' in the val split")
 
 
 @pytest.mark.parametrize("form", ["folders", "folders of splits", "csv"])
@@ -526,7 +528,7 @@ def test_mini_imagenet_numbers_of_another_split(tmp_path):
     mini_npz(tmp_path)
     images, labels = stacked(MINI["train"])
     np.savez(tmp_path / "mini-imagenet-train.npz", images=images[:60], labels=labels[:60])
-    refused(mini(tmp_path), "wants 64 classes for train", "mini-imagenet-train.npz holds 60")
+    refused(mini(tmp_path), "expected 64 classes for train", "mini-imagenet-train.npz holds 60")
 
 
 @pytest.mark.parametrize("form", ["cache", "phases", "npz"])
@@ -637,7 +639,7 @@ def test_tiered_imagenet_fingerprint_follows_files(tmp_path, form):
 def test_tiered_imagenet_numbers_of_another_split(tmp_path):
     tiered_npz(tmp_path)
     (tmp_path / "val_labels.pkl").write_bytes(pickled({"labels": [0, 1]}))
-    refused(tiered(tmp_path), str(tmp_path), "wants 97 classes for val", "holds 2")
+    refused(tiered(tmp_path), str(tmp_path), "expected 97 classes for val", "holds 2")
 
 
 def test_tiered_imagenet_absent(tmp_path):
@@ -652,16 +654,16 @@ def test_tiered_imagenet_foreign_and_missing_classes(tmp_path):
     (tmp_path / "val" / TIERED["val"][0]).rename(tmp_path / "test" / TIERED["val"][0])
     refused(tiered(tmp_path), f"no class '{TIERED['val'][0]}' in test")
     (tmp_path / "test" / TIERED["val"][0]).rename(tmp_path / "elsewhere")
-    refused(tiered(tmp_path), f"class '{TIERED['val'][0]}' in its val split")
+    refused(tiered(tmp_path), f"class '{TIERED['val'][0]}' in the val split")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("val_images_png.pkl", pickled([])[:-1], "should be a pickle of arrays"),
-        ("val_images_png.pkl", pickled({0: b"x"}), "should hold a list of images and holds a dict"),
+        ("val_images_png.pkl", pickled([])[:-1], "cannot be read as a pickle of arrays"),
+        ("val_images_png.pkl", pickled({0: b"x"}), "to hold a list of images, got a dict"),
         ("val_images_png.pkl", pickled([b"x"]), "97 labels for 1 images"),
-        ("val_labels.pkl", pickled([0, 1]), "should hold a dictionary and holds a list"),
+        ("val_labels.pkl", pickled([0, 1]), "to hold a dictionary, got a list"),
         ("val_labels.pkl", pickled({"names": 0}), "label_specific or labels"),
         ("val_labels.pkl", pickled({"label_specific": [0, 1], "label_specific_str": ["a"]}), "IndexError"),
         ("val_labels.pkl", pickled({"labels": [[0, 1], [2]]}), "ValueError"),
@@ -800,13 +802,15 @@ def test_cub_archive_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_cub_foreign_archive(tmp_path):
     with tarfile.open(tmp_path / "CUB_200_2011.tgz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("birds.txt"), io.BytesIO())
-    refused(birds_of(tmp_path), "CUB_200_2011.tgz should hold CUB_200_2011/images.txt")
+    refused(birds_of(tmp_path), "CUB_200_2011.tgz to contain CUB_200_2011/images.txt")
 
 
 def test_cub_settings():
-    with pytest.raises(UsageError, match=r"dataset\.split=random is no split of cub: type hilliard or meta_dataset"):
+    with pytest.raises(
+        UsageError, match=r"dataset\.split of cub to be hilliard or meta_dataset, got random: type dataset\.split="
+    ):
         birds_of("nowhere", "random")
-    with pytest.raises(UsageError, match=r"dataset\.boxes is true or false, not yes"):
+    with pytest.raises(UsageError, match=r"dataset\.boxes to be true or false, got yes"):
         birds_of("nowhere", boxes="yes")
 
 

@@ -219,7 +219,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["seed=-1"], "seed is a whole number"),
         (["test.shot=[]"], "not an empty list"),
         (["train.tasks=null"], "train.tasks is a whole number"),
-        (["test.total=0"], "test.total is a whole number"),
+        (["test.total=0"], "test.total to be an integer of at least 1, got 0"),
         (["objective.label_smoothing=2"], "objective.label_smoothing is from 0"),
         (["head=ridge", "head.penalty=0"], "penalty of ridge regression is positive"),
         (["head=maml", "head.lr=[0.1,0.2]"], "a list of head.lr is for evaluation"),

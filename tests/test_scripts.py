@@ -74,11 +74,11 @@ def rows_of(path):
 
 
 def test_prepare_builds_stores_that_training_finds(cache, tmp_path, capsys, composed):
-    from metafew.data.store import locate
+    from metafew.data.store import store_folder
     from metafew.training.factory import make_source
 
     assert prepare.main(["dataset=glyphs", f"out={tmp_path}/deep/glyphs.png"]) == 0
-    store = locate(make_source(composed("dataset=glyphs")[0]), cache)
+    store = store_folder(make_source(composed("dataset=glyphs")[0]), cache)
     shown = capsys.readouterr().out
     assert store.is_dir() and str(store) in shown.replace("\n", "")
     assert "153" in shown and "28×28×1" in shown

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from metafew.analysis.features.observer import pairwise
-from metafew.data.datamodule import present
+from metafew.data.datamodule import to_model_input
 from metafew.objectives.clustering import draw_pairs, variance_ratio
 from metafew.precision import precise
 
@@ -41,9 +41,9 @@ class ClusteringMonitor(Callback):
         data = trainer.datamodule
         sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total)))
         pairs, ratios = [], []
-        for index in range(sampler.plan.total):
+        for index in range(sampler.spec.total):
             (episode,) = data.transfer_batch_to_device(sampler.batch([index]), pl_module.device, 0)
-            episode = present(episode, pl_module.dtype)
+            episode = to_model_input(episode, pl_module.dtype)
             with trainer.precision_plugin.forward_context():
                 embedded = pl_module.backbone.embed(episode.support.images, episode.query.images)
             features = precise(torch.cat(embedded, 1)).cpu()

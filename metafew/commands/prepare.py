@@ -21,7 +21,7 @@ from metafew.analysis.contact_sheet import contact_sheet, draw_sample
 from metafew.cli import configuration
 from metafew.commands.command_line import run_command
 from metafew.data.sources import SPLITS, Source
-from metafew.data.store import Split, build, place, verify
+from metafew.data.store import Split, build, store_root, verify
 
 TASKS = 3  # of each split on the contact sheet
 
@@ -38,7 +38,7 @@ def prepare(arguments: Sequence[str]) -> None:
     out = [word.removeprefix("out=") for word in arguments if word.startswith("out=")]
     cfg = configuration([word for word in arguments if not word.startswith("out=")])
     source = make_source(cfg)
-    stores = {each: build(each, place(cfg.cache_dir)) for each in source.everything()}
+    stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
     for folder in stores.values():
         verify(folder)
     print_stores(stores)

@@ -1,4 +1,4 @@
-"""The LightningDataModule: stores, tasks of every split, and the way of a batch onto the device."""
+"""The LightningDataModule: builds stores, loads the tasks of every split, and prepares batches on the device."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
-from metafew.data.sampler import Mixed, Sampler
+from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Source
-from metafew.data.store import Split, build, locate
+from metafew.data.store import Split, build, store_folder
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 
 
 class MetaBatches(Dataset):
-    """The meta-batches of a plan: batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W``
-    takes every ``W``-th from the ``r``-th on. In evaluation there is at least one for each rank.
+    """The meta-batches of a sampler, as one of several processes loads them.
+
+    Batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W`` takes every ``W``-th from the
+    ``r``-th on. In evaluation there is at least one task for each rank.
 
     Args:
         sampler: draws the tasks.
         rank: number of this process.
         world: number of processes.
-        tasks: tasks of a meta-batch, if not as many as the plan says.
-    """  # noqa: D205
+        tasks: tasks of a meta-batch, or None for the number in the sampler's specification.
+    """
 
     def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
         self.sampler, self.rank, self.world = sampler, rank, world
-        self.tasks, self.total = max(tasks or sampler.plan.tasks, world), sampler.plan.total
+        self.tasks, self.total = max(tasks or sampler.spec.tasks, world), sampler.spec.total
 
     def __len__(self) -> int:
         return -(-self.total // self.tasks)
@@ -44,7 +46,7 @@ class MetaBatches(Dataset):
 
 
 class InOrder(data.Sampler):
-    """The numbers ``start .. count - 1``. It counts the ones before, as Lightning does when it resumes a run."""
+    """The numbers ``start .. count - 1``; its length includes those before, as Lightning expects of a resumed run."""
 
     def __init__(self, count: int, start: int):
         self.count, self.start = count, start
@@ -61,13 +63,13 @@ class FewShot(pl.LightningDataModule):
 
     Args:
         source: where the images come from.
-        train: the plan of training tasks, or of minibatches.
-        val: the plan of validation tasks.
-        test: one plan for each test measured, on the same classes and queries.
-        augmentation: views of the images, beyond those that belong to the data.
+        train: training tasks, or minibatches.
+        val: validation tasks.
+        test: the tasks of each test, on the same classes and queries.
+        augmentation: views of the images, in addition to those that are part of the data.
         cache: folder of the stores.
         num_workers: processes that draw tasks ahead.
-        analyzed: the plan of the tasks that a checkpoint is analyzed on, if it is.
+        analyzed: the tasks that a checkpoint is analyzed on, or None.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class FewShot(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the stores, in one process of each machine."""
-        for source in self.source.everything():
+        for source in self.source.all_components():
             build(source, self.cache)
 
     def train_dataloader(self) -> DataLoader:
@@ -98,11 +100,11 @@ class FewShot(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the meta-batches of validation."""
-        return self._evaluated(self.val)
+        return self._evaluation_loader(self.val)
 
     def test_dataloader(self) -> list[DataLoader]:
         """Return the meta-batches of each test."""
-        return [self._evaluated(plan) for plan in self.test]
+        return [self._evaluation_loader(spec) for spec in self.test]
 
     def predict_dataloader(self) -> DataLoader:
         """Return the meta-batches that a checkpoint is analyzed on."""
@@ -111,26 +113,22 @@ class FewShot(pl.LightningDataModule):
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
         """Return a task of the first test, ready for a model in ``dtype``, on the CPU."""
         (episode,) = self.sampler(self.test[0]).batch([number])
-        return present(episode, dtype)
+        return to_model_input(episode, dtype)
 
-    def sampler(self, plan: TaskSpec | Minibatches) -> Sampler:
-        """Return what draws the tasks of ``plan`` from stores that have been built."""
-        make = MinibatchSampler if isinstance(plan, Minibatches) else Sampler
+    def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
+        """Return a sampler of the tasks of ``spec``, from stores that have been built."""
+        make = MinibatchSampler if isinstance(spec, Minibatches) else Sampler
         samplers = []
-        for source in self.source.components(plan.split):
-            split = Split(self._locate(source), plan.split, self.source.channels)
-            samplers.append(make(split, plan, self.augmentation.chain(plan.split, source.jitter)))
-        return samplers[0] if len(samplers) == 1 else Mixed(samplers, plan)
+        for source in self.source.components(spec.split):
+            if source not in self._folders:  # a fingerprint reads the names of all files
+                self._folders[source] = store_folder(source, self.cache)
+            split = Split(self._folders[source], spec.split, self.source.channels)
+            samplers.append(make(split, spec, self.augmentation.chain(spec.split, source.jitter)))
+        return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
 
-    def _locate(self, source: Source) -> Path:
-        """The folder of a store; finding it reads the names of the source's files, once."""
-        if source not in self._folders:
-            self._folders[source] = locate(source, self.cache)
-        return self._folders[source]
-
-    def _evaluated(self, plan: TaskSpec) -> DataLoader:
-        """Return the tasks of ``plan``, as many in a step as the learner wants."""
-        sampler = self.sampler(plan)
+    def _evaluation_loader(self, spec: TaskSpec) -> DataLoader:
+        """Return the tasks of ``spec``, as many in a step as the learner requests."""
+        sampler = self.sampler(spec)
         return self._loader(sampler, self.trainer.lightning_module.tasks_of_a_step(sampler))
 
     def _loader(self, sampler: Sampler, tasks: int | None = None, start: int = 0) -> DataLoader:
@@ -141,29 +139,29 @@ class FewShot(pl.LightningDataModule):
             sampler=InOrder(len(batches), start),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_signals,
-            # A loader would else draw from the stream that dropout draws from, more often the fewer workers it has.
+            worker_init_fn=ignore_signals,
+            # Otherwise the loader draws from the stream of dropout, more often with fewer workers.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
 
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
-        """Turn images into floating point numbers and apply their views, on the device."""
+        """Convert images to floating point and apply their views, on the device."""
         dtype = self.trainer.lightning_module.dtype
-        return [present(episode, dtype) for episode in batch]
+        return [to_model_input(episode, dtype) for episode in batch]
 
 
-def outlive_signals(_: int) -> None:
-    """Let a worker leave it to the process that trains to end it, where a signal reaches all processes of a job."""
+def ignore_signals(_: int) -> None:
+    """Ignore SIGINT and SIGTERM in a worker: they reach all processes of a job, and the main one ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def present(episode: Episode, dtype: torch.dtype) -> Episode:
-    """Return ``episode`` with images in ``dtype`` in [0, 1], seen through the views that its tasks drew."""
+def to_model_input(episode: Episode, dtype: torch.dtype) -> Episode:
+    """Return ``episode`` with images in ``dtype`` in [0, 1] and its views applied."""
     support, query = (p._replace(images=as_float(p.images, dtype)) for p in (episode.support, episode.query))
     if episode.views is not None:
-        chain, given, asked = episode.views
-        support = support._replace(images=chain.apply(support.images, given))
-        query = query._replace(images=chain.apply(query.images, asked))
+        chain, of_support, of_query = episode.views
+        support = support._replace(images=chain.apply(support.images, of_support))
+        query = query._replace(images=chain.apply(query.images, of_query))
     return episode._replace(support=support, query=query, views=None)

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from metafew.data.augment import Chain
-from metafew.data.sampler import STREAMS, Drawn, Sampler, Side
+from metafew.data.sampler import STREAMS, DrawnRows, DrawnTask, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split
+from metafew.data.task_spec import check_integer
 from metafew.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Minibatches:
-    """What the minibatches of a split look like.
+    """The size, number and seed of the minibatches of a split.
 
     Attributes:
         split: ``train``.
         size: images of one minibatch, over all processes.
         tasks: equal chunks that a minibatch is cut into; each is a task to every norm.
         total: number of chunks in all.
-        seed: the seed of the stream of chunks.
+        seed: seed of the sequence of chunks.
         pairs: whether a chunk consists of pairs of classes with two images each, as regularizers on features need.
     """
 
@@ -36,16 +37,13 @@ class Minibatches:
 
     def __post_init__(self):
         for word, value, least in (("batch_size", self.size, 2), ("tasks", self.tasks, 1), ("total", self.total, 1)):
-            if not isinstance(value, int) or value < least:
-                raise UsageError(
-                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
-                    f"type {self.split}.{word}={least}"
-                )
+            check_integer(f"{self.split}.{word}", value, least)
         unit, what = (4, "pairs of classes with two images each") if self.pairs else (1, "images")
         if self.size % (unit * self.tasks):
             raise UsageError(
-                f"{self.split}.batch_size={self.size} cannot be cut into {self.split}.tasks={self.tasks} equal chunks "
-                f"of {what}: type {self.split}.batch_size={-(-self.size // (unit * self.tasks)) * unit * self.tasks}"
+                f"expected {self.split}.batch_size to be a multiple of {unit * self.tasks}, as it is cut into "
+                f"{self.split}.tasks={self.tasks} equal chunks of {what}, got {self.size}: "
+                f"type {self.split}.batch_size={-(-self.size // (unit * self.tasks)) * unit * self.tasks}"
             )
 
     @property
@@ -58,16 +56,16 @@ class Minibatches:
         """The smallest and largest number of context rows of a task: all of a chunk."""
         return self.chunk, self.chunk
 
-    def check(self, categories: Sequence[Category], dataset: str) -> None:
-        """Raise a sentence when the pairs of a chunk cannot be drawn from ``categories``."""
+    def check_drawable(self, categories: Sequence[Category], dataset: str) -> None:
+        """Raise UsageError unless the pairs of a chunk can be drawn from ``categories``."""
         if not self.pairs:
             return
-        need, have = self.chunk // 2, len(categories)
-        if need > have:
+        needed, count = self.chunk // 2, len(categories)
+        if needed > count:
             raise UsageError(
-                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs {need} "
-                f"classes in each, but the {self.split} split of dataset={dataset} has {have}: "
-                f"type {self.split}.batch_size={have // 2 * 4 * self.tasks} or less"
+                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs "
+                f"{needed} classes in each, but the {self.split} split of dataset={dataset} has {count}: "
+                f"type {self.split}.batch_size={count // 2 * 4 * self.tasks} or less"
             )
         smallest = min(categories, key=lambda category: len(category.keys))
         if len(smallest.keys) < 2:
@@ -78,54 +76,56 @@ class Minibatches:
 
 
 class MinibatchSampler(Sampler):
-    """Draws the chunks of a plan: tasks of all classes of the split, whose rows are all support.
+    """Draws chunks: tasks of all classes of the split, whose rows are all support.
 
-    Without pairs, chunks are consecutive pieces of an endless sequence of epochs, each a permutation of all images of
-    the split; an epoch may end within a chunk. With pairs, a chunk draws its classes, all different, then two images
-    of each, anew: there are no epochs.
+    Without pairs, chunks are consecutive parts of an endless sequence of epochs, each a permutation of all images of
+    the split; an epoch may end within a chunk. With pairs, each chunk draws its classes, all different, and two images
+    of each, independently of the others: there are no epochs.
 
     Args:
         split: the images.
-        plan: what chunks look like.
+        spec: what chunks look like.
         views: random views of the images, or None.
     """
 
-    def __init__(self, split: Split, plan: Minibatches, views: Chain | None):
-        super().__init__(split, plan, views)
+    spec: Minibatches
+
+    def __init__(self, split: Split, spec: Minibatches, views: Chain | None):
+        super().__init__(split, spec, views)
         # Rotated classes share images, so an image of an epoch is a row and a class.
         self.rows = np.concatenate(split.rows)
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
         self._latest = (-1, np.empty(0, int))
 
-    def draw(self, index: int) -> Drawn:
+    def draw(self, index: int) -> DrawnTask:
         """Draw chunk ``index``.
 
         With pairs, the features ``(1, n, d)`` of its episode, viewed as ``(1, n / 4, 2, 2, d)``, are (task, pair,
         class, image).
         """
-        rng = np.random.default_rng([self.plan.seed, STREAMS[self.plan.split], index])
-        rows, classes = self._pairs(rng) if self.plan.pairs else self._piece(index * self.plan.chunk)
-        support = Side(rows, classes, classes, self.views and self.views.draw(rng, classes))
-        query = Side(*(part if part is None else part[:0] for part in support))
-        return Drawn(support, query, len(self.split.rows), index)
+        rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
+        rows, classes = self._draw_pairs(rng) if self.spec.pairs else self._consecutive(index * self.spec.chunk)
+        support = DrawnRows(rows, classes, classes, self.views and self.views.draw(rng, classes))
+        query = DrawnRows(*(field if field is None else field[:0] for field in support))
+        return DrawnTask(support, query, len(self.split.rows), index)
 
-    def _pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of two images of each of ``chunk / 2`` different classes, and their classes."""
-        classes = rng.permutation(len(self.split.rows))[: self.plan.chunk // 2]
+        classes = rng.permutation(len(self.split.rows))[: self.spec.chunk // 2]
         rows = [rng.choice(self.split.rows[c], 2, replace=False) for c in classes]
         return np.concatenate(rows), np.repeat(classes, 2)
 
-    def _piece(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows and the classes of the ``chunk`` images from the ``start``-th of all epochs on."""
-        stop, size = start + self.plan.chunk, len(self.rows)
+    def _consecutive(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows and classes of ``chunk`` images of the sequence of epochs, from number ``start`` on."""
+        stop, size = start + self.spec.chunk, len(self.rows)
         epochs = range(start // size, -(-stop // size))
         order = np.concatenate([self._epoch(e)[max(start - e * size, 0) : stop - e * size] for e in epochs])
         return self.rows[order], self.classes[order]
 
     def _epoch(self, number: int) -> np.ndarray:
-        """Return the order of all images in epoch ``number``; the latest is kept, as chunks mostly come in order."""
+        """Return the order of all images in an epoch; the latest is cached, as chunks mostly come in order."""
         if self._latest[0] != number:
-            # A child stream: no chunk's own stream equals it.
-            stream = np.random.SeedSequence([self.plan.seed, STREAMS[self.plan.split]], spawn_key=(number,))
+            # A child stream, which differs from the stream of every chunk.
+            stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split]], spawn_key=(number,))
             self._latest = number, np.random.default_rng(stream).permutation(len(self.rows))
         return self._latest[1]

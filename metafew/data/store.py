@@ -1,4 +1,4 @@
-"""Images on disk: one memory-mapped array a split, and an index of its classes."""
+"""Images on disk: one memory-mapped array for each split, and an index of its classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from glob import escape
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,39 +23,39 @@ from metafew.io import write_json
 FORMAT = 2
 
 
-def place(cache_dir: str | None) -> Path:
-    """Return the folder of all stores: the one that is typed, else in the user's cache."""
+def store_root(cache_dir: str | None) -> Path:
+    """Return the folder of all stores: ``cache_dir``, or else one in the user's cache."""
     return Path(cache_dir or pooch.os_cache("metafew"))
 
 
-def locate(source: Source, cache: Path) -> Path:
-    """Return the folder of the store of ``source``; its name changes with the source's files and settings."""
+def store_folder(source: Source, root: Path) -> Path:
+    """Return the folder of the store of ``source``; its name changes with the source's files and options."""
     key = sha256(f"{FORMAT} {source.fingerprint()}".encode()).hexdigest()[:16]
-    return cache / f"{source.name}-{key}"
+    return root / f"{source.name}-{key}"
 
 
-def build(source: Source, cache: Path) -> Path:
-    """Build the store of ``source`` below ``cache`` unless it is there, and return its folder.
+def build(source: Source, root: Path) -> Path:
+    """Build the store of ``source`` below ``root`` unless it exists, and return its folder.
 
     Images are written to a temporary folder, which is renamed when complete: a killed build leaves nothing under the
-    final name. Processes that start together wait for the first.
+    final name. Of processes that start together, one builds and the others wait.
 
     Raises:
-        UsageError: the images could not be stored.
+        UsageError: if the images could not be stored.
     """
-    path = locate(source, cache)
+    path = store_folder(source, root)
     if path.exists():
         return path
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                for left_over in cache.glob(f"{escape(path.name)}.*/"):
+                for left_over in root.glob(f"{escape(path.name)}.*/"):
                     shutil.rmtree(left_over, ignore_errors=True)
                 _build(source, path)
     except OSError as error:
         raise UsageError(
-            f"the images could not be read, or not be stored in {cache} ({error}): make room, or type cache_dir=PATH"
+            f"the images cannot be read, or cannot be stored in {root} ({error}): make room, or type cache_dir=PATH"
         ) from error
     return path
 
@@ -63,56 +63,51 @@ def build(source: Source, cache: Path) -> Path:
 def _build(source: Source, path: Path) -> None:
     """Write the store of ``source`` to a temporary folder, and rename it to ``path``."""
     splits = source.splits()
-    values = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
-    wanted = values * sum(len({key for c in categories for key in c.keys}) for categories in splits.values())
-    if wanted > (free := shutil.disk_usage(path.parent).free):
+    size = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
+    needed = size * sum(len({key for c in categories for key in c.keys}) for categories in splits.values())
+    if needed > (free := shutil.disk_usage(path.parent).free):
         raise UsageError(
-            f"the images take {wanted / 1e9:.3g} GB with dataset.image_size={source.image_size}, and {path.parent} has "
+            f"the images need {needed / 1e9:.3g} GB with dataset.image_size={source.image_size}, but {path.parent} has "
             f"{free / 1e9:.3g} GB left: type a smaller dataset.image_size, or cache_dir=PATH"
         )
     unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
     try:
-        about = {
+        description = {
             "format": FORMAT,
             "dataset": source.name,
             "fingerprint": source.fingerprint(),
             "image_size": source.image_size,
             "channels": source.channels,
-            "splits": {split: _write(unfinished, split, found, source) for split, found in splits.items()},
+            "splits": {split: _write_split(unfinished, split, found, source) for split, found in splits.items()},
         }
-        write_json(unfinished / "store.json", about)
+        write_json(unfinished / "store.json", description)
         unfinished.chmod(0o755)  # others may share the cache
         os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write(folder: Path, split: str, categories: Sequence[Category], source: Source) -> dict:
-    """Write the array and the index of one split; return what the store says of it."""
+def _write_split(folder: Path, split: str, categories: Sequence[Category], source: Source) -> dict:
+    """Write the array and the index of one split; return its entry in store.json."""
     rows = {key: row for row, key in enumerate(dict.fromkeys(key for c in categories for key in c.keys))}
     shape = (source.channels, source.image_size, source.image_size)
-    reading = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
+    images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
     with (folder / f"{split}.npy").open("wb") as file:
-        # Written one by one, as pages of a memory map would count as memory in use.
+        # Written one by one, because the pages of a memory map would count as memory in use.
         descr = np.lib.format.dtype_to_descr(np.dtype(source.dtype))
         header = {"descr": descr, "fortran_order": False, "shape": (len(rows), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        for _, image in zip(rows, reading, strict=True):
+        for _, image in zip(rows, images, strict=True):
             file.write(np.asarray(image, source.dtype).reshape(shape).tobytes())
     index = [category._asdict() | {"keys": [rows[key] for key in category.keys]} for category in categories]
     (folder / f"{split}.json").write_text(json.dumps(index))
-    return {"classes": len(categories), "images": len(rows), "sha256": _checksum(folder / f"{split}.npy")}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return {"classes": len(categories), "images": len(rows), "sha256": pooch.file_hash(folder / f"{split}.npy")}
 
 
 def verify(folder: Path) -> None:
-    """Raise a sentence when the images of a store are not those that were written."""
-    for split, about in json.loads((folder / "store.json").read_text())["splits"].items():
-        if _checksum(folder / f"{split}.npy") != about["sha256"]:
+    """Raise UsageError if the images of a store are not those that were written."""
+    for split, description in json.loads((folder / "store.json").read_text())["splits"].items():
+        if pooch.file_hash(folder / f"{split}.npy") != description["sha256"]:
             raise UsageError(f"the {split} images in {folder} have changed since they were written: delete that folder")
 
 
@@ -122,13 +117,14 @@ class Split:
     Args:
         folder: a store.
         split: ``train``, ``val`` or ``test``.
-        channels: what images are converted to: 1 or 3; None leaves them as they are.
+        channels: what images are converted to: 1 or 3; None leaves them unchanged.
 
     Attributes:
-        names: class names.
-        groups: for each class what it is a part of.
-        rows: for each class the rows of its images.
-        turns: for each class the quarter turns to apply to its images.
+        images: ``(n, c, h, w)``, memory-mapped.
+        names: the name of each class.
+        groups: the group of each class.
+        rows: the rows of the images of each class.
+        turns: ``(classes,)`` quarter turns to apply to the images of each class.
     """
 
     def __init__(self, folder: Path, split: str, channels: int | None = None):
@@ -141,26 +137,26 @@ class Split:
         self.turns = np.asarray([c["turns"] for c in classes])
 
     def ids(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Return one number for each image, which tells it, and its turn, from all others of the split."""
+        """Return a number for each image that is unique, in the split, to the image and its rotation."""
         return rows + turns * len(self.images)
 
     def gather(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Return images ``(..., c, h, w)``, each turned counter-clockwise by its number of quarter turns.
+        """Return images ``(..., c, h, w)``, each rotated counter-clockwise by its number of quarter turns.
 
         Args:
             rows: ``(...)`` rows of the images.
             turns: ``(...)`` numbers of quarter turns.
         """
-        images = np.asarray(self.images).take(rows, 0)  # a memory map's own indexing takes twice as long
+        images = np.asarray(self.images).take(rows, 0)  # indexing the memory map itself takes twice as long
         if self.channels > images.shape[-3]:
             images = images.repeat(self.channels, axis=-3)
         elif self.channels < images.shape[-3]:
-            images = np.stack([grey(part) for part in images])  # not all at once, as products take eight times as much
+            images = np.stack([luma(task) for task in images])  # task by task, as products take 8 times the memory
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images
 
 
-def grey(images: np.ndarray) -> np.ndarray:
+def luma(images: np.ndarray) -> np.ndarray:
     """Return images ``(..., 1, h, w)`` of the luma of colour images ``(..., 3, h, w)``."""
     return np.rint(np.tensordot(images, LUMA, (-3, 0)))[..., None, :, :].astype(images.dtype)

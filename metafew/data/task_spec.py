@@ -1,4 +1,4 @@
-"""What tasks look like: the settings of a split, and whether they can be met."""
+"""What the tasks of a split look like, and whether a dataset has enough classes and images for them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from metafew.data.sources import Category
 from metafew.errors import UsageError
 
 NATURAL = "natural"
-"""The shot of Meta-Dataset's tasks, drawn for each class by the number of its images."""
+"""The shot of Meta-Dataset's tasks, drawn for each class according to the number of its images."""
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the tasks of a split look like.
+    """The shape, number and seed of the tasks of a split.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
         way: classes of a task: a number, or ``"a..b"`` for one drawn uniformly for each task.
         shot: support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is at most
             the number of classes there are and whose shots differ from class to class.
-        query: query images of each class; with natural shots at most so many.
-        tasks: tasks in one meta-batch, over all processes; evaluation on known features may take more at once.
+        query: query images of each class; with natural shots the largest number.
+        tasks: tasks in one meta-batch, over all processes; evaluation on cached features may take more at once.
         total: number of tasks in all.
-        seed: the seed of the stream of tasks.
-        support: most support images of a task with natural shots.
+        seed: seed of the sequence of tasks.
+        support: largest number of support images of a task with natural shots.
     """
 
     split: str
@@ -43,14 +43,9 @@ class TaskSpec:
     def __post_init__(self):
         for word in ("way",) if self.natural else ("way", "shot"):
             self.bounds(word)
+        least = {"query": int(self.split != "train"), "support": self.bounds("way")[1] if self.natural else 1}
         for word in ("query", "tasks", "total", "support"):
-            value, least = getattr(self, word), 0 if (self.split, word) == ("train", "query") else 1
-            least = self.bounds("way")[1] if word == "support" and self.natural else least
-            if not isinstance(value, int) or value < least:
-                raise UsageError(
-                    f"{self.split}.{word} is a whole number of at least {least}, not {value}: "
-                    f"type {self.split}.{word}={max(1, least)}"
-                )
+            check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1))
 
     @property
     def natural(self) -> bool:
@@ -64,8 +59,8 @@ class TaskSpec:
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not least <= low <= high:
             raise UsageError(
-                f"{self.split}.{word} is a whole number of at least {least}, or a range such as "
-                f"{least}..{least + 8}{', or natural' * (word == 'shot')}, not {value}: "
+                f"expected {self.split}.{word} to be an integer of at least {least}, or a range such as "
+                f"{least}..{least + 8}{', or natural' * (word == 'shot')}, got {value}: "
                 f"type {self.split}.{word}={least + 3}"
             )
         return low, high
@@ -84,23 +79,26 @@ class TaskSpec:
         """The smallest and largest number of images of a task with all its queries; natural tasks may have fewer."""
         return tuple(size + way * self.query for size, way in zip(self.contexts, self.bounds("way"), strict=True))
 
-    def check(self, categories: Sequence[Category], dataset: str) -> None:
-        """Raise a sentence when some task of this plan cannot be drawn from ``categories``."""
+    def check_drawable(self, categories: Sequence[Category], dataset: str) -> None:
+        """Raise UsageError unless every task of this specification can be drawn from ``categories``."""
         where = f"the {self.split} split of dataset={dataset}"
         if not categories:
-            raise UsageError(f"{where} has no classes: add some, or choose stages that do not need it")
+            raise UsageError(
+                f"{self.split}.way={self.way} needs classes, but {where} has no classes: add some, or type stages= "
+                "without those that need it"
+            )
         smallest = min(categories, key=lambda category: len(category.keys))
         count, (low, way) = len(smallest.keys), self.bounds("way")
         if self.natural:
-            if not groups([category.group for category in categories], low):
+            if not class_groups([category.group for category in categories], low):
                 raise UsageError(
-                    f"{self.split}.way={self.way} needs {low} classes of one group, and {where} has no such group "
+                    f"{self.split}.way={self.way} needs {low} classes of one group, but {where} has no such group "
                     f"among its {len(categories)} classes: type {self.split}.way=2..{way}"
                 )
             if count < 2:
                 raise UsageError(
-                    f"{self.split}.shot=natural needs two images of each class, and class '{smallest.name}' in {where} "
-                    f"has {count}: add images to it, or take it out"
+                    f"{self.split}.shot=natural needs two images of each class, but class '{smallest.name}' in {where} "
+                    f"has {count}: add images to it, or remove it"
                 )
             return
         _, shot = self.bounds("shot")
@@ -111,20 +109,28 @@ class TaskSpec:
             )
         if shot + self.query > count:
             smaller = f"query={count - shot}" if count > shot else f"shot={count - 1}"
-            advice = f"type {self.split}.{smaller} or less" if count > 1 else "add images to it, or take it out"
+            advice = f"type {self.split}.{smaller} or less" if count > 1 else "add images to it, or remove it"
             raise UsageError(
                 f"{self.split}.shot={self.shot} and {self.split}.query={self.query} need {shot + self.query} images "
                 f"of each class, but class '{smallest.name}' in {where} has {count}: {advice}"
             )
 
 
-def groups(names: Sequence[str], way: int) -> list[np.ndarray]:
-    """Return the numbers of the classes of each group of at least ``way`` classes.
+def check_integer(option: str, value: int, least: int) -> None:
+    """Raise UsageError unless the value of an option is an integer of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise UsageError(
+            f"expected {option} to be an integer of at least {least}, got {value}: type {option}={max(1, least)}"
+        )
 
-    >>> groups(["Greek", "Latin", "Greek", "Latin", "Runes"], 2)
+
+def class_groups(groups: Sequence[str], least: int) -> list[np.ndarray]:
+    """Return the indices of the classes of each group of at least ``least`` classes, given the group of each class.
+
+    >>> class_groups(["Greek", "Latin", "Greek", "Latin", "Runes"], 2)
     [array([0, 2]), array([1, 3])]
     """
-    found: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        found.setdefault(name, []).append(number)
-    return [np.array(members) for members in found.values() if len(members) >= way]
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return [np.array(indices) for indices in members.values() if len(indices) >= least]

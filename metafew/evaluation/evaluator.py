@@ -112,7 +112,7 @@ class Evaluator(pl.LightningModule):
     def tasks_of_a_step(self, sampler: Sampler) -> int:
         """Return how many of the tasks that ``sampler`` draws a step of evaluation has."""
         with evaluating(self.backbone):
-            return together(self.backbone, sampler) if self._pays(sampler) else sampler.plan.tasks
+            return together(self.backbone, sampler) if self._pays(sampler) else sampler.spec.tasks
 
     def _pays(self, sampler: Sampler) -> bool:
         """Tell whether it pays to compute the features of all images before ``sampler`` draws tasks."""

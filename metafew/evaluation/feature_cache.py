@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.data.augment import as_float
-from metafew.data.sampler import Mixed, Sampler
+from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.store import Split
 from metafew.episode import Episode
 
@@ -44,7 +44,7 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
     if not backbone.per_image or any(part.views for part in parts(sampler)):
         return False
     images = sum(rows(part.split) for part in parts(sampler))
-    drawn = sampler.plan.total * sampler.plan.images[0]
+    drawn = sampler.spec.total * sampler.spec.images[0]
     return images <= drawn and 4 * images * backbone.features <= LIMIT
 
 
@@ -54,14 +54,14 @@ def together(backbone: Backbone, sampler: Sampler) -> int:
     A task is taken to have the pixels and features of its images and, as heads and the nearest neighbour make them, a
     value for each support image, image and class.
     """
-    plan, values = sampler.plan, backbone.channels * backbone.image_size**2 + backbone.features
+    plan, values = sampler.spec, backbone.channels * backbone.image_size**2 + backbone.features
     task = plan.images[1] * (values + plan.contexts[1] * plan.bounds("way")[1])
     return max(plan.tasks, TOGETHER // (4 * task))
 
 
 def parts(sampler: Sampler) -> list[Sampler]:
     """Return the samplers of a mixture, or the only one."""
-    return sampler.samplers if isinstance(sampler, Mixed) else [sampler]
+    return sampler.samplers if isinstance(sampler, MixtureSampler) else [sampler]
 
 
 def rows(split: Split) -> int:

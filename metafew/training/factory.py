@@ -29,7 +29,7 @@ from metafew.callbacks.progress import Progress
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
-from metafew.data.store import place
+from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.distributed import launch
 from metafew.errors import UsageError
@@ -206,11 +206,11 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Conta
             )
         for component in components:
             categories = classes[component][each.split]
-            each.check(categories, component.title)
-            augmentation.check(each.split, component.image_size, categories)
+            each.check_drawable(categories, component.title)
+            augmentation.check_applicable(each.split, component.image_size, categories)
     if "analyze" in used:
         analyze.check_analysis_tasks(analyzed, source)
-    return FewShot(source, train, val, test, augmentation, place(cfg.cache_dir), cfg.data.num_workers, analyzed)
+    return FewShot(source, train, val, test, augmentation, store_root(cfg.cache_dir), cfg.data.num_workers, analyzed)
 
 
 def make_loggers(cfg: DictConfig, choices: dict[str, str]) -> list[Logger]:

@@ -14,7 +14,7 @@ from benchmarks.steps import step
 from metafew.cli import configuration
 from metafew.data.augment import as_float
 from metafew.data.sampler import Sampler
-from metafew.data.store import Split, build, place
+from metafew.data.store import Split, build, store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.training.factory import make_source
@@ -24,7 +24,7 @@ def tables(bench: Bench) -> Tables:
     """Measure a ProtoNet step with TaskNorm, and drawing a meta-batch without and with its transfer to the device."""
     s, word = bench.setting, dataset()
     cfg = configuration([f"dataset={word}"])
-    split = Split(build(make_source(cfg), place(cfg.cache_dir)), "train")
+    split = Split(build(make_source(cfg), store_root(cfg.cache_dir)), "train")
     plan = TaskSpec("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
     sampler, numbers = Sampler(split, plan, None), itertools.count()
 

@@ -43,7 +43,7 @@ def check_analysis_tasks(tasks: TaskSpec, source: Source) -> None:
     """
     for component in source.components(tasks.split):
         try:
-            tasks.check(component.splits()[tasks.split], component.title)
+            tasks.check_drawable(component.splits()[tasks.split], component.title)
         except UsageError as error:
             raise UsageError(str(error).replace(f"{tasks.split}.", "test.")) from None
 

@@ -21,13 +21,13 @@ IMAGES = ("images", "image_data", "data", "x")
 LABELS = ("labels", "targets", "y", "label_specific")
 
 
-class Labelled(NamedTuple):
-    """What a file of images and labels holds.
+class LabelledFile(NamedTuple):
+    """The content of a file of images and labels.
 
     Attributes:
-        images: Loads the images.
-        labels: (n,) integers or strings.
-        names: The class name of each label, where the file has them.
+        images: loads the images.
+        labels: ``(n,)`` integers or strings.
+        names: the class name of each label, if the file has any.
     """
 
     images: Callable[[], Sequence[Any]]
@@ -39,12 +39,12 @@ class Arrays:
     """Images of classes in an array; keys are row numbers.
 
     Args:
-        images: uint8 of shape (n, h, w) or (n, h, w, 1 or 3), or whatever else gives an image for a row number, such
-            as a memory-mapped array or a list of encoded images; or a function that loads it. The function is called
-            by each `open`, and what it loads is let go of after the last image.
-        labels: (n,) integers or strings.
-        names: The class name of each label. None takes the labels themselves.
-        files: The files that the images come from.
+        images: uint8 ``(n, h, w)`` or ``(n, h, w, 1 or 3)``, or any sequence of images such as a memory-mapped array or
+            a list of encoded images; or a function that loads it. Each :meth:`open` calls the function, and releases
+            what it loaded after the last image.
+        labels: ``(n,)`` integers or strings.
+        names: the class name of each label; None takes the labels themselves.
+        files: the files that the images come from.
     """
 
     def __init__(
@@ -54,106 +54,105 @@ class Arrays:
         names: Mapping[Any, str] | None,
         files: Sequence[Path],
     ):
-        self.images, self.files = images, tuple(files)
+        self.images, self.files, self.count = images, tuple(files), len(labels)
         rows: dict[Any, list[int]] = {}
         for row, label in enumerate(np.asarray(labels).tolist()):
             rows.setdefault(label, []).append(row)
-        self.count = len(labels)
         self.classes = {str(names[label] if names else label): tuple(rows[label]) for label in sorted(rows)}
 
     def open(self, keys: Sequence[int]) -> Iterator[Image.Image | np.ndarray]:
-        """Read the images of rows, in the order of `keys`.
+        """Read the images of rows, in the order of ``keys``.
 
         Raises:
-            UsageError: There are not as many images as labels, or an image is none.
+            UsageError: if images and labels differ in number, or an element is not an image.
         """
         images = self.images() if callable(self.images) else self.images
         where = " and ".join(map(str, self.files)) or "the array"
         if len(images) != self.count:
             raise UsageError(
-                f"{where} should hold one label an image and has {self.count} labels for {len(images)} images: "
+                f"expected one label for each image in {where}, got {self.count} labels for {len(images)} images: "
                 "replace it"
             )
         for row in keys:
-            yield picture(images[row], f"image {row} of {where}")
+            yield _as_image(images[row], f"image {row} of {where}")
 
 
-def picture(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarray:
-    """Return pixels as they are, and decode an encoded image: bytes, or uint8 of shape (n,) or, by OpenCV, (n, 1)."""
+def _as_image(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarray:
+    """Return pixels unchanged, and decode an encoded image: bytes, or uint8 ``(n,)`` or, by OpenCV, ``(n, 1)``."""
     if isinstance(content, bytes):
         return decode(BytesIO(content), name)
     pixels = np.asarray(content)
     if pixels.dtype != np.uint8 or pixels.ndim > 3 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         raise UsageError(
-            f"{name} should be uint8 of shape (h, w) or (h, w, 1 or 3) and is {pixels.dtype} of shape {pixels.shape}: "
-            "convert the file"
+            f"expected {name} to be uint8 of shape (h, w) or (h, w, 1 or 3), got {pixels.dtype} of shape "
+            f"{pixels.shape}: convert the file"
         )
     return decode(BytesIO(pixels.tobytes()), name) if pixels.ndim < 2 or pixels.shape[1:] == (1,) else pixels
 
 
-def read_npz(file: Path) -> Labelled:
-    """Read the labels of an .npz file, 'labels', 'targets', 'y' or 'label_specific', which lie beside its images.
+def read_npz(file: Path) -> LabelledFile:
+    """Read an .npz file of images and labels under their usual names, :data:`IMAGES` and :data:`LABELS`.
 
     Raises:
-        UsageError: The file is damaged, or holds no such arrays.
+        UsageError: if the file is damaged or lacks such arrays.
     """
-    with opened(file) as arrays:
-        labels = one_dimensional(arrays[choose(arrays, LABELS, "labels", file)], file)
-    return Labelled(images_of(file), labels, None)
+    with open_npz(file) as arrays:
+        labels = check_labels(arrays[find_name(arrays, LABELS, "labels", file)], file)
+    return LabelledFile(npz_images(file), labels, None)
 
 
-def images_of(file: Path) -> Callable[[], np.ndarray]:
-    """Return what loads the images of an .npz file: 'images', 'image_data', 'data' or 'x'.
+def npz_images(file: Path) -> Callable[[], np.ndarray]:
+    """Return a function that loads the images of an .npz file.
 
     Raises:
-        UsageError: The file is damaged, or holds no such array.
+        UsageError: if the file is damaged or has no array of one of the names :data:`IMAGES`.
     """
-    with opened(file) as arrays:
-        name = choose(arrays, IMAGES, "images", file)
+    with open_npz(file) as arrays:
+        name = find_name(arrays, IMAGES, "images", file)
 
     def load() -> np.ndarray:
-        with opened(file) as arrays:
+        with open_npz(file) as arrays:
             return arrays[name]
 
     return load
 
 
-def read_pickle(file: Path) -> Labelled:
-    """Read the labels of a pickled dictionary of images, which have the same names as in an .npz file.
+def read_pickle(file: Path) -> LabelledFile:
+    """Read a pickled dictionary of images and labels, under the same names as in an .npz file.
 
-    The labels are an array of their own, named by 'catname2label' if at all, or rows of images: 'class_dict'.
+    Labels are an array, with class names in ``catname2label`` if at all, or the rows of each class in ``class_dict``.
 
     Raises:
-        UsageError: The file is damaged, or holds no such dictionary.
+        UsageError: if the file is damaged or holds no such dictionary.
     """
-    content = dictionary(file, str(file))
-    image = choose(content, IMAGES, "images", file)
+    content = read_dictionary(file)
+    image = find_name(content, IMAGES, "images", file)
     try:
         if "class_dict" in content:
-            labels, names = of_rows(content["class_dict"], len(content[image]))
+            labels, names = _labels_of_rows(content["class_dict"], len(content[image]))
         else:
-            labels = one_dimensional(np.asarray(content[choose(content, LABELS, "labels", file)]), file)
+            labels = check_labels(np.asarray(content[find_name(content, LABELS, "labels", file)]), file)
             names = {label: str(name) for name, label in content.get("catname2label", {}).items()} or None
         if names and (unnamed := set(labels.tolist()) - set(names)):
             raise ValueError(f"catname2label lacks {min(unnamed)}")
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{file} should give each image one label or place in class_dict and does not ({type(error).__name__}: "
-            f"{error}): replace it"
+            f"expected {file} to give each image one label or place in class_dict, got {type(error).__name__}: "
+            f"{error}: replace it"
         ) from error
-    return Labelled(lambda: dictionary(file, str(file))[image], labels, names)
+    return LabelledFile(lambda: read_dictionary(file)[image], labels, names)
 
 
-def dictionary(pickled: bytes | Path, name: str) -> dict[str, Any]:
-    """Return the dictionary of a pickle that sentences call `name`; `UsageError` where it holds something else."""
-    content = unpickle(pickled)
+def read_dictionary(pickled: bytes | Path, name: str | None = None) -> dict[str, Any]:
+    """Return the dictionary in a pickle, called ``name`` in error messages; raises UsageError for other content."""
+    content = unpickle(pickled, name)
     if not isinstance(content, Mapping):
-        raise UsageError(f"{name} should hold a dictionary and holds a {type(content).__name__}: replace it")
+        raise UsageError(f"expected {name or pickled} to hold a dictionary, got a {type(content).__name__}: replace it")
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
-def of_rows(rows: Mapping[str, Sequence[int]], count: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the labels of `count` images from the rows of each class, and the name of each label."""
+def _labels_of_rows(rows: Mapping[str, Sequence[int]], count: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the labels of ``count`` images, given the rows of each class, and the name of each label."""
     labels = np.full(count, -1)
     for label, members in enumerate(rows.values()):
         labels[np.asarray(members, int)] = label
@@ -162,30 +161,30 @@ def of_rows(rows: Mapping[str, Sequence[int]], count: int) -> tuple[np.ndarray, 
     return labels, dict(enumerate(map(str, rows)))
 
 
-def choose(content: Mapping[str, Any], usual: Sequence[str], what: str, file: Path) -> str:
-    """Return the usual name that `content` has, or raise `UsageError`."""
+def find_name(content: Mapping[str, Any], usual: Sequence[str], what: str, file: Path) -> str:
+    """Return the first of the ``usual`` names that ``content`` has; raises UsageError if it has none."""
     found = next((name for name in usual if name in content), None)
     if found is None:
         raise UsageError(
-            f"{file} should hold {what} under the name {' or '.join(usual)}, and holds "
+            f"expected {what} in {file} under the name {' or '.join(usual)}, got "
             f"{', '.join(map(str, content)) or 'nothing'}: replace it"
         )
     return found
 
 
-def one_dimensional(labels: np.ndarray, file: Path) -> np.ndarray:
-    """Return labels, or raise `UsageError` where they are not integers or strings in a row."""
+def check_labels(labels: np.ndarray, file: Path) -> np.ndarray:
+    """Return ``labels``; raises UsageError unless they are a vector of integers or strings."""
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise UsageError(
-            f"the labels in {file} should be integers or strings of shape (n,) and are {labels.dtype} of shape "
+            f"expected the labels in {file} to be integers or strings of shape (n,), got {labels.dtype} of shape "
             f"{labels.shape}: replace it"
         )
     return labels
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """Open an .npz file; what numpy objects to becomes a sentence."""
+def open_npz(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open an .npz file; raises UsageError if NumPy cannot read it."""
     try:
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
@@ -195,5 +194,5 @@ def opened(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
     except (BadZipFile, EOFError, OSError, ValueError, ZlibError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"{file} should be an .npz file of arrays and cannot be read as one ({reason}): replace it with a good copy"
+            f"{file} cannot be read as an .npz file of arrays ({reason}): replace it with a good copy"
         ) from error

@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face writes them: a column of encoded images and a column of labels."""
+"""Parquet files as written by Hugging Face: a column of encoded images and a column of labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metafew.data.formats.images import decode
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, Schema
+    from pyarrow import Schema
     from pyarrow.parquet import ParquetFile
 
 IMAGES = ("image", "img")
@@ -25,29 +25,29 @@ LABELS = ("label", "labels", "fine_label", "class")
 
 
 class Parquet:
-    """Images of classes in parquet files; keys are the number of a file and a row.
+    """Images of classes in parquet files; a key is a file number and a row.
 
-    Images are a column of encoded bytes, alone or beside a path in a struct: `image` or `img`, else the only such
-    column. Classes are named by what `datasets` wrote of the label column, or else by the labels themselves. Rows
-    without a label (null, or -1 among named classes) are left out.
+    The column of images holds encoded bytes, or structs with a field ``bytes``; it is called ``image`` or ``img``, or
+    is the only such column. Classes are named by the metadata that the ``datasets`` library wrote, or else by the
+    labels themselves. Rows without a label (null, or -1 among named classes) are left out.
 
     Args:
-        files: The files.
-        label: The column of labels, integers or strings. None takes `label`, `labels`, `fine_label` or `class`, else
-            the only such column.
+        files: the files.
+        label: the column of labels, integers or strings; None takes ``label``, ``labels``, ``fine_label`` or ``class``,
+            or else the only such column.
 
     Raises:
-        UsageError: pyarrow is not installed, a file is damaged, or its columns are not these.
+        UsageError: if pyarrow is not installed, a file is damaged, or it has no such columns.
     """
 
     def __init__(self, files: Sequence[Path], label: str | None = None):
         self.files = tuple(files)
         classes: dict[str, list[tuple[int, int]]] = {}
         for number, file in enumerate(self.files):
-            with reading(file) as parquet:
-                column = label_column(parquet.schema_arrow, label, file)
+            with _open_parquet(file) as parquet:
+                column = _label_column(parquet.schema_arrow, label, file)
                 values = parquet.read([column]).column(0).to_pylist()
-                names = class_names(parquet.schema_arrow, column, values)
+                names = _class_names(parquet.schema_arrow, column, values)
             for name in names.values():
                 classes.setdefault(name, [])
             for row, value in enumerate(values):
@@ -56,37 +56,37 @@ class Parquet:
         self.classes = {name: tuple(keys) for name, keys in classes.items() if keys}
 
     def open(self, keys: Sequence[tuple[int, int]]) -> Iterator[Image.Image]:
-        """Read images in the order of `keys`.
+        """Read images in the order of ``keys``.
 
-        The rows of a class lie anywhere: each row group is read once, alone, and the bytes of its images wait in a
-        temporary file for their turn.
+        The rows of a class may lie anywhere. Each row group is read once, and the encoded images are kept in a
+        temporary file until they are due.
 
         Raises:
-            UsageError: A file or an image is damaged.
+            UsageError: if a file or an image is damaged.
         """
         rows: dict[int, set[int]] = {}
         for number, row in keys:
             rows.setdefault(number, set()).add(row)
-        places = {}
+        stored = {}
         with TemporaryFile() as encoded:
-            for number, wanted in rows.items():
-                for row, content in contents(self.files[number], wanted):
-                    places[number, row] = encoded.tell(), encoded.write(content)
+            for number, selected in rows.items():
+                for row, content in _encoded_images(self.files[number], selected):
+                    stored[number, row] = encoded.tell(), encoded.write(content)
             for number, row in keys:
-                start, length = places[number, row]
+                start, length = stored[number, row]
                 encoded.seek(start)
                 yield decode(BytesIO(encoded.read(length)), f"row {row} of {self.files[number]}")
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[ParquetFile]:
-    """Open a file; what pyarrow objects to becomes a sentence."""
+def _open_parquet(file: Path) -> Iterator[ParquetFile]:
+    """Open a file; raises UsageError if pyarrow is missing or cannot read it."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise UsageError(
-            f"{file} is a parquet file, which pyarrow reads, and pyarrow is not installed: type "
+            f"expected pyarrow, which reads the parquet file {file}, but it is not installed: type "
             "`pip install metafew[hub]`"
         ) from error
     try:
@@ -95,66 +95,62 @@ def reading(file: Path) -> Iterator[ParquetFile]:
     except (ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"{file} should be a parquet file and cannot be read as one ({reason}): remove it, or replace it with a "
-            "good copy"
+            f"{file} cannot be read as a parquet file ({reason}): remove it, or replace it with a good copy"
         ) from error
 
 
-def contents(file: Path, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Return the rows `wanted` of a file with the bytes of their images, empty where there are none."""
-    with reading(file) as parquet:
-        column = image_column(parquet.schema_arrow, file)
+def _encoded_images(file: Path, selected: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield the selected rows of a file with the bytes of their images, empty for null."""
+    with _open_parquet(file) as parquet:
+        column = _image_column(parquet.schema_arrow, file)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         for group, start in enumerate(accumulate(sizes[:-1], initial=0)):
-            if here := sorted(wanted.intersection(range(start, start + sizes[group]))):
+            if here := sorted(selected.intersection(range(start, start + sizes[group]))):
                 images = parquet.read_row_group(group, [column]).column(0)
                 for row in here:
                     value = images[row - start].as_py()
                     yield row, (value["bytes"] if isinstance(value, dict) else value) or b""
 
 
-def image_column(schema: Schema, file: Path) -> str:
-    """Return the column of encoded images, `NAME.bytes` within a struct."""
+def _image_column(schema: Schema, file: Path) -> str:
+    """Return the column of encoded images, ``NAME.bytes`` within a struct."""
     from pyarrow import types
 
-    def binary(kind: DataType) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
-    fields = {field.name: field.type for field in schema}
-    plain = {name: name for name, kind in fields.items() if binary(kind)}
-    structs = {name: kind for name, kind in fields.items() if types.is_struct(kind)}
-    nested = {
-        name: f"{name}.bytes"
-        for name, kind in structs.items()
-        if kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
-    }
-    found = plain | nested
-    return found[choose("images (encoded, as bytes)", found, IMAGES, None, schema, file)]
+    found = {}
+    for field in schema:
+        column, kind = field.name, field.type
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            column, kind = f"{column}.bytes", kind.field("bytes").type
+        if types.is_binary(kind) or types.is_large_binary(kind):
+            found[field.name] = column
+    return found[_choose_column("images (encoded, as bytes)", list(found), IMAGES, None, schema, file)]
 
 
-def label_column(schema: Schema, label: str | None, file: Path) -> str:
+def _label_column(schema: Schema, label: str | None, file: Path) -> str:
     """Return the column of labels."""
     from pyarrow import types
 
     kinds = (types.is_integer, types.is_string, types.is_large_string)
     found = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
-    return choose("labels (integers or strings)", found, LABELS, label, schema, file)
+    return _choose_column("labels (integers or strings)", found, LABELS, label, schema, file)
 
 
-def choose(what: str, found: Sequence[str], usual: Sequence[str], typed: str | None, schema: Schema, file: Path) -> str:
-    """Return the column that was typed, or else has a usual name, or else is the only one found."""
-    candidates = [typed] if typed is not None else [*usual, *(found if len(found) == 1 else ())]
+def _choose_column(
+    what: str, found: Sequence[str], usual: Sequence[str], override: str | None, schema: Schema, file: Path
+) -> str:
+    """Return ``override`` if given, else the first found column of a usual name, else the only one found."""
+    candidates = [override] if override is not None else [*usual, *(found if len(found) == 1 else ())]
     chosen = next((name for name in candidates if name in found), None)
     if chosen is None:
-        wanted = f"column '{typed}'" if typed is not None else "a column"
+        expected = f"column '{override}'" if override is not None else "a column"
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         several = usual is LABELS and found
         advice = f"type dataset.label={' or '.join(found)}" if several else f"call that column {usual[0]}"
-        raise UsageError(f"{wanted} of {what} is wanted of {file}, whose columns are {columns}: {advice}")
+        raise UsageError(f"expected {expected} of {what} in {file}, got the columns {columns}: {advice}")
     return chosen
 
 
-def class_names(schema: Schema, column: str, values: Sequence[int | str | None]) -> dict[int | str, str]:
+def _class_names(schema: Schema, column: str, values: Sequence[int | str | None]) -> dict[int | str, str]:
     """Return the class name of each label."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")

@@ -1,4 +1,4 @@
-"""Pickles: arrays, numbers, strings and containers, and nothing that runs code."""
+"""Read pickles of arrays, numbers, strings and containers, refusing anything that could run code."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ ALLOWED = {
 PYTHON_2 = {"xrange": "range", "long": "int"}
 
 
-def unpickle(content: bytes | Path) -> Any:
+def unpickle(content: bytes | Path, name: str | None = None) -> Any:
     """Read a pickle of NumPy arrays, numbers, strings, bytes and containers of these, of protocol 0 to 5.
 
-    Byte strings that Python 2 wrote come back as str, one character a byte: `.encode("latin1")` has the bytes.
+    Byte strings written by Python 2 are returned as str, one character for each byte: ``.encode("latin1")`` restores
+    the bytes.
 
     Args:
-        content: The pickle, or its file.
+        content: the pickle, or its file.
+        name: the pickle's name in error messages; None takes that of its file.
 
     Raises:
-        UsageError: It is damaged, or asks for anything else; nothing that it asks for has run then.
+        UsageError: if it is damaged, or requests any other global; that global is never called.
     """
-    name = str(content) if isinstance(content, Path) else "the pickle"
+    name = name or (str(content) if isinstance(content, Path) else "the pickle")
     try:
         with open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             return _Unpickler(file, name).load()
@@ -41,48 +43,48 @@ def unpickle(content: bytes | Path) -> Any:
         raise
     except Exception as error:  # damaged pickles raise almost anything
         raise UsageError(
-            f"{name} should be a pickle of arrays, and cannot be read ({type(error).__name__}: {error}): replace it "
-            f"with a good copy."
+            f"{name} cannot be read as a pickle of arrays ({type(error).__name__}: {error}): replace it with a good "
+            "copy"
         ) from error
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler in Python: the one in C, otherwise the same, does not let anyone check `load_build`."""
+    """The unpickler in Python, because that in C does not allow overriding :meth:`load_build`."""
 
     def __init__(self, file: io.BufferedIOBase, name: str):
         super().__init__(file, encoding="latin1")
         self.name = name
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a global if it is one that arrays and containers need."""
+        """Return an allowed global."""
         if module == "__builtin__":  # of Python 2
             module, name = "builtins", PYTHON_2.get(name, name)
         module = module.replace("numpy.core.", "numpy._core.")  # of NumPy 1
         if name not in ALLOWED.get(module, ()):
-            self.refuse(f"{module}.{name}")
+            self._raise_forbidden(f"{module}.{name}")
         return super().find_class(module, name)
 
     def load_build(self) -> None:
-        """Give an object its state: a new array, or a data type whose state is as NumPy writes it.
+        """Set the state of an object that is an empty array, or a data type with a state as NumPy writes it.
 
-        NumPy believes the flags in the state of a type: a type of objects that denies it makes pointers of raw bytes.
+        NumPy trusts the flags in the state of a type: a type of objects that denies it would turn raw bytes into
+        pointers.
         """
         state, target = self.stack[-1], self.stack[-2]
         if isinstance(target, np.dtype):
             version, order, *others = state
-            written, _, *own = target.__reduce__()[2]
-            known = order in ("<", ">", "|", "=") and (version, others) == (written, own)
+            written, _, *expected = target.__reduce__()[2]
+            allowed = order in ("<", ">", "|", "=") and (version, others) == (written, expected)
         else:
-            known = isinstance(target, np.ndarray) and target.size == 0
-        if not known:
-            self.refuse(f"a {type(target).__name__} in a state of its own")
+            allowed = isinstance(target, np.ndarray) and target.size == 0
+        if not allowed:
+            self._raise_forbidden(f"a {type(target).__name__} with a custom state")
         super().load_build()
 
-    def refuse(self, what: str) -> NoReturn:
-        """Raise the error that names what the pickle asks for."""
+    def _raise_forbidden(self, what: str) -> NoReturn:
         raise UsageError(
-            f"{self.name} should hold arrays, numbers, strings and containers only, and asks for {what}, which may run "
-            f"code: save its content as an .npz file, or replace it."
+            f"expected only arrays, numbers, strings and containers in {self.name}, but it asks for {what}, which may "
+            "run code: save its content as an .npz file, or replace it"
         )
 
     dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}

@@ -1,4 +1,4 @@
-"""Trees of image files: a folder of images for each class, or one folder and a list that names each image's class."""
+"""Folders of image files: one folder for each class, or any folder with a list of files and their classes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
+from typing import NoReturn
 
 from PIL import Image
 
@@ -16,29 +17,30 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".gif", ".
 
 
 class Tree:
-    """Image files below a folder, as a Collection whose keys are file names relative to that folder.
+    """Image files below a folder; their keys are paths relative to it.
 
-    Every folder below that holds images is a class, named by its own relative path, such as 'Greek/character01'.
-    Links are followed. Images in the folder itself have no class, and what is hidden (see `hidden`) is ignored.
+    Every folder below ``root`` that directly contains images is a class, named by its relative path, such as
+    ``Greek/character01``. Links are followed. Images in ``root`` itself and :func:`hidden` files are ignored.
 
     Args:
-        root: The folder.
-        rows: File and class names, where folders do not tell the classes.
+        root: the folder.
+        rows: pairs of relative file path and class name; None takes the class from the folder.
 
     Raises:
-        UsageError: There is no such folder, a folder cannot be listed, or no class has an image.
+        UsageError: if there is no such folder, a folder cannot be listed, or there are no images of any class.
     """
 
     def __init__(self, root: Path, rows: Iterable[tuple[str, str]] | None = None):
         if not root.is_dir():
-            raise UsageError(f"images were expected in {root}, which is no folder: type the path of the right one")
+            raise UsageError(f"expected a folder of images, got {root}, which is no folder: type the path of a folder")
         found: dict[str, list[str]] = {}
         for file, name in sorted(_scan(root) if rows is None else rows, key=itemgetter(1, 0)):
             found.setdefault(name, []).append(file)
         if not found:
             raise UsageError(
-                f"{root} holds no folder of images ({', '.join(SUFFIXES)}): put the images of each class into a folder "
-                f"of its own there, list them (dataset.labels=FILE.csv), or type the path of the right folder"
+                f"expected a folder of images for each class in {root}, which holds no folder of images "
+                f"({', '.join(SUFFIXES)}): move the images of each class into a folder, list them "
+                "(type dataset.labels=FILE.csv), or type the path of another folder"
             )
         self.root = root
         self.classes = {name: tuple(files) for name, files in found.items()}
@@ -46,48 +48,47 @@ class Tree:
 
     @classmethod
     def listed(cls, root: Path, rows: Iterable[tuple[str, str]]) -> Tree:
-        """Return the images that `rows` lists by file name, relative to `root`, and class name.
+        """Return the images listed in ``rows``: pairs of file path, relative to ``root``, and class name.
 
         Raises:
-            UsageError: A file is missing.
+            UsageError: if a file is missing.
         """
         tree = cls(root, rows)
         missing = [file for file in tree.files if not file.is_file()]
         if missing:
             raise UsageError(
-                f"{missing[0]} is missing, the first of {len(missing)} among {len(tree.files)} listed files: complete "
-                f"{root}, or take them out of the list"
+                f"expected {len(tree.files)} listed files, but {missing[0]} is missing, the first of {len(missing)}: "
+                f"complete {root}, or take them out of the list"
             )
         return tree
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
-        """Decode the images of `keys`; a sentence names a file that is damaged."""
+        """Decode the images of ``keys``; raises UsageError with the name of a damaged file."""
         return (decode(self.root / key, str(self.root / key)) for key in keys)
 
 
 def hidden(name: str) -> bool:
-    """Tell whether a file or folder is none of the user's: .DS_Store, ._image.png, __MACOSX."""
+    """Return whether a file or folder was made by the system, as .DS_Store, ._image.png and __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _scan(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield the image files in folders below `root` and the names of these folders, both relative to it."""
-    for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
-        here = os.path.realpath(folder)
-        # A link to a folder around it would be followed for ever.
-        below[:] = [name for name in below if not hidden(name) and not _encloses(os.path.join(folder, name), here)]
+    """Yield the image files in folders below ``root`` and the names of these folders, both relative to it."""
+    for folder, below, files in os.walk(root, onerror=raise_unreadable, followlinks=True):
+        # A link to a folder that encloses it would be followed forever.
+        below[:] = [name for name in below if not hidden(name) and not _encloses(os.path.join(folder, name), folder)]
         name = Path(folder).relative_to(root).as_posix()
         if name != ".":
             yield from ((f"{name}/{f}", name) for f in files if f.lower().endswith(SUFFIXES) and not hidden(f))
 
 
 def _encloses(folder: str, path: str) -> bool:
-    """Tell whether `path`, free of links, is or lies in `folder`."""
-    real = os.path.realpath(folder)
-    return path == real or path.startswith(os.path.join(real, ""))
+    """Return whether ``path`` is or lies in ``folder``, links resolved."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _refuse(error: OSError) -> None:
+def raise_unreadable(error: OSError) -> NoReturn:
+    """Raise the UsageError for a folder that cannot be listed."""
     raise UsageError(
         f"{error.filename} cannot be listed ({error.strerror}): make it readable, or move it elsewhere"
     ) from error

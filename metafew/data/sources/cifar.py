@@ -1,4 +1,4 @@
-"""CIFAR-FS (Bertinetto et al., 2019) and FC100 (Oreshkin et al., 2018): CIFAR-100 (Krizhevsky, 2009) by classes."""
+"""CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018): CIFAR-100 (Krizhevsky 2009) split by class."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from metafew.data.download import Remote, obtain
-from metafew.data.formats import Collection
 from metafew.data.formats.archives import read
-from metafew.data.formats.arrays import Arrays, dictionary
-from metafew.data.sources import shipped_split
+from metafew.data.formats.arrays import Arrays, read_dictionary
+from metafew.data.formats.collection import Collection
 from metafew.data.sources.collected import Collected
+from metafew.data.sources.source import shipped_split
 from metafew.errors import UsageError
 
 FOLDER, BATCHES, NAMES = "cifar-100-python", ("train", "test"), "meta"
+FILES = (*BATCHES, NAMES)
 ARCHIVE = Remote(
     "cifar-100-python.tar.gz",
     ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
@@ -29,12 +30,12 @@ LIMIT = 2**29  # bytes of a file in the archive, the largest of which has 155 mi
 class Cifar(Collected):
     """CIFAR-100 as its authors distribute it: 100 classes of 600 images, 32 x 32 pixels, in 20 superclasses.
 
-    Their own training and test images are pooled: a subclass says how the classes are split.
+    The authors' training and test images are pooled. A subclass implements :meth:`divide`.
 
     Args:
-        root: The folder of cifar-100-python.tar.gz or, unpacked, cifar-100-python/.
-        image_size: Height and width of the stored images, in pixels.
-        download: Whether a missing archive is fetched into `root`.
+        root: the folder of cifar-100-python.tar.gz or, unpacked, cifar-100-python/.
+        image_size: height and width of the stored images, in pixels.
+        download: whether a missing archive is downloaded into ``root``.
     """
 
     def __init__(self, root: str, image_size: int, download: bool):
@@ -47,23 +48,21 @@ class Cifar(Collected):
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images of both files as one collection, and the names of the classes of each split."""
-        folder = self.root / FOLDER
-        if all((folder / name).is_file() for name in (*BATCHES, NAMES)):
-            files = [folder / name for name in (*BATCHES, NAMES)]
-        else:
+        files = [self.root / FOLDER / name for name in FILES]
+        if not all(file.is_file() for file in files):
             files = [obtain(self.root, ARCHIVE, self.download, self.name)]
         content = self._load(files)
-        batches = [batch(content[name], f"{name} in {files[0].parent}") for name in BATCHES]
+        batches = [check_batch(content[name], f"{name} in {files[0].parent}") for name in BATCHES]
         fine, coarse = (np.concatenate([each[key] for each in batches]) for key in ("fine_labels", "coarse_labels"))
         meta = content[NAMES]
         try:
             classes = dict(enumerate(map(str, meta["fine_label_names"])))
-            of = dict(zip(fine.tolist(), coarse.tolist(), strict=True))
-            superclass = {classes[label]: str(meta["coarse_label_names"][of[label]]) for label in sorted(of)}
+            pairs = sorted(dict(zip(fine.tolist(), coarse.tolist(), strict=True)).items())
+            superclass = {classes[label]: str(meta["coarse_label_names"][above]) for label, above in pairs}
         except (IndexError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{NAMES} in {files[0].parent} should name the classes and superclasses of CIFAR-100 and does not "
-                f"({type(error).__name__}: {error}): replace it with the authors' {ARCHIVE.name}"
+                f"expected {NAMES} in {files[0].parent} to name the classes and superclasses of CIFAR-100, got "
+                f"{type(error).__name__}: {error}: replace it with the authors' {ARCHIVE.name}"
             ) from error
 
         def images() -> np.ndarray:
@@ -74,21 +73,18 @@ class Cifar(Collected):
         return [Arrays(images, fine, classes, files)], self.divide(superclass)
 
     def _load(self, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-        """Return what the authors' files hold, which lie in a folder or in the archive."""
+        """Return the content of the authors' files, given either these files or the archive."""
         if len(files) > 1:
-            return {file.name: dictionary(file, str(file)) for file in files}
-        pickled, content = read(files[0], [f"{FOLDER}/{name}" for name in (*BATCHES, NAMES)], LIMIT), {}
-        for name in (*BATCHES, NAMES):
-            where = f"{FOLDER}/{name} in {files[0]}"
-            try:
-                content[name] = dictionary(pickled.pop(f"{FOLDER}/{name}"), where)
-            except UsageError as error:  # which cannot know where the bytes come from
-                raise UsageError(f"{where}: {error}") from error
-        return content
+            return {file.name: read_dictionary(file) for file in files}
+        members = read(files[0], [f"{FOLDER}/{name}" for name in FILES], LIMIT)
+        # Popped, so that no file is in memory both pickled and not.
+        return {
+            name: read_dictionary(members.pop(f"{FOLDER}/{name}"), f"{FOLDER}/{name} in {files[0]}") for name in FILES
+        }
 
 
-def batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
-    """Return the images of 'train' or 'test' as (n, 3072), with their labels; `UsageError` where they are not there."""
+def check_batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Return the images ``(n, 3072)`` and labels of a file; raises UsageError if it lacks them."""
     try:
         found = {key: np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels")}
         count = found["fine_labels"].size
@@ -99,14 +95,14 @@ def batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
         problem = f"{type(error).__name__}: {error}"
     if problem:
         raise UsageError(
-            f"{where} should hold data (uint8, 3072 an image), fine_labels and coarse_labels, and does not "
-            f"({problem}): replace it with the authors' {ARCHIVE.name}"
+            f"expected {where} to hold data (uint8, 3072 for each image), fine_labels and coarse_labels, got "
+            f"{problem}: replace it with the authors' {ARCHIVE.name}"
         )
     return found
 
 
 class CIFARFS(Cifar):
-    """CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random by its authors; see `Cifar`."""
+    """CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random by its authors; see :class:`Cifar`."""
 
     name = "cifar_fs"
 
@@ -116,7 +112,7 @@ class CIFARFS(Cifar):
 
 
 class FC100(Cifar):
-    """FC100: 60, 20 and 20 classes of CIFAR-100, no superclass in two splits; see `Cifar`."""
+    """FC100: 60, 20 and 20 classes of CIFAR-100, each superclass in one split; see :class:`Cifar`."""
 
     name = "fc100"
 

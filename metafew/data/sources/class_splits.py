@@ -1,4 +1,4 @@
-"""Splits by class: read from a file, or drawn."""
+"""Class splits, read from a file or drawn at random."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from math import isclose
 from pathlib import Path
 
 from metafew.data.formats.tree import SUFFIXES
-from metafew.data.sources import SPLITS
+from metafew.data.sources.source import SPLITS
 from metafew.errors import UsageError
 
 WORDS = {"valid": "val", "validation": "val"} | {split: split for split in SPLITS}
 
 
 def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Divide classes into 'train', 'val' and 'test'.
+    """Divide classes into ``train``, ``val`` and ``test``.
 
     Args:
-        names: The classes that there are.
-        listing: A JSON file, {"train": [class, ...], "val": [...], "test": [...]}, or a CSV file with a header, whose
-            first two columns are class and split. None draws the splits: a class's place in the draw follows from its
-            name and the seed alone, and as Adams' method apportions seats, counts follow the fractions as well as they
-            can with at least one class for each fraction above 0.
-        fractions: Of the classes, for each split, where these are drawn.
-        seed: What the draw follows from.
+        names: the existing classes.
+        listing: a JSON file, ``{"train": [class, ...], "val": [...], "test": [...]}``, or a CSV file with a header and
+            the columns class and split. None draws the splits: the order of the draw depends only on the names and the
+            seed, and sizes follow the fractions by Adams' method of apportionment, with at least one class for each
+            fraction above 0.
+        fractions: of the classes, for each split.
+        seed: of the draw.
 
     Raises:
-        UsageError: The file is not of this form or lists a class twice, or there are too few classes to draw.
+        UsageError: if the file does not have this form or lists a class twice, or there are too few classes to draw.
     """
     if listing is not None:
-        splits = read_json(listing) if listing.suffix.lower() == ".json" else read_splits(listing)
-        refuse_repeats(splits, listing)
+        splits = read_json_splits(listing) if listing.suffix.lower() == ".json" else read_csv_splits(listing)
+        check_disjoint(splits, listing)
         return splits
     if len(names) < (least := sum(fraction > 0 for fraction in fractions)):
         raise UsageError(
-            f"drawing {least} splits takes {least} classes or more, and there are {len(names)} ({', '.join(names)}): "
-            f"add classes, or type 0 in dataset.fractions for a split that you do not need"
+            f"expected at least {least} classes to draw {least} splits from, got {len(names)} ({', '.join(names)}): "
+            "add classes, or type 0 in dataset.fractions for a split that you do not need"
         )
     counts = [0, 0, 0]
     for _ in names:
@@ -48,18 +48,18 @@ def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], 
     return {split: sorted(next(shuffled) for _ in range(count)) for split, count in zip(SPLITS, counts, strict=True)}
 
 
-def check_fractions(fractions: Sequence[float]) -> None:
-    """Raise `UsageError` unless these are three parts of a whole."""
+def check_fractions_sum_to_one(fractions: Sequence[float]) -> None:
+    """Raise UsageError unless ``fractions`` are three non-negative numbers with sum 1."""
     numbers = isinstance(fractions, Sequence) and all(isinstance(part, int | float) for part in fractions)
     if not numbers or len(fractions) != 3 or not min(fractions) >= 0 or not isclose(sum(fractions), 1, abs_tol=1e-6):
         raise UsageError(
-            f"dataset.fractions are three numbers, none below 0, whose sum is 1, not {fractions}: type "
-            f"dataset.fractions=[0.64,0.16,0.2]"
+            f"expected dataset.fractions to be three non-negative numbers with sum 1, got {fractions}: type "
+            "dataset.fractions=[0.64,0.16,0.2]"
         )
 
 
-def read_json(file: Path) -> dict[str, list[str]]:
-    """Read the class names of each split."""
+def read_json_splits(file: Path) -> dict[str, list[str]]:
+    """Return the class names of each split in a JSON file."""
     try:
         content = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -69,24 +69,26 @@ def read_json(file: Path) -> dict[str, list[str]]:
         for key, names in content.items()
     ):
         raise UsageError(
-            f'{file} should be {{"train": [class, ...], "val": [...], "test": [...]}} with class names in quotes and '
-            f"nothing else: correct the file"
+            f'expected {file} to be {{"train": [class, ...], "val": [...], "test": [...]}} with class names in quotes, '
+            "got other content: correct the file"
         )
     return {split: content.get(split, []) for split in SPLITS}
 
 
-def read_splits(file: Path) -> dict[str, list[str]]:
-    """Read a CSV file of classes and splits."""
+def read_csv_splits(file: Path) -> dict[str, list[str]]:
+    """Return the class names of each split in a CSV file of classes and splits."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for name, word in read_pairs(file, "class and split"):
+    for name, word in read_csv_pairs(file, "class and split"):
         if word.lower() not in WORDS:
-            raise UsageError(f"{file} says that class '{name}' is of split '{word}': write train, val or test there")
+            raise UsageError(
+                f"expected a split for class '{name}' in {file}, got '{word}': write train, val or test there"
+            )
         splits[WORDS[word.lower()]].append(name)
     return splits
 
 
-def read_pairs(file: Path, columns: str) -> list[tuple[str, str]]:
-    """Return the first two columns of a CSV file without its header."""
+def read_csv_pairs(file: Path, columns: str) -> list[tuple[str, str]]:
+    """Return the first two columns of a CSV file, without its header."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, skipinitialspace=True)
@@ -95,24 +97,24 @@ def read_pairs(file: Path, columns: str) -> list[tuple[str, str]]:
         raise UsageError(f"{file} cannot be read as CSV ({error}): correct the file") from error
     for line, row in rows:
         if len(row) < 2 or not all(row):
-            raise UsageError(f"line {line} of {file} should start with {columns} and is {row}: correct the file")
+            raise UsageError(f"expected line {line} of {file} to start with {columns}, got {row}: correct the file")
     header = rows[0][1] if rows else ["", ""]
     if len(rows) < 2 or header[0].lower().endswith(SUFFIXES) or header[1].lower() in WORDS:
         raise UsageError(
-            f"{file} should be a line of column names and then lines of {columns}, and starts with {header} of "
-            f"{len(rows)} lines: add what is missing"
+            f"expected {file} to be a line of column names followed by lines of {columns}, got {len(rows)} lines that "
+            f"start with {header}: add what is missing"
         )
     return [(first, second) for _, (first, second) in rows[1:]]
 
 
-def refuse_repeats(splits: Mapping[str, Iterable[str]], where: Path) -> None:
-    """Raise `UsageError` for a class that is listed twice."""
+def check_disjoint(splits: Mapping[str, Iterable[str]], where: Path) -> None:
+    """Raise UsageError if a class is listed twice."""
     seen: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
             if name in seen:
                 raise UsageError(
-                    f"class '{name}' is in {seen[name]} and again in {split} of {where}, and splits have no class in "
-                    f"common: take it out of one, or name one of two different classes otherwise"
+                    f"expected splits without a common class in {where}, but class '{name}' is in {seen[name]} and "
+                    f"again in {split}: remove it from one, or rename one of two different classes"
                 )
             seen[name] = split

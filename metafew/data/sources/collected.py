@@ -1,4 +1,4 @@
-"""What datasets of image files share: classes out of collections, dealt to splits, brought to one size."""
+"""The base class of datasets whose images lie in files of a known format."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from operator import itemgetter
 
 import numpy as np
 
-from metafew.data.formats import Collection, stamp
+from metafew.data.formats.collection import Collection, fingerprint_files
 from metafew.data.formats.images import FITS, to_pixels
-from metafew.data.sources import Category, Source
+from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 
 VERSION = 1  # of the conversion
 
 
 class Collected(Source):
-    """A dataset whose images lie in collections. A subclass finds them, with the classes of each split: `find`.
+    """A dataset of images in one or more collections; a subclass implements :meth:`find`.
 
     Args:
         channels: 1 or 3; images are converted.
-        image_size: Height and width of the stored images, in pixels.
-        fit: How an image becomes a square: 'crop' takes the middle, 'stretch' takes all of it.
+        image_size: height and width of the stored images, in pixels.
+        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` the whole image.
 
     Raises:
-        UsageError: A setting is none of these.
+        UsageError: if an option has another value.
     """
 
     def __init__(self, channels: int, image_size: int, fit: str):
         if channels not in (1, 3):
-            raise UsageError(f"dataset.channels is 1 or 3, not {channels}: type dataset.channels=3")
+            raise UsageError(f"expected dataset.channels to be 1 or 3, got {channels}: type dataset.channels=3")
         if not isinstance(image_size, int) or image_size < 1:
-            raise UsageError(f"dataset.image_size is a number of pixels, not {image_size}: type dataset.image_size=84")
+            raise UsageError(
+                f"expected dataset.image_size to be a number of pixels, got {image_size}: type dataset.image_size=84"
+            )
         if fit not in FITS:
-            raise UsageError(f"dataset.fit is {' or '.join(FITS)}, not {fit}: type dataset.fit={FITS[0]}")
+            raise UsageError(f"expected dataset.fit to be {' or '.join(FITS)}, got {fit}: type dataset.fit={FITS[0]}")
         self.channels, self.image_size, self.fit = channels, image_size, fit
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return collections, and the names of the classes of 'train', 'val' and 'test'.
+        """Return collections, and the names of the classes of ``train``, ``val`` and ``test``.
 
-        A class that several collections hold has the images of all of them.
+        A class that is in several collections has the images of all of them.
 
         Raises:
-            UsageError: Files are missing, or are not what they should be.
+            UsageError: if files are missing or damaged.
         """
         raise NotImplementedError
 
     def group(self, name: str) -> str:
-        """Return what the class of this name is a part of."""
+        """Return the group of the class of this name."""
         return ""
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of 'train', 'val' and 'test'; keys are the number of a collection and a key of its own.
+        """Return the classes of each split; a key is the number of a collection and a key in it.
 
         Raises:
-            UsageError: A class of a split has no images.
+            UsageError: if a class of a split has no images.
         """
         return self._found[1]
 
     def fingerprint(self) -> str:
-        """Return a checksum of names, sizes and times of change of the files, of the splits and of the settings."""
+        """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""
         collections, splits = self._found
         settings = (VERSION, self.channels, self.image_size, self.fit)
         digest = sha256(repr((self.name, settings, splits)).encode())
         for collection in collections:
-            digest.update(stamp(collection.files).encode())
+            digest.update(fingerprint_files(collection.files).encode())
         return digest.hexdigest()
 
     def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
-        """Read images one by one: uint8 of shape (channels, image_size, image_size)."""
+        """Read images one by one: uint8 ``(channels, image_size, image_size)``."""
         for number, group in groupby(keys, itemgetter(0)):
             for image in self._found[0][number].open([key for _, key in group]):
                 yield to_pixels(image, self.channels, self.image_size, self.fit)
@@ -79,21 +81,21 @@ class Collected(Source):
     @cached_property
     def _found(self) -> tuple[list[Collection], dict[str, list[Category]]]:
         """The collections, and the classes of each split."""
-        collections, parts = self.find()
+        collections, splits = self.find()
         images: dict[str, list[Hashable]] = {}
         for number, collection in enumerate(collections):
             for name, keys in collection.classes.items():
                 images.setdefault(name, []).extend((number, key) for key in keys)
-        missing = [(split, name) for split, names in parts.items() for name in names if not images.get(name)]
+        missing = [(split, name) for split, names in splits.items() for name in names if not images.get(name)]
         if missing:
             split, name = missing[0]
             raise UsageError(
-                f"dataset={self.name} wants images of class '{name}' in its {split} split, and the files hold none "
-                f"({len(missing)} classes are missing; the files have {len(images)}, such as "
+                f"expected images of class '{name}' in the {split} split of dataset={self.name}, but the files hold "
+                f"none ({len(missing)} classes are missing; the files have {len(images)}, such as "
                 f"'{next(iter(images), '')}'): complete the files, correct the splits, or type dataset.root=DIR of "
                 "another copy"
             )
         return collections, {
             split: [Category(name, tuple(images[name]), group=self.group(name)) for name in names]
-            for split, names in parts.items()
+            for split, names in splits.items()
         }

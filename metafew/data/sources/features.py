@@ -1,4 +1,4 @@
-"""features: vectors that some network made, in place of images."""
+"""features: vectors computed by some network, instead of images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from pathlib import Path
 
 import numpy as np
 
-from metafew.data.formats import stamp
-from metafew.data.formats.arrays import opened
-from metafew.data.sources import SPLITS, Category, Source
+from metafew.data.formats.arrays import open_npz
+from metafew.data.formats.collection import fingerprint_files
+from metafew.data.sources.source import SPLITS, Category, Source
 from metafew.errors import UsageError
 
 VERSION = 1  # of the conversion
 
 
 class Features(Source):
-    """Vectors and their classes, for every head and measure that needs no images.
+    """Vectors and their classes, for heads and measures that need no images.
 
-    A vector of `d` numbers is stored as an image of `d` channels and one pixel, in float32.
+    A vector of ``d`` numbers is stored as a float32 image of ``d`` channels and one pixel.
 
     Args:
-        root: An .npz file with x_SPLIT, (n, d) numbers, and y_SPLIT, n numbers or strings that name the classes, for
-            one or more of the splits train, val and test.
+        root: an .npz file with ``x_SPLIT``, ``(n, d)`` numbers, and ``y_SPLIT``, ``n`` numbers or strings that name the
+            classes, for at least one of the splits train, val and test.
+
+    Raises:
+        UsageError: if there is no such file.
     """
 
     name = "features"
@@ -37,43 +40,43 @@ class Features(Source):
         if root is None or not Path(root).is_file():
             came = "is not given" if root is None else f"{root} is no file"
             raise UsageError(
-                f"dataset=features wants an .npz file, and dataset.root {came}: type dataset.root=FILE.npz"
+                f"expected an .npz file for dataset=features, but dataset.root {came}: type dataset.root=FILE.npz"
             )
         self.root = Path(root)
 
     @property
     def channels(self) -> int:
-        """The number of entries of a vector."""
-        return self._known[0]
+        """The length of a vector."""
+        return self._length_and_classes[0]
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of 'train', 'val' and 'test'; a split that the file does not hold has none.
+        """Return the classes of each split; a split that is not in the file has none.
 
         Raises:
-            UsageError: The file is not as it should be.
+            UsageError: if the file does not have the expected arrays.
         """
-        classes: dict[str, list[Category]] = {split: [] for split in SPLITS}
-        for split, y in self._known[1].items():
+        splits: dict[str, list[Category]] = {split: [] for split in SPLITS}
+        for split, y in self._length_and_classes[1].items():
             names, which = np.unique(y, return_inverse=True)
             for number, name in enumerate(names):
                 keys = tuple((split, int(row)) for row in np.flatnonzero(which == number))
-                classes[split].append(Category(str(name), keys))
-        return classes
+                splits[split].append(Category(str(name), keys))
+        return splits
 
     def fingerprint(self) -> str:
-        """Return a checksum of the file's name, size and time of change."""
-        return sha256(f"{VERSION} {stamp([self.root])}".encode()).hexdigest()
+        """Return a checksum of the file's name, size and modification time."""
+        return sha256(f"{VERSION} {fingerprint_files([self.root])}".encode()).hexdigest()
 
     def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
-        """Read vectors one by one: float32 of shape (d, 1, 1)."""
+        """Read vectors one by one: float32 ``(d, 1, 1)``."""
         for split, group in groupby(keys, itemgetter(0)):
             vectors, _ = self._load(split)
             yield from (vectors[row].reshape(-1, 1, 1) for _, row in group)
 
     @cached_property
-    def _known(self) -> tuple[int, dict[str, np.ndarray]]:
-        """The number of entries of a vector, and the classes of the vectors of each split that the file holds."""
-        with opened(self.root) as file:
+    def _length_and_classes(self) -> tuple[int, dict[str, np.ndarray]]:
+        """The length of a vector, and the class of each vector of the splits in the file."""
+        with open_npz(self.root) as file:
             held = [split for split in SPLITS if f"x_{split}" in file and f"y_{split}" in file]
             names = ", ".join(file) or "nothing"
         classes, shapes = {}, {}
@@ -83,14 +86,14 @@ class Features(Source):
         if len({shape[1] for shape in shapes.values()}) != 1:
             came = ", ".join(f"x_{split} {shape}" for split, shape in shapes.items()) or names
             raise UsageError(
-                f"dataset=features wants x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one "
-                f"length and their classes, and it holds {came}: write it by numpy.savez"
+                f"expected x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one length and their "
+                f"classes, got {came}: write the file by numpy.savez"
             )
         return next(iter(shapes.values()))[1], classes
 
     def _load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors of a split in float32, and their classes; `UsageError` where they are something else."""
-        with opened(self.root) as file:
+        """Return the vectors of a split in float32, and their classes; raises UsageError for other content."""
+        with open_npz(self.root) as file:
             x, y = file[f"x_{split}"], file[f"y_{split}"]
         if x.dtype.kind in "fiu" and x.ndim == 2 and y.shape == x.shape[:1] and x.shape[1] > 0:
             with np.errstate(over="ignore"):
@@ -98,6 +101,6 @@ class Features(Source):
             if np.isfinite(vectors).all():
                 return vectors, y
         raise UsageError(
-            f"dataset=features wants x_{split} and y_{split} in {self.root} to be finite numbers (n, d) and n classes, "
-            f"and they are {x.dtype} {x.shape} and {y.dtype} {y.shape}, or not finite: write them by numpy.savez"
+            f"expected x_{split} and y_{split} in {self.root} to be finite numbers (n, d) and n classes, got {x.dtype} "
+            f"{x.shape} and {y.dtype} {y.shape}, or not finite: write them by numpy.savez"
         )

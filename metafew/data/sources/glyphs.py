@@ -1,4 +1,4 @@
-"""glyphs: the letters of matplotlib's own typefaces, a dataset that every installation already holds."""
+"""glyphs: letters drawn in the typefaces that matplotlib installs, a dataset that needs no download."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from metafew.data.sources import Category, Source, shipped_split
+from metafew.data.sources.source import Category, Source, shipped_split
 from metafew.errors import UsageError
 
 STYLES = {
@@ -31,27 +31,25 @@ VERSION = 1  # of the drawings
 class Glyphs(Source):
     """Letters as classes, typefaces as samples: the default dataset.
 
-    Each letter has at least 12 different drawings, and no two letters nearly coincide in any typeface. Letters and
-    splits ship with the package (`choose_letters` says how they were chosen).
+    Each letter has at least 12 different drawings, and no two letters look alike in any typeface. Letters and splits
+    ship with the package; they were chosen by :func:`choose_letters`.
 
     Args:
-        image_size: Height and width of a drawing, in pixels.
-        jitter: The random distortion that belongs to the data. It is carried, not applied: the drawings that
-            `read` gives are upright and centred.
+        image_size: height and width of a drawing, in pixels.
+        jitter: the random view that is part of the data, or None. Stored drawings are upright and centred.
     """
 
     name = "glyphs"
     channels = 1
 
     def __init__(self, image_size: int, jitter: Any | None):
-        self.image_size = image_size
-        self.jitter = jitter
+        self.image_size, self.jitter = image_size, jitter
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the letters of 'train', 'val' and 'test', with keys such as 'DejaVuSans-Bold/0041'.
+        """Return the letters of each split, with keys such as ``DejaVuSans-Bold/0041``.
 
         Raises:
-            UsageError: A typeface is not installed.
+            UsageError: if a typeface is not installed.
         """
         return {
             split: [Category(unicodedata.name(letter), keys_of(letter)) for letter in letters]
@@ -67,45 +65,46 @@ class Glyphs(Source):
         return digest.hexdigest()
 
     def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
-        """Draw the letters of `keys` one by one: uint8 of shape (1, image_size, image_size), ink 255."""
+        """Draw the letters of ``keys`` one by one: uint8 ``(1, image_size, image_size)``, ink 255."""
         return (draw(key, self.image_size)[None] for key in keys)
 
 
 def font_path(face: str) -> Path:
-    """Return the file of a typeface, or raise `UsageError` where matplotlib came without it."""
+    """Return the file of a typeface; raises UsageError if matplotlib was installed without it."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
     if not path.is_file():
         raise UsageError(
-            f"dataset=glyphs needs {path} from matplotlib: type `pip install --force-reinstall matplotlib`."
+            f"dataset=glyphs needs {path} from matplotlib, which lacks it: type "
+            "`pip install --force-reinstall matplotlib`"
         )
     return path
 
 
 @cache
 def coverage(face: str) -> frozenset[str]:
-    """Return the characters that a typeface draws."""
+    """Return the characters that a typeface contains."""
     from matplotlib.ft2font import FT2Font
 
-    # Computer Modern files put other glyphs at the code points of letters beyond ASCII: Psi at U+00AA.
+    # Beyond ASCII, Computer Modern files have other glyphs at the code points of letters: Psi at U+00AA.
     last = 0x7F if face.startswith("cm") else 0x10FFFF
     return frozenset(chr(code) for code in FT2Font(str(font_path(face))).get_charmap() if code <= last)
 
 
 def keys_of(letter: str) -> tuple[str, ...]:
-    """Return the keys of a letter's drawings, one for each typeface that has it."""
+    """Return the keys of a letter's drawings, one for each typeface that contains it."""
     return tuple(f"{face}/{ord(letter):04X}" for face in FACES if letter in coverage(face))
 
 
 @lru_cache(maxsize=len(FACES))
 def font(face: str, em: int) -> ImageFont.FreeTypeFont:
-    """Return a typeface whose em is `em` pixels."""
+    """Return a typeface whose em is ``em`` pixels."""
     return ImageFont.truetype(str(font_path(face)), em, layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw(key: str, size: int) -> np.ndarray:
-    """Draw one letter, centred, its longer side 5/7 of the image: uint8 of shape (size, size), ink 255."""
+    """Draw one letter, centred, its longer side 5/7 of the image: uint8 ``(size, size)``, ink 255."""
     face, code = key.split("/")
     em = OVERSAMPLING * size
     canvas = Image.new("L", (3 * em, 3 * em))  # room for the widest letters and their margin
@@ -117,12 +116,12 @@ def draw(key: str, size: int) -> np.ndarray:
 
 
 def choose_letters(size: int = 28) -> dict[str, str]:
-    """Return the letters of 'train' (60 %), 'val' (15 %) and 'test' (25 %) that ship with the package.
+    """Choose the letters of ``train`` (60 %), ``val`` (15 %) and ``test`` (25 %) that ship with the package.
 
-    Candidates are letters, not modifier letters or compositions ('é', 'ﬁ'), that at least 12 typefaces have and all
-    of these draw differently. In code point order, a candidate is dropped if it correlates above `LOOK_ALIKE` with a
-    letter kept before it, in any typeface that has both. The order of the letters' SHA-256 deals the kept ones to the
-    splits. This takes seconds, therefore `Glyphs` reads the stored result.
+    Candidates are letters, not modifier letters or compositions ('é', 'ﬁ'), that are in at least 12 typefaces and have
+    a different drawing in each. In the order of code points, a candidate is dropped if its drawing correlates above
+    ``LOOK_ALIKE`` with that of a letter kept before, in any typeface that has both. The kept letters are assigned to
+    the splits in the order of their SHA-256. This takes seconds, so :class:`Glyphs` reads the stored result.
     """
     candidates = (
         letter
@@ -143,7 +142,7 @@ def choose_letters(size: int = 28) -> dict[str, str]:
     for column, similar in enumerate(likeness > LOOK_ALIKE):
         if not similar[kept].any():
             kept.append(column)
-    dealt = sorted((letters[column] for column in kept), key=lambda letter: sha256(letter.encode()).digest())
-    val, test = round(0.60 * len(dealt)), round(0.75 * len(dealt))  # where they start
-    parts = {"train": dealt[:val], "val": dealt[val:test], "test": dealt[test:]}
-    return {split: "".join(sorted(part)) for split, part in parts.items()}
+    shuffled = sorted((letters[column] for column in kept), key=lambda letter: sha256(letter.encode()).digest())
+    val, test = round(0.60 * len(shuffled)), round(0.75 * len(shuffled))  # where they start
+    splits = {"train": shuffled[:val], "val": shuffled[val:test], "test": shuffled[test:]}
+    return {split: "".join(sorted(letters)) for split, letters in splits.items()}

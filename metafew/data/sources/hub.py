@@ -1,4 +1,4 @@
-"""Image classification sets of the Hugging Face hub, and parquet files of the same form."""
+"""hub: image classification datasets of the Hugging Face hub, and parquet files of the same form."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from urllib.parse import urlsplit
 import requests
 
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
-from metafew.data.formats import Collection
+from metafew.data.formats.collection import Collection
 from metafew.data.formats.parquet import Parquet
-from metafew.data.sources.class_splits import check_fractions, divide
+from metafew.data.sources.class_splits import check_fractions_sum_to_one, divide
 from metafew.data.sources.collected import Collected
 from metafew.errors import UsageError
 from metafew.io import write_json
 
 HUB = "https://huggingface.co"
-ANSWER = "parquet.json"  # what the hub answered, beside the files
+LISTING = "parquet.json"  # the hub's list of files, saved next to them
 FOLDER = re.compile(r"[^./\\][^/\\]*")  # names of configurations and splits become names of folders
-REFUSED = (401, 403, 404)  # the hub says 401 of repositories that are not there
+REFUSED = (401, 403, 404)  # the hub answers 401 for repositories that do not exist
 
 
 class Hub(Collected):
-    """The images of a repository in all of its splits, which are pooled and divided by class.
+    """All images of a repository, its splits pooled and divided by class.
 
-    The hub offers every set as parquet files; of sets above 5 GB that were published otherwise it converts a part.
+    The hub offers every dataset as parquet files; of a dataset above 5 GB that was published in another form it
+    converts a part.
 
     Args:
-        repo: 'OWNER/NAME' or 'NAME' of a public repository; None reads the parquet files that lie in `root`.
-        root: A parquet file, or a folder of them; or the folder of downloaded files, which lie in
-            OWNER--NAME/CONFIG/SPLIT/ with the hub's list of them.
-        config: One of the repository's configurations; None takes the first.
-        label: The column of labels; see `metafew.data.formats.parquet.Parquet`.
-        splits: A JSON or CSV file of the classes of each split; see `metafew.data.sources.class_splits.divide`. None
-            draws them.
-        fractions: Of the classes for 'train', 'val' and 'test', where splits are drawn.
-        split_seed: What the draw follows from.
-        channels: 1 or 3.
-        image_size: Height and width of the images, in pixels.
-        fit: 'crop' or 'stretch'.
-        download: Whether missing files are fetched into `root`.
+        repo: ``OWNER/NAME`` or ``NAME`` of a public repository; None reads the parquet files in ``root``.
+        root: a parquet file, or a folder of them; or the folder of downloads, which are kept in
+            ``OWNER--NAME/CONFIG/SPLIT/`` with the hub's list of them.
+        config: one of the repository's configurations; None takes the first.
+        label: the column of labels; see :class:`~metafew.data.formats.parquet.Parquet`.
+        splits: a JSON or CSV file of the classes of each split; see
+            :func:`~metafew.data.sources.class_splits.divide`. None draws them.
+        fractions: of the classes for ``train``, ``val`` and ``test``, if splits are drawn.
+        split_seed: seed of that draw.
+        channels: 1 or 3; images are converted.
+        image_size: height and width of the stored images, in pixels.
+        fit: ``crop`` takes the middle of an image, ``stretch`` the whole image.
+        download: whether missing files are downloaded into ``root``.
 
     Raises:
-        UsageError: A setting cannot be what was typed.
+        UsageError: if an option has an impossible value.
     """
 
     name = "hub"
@@ -67,10 +68,12 @@ class Hub(Collected):
     ):
         super().__init__(channels, image_size, fit)
         if repo is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repo):
-            raise UsageError(f"dataset.repo is OWNER/NAME on {HUB}, not {repo}: type dataset.repo=OWNER/NAME")
-        check_fractions(fractions)
+            raise UsageError(
+                f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"
+            )
+        check_fractions_sum_to_one(fractions)
         self.repo, self.root, self.label = repo, Path(root).expanduser(), label
-        self.config = None if config is None else str(config)  # 2023 is typed as a number
+        self.config = None if config is None else str(config)  # the command line makes 2023 a number
         self.listing = None if splits is None else Path(splits).expanduser()
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
 
@@ -78,73 +81,74 @@ class Hub(Collected):
         """Return the images of all files, and the classes of each split.
 
         Raises:
-            UsageError: Files are missing and cannot be fetched, or are not what they should be.
+            UsageError: if files are missing and cannot be downloaded, or are damaged.
         """
-        here = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
-        files = here if self.repo is None else self._fetched()
+        local = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
+        files = local if self.repo is None else self._downloads()
         if not files:
             raise UsageError(
-                f"dataset=hub wants a repository or parquet files, and {self.root} holds no *.parquet: type "
+                f"expected a repository or parquet files for dataset=hub, but {self.root} holds no *.parquet: type "
                 "dataset.repo=OWNER/NAME, or dataset.root=DIR of the files"
             )
         images = Parquet(files, self.label)
         return [images], divide(images.classes, self.listing, self.fractions, self.split_seed)
 
-    def _fetched(self) -> list[Path]:
-        """The files of the configuration, each downloaded unless it is there."""
+    def _downloads(self) -> list[Path]:
+        """Return the files of the configuration, downloading those that are missing."""
         folder = self.root / self.repo.replace("/", "--")
-        configs = self._files_of(folder / ANSWER)
+        configs = self._read_listing(folder / LISTING)
         config = next(iter(configs)) if self.config is None else self.config
         if config not in configs:
             raise UsageError(
-                f"{self.repo} has no configuration '{config}': type dataset.config= and one of {', '.join(configs)}"
+                f"expected dataset.config to be a configuration of {self.repo}, but it has no configuration "
+                f"'{config}': type dataset.config= and one of {', '.join(configs)}"
             )
         return [self._obtain(folder / config / split, url) for split, urls in configs[config].items() for url in urls]
 
     def _obtain(self, folder: Path, url: str) -> Path:
-        """The file of one address."""
+        """Return the file of a URL."""
         name = Path(urlsplit(url).path).name
-        checksum = published(url) if self.download and not (folder / name).is_file() else None
+        checksum = published_checksum(url) if self.download and not (folder / name).is_file() else None
         return obtain(folder, Remote(name, (url,), checksum), self.download, self.name)
 
-    def _files_of(self, saved: Path) -> dict[str, dict[str, list[str]]]:
-        """The addresses of the files of each configuration and split: as saved, or else as the hub says."""
+    def _read_listing(self, saved: Path) -> dict[str, dict[str, list[str]]]:
+        """Return the URLs of the files of each configuration and split, requested from the hub unless saved."""
         if not saved.is_file():
             if not self.download:
                 raise UsageError(
-                    f"dataset.repo={self.repo} is not in {saved.parent}, and dataset.download=false forbids fetching "
-                    "it: type dataset.download=true, or dataset.root=DIR of a folder that holds it"
+                    f"expected dataset.repo={self.repo} in {saved.parent}, and dataset.download=false forbids "
+                    "downloading it: type dataset.download=true, or dataset.root=DIR of a folder that holds it"
                 )
-            answer = self._ask()
+            listing = self._request_listing()
             try:
-                write_json(saved, answer)
+                write_json(saved, listing)
             except OSError as error:
                 raise UsageError(f"{saved.parent} cannot be written ({error}): type data_dir=PATH") from error
         return json.loads(saved.read_text())
 
-    def _ask(self) -> dict[str, dict[str, list[str]]]:
-        """The hub's answer."""
+    def _request_listing(self) -> dict[str, dict[str, list[str]]]:
+        """Return the URLs of the files of each configuration and split, as the hub answers."""
         address = f"{HUB}/api/datasets/{self.repo}/parquet"
         try:
             response = requests.get(address, timeout=TIMEOUT)
             response.raise_for_status()
-            answer = response.json()
+            listing = response.json()
         except requests.RequestException as error:
             refused = error.response is not None and error.response.status_code in REFUSED
-            reason = "the hub has no public set of that name" if refused else f"that failed ({explain(error)})"
+            reason = "the hub has no public dataset of that name" if refused else f"that failed ({explain(error)})"
             raise UsageError(
-                f"dataset.repo={self.repo} was asked for at {address}, and {reason}: type dataset.repo=OWNER/NAME of "
+                f"dataset.repo={self.repo} was requested from {address}, and {reason}: type dataset.repo=OWNER/NAME of "
                 "one, or dataset.root=DIR of parquet files that you have"
             ) from error
-        levels = [answer, *answer.values()] if isinstance(answer, dict) else []
+        levels = [listing, *listing.values()] if isinstance(listing, dict) else []
         if len(levels) < 2 or not all(isinstance(v, dict) and all(map(FOLDER.fullmatch, v)) for v in levels):
-            raise UsageError(f"{address} lists no parquet files: type dataset.repo=OWNER/NAME of a set with images")
-        return answer
+            raise UsageError(f"{address} lists no parquet files: type dataset.repo=OWNER/NAME of a dataset with images")
+        return listing
 
 
-def published(url: str) -> str | None:
-    """Return the checksum of a file, which the hub tells before it redirects to where large files lie."""
-    with suppress(requests.RequestException):  # fetching the file will meet it too, and say so
+def published_checksum(url: str) -> str | None:
+    """Return the checksum of a file, which the hub sends before it redirects to the storage of large files."""
+    with suppress(requests.RequestException):  # the download will fail too, with a message
         response = requests.head(url, allow_redirects=True, timeout=TIMEOUT)
         for each in (*response.history, response):
             if re.fullmatch("[0-9a-f]{64}", digest := each.headers.get("X-Linked-ETag", "").strip('"')):

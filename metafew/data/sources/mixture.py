@@ -6,25 +6,26 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metafew.data.sources import Category, Source
+from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 
 
 class Mixture(Source):
-    """Datasets whose tasks are mixed. Each keeps its store, its splits and the distortion that belongs to its data.
+    """Several datasets, each with its own store, splits and jitter.
 
     Args:
-        find: `find(item, image_size)` makes the dataset that an item of the lists below stands for.
-        sources: The datasets of training, validation and testing.
-        test_sources: Datasets that only testing draws from; their images are brought to the channels of training.
-        image_size: Height and width of all images, in pixels.
-        channels: 1 or 3; None for as many as the datasets of training have at most.
+        find: ``find(item, image_size)`` makes the dataset that an item of the lists below describes.
+        sources: the datasets of training, validation and testing.
+        test_sources: datasets that are only tested on; their images are converted to the channels of training.
+        image_size: height and width of all images, in pixels.
+        channels: 1 or 3; None for the largest number among the datasets of training.
 
     Raises:
-        UsageError: A list is empty, two datasets have one name, or a setting is not as said here.
+        UsageError: if there is no dataset, two datasets have one name, or an option has another value.
     """
 
     name = "mixture"
+    evaluation_options = ("test_sources",)
 
     def __init__(
         self,
@@ -35,35 +36,45 @@ class Mixture(Source):
         channels: int | None,
     ):
         if not isinstance(image_size, int) or image_size < 2:
-            raise UsageError(f"dataset.image_size is a number of pixels, not {image_size}: type dataset.image_size=28")
+            raise UsageError(
+                f"expected dataset.image_size to be at least 2 pixels, got {image_size}: type dataset.image_size=28"
+            )
         if channels not in (None, 1, 3):
-            raise UsageError(f"dataset.channels is 1, 3 or null, not {channels}: type dataset.channels=null")
-        sources, test_sources = ([part] if isinstance(part, str) else part or [] for part in (sources, test_sources))
+            raise UsageError(
+                f"expected dataset.channels to be 1, 3 or null, got {channels}: type dataset.channels=null"
+            )
+        sources, test_sources = (
+            [items] if isinstance(items, str) else items or [] for items in (sources, test_sources)
+        )
         if not sources:
-            raise UsageError("dataset=mixture wants one dataset or more: type dataset.sources=[glyphs,omniglot]")
+            raise UsageError(
+                "expected at least one dataset in dataset.sources, got none: type dataset.sources=[glyphs,omniglot]"
+            )
         self.image_size = image_size
-        self.sources, self.held_out = ([find(item, image_size) for item in part] for part in (sources, test_sources))
-        labels = [source.title for source in (*self.sources, *self.held_out)]
-        for label in labels:
-            if labels.count(label) > 1:
+        self.sources, self.test_sources = (
+            [find(item, image_size) for item in items] for items in (sources, test_sources)
+        )
+        titles = [source.title for source in (*self.sources, *self.test_sources)]
+        for title in titles:
+            if titles.count(title) > 1:
                 raise UsageError(
-                    f"the datasets of a mixture are told apart by name, and {labels.count(label)} are called {label}: "
-                    f"type {{dataset:WORD,name:OTHER}} for one of them"
+                    f"expected the datasets of a mixture to have different names, but {titles.count(title)} are called "
+                    f"{title}: type {{dataset:WORD,name:OTHER}} for one of them"
                 )
-            if not re.fullmatch(r"(?!shot\d|step\d|best_step)\w[\w.-]*", label):
+            if not re.fullmatch(r"(?!shot\d|step\d|best_step)\w[\w.-]*", title):
                 raise UsageError(
-                    f"the name of a dataset of a mixture is a word, other than shot1 or step1, and {label!r} is none: "
-                    "type {dataset:WORD,name:OTHER} for it"
+                    "expected the name of a dataset of a mixture to be a word, other than shot1 or step1, got "
+                    f"{title!r}: type {{dataset:WORD,name:OTHER}} for it"
                 )
         self.channels = channels or max(source.channels for source in self.sources)
 
     def components(self, split: str) -> list[Source]:
-        """Return the datasets that the tasks of a split come from, those held out of training last."""
-        return self.sources + self.held_out if split == "test" else self.sources
+        """Return the datasets that the tasks of ``split`` come from; those that are only tested on come last."""
+        return self.sources + self.test_sources if split == "test" else self.sources
 
     def splits(self) -> dict[str, list[Category]]:
-        """Raise: classes are the components' own, and no objective trains on those of several datasets at once."""
+        """Raise UsageError: classes belong to the components, and no objective trains on those of several datasets."""
         raise UsageError(
-            "objective=classical wants the classes of one dataset, and dataset=mixture has several: "
-            "type objective=episodic, or train with dataset=NAME and take its backbone by backbone.weights=CKPT"
+            "expected the classes of one dataset for objective=classical, but dataset=mixture has several datasets: "
+            "type objective=episodic, or train with dataset=NAME and load its backbone by backbone.weights=CKPT"
         )

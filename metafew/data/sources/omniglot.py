@@ -1,4 +1,4 @@
-"""Omniglot (Lake, Salakhutdinov & Tenenbaum, 2015): 1,623 characters of 50 alphabets, each drawn by 20 people."""
+"""Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 1,623 characters of 50 alphabets, each drawn by 20 people."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from metafew.data.download import Remote, obtain
-from metafew.data.sources import Category, Source, shipped_split
+from metafew.data.sources.source import SPLITS, Category, Source, shipped_split
 from metafew.errors import UsageError
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -35,44 +35,42 @@ class Omniglot(Source):
     """Handwritten characters as classes, read from the authors' two zip archives without unpacking them.
 
     Args:
-        root: The folder of images_background.zip and images_evaluation.zip.
-        split: 'lake', the authors' own: 659 evaluation characters for testing; of the 30 background alphabets the
-            five that validate in 'vinyals' do so here. 'vinyals' (Vinyals et al., 2016): 1028, 172 and 423
-            characters, each in four rotations that are classes of their own.
-        image_size: Height and width of the images, in pixels; the drawings' 105 x 105 are averaged by area.
-        download: Whether missing archives are fetched into `root`.
+        root: the folder of images_background.zip and images_evaluation.zip.
+        split: ``lake``, the authors' own: 659 evaluation characters for testing; of the 30 background alphabets the
+            five of ``vinyals`` for validation. ``vinyals`` (Vinyals et al. 2016): 1028, 172 and 423 characters, each in
+            four rotations that are separate classes.
+        image_size: height and width of the images, in pixels; the drawings' 105 x 105 are averaged by area.
+        download: whether missing archives are downloaded into ``root``.
 
     Raises:
-        UsageError: The split is neither of the two.
+        UsageError: if the split is neither of the two.
     """
 
     name = "omniglot"
     channels = 1
 
     def __init__(self, root: str, split: str, image_size: int, download: bool):
-        held_out = shipped_split(self.name)
-        if split not in held_out:
-            raise UsageError(f"dataset.split={split} is no split of omniglot: type {' or '.join(held_out)}.")
-        self.root = Path(root)
-        self.split = split
-        self.image_size = image_size
-        self.download = download
-        self._held_out = {part: tuple(prefixes) for part, prefixes in held_out[split].items()}
+        published = shipped_split(self.name)
+        if split not in published:
+            words = " or ".join(published)
+            raise UsageError(f"expected dataset.split of omniglot to be {words}, got {split}: type dataset.split=lake")
+        self.root, self.split, self.image_size, self.download = Path(root), split, image_size, download
+        self._held_out = {part: tuple(prefixes) for part, prefixes in published[split].items()}
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the characters of 'train', 'val' and 'test', named alphabet/character or alphabet/character/rot090.
+        """Return the characters of each split, named alphabet/character or alphabet/character/rot090.
 
         Raises:
-            UsageError: An archive is missing and cannot be fetched, or is not the authors'.
+            UsageError: if an archive is missing and cannot be downloaded, or is not the authors'.
         """
-        classes: dict[str, list[Category]] = {"train": [], "val": [], "test": []}
+        splits: dict[str, list[Category]] = {split: [] for split in SPLITS}
         rotations = {f"/rot{90 * turns:03}": turns for turns in range(4)} if self.split == "vinyals" else {"": 0}
         for character, drawings in groupby(sorted(self._drawings), key=os.path.dirname):
             name, keys = character.partition("/")[2], tuple(drawings)
-            part = next((p for p, prefixes in self._held_out.items() if keys[0].startswith(prefixes)), "train")
+            split = next((s for s, prefixes in self._held_out.items() if keys[0].startswith(prefixes)), "train")
             alphabet = name.partition("/")[0]
-            classes[part] += [Category(name + suffix, keys, turns, alphabet) for suffix, turns in rotations.items()]
-        return classes
+            splits[split] += [Category(name + suffix, keys, turns, alphabet) for suffix, turns in rotations.items()]
+        return splits
 
     def fingerprint(self) -> str:
         """Return a checksum of the drawings (by their CRC-32 in the archives), the split and the image size."""
@@ -80,14 +78,14 @@ class Omniglot(Source):
         return sha256(repr(settings).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
-        """Read drawings one by one: uint8 of shape (1, image_size, image_size), ink 255.
+        """Read drawings one by one: uint8 ``(1, image_size, image_size)``, ink 255.
 
         Raises:
-            UsageError: A drawing is damaged.
+            UsageError: if a drawing is damaged.
         """
         weights = area_weights(SIDE, self.image_size)
         with ExitStack() as stack:
-            archives = {name: stack.enter_context(ZipFile(self._path(name))) for name in CHARACTERS}
+            archives = {name: stack.enter_context(ZipFile(self._archive(name))) for name in CHARACTERS}
             for key in keys:
                 archive = archives[key.partition("/")[0]]
                 try:
@@ -95,37 +93,39 @@ class Omniglot(Source):
                         ink = 255.0 - np.asarray(Image.open(file).convert("L"))
                 except (BadZipFile, OSError) as error:
                     raise UsageError(
-                        f"{key} in {archive.filename} is damaged ({error}): replace the archive."
+                        f"{key} in {archive.filename} cannot be read as an image ({error}): replace the archive"
                     ) from error
                 yield np.rint(weights @ ink @ weights.T).astype(np.uint8)[None]
 
     @cached_property
     def _drawings(self) -> dict[str, int]:
-        """The keys of both archives' drawings, with their CRC-32."""
-        return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._path(name)).items()}
+        """The CRC-32 of the drawings in both archives, by key."""
+        return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._archive(name)).items()}
 
-    def _path(self, name: str) -> Path:
+    def _archive(self, name: str) -> Path:
+        """Return an archive, downloaded first if it is missing."""
         file = f"{name}.zip"
         remote = Remote(file, tuple(base + file for base in URLS), f"md5:{MD5[name]}")
         return obtain(self.root, remote, self.download, self.name)
 
 
 def list_drawings(path: Path) -> dict[str, int]:
-    """Return the members of an archive that are drawings, with their CRC-32; `UsageError` if it is incomplete."""
+    """Return the CRC-32 of the drawings in an archive, by name; raises UsageError if it is incomplete."""
     drawing, found = re.compile(rf"{path.stem}/[^/]+/[^/]+/\d{{4}}_\d\d\.png"), {}
     with suppress(BadZipFile), ZipFile(path) as archive:
         found = {info.filename: info.CRC for info in archive.infolist() if drawing.fullmatch(info.filename)}
-    counts, wanted = Counter(map(os.path.dirname, found)), CHARACTERS[path.stem]
-    if len(counts) != wanted or set(counts.values()) != {DRAWINGS}:
+    counts, expected = Counter(map(os.path.dirname, found)), CHARACTERS[path.stem]
+    if len(counts) != expected or set(counts.values()) != {DRAWINGS}:
         raise UsageError(
-            f"{path} should be a zip file of {wanted} characters with {DRAWINGS} drawings each and shows {len(counts)} "
-            f"characters, {len(found)} drawings: replace it, or type data_dir=PATH with a good copy in PATH/omniglot."
+            f"expected {path} to be a zip file of {expected} characters with {DRAWINGS} drawings each, got "
+            f"{len(counts)} characters, {len(found)} drawings: replace it, or type data_dir=PATH with a good copy in "
+            "PATH/omniglot"
         )
     return found
 
 
 def area_weights(side: int, size: int) -> np.ndarray:
-    """Return the (size, side) matrix that averages `side` pixels by area into `size`."""
+    """Return the ``(size, side)`` matrix that averages ``side`` pixels by area to ``size`` pixels."""
     edges, pixels = np.linspace(0, side, size + 1)[:, None], np.arange(side)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return overlap.clip(0) * size / side

@@ -1,0 +1,43 @@
+"""The protocol of a file format: classes and their images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+
+class Collection(Protocol):
+    """Images of classes in files of one format.
+
+    Attributes:
+        files: the files that it reads.
+        classes: the keys of the images of each class, by class name; classes and keys are in a fixed order.
+    """
+
+    files: Sequence[Path]
+    classes: dict[str, tuple[Hashable, ...]]
+
+    def open(self, keys: Sequence[Hashable]) -> Iterator[Image.Image | np.ndarray]:
+        """Read the images of ``keys`` in order: PIL images of any size, or uint8 ``(h, w)`` or ``(h, w, 1 or 3)``.
+
+        Raises:
+            UsageError: if a file is damaged.
+        """
+        ...
+
+
+def fingerprint_files(files: Iterable[Path]) -> str:
+    """Return a checksum of the names, sizes and modification times of files.
+
+    Their content is not read, which would take as long as building the store.
+    """
+    digest = sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(repr((file.parts[-2:], stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""What mini-ImageNet and tieredImageNet share: classes named by WordNet id, in folders or in files of each split."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metafew.data.formats.collection import Collection
+from metafew.data.formats.tree import Tree, raise_unreadable
+from metafew.data.sources.collected import Collected
+from metafew.data.sources.source import SPLITS
+from metafew.errors import UsageError
+
+WNID = re.compile(r"n\d{8}")
+"""A WordNet id, such as n01532829."""
+
+
+class ImageNetSubset(Collected):
+    """Classes of ImageNet in colour, stretched to squares; ImageNet's terms allow no download.
+
+    Args:
+        root: the folder of the files.
+        image_size: height and width of the stored images, in pixels.
+    """
+
+    def __init__(self, root: str, image_size: int):
+        super().__init__(channels=3, image_size=image_size, fit="stretch")
+        self.root = Path(root)
+
+    def match_published(
+        self, collections: Mapping[str, Collection], published: Mapping[str, Sequence[str]]
+    ) -> dict[str, Sequence[str]]:
+        """Return the class names of each split: the published ones, unless its files only number their classes.
+
+        Args:
+            collections: the collection of each split.
+            published: the WordNet ids of each split.
+
+        Raises:
+            UsageError: if a collection has a class of another split, or only numbers and not as many as published.
+        """
+        names = {}
+        for split, collection in collections.items():
+            expected, where = published[split], os.path.commonpath(collection.files)
+            foreign = [name for name in collection.classes if name not in expected]
+            numbered = not any(WNID.fullmatch(name) for name in collection.classes)
+            count = len(collection.classes)
+            if numbered and count != len(expected):
+                raise UsageError(
+                    f"expected {len(expected)} classes for {split} of dataset={self.name}, but {where} holds {count}: "
+                    "replace it, or type dataset.root=DIR of a complete copy"
+                )
+            if foreign and not numbered:
+                raise UsageError(
+                    f"dataset={self.name} has no class '{foreign[0]}' in {split}, but {where} has it (and "
+                    f"{len(foreign) - 1} more that do not belong there, and {count - len(foreign)} that do): take them "
+                    "out, or type dataset.root=DIR of another copy"
+                )
+            names[split] = list(collection.classes) if numbered else expected
+        return names
+
+
+def subfolders(root: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; none if it does not exist."""
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    except OSError as error:
+        raise_unreadable(error)
+
+
+def class_folders(folder: Path) -> Tree | None:
+    """Return the class folders in a folder, if any of them is named by WordNet id."""
+    return Tree(folder) if any(WNID.fullmatch(path.name) for path in subfolders(folder)) else None
+
+
+def split_folders(root: Path) -> dict[str, Collection] | None:
+    """Return the class folders in train/, val/ and test/, if all three exist."""
+    collections = {split: class_folders(root / split) for split in SPLITS}
+    return collections if all(collections.values()) else None
+
+
+def name_labels(labels: np.ndarray, split: str) -> dict[Any, str]:
+    """Return a class name for each label: 7 becomes ``train/07``, and WordNet ids stay."""
+    values = np.unique(labels).tolist()
+    width = max((len(str(value)) for value in values), default=0)
+    return {value: str(value) if WNID.fullmatch(str(value)) else f"{split}/{value:0>{width}}" for value in values}

@@ -1,0 +1,94 @@
+"""The protocol of a dataset, and the class splits that ship with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's."""
+
+
+class Category(NamedTuple):
+    """One class of a split.
+
+    Attributes:
+        name: the name of the class in tables.
+        keys: the keys of its images, as taken by :meth:`Source.read`.
+        turns: counter-clockwise quarter turns (as ``numpy.rot90``) to apply to its stored images. The rotated classes
+            of Vinyals et al. (2016) share their keys and differ in this number.
+        group: the group that the class belongs to, such as its alphabet; ``""`` if there are no groups.
+    """
+
+    name: str
+    keys: tuple[Hashable, ...]
+    turns: int = 0
+    group: str = ""
+
+
+class Source:
+    """A dataset: classes in three splits, and how to read their images.
+
+    A new dataset implements :meth:`splits`, :meth:`fingerprint` and :meth:`read`, and sets ``name``, ``channels`` and
+    ``image_size``. Its images are read once, when the store is built.
+    """
+
+    name: str
+    """The word that selects the dataset."""
+    label: str | None = None
+    """The name in a mixture, which may contain several datasets of the same word; None for :attr:`name`."""
+    channels: int
+    """Number of channels of the images: 1 or 3, or the length of a vector."""
+    image_size: int
+    """Height and width of the images, in pixels."""
+    dtype: type = np.uint8
+    """Data type of the stored values."""
+    jitter: Any | None = None
+    """The random view that is part of the data (see :mod:`metafew.data.augment`), or None."""
+    evaluation_options: tuple[str, ...] = ()
+    """Options that change only what is evaluated: a run whose options differ in these alone may be resumed."""
+
+    @property
+    def title(self) -> str:
+        """The name in tables and messages."""
+        return self.label or self.name
+
+    def splits(self) -> dict[str, list[Category]]:
+        """Return the classes of ``train``, ``val`` and ``test``, in a fixed order, without reading images.
+
+        Raises:
+            UsageError: if files are missing or damaged.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return a checksum of every file and setting that determines the classes or the stored images."""
+        raise NotImplementedError
+
+    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+        """Read the images of ``keys``, in order: ``(channels, image_size, image_size)`` of type :attr:`dtype`.
+
+        Drawings have ink 255 on background 0.
+        """
+        raise NotImplementedError
+
+    def components(self, split: str) -> list[Source]:
+        """Return the datasets that the tasks of ``split`` come from, each task from one of them.
+
+        A mixture returns several. ``Episode.source`` is an index into this list.
+        """
+        return [self]
+
+    def all_components(self) -> list[Source]:
+        """Return the components of all splits, each once."""
+        return list(dict.fromkeys(source for split in SPLITS for source in self.components(split)))
+
+
+def shipped_split(name: str) -> dict:
+    """Return the class split that ships with the package as ``splits/<name>.json``."""
+    return json.loads((Path(__file__).parent / "splits" / f"{name}.json").read_text(encoding="utf-8"))

@@ -127,7 +127,7 @@ def test_only_the_splits_that_are_named_are_augmented():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Crop(0), "got 0: type padding=8"),
+        (lambda: Crop(0), r"got 0: type augment\.views\.crop\.padding=8"),
         (lambda: Colour(1.5, 0, 0), r"between 0 and 1, got 1\.5"),
         (lambda: Augmentation(["all"], {}), "train, val and test, got all"),
         (lambda: Augmentation("all", {}), "train, val and test, got all"),

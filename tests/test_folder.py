@@ -112,7 +112,7 @@ def test_tree_sentences(tmp_path, monkeypatch):
         Tree(tmp_path)
     grow(tmp_path, "ab")
     with pytest.raises(UsageError, match=r"expected 3 listed files, but .*a/7\.png is missing, the first of 2"):
-        Tree.listed(tmp_path, [("b/1.png", "x"), ("b/7.png", "y"), ("a/7.png", "x")])
+        Tree(tmp_path, [("b/1.png", "x"), ("b/7.png", "y"), ("a/7.png", "x")])
     scandir = os.scandir
 
     def deny(path):

@@ -247,7 +247,7 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
         (["dataset.sources=[{dataset:glyphs,name:a/b}]"], "got 'a/b': type"),
         (["dataset.sources=[{dataset:glyphs,name:shot5}]"], "got 'shot5': type"),
         (["dataset.sources=[features]"], "dataset=features cannot be a part of a mixture"),
-        (["dataset.channels=2"], "1, 3 or null, got 2"),
+        (["dataset.channels=2"], "null or 1 or 3, got 2"),
         (["dataset.image_size=big"], "image_size is a whole number, not big"),
         (["dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "test.total=1"], "leaves out some of the 2 datasets"),
         (["test.shot=[1,natural]"], r"natural ones bring their own, not \[1, 'natural'\]"),

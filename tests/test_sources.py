@@ -178,7 +178,7 @@ def test_omniglot_fingerprint_follows_content_and_settings(small):
 
 
 def test_omniglot_names_the_known_splits(tmp_path):
-    with pytest.raises(UsageError, match=r"dataset\.split of omniglot to be lake or vinyals, got lakes: type"):
+    with pytest.raises(UsageError, match=r"dataset\.split to be lake or vinyals, got lakes: type"):
         source(tmp_path, "lakes")
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metafew.data.options import check_integer
 from metafew.data.sources import LUMA, SPLITS, Category
 from metafew.errors import UsageError
 
@@ -84,8 +85,7 @@ class Crop:
     size = 2
 
     def __init__(self, padding: int):
-        if not isinstance(padding, int) or padding < 1:
-            raise UsageError(f"expected padding to be at least 1 pixel, got {padding}: type padding=8")
+        check_integer("augment.views.crop.padding", padding, 1, 8)
         self.padding = padding
 
     def draw(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:

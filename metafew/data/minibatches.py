@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from metafew.data.augment import Chain
+from metafew.data.options import check_integer
 from metafew.data.sampler import STREAMS, DrawnRows, DrawnTask, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split
-from metafew.data.task_spec import check_integer
 from metafew.errors import UsageError
 
 

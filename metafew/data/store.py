@@ -94,8 +94,7 @@ def _write_split(folder: Path, split: str, categories: Sequence[Category], sourc
     images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
     with (folder / f"{split}.npy").open("wb") as file:
         # Written one by one, because the pages of a memory map would count as memory in use.
-        descr = np.lib.format.dtype_to_descr(np.dtype(source.dtype))
-        header = {"descr": descr, "fortran_order": False, "shape": (len(rows), *shape)}
+        header = {"descr": np.dtype(source.dtype).str, "fortran_order": False, "shape": (len(rows), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for _, image in zip(rows, images, strict=True):
             file.write(np.asarray(image, source.dtype).reshape(shape).tobytes())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metafew.data.options import check_integer
 from metafew.data.sources import Category
 from metafew.errors import UsageError
 
@@ -45,7 +46,7 @@ class TaskSpec:
             self.bounds(word)
         least = {"query": int(self.split != "train"), "support": self.bounds("way")[1] if self.natural else 1}
         for word in ("query", "tasks", "total", "support"):
-            check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1))
+            check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1), max(1, least.get(word, 1)))
 
     @property
     def natural(self) -> bool:
@@ -114,14 +115,6 @@ class TaskSpec:
                 f"{self.split}.shot={self.shot} and {self.split}.query={self.query} need {shot + self.query} images "
                 f"of each class, but class '{smallest.name}' in {where} has {count}: {advice}"
             )
-
-
-def check_integer(option: str, value: int, least: int) -> None:
-    """Raise UsageError unless the value of an option is an integer of at least ``least``."""
-    if not isinstance(value, int) or value < least:
-        raise UsageError(
-            f"expected {option} to be an integer of at least {least}, got {value}: type {option}={max(1, least)}"
-        )
 
 
 def class_groups(groups: Sequence[str], least: int) -> list[np.ndarray]:

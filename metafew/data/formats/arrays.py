@@ -13,6 +13,7 @@ from zlib import error as ZlibError
 import numpy as np
 from PIL import Image
 
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.images import decode
 from metafew.data.formats.pickles import unpickle
 from metafew.errors import UsageError
@@ -91,24 +92,16 @@ def _as_image(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarra
 
 
 def read_npz(file: Path) -> LabelledFile:
-    """Read an .npz file of images and labels under their usual names, :data:`IMAGES` and :data:`LABELS`.
-
-    Raises:
-        UsageError: if the file is damaged or lacks such arrays.
-    """
+    """Read an .npz file of images and labels under the names :data:`IMAGES` and :data:`LABELS`."""
     with open_npz(file) as arrays:
-        labels = check_labels(arrays[find_name(arrays, LABELS, "labels", file)], file)
+        labels = check_labels(arrays[find_name(arrays, LABELS)])
     return LabelledFile(npz_images(file), labels, None)
 
 
 def npz_images(file: Path) -> Callable[[], np.ndarray]:
-    """Return a function that loads the images of an .npz file.
-
-    Raises:
-        UsageError: if the file is damaged or has no array of one of the names :data:`IMAGES`.
-    """
+    """Return a function that loads the images of an .npz file; raises UsageError if it has none."""
     with open_npz(file) as arrays:
-        name = find_name(arrays, IMAGES, "images", file)
+        name = find_name(arrays, IMAGES)
 
     def load() -> np.ndarray:
         with open_npz(file) as arrays:
@@ -121,25 +114,18 @@ def read_pickle(file: Path) -> LabelledFile:
     """Read a pickled dictionary of images and labels, under the same names as in an .npz file.
 
     Labels are an array, with class names in ``catname2label`` if at all, or the rows of each class in ``class_dict``.
-
-    Raises:
-        UsageError: if the file is damaged or holds no such dictionary.
     """
     content = read_dictionary(file)
-    image = find_name(content, IMAGES, "images", file)
-    try:
+    kind = "images with one label each, or a place in class_dict"
+    with explain_damage(file, kind, AttributeError, IndexError, TypeError, ValueError):
+        image = find_name(content, IMAGES)
         if "class_dict" in content:
             labels, names = _labels_of_rows(content["class_dict"], len(content[image]))
         else:
-            labels = check_labels(np.asarray(content[find_name(content, LABELS, "labels", file)]), file)
+            labels = check_labels(np.asarray(content[find_name(content, LABELS)]))
             names = {label: str(name) for name, label in content.get("catname2label", {}).items()} or None
         if names and (unnamed := set(labels.tolist()) - set(names)):
             raise ValueError(f"catname2label lacks {min(unnamed)}")
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"expected {file} to give each image one label or place in class_dict, got {type(error).__name__}: "
-            f"{error}: replace it"
-        ) from error
     return LabelledFile(lambda: read_dictionary(file)[image], labels, names)
 
 
@@ -161,38 +147,27 @@ def _labels_of_rows(rows: Mapping[str, Sequence[int]], count: int) -> tuple[np.n
     return labels, dict(enumerate(map(str, rows)))
 
 
-def find_name(content: Mapping[str, Any], usual: Sequence[str], what: str, file: Path) -> str:
-    """Return the first of the ``usual`` names that ``content`` has; raises UsageError if it has none."""
+def find_name(content: Mapping[str, Any], usual: Sequence[str]) -> str:
+    """Return the first of the ``usual`` names that ``content`` has; raises ValueError if it has none."""
     found = next((name for name in usual if name in content), None)
     if found is None:
-        raise UsageError(
-            f"expected {what} in {file} under the name {' or '.join(usual)}, got "
-            f"{', '.join(map(str, content)) or 'nothing'}: replace it"
-        )
+        raise ValueError(f"it lacks {' or '.join(usual)} among {', '.join(map(str, content)) or 'nothing'}")
     return found
 
 
-def check_labels(labels: np.ndarray, file: Path) -> np.ndarray:
-    """Return ``labels``; raises UsageError unless they are a vector of integers or strings."""
+def check_labels(labels: np.ndarray) -> np.ndarray:
+    """Return ``labels``; raises ValueError unless they are a vector of integers or strings."""
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise UsageError(
-            f"expected the labels in {file} to be integers or strings of shape (n,), got {labels.dtype} of shape "
-            f"{labels.shape}: replace it"
-        )
+        raise ValueError(f"labels are no integers or strings of shape (n,) but {labels.dtype} of shape {labels.shape}")
     return labels
 
 
 @contextmanager
 def open_npz(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """Open an .npz file; raises UsageError if NumPy cannot read it."""
-    try:
+    with explain_damage(file, "an .npz file of arrays", BadZipFile, EOFError, OSError, ValueError, ZlibError):
         arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with arrays:
             yield arrays
-    except (BadZipFile, EOFError, OSError, ValueError, ZlibError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(
-            f"{file} cannot be read as an .npz file of arrays ({reason}): replace it with a good copy"
-        ) from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.images import decode
 from metafew.errors import UsageError
 
@@ -89,14 +90,8 @@ def _open_parquet(file: Path) -> Iterator[ParquetFile]:
             f"expected pyarrow, which reads the parquet file {file}, but it is not installed: type "
             "`pip install metafew[hub]`"
         ) from error
-    try:
-        with ParquetFile(file) as parquet:
-            yield parquet
-    except (ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(
-            f"{file} cannot be read as a parquet file ({reason}): remove it, or replace it with a good copy"
-        ) from error
+    with explain_damage(file, "a parquet file", ArrowException, OSError, ValueError), ParquetFile(file) as parquet:
+        yield parquet
 
 
 def _encoded_images(file: Path, selected: set[int]) -> Iterator[tuple[int, bytes]]:

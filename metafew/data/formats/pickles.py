@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from metafew.data.formats.damage import explain_damage
 from metafew.errors import UsageError
 
 ALLOWED = {
@@ -36,16 +37,11 @@ def unpickle(content: bytes | Path, name: str | None = None) -> Any:
         UsageError: if it is damaged, or requests any other global; that global is never called.
     """
     name = name or (str(content) if isinstance(content, Path) else "the pickle")
-    try:
-        with open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-            return _Unpickler(file, name).load()
-    except UsageError:
-        raise
-    except Exception as error:  # damaged pickles raise almost anything
-        raise UsageError(
-            f"{name} cannot be read as a pickle of arrays ({type(error).__name__}: {error}): replace it with a good "
-            "copy"
-        ) from error
+    with (
+        explain_damage(name, "a pickle of arrays", Exception),  # damaged pickles raise almost anything
+        open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file,
+    ):
+        return _Unpickler(file, name).load()
 
 
 class _Unpickler(pickle._Unpickler):

@@ -27,7 +27,7 @@ class Tree:
         rows: pairs of relative file path and class name; None takes the class from the folder.
 
     Raises:
-        UsageError: if there is no such folder, a folder cannot be listed, or there are no images of any class.
+        UsageError: if there is no such folder, it cannot be listed, it has no images of a class, or a file is missing.
     """
 
     def __init__(self, root: Path, rows: Iterable[tuple[str, str]] | None = None):
@@ -45,22 +45,12 @@ class Tree:
         self.root = root
         self.classes = {name: tuple(files) for name, files in found.items()}
         self.files = [root / file for files in self.classes.values() for file in files]
-
-    @classmethod
-    def listed(cls, root: Path, rows: Iterable[tuple[str, str]]) -> Tree:
-        """Return the images listed in ``rows``: pairs of file path, relative to ``root``, and class name.
-
-        Raises:
-            UsageError: if a file is missing.
-        """
-        tree = cls(root, rows)
-        missing = [file for file in tree.files if not file.is_file()]
+        missing = [] if rows is None else [file for file in self.files if not file.is_file()]
         if missing:
             raise UsageError(
-                f"expected {len(tree.files)} listed files, but {missing[0]} is missing, the first of {len(missing)}: "
+                f"expected {len(self.files)} listed files, but {missing[0]} is missing, the first of {len(missing)}: "
                 f"complete {root}, or take them out of the list"
             )
-        return tree
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
         """Decode the images of ``keys``; raises UsageError with the name of a damaged file."""

@@ -12,9 +12,9 @@ from metafew.data.download import Remote, obtain
 from metafew.data.formats.archives import read
 from metafew.data.formats.arrays import Arrays, read_dictionary
 from metafew.data.formats.collection import Collection
+from metafew.data.formats.damage import explain_damage
 from metafew.data.sources.collected import Collected
 from metafew.data.sources.source import shipped_split
-from metafew.errors import UsageError
 
 FOLDER, BATCHES, NAMES = "cifar-100-python", ("train", "test"), "meta"
 FILES = (*BATCHES, NAMES)
@@ -24,6 +24,7 @@ ARCHIVE = Remote(
     "md5:eb9058c3a382ffc7106e4002c42a8d85",
     169001437,
 )
+ADVICE = f"replace it with the authors' {ARCHIVE.name}"
 LIMIT = 2**29  # bytes of a file in the archive, the largest of which has 155 million
 
 
@@ -54,16 +55,11 @@ class Cifar(Collected):
         content = self._load(files)
         batches = [check_batch(content[name], f"{name} in {files[0].parent}") for name in BATCHES]
         fine, coarse = (np.concatenate([each[key] for each in batches]) for key in ("fine_labels", "coarse_labels"))
-        meta = content[NAMES]
-        try:
+        meta, where = content[NAMES], f"{NAMES} in {files[0].parent}"
+        with explain_damage(where, "the class names of CIFAR-100", IndexError, KeyError, TypeError, advice=ADVICE):
             classes = dict(enumerate(map(str, meta["fine_label_names"])))
             pairs = sorted(dict(zip(fine.tolist(), coarse.tolist(), strict=True)).items())
             superclass = {classes[label]: str(meta["coarse_label_names"][above]) for label, above in pairs}
-        except (IndexError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"expected {NAMES} in {files[0].parent} to name the classes and superclasses of CIFAR-100, got "
-                f"{type(error).__name__}: {error}: replace it with the authors' {ARCHIVE.name}"
-            ) from error
 
         def images() -> np.ndarray:
             content = self._load(files)
@@ -85,19 +81,12 @@ class Cifar(Collected):
 
 def check_batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
     """Return the images ``(n, 3072)`` and labels of a file; raises UsageError if it lacks them."""
-    try:
+    kind = "data (uint8, 3072 for each image), fine_labels and coarse_labels"
+    with explain_damage(where, kind, KeyError, ValueError, advice=ADVICE):  # ValueError: rows of several lengths
         found = {key: np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels")}
-        count = found["fine_labels"].size
-        problem = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in found.items())
-        if [array.shape for array in found.values()] == [(count, 3072), (count,), (count,)]:
-            problem = problem if found["data"].dtype != np.uint8 else ""
-    except (KeyError, ValueError) as error:  # ValueError: rows of several lengths
-        problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise UsageError(
-            f"expected {where} to hold data (uint8, 3072 for each image), fine_labels and coarse_labels, got "
-            f"{problem}: replace it with the authors' {ARCHIVE.name}"
-        )
+        count, shapes = found["fine_labels"].size, [array.shape for array in found.values()]
+        if shapes != [(count, 3072), (count,), (count,)] or found["data"].dtype != np.uint8:
+            raise ValueError(", ".join(f"{key} {array.dtype} {array.shape}" for key, array in found.items()))
     return found
 
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 from math import isclose
 from pathlib import Path
 
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.tree import SUFFIXES
 from metafew.data.sources.source import SPLITS
 from metafew.errors import UsageError
@@ -60,10 +61,8 @@ def check_fractions_sum_to_one(fractions: Sequence[float]) -> None:
 
 def read_json_splits(file: Path) -> dict[str, list[str]]:
     """Return the class names of each split in a JSON file."""
-    try:
+    with explain_damage(file, "JSON", OSError, ValueError, advice="correct the file"):
         content = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as JSON ({error}): correct the file") from error
     if not isinstance(content, dict) or not all(
         key in SPLITS and isinstance(names, list) and all(isinstance(name, str) for name in names)
         for key, names in content.items()
@@ -89,12 +88,12 @@ def read_csv_splits(file: Path) -> dict[str, list[str]]:
 
 def read_csv_pairs(file: Path, columns: str) -> list[tuple[str, str]]:
     """Return the first two columns of a CSV file, without its header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, skipinitialspace=True)
-            rows = [(reader.line_num, [cell.strip() for cell in row[:2]]) for row in reader if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{file} cannot be read as CSV ({error}): correct the file") from error
+    with (
+        explain_damage(file, "CSV", OSError, ValueError, csv.Error, advice="correct the file"),
+        file.open(encoding="utf-8-sig", newline="") as lines,
+    ):
+        reader = csv.reader(lines, skipinitialspace=True)
+        rows = [(reader.line_num, [cell.strip() for cell in row[:2]]) for row in reader if row]
     for line, row in rows:
         if len(row) < 2 or not all(row):
             raise UsageError(f"expected line {line} of {file} to start with {columns}, got {row}: correct the file")

@@ -12,6 +12,7 @@ import numpy as np
 
 from metafew.data.formats.collection import Collection, fingerprint_files
 from metafew.data.formats.images import FITS, to_pixels
+from metafew.data.options import check_choice, check_integer
 from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 
@@ -31,23 +32,16 @@ class Collected(Source):
     """
 
     def __init__(self, channels: int, image_size: int, fit: str):
-        if channels not in (1, 3):
-            raise UsageError(f"expected dataset.channels to be 1 or 3, got {channels}: type dataset.channels=3")
-        if not isinstance(image_size, int) or image_size < 1:
-            raise UsageError(
-                f"expected dataset.image_size to be a number of pixels, got {image_size}: type dataset.image_size=84"
-            )
-        if fit not in FITS:
-            raise UsageError(f"expected dataset.fit to be {' or '.join(FITS)}, got {fit}: type dataset.fit={FITS[0]}")
+        check_choice("dataset.channels", channels, (3, 1))
+        check_integer("dataset.image_size", image_size, 1, 84)
+        check_choice("dataset.fit", fit, FITS)
         self.channels, self.image_size, self.fit = channels, image_size, fit
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return collections, and the names of the classes of ``train``, ``val`` and ``test``.
 
-        A class that is in several collections has the images of all of them.
-
-        Raises:
-            UsageError: if files are missing or damaged.
+        A class that is in several collections has the images of all of them. Raises UsageError if files are missing or
+        damaged.
         """
         raise NotImplementedError
 
@@ -56,11 +50,7 @@ class Collected(Source):
         return ""
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of each split; a key is the number of a collection and a key in it.
-
-        Raises:
-            UsageError: if a class of a split has no images.
-        """
+        """Return the classes of each split; a key is the number of a collection and a key in it."""
         return self._found[1]
 
     def fingerprint(self) -> str:

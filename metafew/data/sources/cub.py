@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from PIL import Image
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.archives import unpack
 from metafew.data.formats.collection import Collection
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.tree import Tree
+from metafew.data.options import check_choice
 from metafew.data.sources.collected import Collected
 from metafew.data.sources.source import shipped_split
 from metafew.errors import UsageError
@@ -46,11 +47,8 @@ class CUB(Collected):
     def __init__(self, root: str, split: str, boxes: bool, image_size: int, download: bool):
         super().__init__(channels=3, image_size=image_size, fit="crop")
         published = shipped_split(self.name)
-        if split not in published:
-            words = " or ".join(published)
-            raise UsageError(f"expected dataset.split of cub to be {words}, got {split}: type dataset.split=hilliard")
-        if not isinstance(boxes, bool):
-            raise UsageError(f"expected dataset.boxes to be true or false, got {boxes}: type dataset.boxes=true")
+        check_choice("dataset.split", split, list(published))
+        check_choice("dataset.boxes", boxes, (True, False))
         self.root, self.boxes, self.download = Path(root), boxes, download
         self._split = published[split]
 
@@ -62,10 +60,10 @@ class CUB(Collected):
             rows = [(image, names[labels[number]]) for number, image in images.items()]
         except KeyError as error:
             raise UsageError(
-                f"expected {LISTS[0]}, {LISTS[1]} and {LISTS[2]} in {folder} to give every image a species, but number "
-                f"{error} is missing: replace them with the authors'"
+                f"expected {', '.join(LISTS)} in {folder} to give every image a species, but number {error} is "
+                "missing: replace them with the authors'"
             ) from error
-        tree = Tree.listed(folder / "images", rows)
+        tree = Tree(folder / "images", rows)
         return [CroppedTree(tree, folder / "bounding_boxes.txt", images) if self.boxes else tree], self._split
 
     def _folder(self) -> Path:
@@ -76,11 +74,6 @@ class CUB(Collected):
             if all((folder / name).is_file() for name in LISTS):
                 return folder
         archive = obtain(self.root, ARCHIVE, self.download, self.name)
-        if not os.access(self.root, os.W_OK):
-            raise UsageError(
-                f"expected a folder to unpack {archive} into, but {self.root} cannot be written: unpack it elsewhere, "
-                "and type dataset.root=DIR of the folder that then holds CUB_200_2011"
-            )
         unpack(archive, self.root / FOLDER, LIMIT)
         if not all((candidates[-1] / name).is_file() for name in LISTS):
             raise UsageError(
@@ -104,17 +97,12 @@ class CroppedTree:
 
     def __init__(self, tree: Tree, file: Path, images: Mapping[str, str]):
         self.tree, self.classes, self.files = tree, tree.classes, [*tree.files, file]
-        try:
+        advice = "replace it with the authors', or type dataset.boxes=false"
+        with explain_damage(file, "a box of four numbers for each image", KeyError, ValueError, advice=advice):
             boxes = {images[number]: [float(x) for x in box.split()] for number, box in read_table(file).items()}
             self.boxes = {key: (x, y, x + w, y + h) for key, (x, y, w, h) in boxes.items()}
-            problem = next((f"none of {key}" for keys in self.classes.values() for key in keys if key not in boxes), "")
-        except (KeyError, ValueError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        if problem:
-            raise UsageError(
-                f"expected {file} to give each image a box of four numbers, got {problem}: replace it with the "
-                "authors', or type dataset.boxes=false"
-            )
+            if missing := {key for keys in self.classes.values() for key in keys} - boxes.keys():
+                raise ValueError(f"none of {min(missing)}")
 
     def open(self, keys: Sequence[Hashable]) -> Iterator[Image.Image]:
         """Read the images of ``keys``, in order, cropped to the part of their boxes that lies within them."""
@@ -130,10 +118,8 @@ class CroppedTree:
 
 def read_table(file: Path) -> dict[str, str]:
     """Return the text that follows the number at the start of each line of a file."""
-    try:
+    with explain_damage(
+        file, "lines of a number and a text", OSError, ValueError, advice="replace it with the authors'"
+    ):
         lines = file.read_text(encoding="utf-8").splitlines()
         return {number: rest for number, rest in (line.split(maxsplit=1) for line in lines if line.strip())}
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{file} cannot be read as lines of a number and a text ({error}): replace it with the authors'"
-        ) from error

@@ -77,17 +77,17 @@ class Features(Source):
     def _length_and_classes(self) -> tuple[int, dict[str, np.ndarray]]:
         """The length of a vector, and the class of each vector of the splits in the file."""
         with open_npz(self.root) as file:
-            held = [split for split in SPLITS if f"x_{split}" in file and f"y_{split}" in file]
-            names = ", ".join(file) or "nothing"
+            names = list(file)
         classes, shapes = {}, {}
-        for split in held:
-            x, classes[split] = self._load(split)
-            shapes[split] = x.shape
-        if len({shape[1] for shape in shapes.values()}) != 1:
-            came = ", ".join(f"x_{split} {shape}" for split, shape in shapes.items()) or names
+        for split in SPLITS:
+            if {f"x_{split}", f"y_{split}"} <= set(names):
+                x, classes[split] = self._load(split)
+                shapes[split] = x.shape
+        if len({length for _, length in shapes.values()}) != 1:
+            found = [f"x_{split} {shape}" for split, shape in shapes.items()] or names or ["nothing"]
             raise UsageError(
                 f"expected x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one length and their "
-                f"classes, got {came}: write the file by numpy.savez"
+                f"classes, got {', '.join(found)}: write the file by numpy.savez"
             )
         return next(iter(shapes.values()))[1], classes
 

@@ -68,11 +68,7 @@ class Folder(Collected):
         self.fractions, self.split_seed, self.invert = fractions, split_seed, invert
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the images, and the names of the classes of each split.
-
-        Raises:
-            UsageError: if files are missing or damaged.
-        """
+        """Return the images, and the names of the classes of each split."""
         if self.root is None:
             raise UsageError("expected a folder of images for dataset=folder, got none: type dataset.root=DIR")
         arrays = self.root.suffix.lower() == ".npz"
@@ -82,7 +78,7 @@ class Folder(Collected):
                 "dataset.labels=null"
             )
         if self.labels is not None:
-            images = Tree.listed(self.root, read_labels(self._find_file("labels", self.labels)))
+            images = Tree(self.root, read_labels(self._find_file("labels", self.labels)))
         elif arrays:
             images = read_arrays(self.root)
         elif self.listing is None and (folders := find_split_folders(self.root)):

@@ -46,11 +46,7 @@ class Glyphs(Source):
         self.image_size, self.jitter = image_size, jitter
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the letters of each split, with keys such as ``DejaVuSans-Bold/0041``.
-
-        Raises:
-            UsageError: if a typeface is not installed.
-        """
+        """Return the letters of each split, with keys such as ``DejaVuSans-Bold/0041``."""
         return {
             split: [Category(unicodedata.name(letter), keys_of(letter)) for letter in letters]
             for split, letters in shipped_split(self.name).items()

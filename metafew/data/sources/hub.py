@@ -78,11 +78,7 @@ class Hub(Collected):
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the images of all files, and the classes of each split.
-
-        Raises:
-            UsageError: if files are missing and cannot be downloaded, or are damaged.
-        """
+        """Return the images of all files, and the names of the classes of each split."""
         local = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
         files = local if self.repo is None else self._downloads()
         if not files:
@@ -103,13 +99,13 @@ class Hub(Collected):
                 f"expected dataset.config to be a configuration of {self.repo}, but it has no configuration "
                 f"'{config}': type dataset.config= and one of {', '.join(configs)}"
             )
-        return [self._obtain(folder / config / split, url) for split, urls in configs[config].items() for url in urls]
-
-    def _obtain(self, folder: Path, url: str) -> Path:
-        """Return the file of a URL."""
-        name = Path(urlsplit(url).path).name
-        checksum = published_checksum(url) if self.download and not (folder / name).is_file() else None
-        return obtain(folder, Remote(name, (url,), checksum), self.download, self.name)
+        files = []
+        for split, urls in configs[config].items():
+            for url in urls:
+                target, name = folder / config / split, Path(urlsplit(url).path).name
+                checksum = published_checksum(url) if self.download and not (target / name).is_file() else None
+                files.append(obtain(target, Remote(name, (url,), checksum), self.download, self.name))
+        return files
 
     def _read_listing(self, saved: Path) -> dict[str, dict[str, list[str]]]:
         """Return the URLs of the files of each configuration and split, requested from the hub unless saved."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from metafew.data.formats.arrays import Arrays, read_npz, read_pickle
 from metafew.data.formats.collection import Collection
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.parquet import Parquet
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.imagenet import WNID, ImageNetSubset, class_folders, name_labels, split_folders, subfolders
@@ -74,22 +75,17 @@ def _csv_lists(root: Path) -> dict[str, Collection] | None:
     if not all((root / f"{split}.csv").is_file() for split in SPLITS):
         return None
     folder = root / "images" if (root / "images").is_dir() else root
-    return {split: Tree.listed(folder, _read_list(root / f"{split}.csv")) for split in SPLITS}
+    return {split: Tree(folder, _read_list(root / f"{split}.csv")) for split in SPLITS}
 
 
 def _read_list(file: Path) -> list[tuple[str, str]]:
     """Return the file name and the class of each image listed in a .csv file."""
-    try:
+    with explain_damage(file, "text with the columns filename and label", KeyError, ValueError, csv.Error):
         with file.open(newline="", encoding="utf-8") as lines:
             rows = [(row["filename"], row["label"]) for row in csv.DictReader(lines)]
         if not rows or not all(map(all, rows)):
             raise ValueError("it has no lines, or one that lacks either")
-    except (KeyError, ValueError, csv.Error) as error:
-        raise UsageError(
-            f"{file} cannot be read as lines of text with the columns filename and label ({type(error).__name__}: "
-            f"{error}): replace it"
-        ) from error
-    return rows
+        return rows
 
 
 def _array_files(root: Path) -> dict[str, Collection] | None:

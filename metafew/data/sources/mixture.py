@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from metafew.data.options import check_choice, check_integer
 from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 
@@ -35,14 +36,8 @@ class Mixture(Source):
         image_size: int,
         channels: int | None,
     ):
-        if not isinstance(image_size, int) or image_size < 2:
-            raise UsageError(
-                f"expected dataset.image_size to be at least 2 pixels, got {image_size}: type dataset.image_size=28"
-            )
-        if channels not in (None, 1, 3):
-            raise UsageError(
-                f"expected dataset.channels to be 1, 3 or null, got {channels}: type dataset.channels=null"
-            )
+        check_integer("dataset.image_size", image_size, 2, 28)
+        check_choice("dataset.channels", channels, (None, 1, 3))
         sources, test_sources = (
             [items] if isinstance(items, str) else items or [] for items in (sources, test_sources)
         )

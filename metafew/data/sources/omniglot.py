@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from metafew.data.download import Remote, obtain
+from metafew.data.formats.damage import explain_damage
+from metafew.data.options import check_choice
 from metafew.data.sources.source import SPLITS, Category, Source, shipped_split
 from metafew.errors import UsageError
 
@@ -51,18 +53,12 @@ class Omniglot(Source):
 
     def __init__(self, root: str, split: str, image_size: int, download: bool):
         published = shipped_split(self.name)
-        if split not in published:
-            words = " or ".join(published)
-            raise UsageError(f"expected dataset.split of omniglot to be {words}, got {split}: type dataset.split=lake")
+        check_choice("dataset.split", split, list(published))
         self.root, self.split, self.image_size, self.download = Path(root), split, image_size, download
         self._held_out = {part: tuple(prefixes) for part, prefixes in published[split].items()}
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the characters of each split, named alphabet/character or alphabet/character/rot090.
-
-        Raises:
-            UsageError: if an archive is missing and cannot be downloaded, or is not the authors'.
-        """
+        """Return the characters of each split, named alphabet/character or alphabet/character/rot090."""
         splits: dict[str, list[Category]] = {split: [] for split in SPLITS}
         rotations = {f"/rot{90 * turns:03}": turns for turns in range(4)} if self.split == "vinyals" else {"": 0}
         for character, drawings in groupby(sorted(self._drawings), key=os.path.dirname):
@@ -78,23 +74,15 @@ class Omniglot(Source):
         return sha256(repr(settings).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
-        """Read drawings one by one: uint8 ``(1, image_size, image_size)``, ink 255.
-
-        Raises:
-            UsageError: if a drawing is damaged.
-        """
+        """Read drawings one by one: uint8 ``(1, image_size, image_size)``, ink 255."""
         weights = area_weights(SIDE, self.image_size)
         with ExitStack() as stack:
             archives = {name: stack.enter_context(ZipFile(self._archive(name))) for name in CHARACTERS}
             for key in keys:
                 archive = archives[key.partition("/")[0]]
-                try:
-                    with archive.open(key) as file:
-                        ink = 255.0 - np.asarray(Image.open(file).convert("L"))
-                except (BadZipFile, OSError) as error:
-                    raise UsageError(
-                        f"{key} in {archive.filename} cannot be read as an image ({error}): replace the archive"
-                    ) from error
+                where = f"{key} in {archive.filename}"
+                with explain_damage(where, "an image", BadZipFile, OSError), archive.open(key) as file:
+                    ink = 255.0 - np.asarray(Image.open(file).convert("L"))
                 yield np.rint(weights @ ink @ weights.T).astype(np.uint8)[None]
 
     @cached_property

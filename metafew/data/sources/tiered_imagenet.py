@@ -10,6 +10,7 @@ import numpy as np
 
 from metafew.data.formats.arrays import Arrays, check_labels, find_name, npz_images, read_dictionary
 from metafew.data.formats.collection import Collection
+from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.pickles import unpickle
 from metafew.data.sources.imagenet import WNID, ImageNetSubset, class_folders, name_labels, split_folders
 from metafew.data.sources.source import SPLITS, shipped_split
@@ -57,16 +58,11 @@ class TieredImageNet(ImageNetSubset):
 def _read_split(images: Path, labels_file: Path, split: str) -> Arrays:
     """Return the images of one split, in classes such as ``train/004 hen``."""
     content = read_dictionary(labels_file)
-    key = find_name(content, ("label_specific", "labels"), "labels", labels_file)
-    try:
-        labels = check_labels(np.asarray(content[key]), labels_file)
+    with explain_damage(labels_file, "labels with class names", IndexError, KeyError, TypeError, ValueError):
+        labels = check_labels(np.asarray(content[find_name(content, ("label_specific", "labels"))]))
         names = name_labels(labels, split)
         if (words := content.get("label_specific_str")) is not None:
             names = {n: words[n] if WNID.fullmatch(words[n]) else f"{name} {words[n]}" for n, name in names.items()}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"expected {labels_file} to name the class of every label, got {type(error).__name__}: {error}: replace it"
-        ) from error
     return Arrays(_image_loader(images), labels, names, [images, labels_file])
 
 

@@ -97,7 +97,7 @@ def test_a_file_that_is_not_as_it_should_be_is_a_sentence(launch, vectors, chang
 def test_what_is_no_file_of_vectors_is_a_sentence(launch, tmp_path, vectors):
     with pytest.raises(UsageError, match=r"dataset\.root is not given: type dataset\.root=FILE\.npz"):
         launch("dataset=features")
-    with pytest.raises(UsageError, match=r"nowhere\.npz is no file"):
+    with pytest.raises(UsageError, match=r"nowhere\.npz is not a file"):
         launch("dataset=features", "dataset.root=nowhere.npz")
     (tmp_path / "text.npz").write_text("no arrays")
     with pytest.raises(UsageError, match=r"cannot be read as an \.npz file"):

@@ -105,7 +105,7 @@ def test_tree_reads_in_the_order_of_keys_and_names_the_damaged_file(tmp_path):
 
 
 def test_tree_sentences(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"got .*nowhere, which is no folder"):
+    with pytest.raises(UsageError, match="nowhere is not a folder"):
         Tree(tmp_path / "nowhere")
     paint(tmp_path / "stray.png")
     with pytest.raises(UsageError, match=r"holds no folder of images \(\.png, "):
@@ -407,8 +407,8 @@ def test_sentences_on_files_that_are_not_there(tmp_path):
     grow(tmp_path, "abc")
     assert "a file in dataset.splits, but s.csv exists neither here nor in" in refused(folder(tmp_path, splits="s.csv"))
     assert "a file in dataset.labels, but l.csv exists neither here nor in" in refused(folder(tmp_path, labels="l.csv"))
-    assert "which is no folder" in refused(folder(tmp_path / "nowhere"))
-    assert "which is no folder" in refused(folder(tmp_path / "a" / "0.png"))
+    assert "is not a folder" in refused(folder(tmp_path / "nowhere"))
+    assert "is not a folder" in refused(folder(tmp_path / "a" / "0.png"))
     assert "set.npz" in refused(folder(tmp_path / "set.npz"))
 
 

@@ -158,7 +158,7 @@ def find_name(content: Mapping[str, Any], usual: Sequence[str]) -> str:
 def check_labels(labels: np.ndarray) -> np.ndarray:
     """Return ``labels``; raises ValueError unless they are a vector of integers or strings."""
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise ValueError(f"labels are no integers or strings of shape (n,) but {labels.dtype} of shape {labels.shape}")
+        raise ValueError(f"labels are not integers or strings (n,), but {labels.dtype} of shape {labels.shape}")
     return labels
 
 

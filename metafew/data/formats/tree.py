@@ -32,7 +32,7 @@ class Tree:
 
     def __init__(self, root: Path, rows: Iterable[tuple[str, str]] | None = None):
         if not root.is_dir():
-            raise UsageError(f"expected a folder of images, got {root}, which is no folder: type the path of a folder")
+            raise UsageError(f"expected a folder of images, but {root} is not a folder: type the path of one")
         found: dict[str, list[str]] = {}
         for file, name in sorted(_scan(root) if rows is None else rows, key=itemgetter(1, 0)):
             found.setdefault(name, []).append(file)

@@ -38,7 +38,7 @@ class Features(Source):
 
     def __init__(self, root: str | None):
         if root is None or not Path(root).is_file():
-            came = "is not given" if root is None else f"{root} is no file"
+            came = "is not given" if root is None else f"{root} is not a file"
             raise UsageError(
                 f"expected an .npz file for dataset=features, but dataset.root {came}: type dataset.root=FILE.npz"
             )

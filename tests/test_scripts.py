@@ -224,7 +224,7 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
         (["ckpt=a", "support=b", "query=c", "fit=pad"], "expected fit to be crop or stretch, got pad: type fit=crop"),
         (["ckpt=a", "support=b", "query=nowhere"], "expected query to be an image or a folder of images (.png, .jpg"),
         (["ckpt=none.ckpt", "support={}/support", "query={}/query"], "there is no file none.ckpt"),
-        (["ckpt=a", "support={}/none", "query={}/query"], "none, which is no folder"),
+        (["ckpt=a", "support={}/none", "query={}/query"], "none is not a folder"),
         (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query/00.png/a.csv"], "to be a file that can"),
         (["ckpt={ckpt}", "support={}/support", "query={}/query", "out={}/query"], "to be a file that can be written"),
     ],

@@ -122,8 +122,8 @@ class Task:
     """A support set that queries are compared with. :meth:`Model.adapt` makes one.
 
     A head adapts to the support set in every call, be it by a solver or by gradient steps; one call for many queries is
-    cheaper than many calls, and gives the same. Only where ``model.backbone.transductive`` does a prediction depend on
-    the other images of the call.
+    cheaper than many calls, and gives the same. Only where ``model.backbone.transductive`` or
+    ``model.head.transductive`` does a prediction depend on the other images of the call.
 
     Attributes:
         classes: the labels, sorted; or in the order of their first occurrence where they cannot be compared.
@@ -189,7 +189,7 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
             f"metafew.load wants the weights of the model that {path} describes, and it holds others, since code has "
             "changed: train anew"
         ) from error
-    candidates = getattr(head, "candidates", {})
+    candidates = head.candidates
     if len(candidates) > 1:
         log.warning(
             "lr and test_steps of head=%s are chosen on validation tasks, and checkpoints do not hold the choice: "

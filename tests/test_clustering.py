@@ -64,11 +64,11 @@ def test_transcription_of_the_pair_formulas():
         ratio.append(np.linalg.norm(d1 - d2) / sum(lengths))
         variation.append((np.linalg.norm(d1 - d2) / (sum(lengths) / 2 + 1e-4)) ** 2)
     pairs = torch.from_numpy(pairs)
-    assert feature_clustering(pairs).item() == pytest.approx(np.mean(clustering), rel=1e-5)
-    assert hyperplane_variation(pairs).item() == pytest.approx(np.mean(variation), rel=1e-12)
-    assert hyperplane_ratio(pairs).item() == pytest.approx(np.mean(ratio), rel=1e-3)
+    assert feature_clustering(pairs).mean().item() == pytest.approx(np.mean(clustering), rel=1e-5)
+    assert hyperplane_variation(pairs).mean().item() == pytest.approx(np.mean(variation), rel=1e-12)
+    assert hyperplane_ratio(pairs).mean().item() == pytest.approx(np.mean(ratio), rel=1e-3)
     for measure in MEASURES:  # whatever stands before the pairs
-        torch.testing.assert_close(measure(pairs.view(2, 3, 2, 2, -1)), measure(pairs))
+        torch.testing.assert_close(measure(pairs.view(2, 3, 2, 2, -1)).mean(), measure(pairs))
 
 
 def test_transcription_of_the_split_formulas():
@@ -252,7 +252,7 @@ def test_regularizers_weigh_their_measure(word):
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", REGULARIZERS.values())
 def test_a_weight_that_makes_no_sense_is_a_sentence(kind, weight):
-    with pytest.raises(UsageError, match=r"at least 0, not .*: type regularizer.weight=1.0"):
+    with pytest.raises(UsageError, match=r"at least 0, got .*: type regularizer.weight=1.0"):
         kind(weight)
 
 

@@ -96,5 +96,5 @@ def test_logistic_scales_the_regression():
 
 @pytest.mark.parametrize("make", [lambda: Logistic(c=0.0), lambda: Ridge(penalty=-1.0), lambda: R2D2(penalty=0.0)])
 def test_bad_values_are_said(make):
-    with pytest.raises(UsageError, match="is positive"):
+    with pytest.raises(UsageError, match="to be positive, got"):
         make()

@@ -98,7 +98,7 @@ def choose(head="protonet", norm="tasknorm", backbone="conv4"):
 def sentence(head, norm, backbone):
     """Return what is said of choices that do not go together, or None."""
     if head == "cnaps" and backbone not in ("conv4", "resnet18"):
-        return "wants a backbone with FiLM places"
+        return "expected a backbone with FiLM places"
     if head in ADAPTING and norm == "batch_shared":
         return f"head={head} adapts the backbone to one task at a time, and this norm"
     return None
@@ -173,7 +173,7 @@ def test_shots_that_differ_are_a_sentence_where_all_tasks_are_one_batch(quick):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_takes_a_network_of_the_user(quick, head, network):
     words = [f"head={head}", "backbone=module", f"backbone.target={__name__}.{network}"]
-    said = {"cnaps": "wants a backbone with FiLM places, which Wrapped"}
+    said = {"cnaps": "expected a backbone with FiLM places for head=cnaps, got Wrapped"}
     if network == "BatchNormed":
         said |= dict.fromkeys(ADAPTING, "this network .* type a network without batch norm")
     if head in said:
@@ -236,7 +236,10 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
             ["objective=classical", "train.batch_size=6", "regularizer=feature_clustering"],
             "pairs of classes with two images each: type train.batch_size=8",
         ),
-        (["head=maml", "head.output=linear", "train.way=2..6"], "a linear output layer wants one number of classes"),
+        (
+            ["head=maml", "head.output=linear", "train.way=2..6"],
+            "expected one number of classes",
+        ),
         (["head=reptile", "head.output=shared"], "type head.output=zero"),
     ],
 )

@@ -23,13 +23,13 @@ def ill(monkeypatch):
     """Let the losses of these tasks be NaN, or whatever else they are multiplied by."""
 
     def make(*tasks, by=float("nan"), objective=Episodic):
-        whole = objective._losses
+        whole = objective.task_losses
 
         def losses(self, *args):
             chosen = torch.isin(args[-1].index, torch.tensor(tasks))
             return whole(self, *args) * torch.where(chosen, by, 1.0)
 
-        monkeypatch.setattr(objective, "_losses", losses)
+        monkeypatch.setattr(objective, "task_losses", losses)
 
     return make
 
@@ -68,12 +68,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_what_was_saved_goes_on(
 
 def test_a_weight_that_is_not_finite_is_never_saved(launch, monkeypatch, tmp_path):
     """A gradient may be NaN where the loss is not."""
-    whole = Episodic._losses
+    whole = Episodic.task_losses
 
     def losses(self, backbone, *args):
         return whole(self, backbone, *args) + (0 * next(backbone.parameters())).sum().sqrt()
 
-    monkeypatch.setattr(Episodic, "_losses", losses)
+    monkeypatch.setattr(Episodic, "task_losses", losses)
     with pytest.raises(UsageError, match=r"a weight is not finite after step 1, with a learning rate of 0.001: type"):
         launch("val.every=1", "train.tasks=1", out=tmp_path / "a")
     with pytest.raises(UsageError, match="the training loss of task 1 is not finite in step 2"):
@@ -96,14 +96,14 @@ def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
         ),
     )
     learner = SimpleNamespace(
-        objective=SimpleNamespace(), device=torch.device("cuda"), heads={"a": None}, trained="a",
+        device=torch.device("cuda"), heads={"a": SimpleNamespace(learning_rates=())}, trained="a",
         state_dict=lambda: {"weight": torch.tensor([torch.nan])},
     )  # fmt: skip
     guard = NanGuard()
     for step, values in enumerate([[1.0, 2.0], [1.0, torch.inf], [torch.nan, torch.nan]]):
         trainer.global_step = step
         guard.on_train_batch_start(trainer, learner, [SimpleNamespace(index=torch.tensor([2 * step, 2 * step + 1]))], 0)
-        learner.objective.latest = [torch.tensor(values)]
+        learner.task_losses = torch.tensor(values)
         if step < 2:
             guard.on_before_backward(trainer, learner, torch.tensor(values).mean())
     with pytest.raises(UsageError, match=r"loss of task 3 is not finite in step 2, with a learning rate of 0.5: type"):

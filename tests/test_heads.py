@@ -124,7 +124,7 @@ class TestContract:
         trained = head(word, backbone)
         loss = objective(word)
         loss.prepare(backbone, trained)
-        loss(backbone, trained, [episode]).backward()
+        loss(backbone, trained, [episode]).loss.backward()
         for name, value in [*backbone.named_parameters(), *trained.named_parameters()]:
             if value.requires_grad:
                 assert value.grad is not None and value.grad.abs().sum() > 0, name
@@ -198,4 +198,6 @@ def test_label_smoothing_spares_the_true_class(episode):
     weights = torch.full((T, W * Q, W), 0.1 / (W - 1), dtype=torch.double)
     weights.scatter_(2, episode.query.labels.unsqueeze(-1), 0.9)
     reference = -(weights * logits.log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(Episodic(NoRegularizer(), label_smoothing=0.1)(backbone, trained, [episode]), reference)
+    torch.testing.assert_close(
+        Episodic(NoRegularizer(), label_smoothing=0.1)(backbone, trained, [episode]).loss, reference
+    )

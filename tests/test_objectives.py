@@ -1,5 +1,7 @@
 """Losses against their formulas, and what they train."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,11 @@ from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
 from metafew.io import CONF
 from metafew.norms.running import commit
-from metafew.objectives import episodic
+from metafew.objectives import objective as objective_module
 from metafew.objectives.classical import Classical
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_variation
-from metafew.objectives.episodic import Episodic, tasks_at_once
+from metafew.objectives.episodic import Episodic
+from metafew.objectives.objective import tasks_at_once
 from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
 from metafew.training.factory import make
 
@@ -31,27 +34,35 @@ def backbone():
     return Smooth("tasknorm").double()
 
 
+def classical(regularizer, **options):
+    objective = Classical(regularizer, **options)
+    objective.build(SimpleNamespace(features=4), SimpleNamespace(splits=lambda: {"train": range(10)}))
+    return objective.double()
+
+
 def chunk():
     """Two chunks of two pairs of classes with two images each, labelled among ten classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 8, 1, 6, 6, generator=generator, dtype=torch.double)
     labels = torch.tensor([[4, 4, 1, 1, 0, 0, 9, 9], [3, 3, 2, 2, 5, 5, 6, 6]])
     task = three_tasks()
-    return task._replace(support=Labelled(images, labels), query=Labelled(images[:, :0], labels[:, :0]), way=10)
+    return task._replace(
+        support=Labelled(images, labels), query=Labelled(images[:, :0], labels[:, :0]), way=10, index=torch.arange(2)
+    )
 
 
 def test_classical_is_the_cross_entropy_of_one_linear_layer(backbone):
-    objective = Classical(OFF, features=4, classes=10).double()
+    objective = classical(OFF)
     episode = chunk()
     features, _ = backbone.embed(episode.support.images)
     reference = F.cross_entropy(objective.classifier(features).flatten(0, 1), episode.support.labels.flatten())
-    torch.testing.assert_close(objective(backbone, ProtoNet(), [episode]), reference)
-    smooth = Classical(OFF, features=4, classes=10, label_smoothing=0.1).double()
+    torch.testing.assert_close(objective(backbone, ProtoNet(), [episode]).loss, reference)
+    smooth = classical(OFF, label_smoothing=0.1)
     smooth.load_state_dict(objective.state_dict())
     weights = torch.full((16, 10), 0.1 / 9, dtype=torch.double)
     weights[torch.arange(16), episode.support.labels.flatten()] = 0.9
     reference = -(weights * objective.classifier(features).flatten(0, 1).log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(smooth(backbone, ProtoNet(), [episode]), reference)
+    torch.testing.assert_close(smooth(backbone, ProtoNet(), [episode]).loss, reference)
 
 
 @pytest.mark.parametrize(
@@ -59,21 +70,21 @@ def test_classical_is_the_cross_entropy_of_one_linear_layer(backbone):
     [(FeatureClustering(0.5), feature_clustering), (HyperplaneVariation(0.5), hyperplane_variation)],
 )
 def test_classical_adds_the_measure_of_its_pairs(backbone, regularizer, measure):
-    plain, regularized = (Classical(r, features=4, classes=10).double() for r in (OFF, regularizer))
+    plain, regularized = (classical(r) for r in (OFF, regularizer))
     regularized.load_state_dict(plain.state_dict(), strict=False)
     episode = chunk()
     features, _ = backbone.embed(episode.support.images)
     pairs = torch.stack([f.view(2, 2, 2, -1) for f in features])
     assert (episode.support.labels.view(2, 2, 2, 2).diff(dim=-1) == 0).all()
     torch.testing.assert_close(
-        regularized(backbone, ProtoNet(), [episode]),
-        plain(backbone, ProtoNet(), [episode]) + 0.5 * measure(pairs),
+        regularized(backbone, ProtoNet(), [episode]).loss,
+        plain(backbone, ProtoNet(), [episode]).loss + 0.5 * measure(pairs).mean(),
     )
 
 
 def test_classical_leaves_the_head_alone(backbone):
     head = Ridge()
-    Classical(OFF, features=4, classes=10).prepare(backbone, head)
+    classical(OFF).prepare(backbone, head)
     assert not any(p.requires_grad for p in head.parameters()) and all(p.requires_grad for p in backbone.parameters())
 
 
@@ -83,19 +94,19 @@ def test_episodic_adds_the_measure_of_pairs_from_support_and_query(backbone, ada
     head = MAML(backbone, trained=True, way=W, steps=1).double() if adapting else ProtoNet()
     features = torch.cat(backbone.embed(task.support.images, task.query.images), 1)
     pairs = draw_pairs(features, torch.cat([task.support.labels, task.query.labels], 1), task.index)
-    plain = Episodic(OFF)(backbone, head, [task])
-    regularized = Episodic(FeatureClustering(2.0))(backbone, head, [task])
-    torch.testing.assert_close(regularized, plain + 2 * feature_clustering(pairs))
+    plain = Episodic(OFF)(backbone, head, [task]).loss
+    regularized = Episodic(FeatureClustering(2.0))(backbone, head, [task]).loss
+    torch.testing.assert_close(regularized, plain + 2 * feature_clustering(pairs).mean())
 
 
 def test_the_loss_is_a_mean_over_tasks_of_whatever_shape(backbone):
     task = three_tasks()
     narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query[:2])))
-    losses = [Episodic(OFF)(backbone, ProtoNet(), [part]) for part in (*task.split(1), *narrow.split(1))]
-    torch.testing.assert_close(Episodic(OFF)(backbone, ProtoNet(), [task, narrow]), torch.stack(losses).mean())
+    losses = [Episodic(OFF)(backbone, ProtoNet(), [part]).loss for part in (*task.split(1), *narrow.split(1))]
+    torch.testing.assert_close(Episodic(OFF)(backbone, ProtoNet(), [task, narrow]).loss, torch.stack(losses).mean())
 
 
-@pytest.mark.parametrize("objective", [lambda r: Episodic(r), lambda r: Classical(r, features=4, classes=10)])
+@pytest.mark.parametrize("objective", [lambda r: Episodic(r), lambda r: classical(r)])
 def test_weight_clustering_belongs_to_reptile(objective, backbone):
     with pytest.raises(UsageError, match="type head=reptile"):
         objective(WeightClustering()).prepare(backbone, ProtoNet())
@@ -105,7 +116,7 @@ def test_weight_clustering_belongs_to_reptile(objective, backbone):
 @pytest.mark.parametrize("head", ["protonet", "svm"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_few_tasks_at_a_time_have_the_gradients_and_moments_of_all_at_once(norm, head, size, monkeypatch):
-    monkeypatch.setattr(episodic, "PIXELS", size * 2 * 6 * 16 * 16)
+    monkeypatch.setattr(objective_module, "PIXELS", size * 2 * 6 * 16 * 16)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 6, 1, 16, 16, generator=generator, dtype=torch.float64)
     support, query = (Labelled(part, torch.arange(3).repeat(3, 2)) for part in images)
@@ -116,7 +127,7 @@ def test_a_few_tasks_at_a_time_have_the_gradients_and_moments_of_all_at_once(nor
     fitted = make(OmegaConf.load(CONF / "head" / f"{head}.yaml"))
     episode = Episode(support, query, 3, torch.arange(3))
     assert tasks_at_once(models[0], fitted, episode) == (None if norm == "batch_shared" else size)
-    Episodic(OFF)(models[0], fitted, [episode]).backward()
+    Episodic(OFF)(models[0], fitted, [episode]).loss.backward()
     logits = fitted(models[1], support, query.images, 3)
     F.cross_entropy(logits.flatten(0, 1), query.labels.flatten()).backward()
     for model in models:
@@ -148,6 +159,6 @@ def test_what_a_head_asks_for_is_added():
         head = CNAPs(backbone, trained=True, norm=norm, width=4, penalty=penalty, init_std=0.5)
         images, labels = torch.rand(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(2)
         part = Labelled(images, labels.repeat(2, 2))
-        costs.append(Episodic(OFF)(backbone, head, [Episode(part, part, 2, torch.arange(2))]))
+        costs.append(Episodic(OFF)(backbone, head, [Episode(part, part, 2, torch.arange(2))]).loss)
     torch.testing.assert_close(costs[1] - costs[0], head.penalty(), rtol=1e-4, atol=1e-5)
     assert head.penalty() > 0

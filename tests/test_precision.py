@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from metafew.analysis import run_plots
 from metafew.cli import CONF
 from metafew.episode import Episode, Labelled
-from metafew.heads.fast import by_autograd, by_function
+from metafew.heads.fast import autograd_gradient, vmap_safe_gradient
 from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_float32_measures_the_same_in_bfloat16(launch, tmp_path)
     assert half["metrics"][name]["mean"] == pytest.approx(single["metrics"][name]["mean"], abs=0.003)
 
 
-@pytest.mark.parametrize("differentiate", [by_autograd, by_function])
+@pytest.mark.parametrize("differentiate", [autograd_gradient, vmap_safe_gradient])
 def test_inner_gradients_do_not_vanish_in_float16(differentiate):
     """A loss whose gradient in the activations is below the smallest number of float16."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from metafew.heads.protonet import ProtoNet
 from metafew.heads.reptile import Reptile as Head
 from metafew.norms.running import commit
 from metafew.objectives.regularizers import FeatureClustering, NoRegularizer, WeightClustering
-from metafew.objectives.reptile import Reptile, consensus
+from metafew.objectives.reptile import Reptile, mean_over_tasks
 
 OFF = NoRegularizer()
 
@@ -31,7 +31,7 @@ def outer_step(backbone, head, regularizer=OFF, tasks=None):
     objective = Reptile(regularizer)
     objective.prepare(backbone, head)
     parameters = [p for p in (*backbone.parameters(), *head.parameters()) if p.requires_grad]
-    loss = objective(backbone, head, [tasks or three_tasks()])
+    loss = objective(backbone, head, [tasks or three_tasks()]).loss
     loss.backward()
     commit(head)
     torch.optim.SGD(parameters, lr=1.0).step()
@@ -89,7 +89,7 @@ def spread(weight):
             return super().forward(weights, mean)
 
     outer_step(backbone, head, Spy(weight))
-    middle = consensus(ends, [name for name, value in ends[0].items() if value.ndim > 1])
+    middle = mean_over_tasks(ends, [name for name, value in ends[0].items() if value.ndim > 1])
     return sum((end[name] - middle[name]).square().sum() for end in ends for name in middle)
 
 
@@ -101,7 +101,7 @@ def test_weight_clustering_is_its_formula():
     generator = torch.Generator().manual_seed(0)
     shapes = {"conv": (4, 2, 3, 3), "linear": (3, 5), "bias": (3,)}
     tasks = [{n: torch.randn(s, generator=generator, dtype=torch.double) for n, s in shapes.items()} for _ in range(3)]
-    mean = consensus(tasks, ["conv", "linear"])
+    mean = mean_over_tasks(tasks, ["conv", "linear"])
     expected = 0.0
     for name in mean:
         for f in range(shapes[name][0]):
@@ -124,7 +124,7 @@ def test_output_layers_made_anew_are_neither_moved_nor_drawn_together(output):
     reference, ends = learner(output=output), []
     Reptile(OFF).prepare(*reference)
     reference[1].rule = Recorder(reference[1].rule, ends)
-    Reptile(OFF)(*reference, [three_tasks()]).backward()
+    Reptile(OFF)(*reference, [three_tasks()]).loss.backward()
     for name, p in reference[0].named_parameters():
         expected = torch.stack([p.detach() - end["backbone." + name] for end in ends[-3:]]).mean(0)
         torch.testing.assert_close(p.grad, expected, rtol=1e-9, atol=1e-12)
@@ -233,5 +233,5 @@ def test_what_does_not_go_together_is_a_sentence():
         Reptile(FeatureClustering()).prepare(backbone, ProtoNet())
     with pytest.raises(UsageError, match=r"head\.output=zero"):
         learner(output="shared")
-    with pytest.raises(UsageError, match=r"head\.batch is a whole number"):
+    with pytest.raises(UsageError, match=r"head\.batch to be a whole number"):
         learner(batch=0)

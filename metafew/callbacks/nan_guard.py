@@ -1,4 +1,4 @@
-"""What stops a training that cannot end well: a loss that is not finite."""
+"""Stop training when the loss is not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metafew.errors import Diverged
 
 
 class Step(NamedTuple):
-    """A step that is yet to be looked at.
+    """A step whose loss is not checked yet.
 
     Attributes:
         number: its number, from 1.
@@ -34,14 +34,14 @@ class Step(NamedTuple):
 
 
 class NanGuard(Callback):
-    """Stop training, in all processes at once, where the loss of a step is not finite; nothing else is ever saved.
+    """Stop training in all processes when the loss of a step is not finite; no checkpoint ever holds such weights.
 
-    On a CPU each loss is looked at before its gradient is taken: the weights are those of the step before, and
-    last.ckpt takes them over. On a GPU the host would have to wait for each loss, so that those of
-    ``log_every_n_steps`` steps are looked at together, and before a checkpoint is written: last.ckpt stays as it was.
+    On a CPU each loss is checked before its gradient is taken, and last.ckpt gets the weights of the step before. On a
+    GPU the host would have to wait for each loss: those of ``log_every_n_steps`` steps are checked together, and before
+    a checkpoint is written, and last.ckpt stays as it was.
 
-    With a gradient scaler (float16) a loss may overflow: the scaler leaves out such a step and halves its factor. Only
-    where that has gone below 1 is the loss itself to blame.
+    With a gradient scaler (float16) a loss may overflow: the scaler skips the step and halves its factor. Only when the
+    factor is below 1 is the loss itself at fault.
     """
 
     def __init__(self):
@@ -51,38 +51,37 @@ class NanGuard(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: list[Episode], _: int
     ) -> None:
-        """Note which tasks the step has."""
+        """Keep the numbers of the step's tasks."""
         self.index = torch.cat([episode.index for episode in batch])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Note the loss of the step, and look at it when its turn has come."""
+        """Keep the loss of the step, and check those kept when they are due."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None and pl_module.objective.loss_scale >= 1:
             return
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        tasks = torch.cat(pl_module.objective.latest)
-        self.recent.append(Step(trainer.global_step + 1, lr, loss.detach(), tasks, self.index))
+        self.recent.append(Step(trainer.global_step + 1, lr, loss.detach(), pl_module.task_losses, self.index))
         if pl_module.device.type == "cpu" or len(self.recent) >= trainer.log_every_n_steps:
-            self.look(trainer, pl_module)
+            self.check_recent(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to write weights that are not finite over those that are."""
-        self.look(trainer, pl_module)
+        """Refuse to save weights that are not finite."""
+        self.check_recent(trainer, pl_module)
         if not finite(pl_module):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             stop(trainer, pl_module, f"a weight is not finite after step {trainer.global_step}", lr)
 
-    def look(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        """Stop at the first of the recent steps whose loss is not finite in some process."""
+    def check_recent(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
+        """Stop if the loss of a recent step is not finite in some process, and name the first such step."""
         recent, self.recent = self.recent, []
         if not recent:
             return
-        ill = 1.0 - torch.stack([step.loss for step in recent]).isfinite().float()
-        ill = trainer.strategy.reduce(ill, reduce_op="max").tolist()
-        if not any(ill):
+        failed = 1.0 - torch.stack([step.loss for step in recent]).isfinite().float()
+        failed = trainer.strategy.reduce(failed, reduce_op="max").tolist()
+        if not any(failed):
             return
-        step = recent[ill.index(1.0)]
+        step = recent[failed.index(1.0)]
         tasks = sorted(task for part in gather_objects(step.index[~step.tasks.isfinite()].tolist()) for task in part)
         named = f" of task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}" if tasks else ""
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
@@ -92,15 +91,15 @@ class NanGuard(Callback):
 
 
 def stop(trainer: pl.Trainer, learner: pl.LightningModule, what: str, lr: float) -> NoReturn:
-    """Raise a sentence: what went wrong, where the last weights that were finite are, and what to type."""
+    """Raise Diverged, saying what went wrong, where the last finite weights are, and what to type."""
     kept = f" ({last(trainer)} holds the weights from before)" if last(trainer).exists() else ""
-    lrs = getattr(learner.heads[learner.trained], "lrs", ())
+    lrs = learner.heads[learner.trained].learning_rates
     inner = f", or a head.lr below {max(lrs):g}" if lrs else ""
     raise Diverged(f"{what}, with a learning rate of {lr:g}{kept}: type optimizer.lr={lr / 10:g}{inner}")
 
 
 def finite(learner: pl.LightningModule) -> bool:
-    """Tell whether all weights and moments are."""
+    """Return whether all weights and moments are finite."""
     values = (value for value in learner.state_dict().values() if isinstance(value, Tensor))
     return all(bool(value.isfinite().all()) for value in values)
 

@@ -17,8 +17,9 @@ from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.feature_cache import FeatureCache, pays, together
 from metafew.evaluation.metrics import PerTask, summary
-from metafew.heads.head import FeatureHead
-from metafew.norms.alpha import Alpha
+from metafew.heads.head import FeatureHead, Head
+from metafew.heads.shared_features import SharedFeatures
+from metafew.norms.alpha import Alpha, alphas
 
 
 class Evaluator(pl.LightningModule):
@@ -27,10 +28,10 @@ class Evaluator(pl.LightningModule):
     Args:
         backbone: the feature extractor.
         heads: heads by name; the first one is the one that trains, the others only measure.
-        queries: how many test queries are asked at once: all ``together``, a ``single`` one, or those of one ``class``.
+        queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
     """
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module], queries: str):
+    def __init__(self, backbone: Backbone, heads: Mapping[str, Head], queries: str):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
@@ -45,17 +46,22 @@ class Evaluator(pl.LightningModule):
 
     @property
     def alphas(self) -> list[Alpha]:
-        """What TaskNorm learned to blend by, from the first layer to the last."""
-        return [module for module in self.backbone.modules() if isinstance(module, Alpha)]
+        """TaskNorm's alphas, from the first layer to the last."""
+        return alphas(self.backbone)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the backbone or a head lets one query change the logits of another in evaluation."""
+        return self.backbone.transductive or any(head.transductive for head in self.heads.values())
 
     @property
     def measured(self) -> list[str]:
-        """Names of everything that evaluation measures: each head, and below it whatever else it reads."""
+        """Names of everything that evaluation measures: each head, and under its name its extra readings."""
         return [n for name, head in self.heads.items() for n in (name, *(f"{name}/{e}" for e in self._extras(head)))]
 
-    def _extras(self, head: nn.Module) -> list[str]:
-        """Return the names of what a head reads beside its result: nothing while training goes on."""
-        return [] if self.trainer.state.fn == TrainerFn.FITTING else getattr(head, "extra", [])
+    def _extras(self, head: Head) -> list[str]:
+        """Return the names of a head's extra readings: none during training."""
+        return [] if self.trainer.state.fn == TrainerFn.FITTING else head.extra_readings
 
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for everything that is measured."""
@@ -95,11 +101,11 @@ class Evaluator(pl.LightningModule):
             # The queries of a class are consecutive, and equally many for each class.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with targets_at_once(size[self.queries]):
-                self._measure([episode], tables, cache)
+                self._measure([episode], tables, cache, size[self.queries])
             tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
-        """Keep, for each test, one table of tasks a head."""
+        """Compute, for each test, a table of tasks for every head."""
         self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
 
     @torch.no_grad()
@@ -115,50 +121,52 @@ class Evaluator(pl.LightningModule):
             return together(self.backbone, sampler) if self._pays(sampler) else sampler.spec.tasks
 
     def _pays(self, sampler: Sampler) -> bool:
-        """Tell whether it pays to compute the features of all images before ``sampler`` draws tasks."""
+        """Return whether computing the features of all images before ``sampler`` draws tasks saves time."""
         return all(isinstance(head, FeatureHead) for head in self.heads.values()) and pays(self.backbone, sampler)
 
     def _feature_cache(self, loader: DataLoader) -> FeatureCache | None:
-        """Return the features of all images that ``loader`` draws tasks from, where it pays to compute them first."""
+        """Return the features of all images that ``loader`` draws tasks from, where computing them first saves time."""
         sampler = loader.dataset.sampler
         if not self._pays(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
             return FeatureCache(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))
 
-    def _measure(self, batch: list[Episode], tables: dict[str, PerTask], cache: FeatureCache | None) -> None:
+    def _measure(
+        self, batch: list[Episode], tables: dict[str, PerTask], cache: FeatureCache | None, at_once: int | None = None
+    ) -> None:
         for episode in batch:
-            support, images = episode.support, episode.query.images
-            if any(isinstance(head, FeatureHead) for head in self.heads.values()):
-                # One embedding serves them all.
-                context, targets = cache(episode) if cache else self.backbone.embed(support.images, images)
+            shared = SharedFeatures(self.backbone, episode, cache(episode) if cache else None)
             for name, head in self.heads.items():
-                if isinstance(head, FeatureHead):
-                    readings = {"": head.label(context, support.labels, targets, episode.way)}
-                elif self._extras(head):
-                    readings = head.readings(self.backbone, support, images, episode.way)
-                else:
-                    readings = {"": head(self.backbone, support, images, episode.way)}
+                backbone = shared if isinstance(head, FeatureHead) else self.backbone
+                readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
                 for reading, logits in readings.items():
                     tables[f"{name}/{reading}".rstrip("/")].update(logits, episode)
 
+    def _readings(self, head: Head, backbone: Backbone, episode: Episode, at_once: int | None) -> dict[str, Tensor]:
+        """Return the logits of a head under ``""``, and its extra readings, for ``at_once`` queries a call."""
+        call = head.readings if self._extras(head) else lambda *args: {"": head(*args)}
+        images = episode.query.images
+        parts = [images] if at_once is None else images.split(at_once, 1)
+        readings = [call(backbone, episode.support, part, episode.way) for part in parts]
+        return readings[0] if len(readings) == 1 else {n: torch.cat([r[n] for r in readings], 1) for n in readings[0]}
+
     def choose(self) -> dict[str, dict]:
-        """Let every head that has candidates take the best of the last validation; return what each took."""
+        """Set every head that has candidates to the best of the last validation; return what was chosen."""
         chosen = {}
         for name, head in self.heads.items():
             candidates = [extra for extra in self._extras(head) if extra in head.candidates]
             if candidates:
                 best = max(candidates, key=lambda extra: self.validation[f"{name}/{extra}"]["accuracy"])
                 head.chosen = best
-                lr, steps = head.candidates[best]
                 accuracy = self.validation[f"{name}/{best}"]["accuracy"]
-                chosen[name] = {"lr": lr, "test_steps": steps, "validation_accuracy": accuracy}
+                chosen[name] = {**head.candidates[best], "validation_accuracy": accuracy}
         return chosen
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Let ``module`` be in evaluation mode inside, and each part of it in its own mode afterwards."""
+    """Put ``module`` in evaluation mode inside, and each part of it back in its own mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

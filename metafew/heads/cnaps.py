@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.heads.head import class_means
+from metafew.heads.head import Head, class_means
 from metafew.heads.set_encoder import SetEncoder
 from metafew.norms.film import FiLM, modulated
 from metafew.precision import precise
@@ -78,8 +78,8 @@ class Classifier(nn.Module):
         return query @ (means + self.weight(means)).mT + self.bias(means).mT
 
 
-class CNAPs(nn.Module):
-    """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set alone.
+class CNAPs(Head):
+    """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set.
 
     A set encoder makes one vector of the support images. From it come, through a dense layer and ReLU for each stage
     of the backbone, gamma and beta for each of its FiLM places; the class means of the features under this modulation
@@ -88,19 +88,16 @@ class CNAPs(nn.Module):
 
     The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16:
     relative to the mean over tasks it weighs 0.016 there. It also lets the vectors of a residual block start from
-    the same draw; here each has its own. The auto-regressive variant is left out.
+    the same draw; here each has its own. The auto-regressive variant is not implemented.
 
     Args:
-        backbone: the backbone that it will modulate; only its dimensions and FiLM places matter here.
+        backbone: the backbone to modulate; only its dimensions and FiLM places matter here.
         trained: whether the head is, or will be, trained.
         norm: ``norm(channels)`` makes a normalization layer of the set encoder.
         width: channels of the set encoder.
         penalty: weight of the sum of squares of the vectors that multiply what is generated for FiLM.
         init_std: standard deviation that these vectors are drawn with.
     """
-
-    adapts_backbone = False
-    fixed_way = None
 
     def __init__(
         self,
@@ -114,14 +111,14 @@ class CNAPs(nn.Module):
         super().__init__()
         if not backbone.films:
             raise UsageError(
-                f"head=cnaps wants a backbone with FiLM places, which {type(backbone).__name__} does not have: "
+                f"expected a backbone with FiLM places for head=cnaps, got {type(backbone).__name__}: "
                 "type backbone=conv4 or backbone=resnet18"
             )
         if not isinstance(width, int) or width < 1:
-            raise UsageError(f"head.width is a whole number from 1, not {width}: type head.width=64")
+            raise UsageError(f"expected head.width to be a whole number from 1, got {width}: type head.width=64")
         for key, value in (("penalty", penalty), ("init_std", init_std)):
             if not value >= 0:
-                raise UsageError(f"head.{key} is not negative, as {value} is: type head.{key}=0.001")
+                raise UsageError(f"expected head.{key} to be at least 0, got {value}: type head.{key}=0.001")
         convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
         if trained and any(p.requires_grad for module in convolutions for p in module.parameters()):
             log.warning("head=cnaps is meant for a pre-trained, frozen backbone: type backbone.weights=CKPT")
@@ -133,7 +130,7 @@ class CNAPs(nn.Module):
         self.classifier = Classifier(backbone.features)
 
     def penalty(self) -> Tensor:
-        """Return the penalty on modulation: its weight times the sum of squares of the vectors. It is no task's own."""
+        """Return the penalty on modulation: its weight times the sum of squares of the vectors."""
         return self.strength * torch.stack([place.vectors.square().sum() for place in self.places]).sum()
 
     def modulation(self, backbone: Backbone, images: Tensor) -> dict[FiLM, tuple[Tensor, Tensor]]:

@@ -1,8 +1,8 @@
-"""Fast weights: calling a backbone with the weights of a task, and the gradient of a loss in them."""
+"""Fast weights: a backbone called with the weights of one task, and the gradient of a loss in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,44 +11,24 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
 from metafew.heads.inner import Weights
-from metafew.norms.alpha import Alpha
+from metafew.meta_parameters import meta_parameters
 from metafew.norms.norm import Norm
 
 BACKBONE = "backbone."
-"""What names of a backbone's weights begin with, where weights of an output layer stand beside them."""
+"""Prefix of the names of a backbone's weights, which tells them from those of an output layer."""
 NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 Loss = Callable[[Weights], Tensor]
-Differentiate = Callable[[Loss, Weights, bool], tuple[Weights, Tensor]]
+Gradient = Callable[[Loss, Weights, bool], tuple[Weights, Tensor]]
 
 
-class Bound(nn.Module):
-    """A backbone's ``embed`` as a ``forward``, so that it can be called with other weights."""
+class SupportSet(NamedTuple):
+    """The support set of one task, or under ``vmap`` of a stack of tasks that looks like one.
 
-    def __init__(self, backbone: Backbone):
-        super().__init__()
-        self.backbone = backbone
-        # To look for weights of several names takes long, and is done once instead of in every call.
-        self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
-
-    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Embed as the backbone does."""
-        return self.backbone.embed(*args, **kwargs)
-
-
-class Known(nn.Module):
-    """Stands for a :class:`Bound` backbone where features are known already: they pass as they are."""
-
-    tied = False
-
-    def forward(self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True):
-        """Return both as they came."""
-        return context, targets
-
-
-class Task(NamedTuple):
-    """A task, or under ``vmap`` a stack that looks like one: images ``(s, c, h, w)`` (or features), labels, way.
-
-    ``index`` is its number among the tasks of training, where that matters.
+    Attributes:
+        images: ``(s, c, h, w)``, or features ``(s, d)`` where the backbone does not adapt.
+        labels: ``(s,)``.
+        way: number of classes.
+        index: number of the task among those of training, where it matters.
     """
 
     images: Tensor
@@ -57,46 +37,89 @@ class Task(NamedTuple):
     index: int | None = None
 
 
-def adaptable(backbone: Backbone, adapt: str, freeze: Iterable[str]) -> list[str]:
-    """Return the names of the weights that adapt to a task; TaskNorm's scalars never do."""
-    kept = {"all": Alpha, "no_norm": NORMS, "output": nn.Module}[adapt]
-    spared = {id(p) for module in backbone.modules() if isinstance(module, kept) for p in module.parameters()}
-    names = [name for name, p in backbone.named_parameters() if id(p) not in spared]
-    for beginning in freeze:
-        rest = [name for name in names if not f"{name}.".startswith(f"{beginning}.")]
+class FunctionalBackbone(nn.Module):
+    """A backbone that embeds the images of one task with the weights it is given."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+        # Searching for weights with several names is slow: do it once instead of in every call.
+        self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
+
+    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Embed as the backbone does."""
+        return self.backbone.embed(*args, **kwargs)
+
+    def embed(self, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, Tensor]:
+        """Return the features ``(1, n, d)`` of context and targets ``(n, c, h, w)``; other names are passed over."""
+        named = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
+        args = tuple(part.unsqueeze(0) for part in images)
+        return torch.func.functional_call(self, named, args, options, tie_weights=self.tied)
+
+    def weights(self, names: Sequence[str]) -> Weights:
+        """Return the backbone's weights of these names, under :data:`BACKBONE` names."""
+        values = dict(self.backbone.named_parameters())
+        return {BACKBONE + name: values[name] for name in names}
+
+
+class PrecomputedFeatures:
+    """Stand for a :class:`FunctionalBackbone` where no weight of the backbone adapts: its images are features."""
+
+    def embed(self, weights: Weights, *features: Tensor, **options) -> tuple[Tensor, ...]:
+        """Return ``features`` ``(n, d)`` of context and targets as ``(1, n, d)``."""
+        parts = tuple(part.unsqueeze(0) for part in features)
+        return parts if len(parts) == 2 else (*parts, parts[0][:, :0])
+
+    def weights(self, names: Sequence[str]) -> Weights:
+        """Return no weights."""
+        return {}
+
+
+def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str] = ()) -> list[str]:
+    """Return the names of the backbone's weights that adapt to a task; meta-parameters never do.
+
+    Args:
+        backbone: the feature extractor.
+        adapt: ``all`` weights; ``no_norm``, all but those of norms; or only the ``output`` layer: none.
+        freeze: prefixes of further names that do not adapt, such as ``blocks.0``.
+
+    Raises:
+        UsageError: a prefix matches no name.
+    """
+    kinds = {"all": (), "no_norm": NORMS, "output": nn.Module}[adapt]
+    fixed = {id(p) for module in backbone.modules() if isinstance(module, kinds) for p in module.parameters()}
+    fixed |= {id(p) for p in meta_parameters(backbone).values()}
+    names = [name for name, p in backbone.named_parameters() if id(p) not in fixed]
+    for prefix in freeze:
+        rest = [name for name in names if not f"{name}.".startswith(f"{prefix}.")]
         if rest == names:
-            wanted = f"one of {', '.join(names)}" if names else "head.freeze=[]"
-            raise UsageError(f"head.freeze={beginning} begins no name of an adapting weight: type {wanted}")
+            instead = f"one of {', '.join(names)}" if names else "head.freeze=[]"
+            raise UsageError(
+                f"expected head.freeze to hold prefixes of names of adapting weights, got {prefix}: type {instead}"
+            )
         names = rest
     return names
 
 
-def embed(bound: Bound, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Embed the images of one task ``(n, c, h, w)`` with other weights; the features are ``(1, n, d)``."""
-    named = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
-    args = tuple(part.unsqueeze(0) for part in images)
-    return torch.func.functional_call(bound, named, args, options, tie_weights=bound.tied)
-
-
 def detached(weights: Weights) -> Weights:
-    """Return the same values, cut off from where they came from."""
+    """Return the same values without their history."""
     return {name: value.detach() for name, value in weights.items()}
 
 
 def inner_scale(weights: Weights) -> float:
-    """Return what an inner loss is multiplied by while its gradient is taken, and the gradient divided by afterwards.
+    """Return the factor of an inner loss while its gradient is taken, by which the gradient is divided afterwards.
 
-    Where autocast computes in float16, gradients pass through it too, and below 6e-8 they are 0. A power of two that
-    depends on nothing keeps adaptation the same in training and evaluation, which no scaler watches.
+    Where autocast computes in float16, gradients below 6e-8 underflow to 0. A fixed power of two keeps adaptation the
+    same in training and in evaluation, which no gradient scaler watches.
     """
     device = next(iter(weights.values())).device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     return 1024.0 if half else 1.0
 
 
-def by_autograd(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
-    """Return the gradient of ``loss(weights)``, which can be differentiated again if ``graph``, and the loss."""
-    # Views, since one weight may have been computed from another, and is differentiated as if it had not.
+def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
+    """Return the gradient of ``loss(weights)``, differentiable again if ``graph``, and the loss."""
+    # Views: one weight may have been computed from another, and is differentiated as if it had not.
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
     scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():
@@ -105,8 +128,8 @@ def by_autograd(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Ten
         return unscaled(dict(zip(weights, grads, strict=True)), scale), value.detach()
 
 
-def by_function(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
-    """Return the same as :func:`by_autograd`, under ``vmap`` too."""
+def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
+    """Return the same as :func:`autograd_gradient`, inside ``vmap`` too."""
     scale = inner_scale(weights)
     grads, value = torch.func.grad_and_value(lambda weights: loss(weights) * scale)(weights)
     grads = unscaled(grads, scale)

@@ -1,37 +1,87 @@
-"""What heads on frozen features share: one embedding, then pure functions of the features."""
+"""What every head declares, and heads that work on features."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.meta_parameters import HasMetaParameters
 from metafew.precision import precise
 
 
-def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
-    """Return the mean feature of each class, ``(..., w, d)``.
+class Head(HasMetaParameters):
+    """Turn a labelled support set and query images into logits. Subclasses implement :meth:`forward`.
 
-    Args:
-        features: ``(..., s, d)``.
-        labels: ``(..., s)`` in ``0..way-1``; classes may have unequal numbers of rows.
-        way: number of classes ``w``.
-    """
-    members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
-    return (members / members.sum(-2, keepdim=True)).mT @ features
-
-
-class FeatureHead(nn.Module):
-    """A head that fits a classifier on the features of the support set and leaves the backbone as it is.
-
-    Subclasses implement :meth:`classify`. A head never receives the labels of queries.
+    Training, evaluation and :func:`metafew.load` all call ``head(backbone, support, query, way)``. A head never
+    receives the labels of queries. The attributes below are its whole contract with the rest of the package, which
+    asks for no method by name.
     """
 
-    adapts_backbone = False
+    adapts_backbone: bool = False
     """Whether the backbone's weights change from task to task."""
+    transductive: bool = False
+    """Whether, in evaluation, one query may change the logits of another. Results of such a head are marked."""
     fixed_way: int | None = None
     """The only number of classes that the head can tell apart, if there is one."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rates of the inner loop; several are candidates of which evaluation chooses one."""
+    lock_step: bool = False
+    """Whether ``objective=reptile`` can drive the inner loop, all tasks of a meta-batch in step."""
+    evaluation_options: tuple[str, ...] = ()
+    """Names of constructor arguments that have no effect on training: a run may be resumed with others."""
+    memory_option: str | None = None
+    """An option, such as ``inner=loop``, with which evaluation and training need less memory."""
+    chosen: str | None = None
+    """Which of :attr:`candidates` evaluation uses; None until one is chosen: the first."""
+
+    @property
+    def candidates(self) -> dict[str, dict[str, Any]]:
+        """Settings to choose from on validation tasks, by name: values of constructor arguments."""
+        return {}
+
+    @property
+    def extra_readings(self) -> list[str]:
+        """Names of what :meth:`readings` measures besides the result."""
+        return []
+
+    def penalty(self) -> Tensor | float:
+        """Return a term that every objective which trains the head adds to its loss, once a step."""
+        return 0.0
+
+    def tasks_at_once(self, device: torch.device) -> int | None:
+        """Return how many tasks the head works on together; None for all of a meta-batch."""
+        return None
+
+    def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
+        """Return the logits of the queries.
+
+        Args:
+            backbone: the feature extractor, or what stands for it and embeds each image once.
+            support: images ``(t, s, c, h, w)`` and labels ``(t, s)`` in ``0..way-1``; classes may have unequal numbers
+                of rows.
+            query: images ``(t, q, c, h, w)``.
+            way: number of classes ``w``.
+
+        Returns:
+            ``(t, q, w)``.
+        """
+        raise NotImplementedError
+
+    def readings(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> dict[str, Tensor]:
+        """Return logits under the name ``""``, and those of everything in :attr:`extra_readings`."""
+        return {"": self(backbone, support, query, way)}
+
+
+class FeatureHead(Head):
+    """A head that fits a classifier on the features of the support set and leaves the backbone as it is.
+
+    Subclasses implement :meth:`classify`, or override :meth:`forward`. The features of an episode are computed once
+    for all such heads.
+    """
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return logits of the queries. Called with features in float32 or better, outside autocast.
@@ -47,19 +97,20 @@ class FeatureHead(nn.Module):
         """
         raise NotImplementedError
 
-    def label(self, context: Tensor, labels: Tensor, targets: Tensor, way: int) -> Tensor:
-        """Return logits ``(t, q, w)`` of queries with the features ``targets`` ``(t, q, d)``, in whatever precision.
-
-        Args:
-            context: features ``(t, s, d)`` of the support set.
-            labels: its labels ``(t, s)``.
-            targets: features of the queries.
-            way: number of classes.
-        """
-        with torch.autocast(context.device.type, enabled=False):
-            return self.classify(precise(context), labels, precise(targets), way)
-
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
         context, targets = backbone.embed(support.images, query)
-        return self.label(context, support.labels, targets, way)
+        with torch.autocast(context.device.type, enabled=False):
+            return self.classify(precise(context), support.labels, precise(targets), way)
+
+
+def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
+    """Return the mean feature of each class, ``(..., w, d)``.
+
+    Args:
+        features: ``(..., s, d)``.
+        labels: ``(..., s)`` in ``0..way-1``; classes may have unequal numbers of rows.
+        way: number of classes ``w``.
+    """
+    members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
+    return (members / members.sum(-2, keepdim=True)).mT @ features

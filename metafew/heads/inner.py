@@ -1,23 +1,26 @@
-"""The inner loop's steps: rules by which weights descend, and the learning rates that they descend at."""
+"""Steps of the inner loop: how weights descend, and their learning rates."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
+from metafew.heads.output import Output
 
 Weights = dict[str, Tensor]
 """Weights that adapt to a task, by name."""
 
 
 class SGD:
-    """Gradient descent, ``w <- w - rate * g``, which keeps no state."""
+    """Gradient descent without state, ``w <- w - rate * g``."""
 
     def start(self, weights: Weights) -> Weights:
-        """Return the state before the first step."""
+        """Return the state before the first step: none."""
         return {}
 
     def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
@@ -41,7 +44,7 @@ class Adam:
     beta2, eps = 0.999, 1e-8
 
     def start(self, weights: Weights) -> Weights:
-        """Return the state before the first step: nothing is known of any gradient."""
+        """Return the state before the first step."""
         zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
         return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()}
 
@@ -60,19 +63,30 @@ RULES = {"sgd": SGD, "adam": Adam}
 
 
 class Shape(NamedTuple):
-    """What learned rates must know of a weight.
+    """A weight that adapts, for learned rates.
 
     Attributes:
         name: its name.
-        size: the shape of one rate for each of its values; 1 where the weight has one row for each class of a task.
+        size: its shape, with 1 for the number of classes where that differs from task to task.
     """
 
     name: str
     size: torch.Size
 
 
+def adapting_shapes(backbone: Backbone, names: Iterable[str], output: Output) -> list[Shape]:
+    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of the output layer's."""
+    values = dict(backbone.named_parameters())
+    rows = output.way or 1
+    return [
+        *(Shape(f"backbone.{name}", values[name].shape) for name in names),
+        Shape("weight", torch.Size((rows, backbone.features))),
+        Shape("bias", torch.Size((rows,))),
+    ]
+
+
 class Rates(nn.Module):
-    """Inner learning rates: one for everything, or learned.
+    """Inner learning rates: one for all weights, or learned ones.
 
     Args:
         kind: ``fixed``; ``layer``, a learned rate for each weight tensor and step (LSLR, Antoniou et al. 2019; steps
@@ -83,10 +97,10 @@ class Rates(nn.Module):
         shapes: the weights that adapt.
     """
 
-    def __init__(self, kind: str, lr: float, steps: int, shapes: list[Shape]):
+    def __init__(self, kind: str, lr: float, steps: int, shapes: Sequence[Shape]):
         super().__init__()
         if kind == "layer" and steps < 1:
-            raise UsageError("head.rates=layer learns a rate for each step, and head.steps is 0: type head.steps=1")
+            raise UsageError("expected head.rates=layer to have steps, got head.steps=0: type head.steps=1")
         self.kind, self.names = kind, [shape.name for shape in shapes]
         if kind != "fixed":
             for shape in shapes:
@@ -104,5 +118,5 @@ class Rates(nn.Module):
 
 
 def entry(name: str) -> str:
-    """Return a name under which a module can register what belongs to the weight ``name``."""
+    """Return the name under which a module registers a tensor that belongs to the weight ``name``."""
     return "of/" + name.replace(".", "/")

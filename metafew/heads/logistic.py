@@ -25,7 +25,7 @@ class Logistic(FeatureHead):
     def __init__(self, c: float = 1.0, scale: float = 1.0):
         super().__init__()
         if not c > 0:
-            raise UsageError(f"the weight c of logistic regression's losses is positive, not {c}: type head.c=1")
+            raise UsageError(f"expected head.c, the weight of each loss, to be positive, got {c}: type head.c=1")
         self.c = c
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

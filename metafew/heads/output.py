@@ -1,4 +1,4 @@
-"""The linear output layer of heads that adapt by gradient descent: what it starts from."""
+"""The linear output layer of heads that adapt by gradient steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from metafew.errors import UsageError
 from metafew.heads.head import class_means
-from metafew.heads.inner import Weights
 from metafew.precision import precise
 
 KINDS = ("auto", "linear", "shared", "zero", "prototype")
@@ -31,12 +30,13 @@ class Output(nn.Module):
     def __init__(self, kind: str, way: int | str, features: int, trained: bool):
         super().__init__()
         if kind not in KINDS:
-            raise UsageError(f"head.output is one of {', '.join(KINDS)}, not {kind}: type head.output=auto")
+            raise UsageError(f"expected head.output to be one of {', '.join(KINDS)}, got {kind}: type head.output=auto")
         if kind == "auto":
             kind = "zero" if not trained else "linear" if isinstance(way, int) else "shared"
         if kind == "linear" and not isinstance(way, int):
             raise UsageError(
-                f"a linear output layer wants one number of classes, not train.way={way}: type head.output=shared"
+                "expected one number of classes, as a linear output layer has, "
+                f"got train.way={way}: type head.output=shared"
             )
         self.kind, self.features = kind, features
         self.way = way if kind == "linear" else None
@@ -46,25 +46,32 @@ class Output(nn.Module):
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)
             self.bias = nn.Parameter(torch.zeros(size))
 
-    def start(self, way: int, like: Tensor) -> Weights:
+    def start(self, way: int, like: Tensor) -> dict[str, Tensor]:
         """Return ``weight`` and ``bias`` for ``way`` classes; zeros have the dtype and device of ``like``."""
         if self.way not in (None, way):
             raise UsageError(
-                f"this output layer was made for {self.way} classes and a task has {way}: type head.output=shared"
+                f"expected {self.way} classes, for which this output layer was made, got a task of {way}: "
+                "type head.output=shared"
             )
         if self.kind in ("linear", "shared"):
             return {"weight": self.weight.expand(way, -1), "bias": self.bias.expand(way)}
         return {"weight": like.new_zeros(way, self.features), "bias": like.new_zeros(way)}
 
 
-def prototypes(features: Tensor, labels: Tensor, way: int) -> Weights:
-    """Return the linear layer that is nearest class mean: ``features`` ``(..., s, d)`` and ``labels`` ``(..., s)``."""
+def prototypes(features: Tensor, labels: Tensor, way: int) -> dict[str, Tensor]:
+    """Return the linear layer that classifies by the nearest class mean.
+
+    Args:
+        features: ``(..., s, d)``.
+        labels: ``(..., s)``.
+        way: number of classes.
+    """
     with torch.autocast(features.device.type, enabled=False):
         means = class_means(precise(features), labels, way)
     return {"weight": 2 * means, "bias": -means.square().sum(-1)}
 
 
-def classify(features: Tensor, weights: Weights) -> Tensor:
-    """Return the logits of ``features`` ``(..., d)`` in float32 or better, whatever is cast around it."""
+def classify(features: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Return the logits of ``features`` ``(..., d)`` in float32 or better, also under autocast."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(precise(features), precise(weights["weight"]), precise(weights["bias"]))

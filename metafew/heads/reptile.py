@@ -10,8 +10,9 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
-from metafew.heads.fast import Bound, Task
-from metafew.heads.inner import Weights, entry
+from metafew.heads.adapting import Model
+from metafew.heads.fast import SupportSet
+from metafew.heads.inner import Weights, adapting_shapes, entry
 from metafew.heads.maml import MAML
 from metafew.norms.running import kept_finite
 
@@ -22,10 +23,10 @@ class Reptile(MAML):
     Minibatches go through random orders of the support rows, one order after the other: in training a function of
     (seed, task, step), in evaluation, where nothing is learned of the order, of the step alone.
 
-    The inner Adam has no momentum, and its second moments go on from task to task. They are a buffer that is replaced
-    once a step by their mean over the tasks of the meta-batch; evaluation starts from it and never changes it. The
-    authors let one task after another update a single state, which depends on the order of tasks and on how many
-    processes share them: a departure. With ``fresh`` every task starts from nothing.
+    The inner Adam has no momentum, and its second moments carry over from task to task. They are buffers, replaced once
+    a step by their mean over the tasks of the meta-batch; evaluation starts from them and never changes them. The
+    authors' tasks update a single state one after another, which depends on the order of tasks and on the number of
+    processes: a departure. With ``fresh`` every task starts from zero.
 
     Args:
         backbone: the backbone that it will adapt.
@@ -38,13 +39,16 @@ class Reptile(MAML):
         test_batch: support rows in an inner step of evaluation.
         fresh: restart the second moments for each task.
         adapt: ``all`` weights, ``no_norm`` or ``output``, as in :class:`~metafew.heads.maml.MAML`.
-        freeze: beginnings of names of backbone weights that do not adapt.
+        freeze: prefixes of names of backbone weights that do not adapt.
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
         inner: how the tasks of a meta-batch are worked through in evaluation.
         chunk: tasks in a chunk.
         each_step: also measure after every step of evaluation.
         seed: of the minibatches of training.
     """
+
+    evaluation_options = ("test_steps", "each_step", "test_batch")
+    lock_step = True
 
     def __init__(
         self,
@@ -67,9 +71,11 @@ class Reptile(MAML):
     ):
         for key, value in {"batch": batch, "test_batch": test_batch}.items():
             if not isinstance(value, int) or value < 1:
-                raise UsageError(f"head.{key} is a whole number from 1, not {value}: type head.{key}=5")
+                raise UsageError(f"expected head.{key} to be a whole number from 1, got {value}: type head.{key}=5")
         if output == "shared":
-            raise UsageError("head=reptile moves every row of the output layer by itself: type head.output=zero")
+            raise UsageError(
+                "expected an output layer with a row for each class, got head.output=shared: type head.output=zero"
+            )
         if output == "auto" and not isinstance(way, int):
             output = "zero"
         super().__init__(
@@ -78,7 +84,7 @@ class Reptile(MAML):
         )  # fmt: skip
         self.batch, self.test_batch, self.fresh, self.seed = batch, test_batch, fresh, seed
         self.lasting = []
-        for shape in self._shapes(backbone):
+        for shape in adapting_shapes(backbone, self.names, self.output):
             if self.lasts(shape.name) and not fresh:
                 self.register_buffer(entry(shape.name), torch.zeros(shape.size))
                 self.register_buffer(entry(f"{shape.name}/steps"), torch.zeros(()))
@@ -86,17 +92,17 @@ class Reptile(MAML):
         self.pending: Tensor | None = None
 
     def lasts(self, name: str) -> bool:
-        """Tell whether a weight goes on from task to task: that of an output layer made anew does not."""
+        """Return whether a weight carries over from task to task: that of an output layer made anew does not."""
         return self.output.kind == "linear" or name not in ("weight", "bias")
 
     def first_state(self, weights: Weights) -> Weights:
         """Return the second moments that tasks start from."""
         return self.rule.start(weights) | {name: getattr(self, entry(name)) for name in self.lasting}
 
-    def loss(self, bound: Bound, task: Task, step: int, weights: Weights) -> Tensor:
+    def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy, in nats, of the minibatch of step ``step``."""
         rows = self.rows(step, len(task.labels), task.index).to(task.labels.device)
-        return super().loss(bound, Task(task.images[rows], task.labels[rows], task.way), step, weights)
+        return super().loss(model, SupportSet(task.images[rows], task.labels[rows], task.way), step, weights)
 
     def rows(self, step: int, count: int, task: int | None = None) -> Tensor:
         """Return which of ``count`` support rows step ``step`` uses; ``task`` is the number of a task of training."""
@@ -104,12 +110,12 @@ class Reptile(MAML):
         size = min(self.batch if self.training else self.test_batch, count)
         first, last = step * size, (step + 1) * size
         orders = range(first // count, -(-last // count))
-        # NumPy, for vmap would give each task an order of its own.
+        # NumPy: under vmap torch would draw another order for each task.
         sequence = np.concatenate([np.random.default_rng([*seed, i]).permutation(count) for i in orders])
         return torch.from_numpy(sequence[first - orders[0] * count :][:size])
 
     def keep(self, states: Sequence[Weights]) -> None:
-        """Note where the second moments of a meta-batch ended, for :func:`~metafew.norms.running.commit`."""
+        """Add the final second moments of some tasks to those that :func:`~metafew.norms.running.commit` averages."""
         if not self.lasting:
             return
         ends = [torch.cat([state[name].flatten() for name in self.lasting]) for state in states]
@@ -117,7 +123,7 @@ class Reptile(MAML):
         self.pending = total if self.pending is None else self.pending + total
 
     def absorb(self, total: Tensor) -> None:
-        """Let the buffers take over the mean over tasks of ``total``, their sums with the count of tasks at the end."""
+        """Set the buffers to the mean over tasks of ``total``, their sums with the number of tasks at the end."""
         mean = total[:-1] / total[-1]
         buffers = [getattr(self, entry(name)) for name in self.lasting]
         for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):

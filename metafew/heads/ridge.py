@@ -28,7 +28,7 @@ class Ridge(FeatureHead):
     def __init__(self, penalty: float = 50.0, learn_penalty: bool = False, scale: float = 1.0):
         super().__init__()
         if not penalty > 0:
-            raise UsageError(f"the penalty of ridge regression is positive, not {penalty}: type head.penalty=50")
+            raise UsageError(f"expected head.penalty to be positive, got {penalty}: type head.penalty=50")
         self.initial_penalty = penalty
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty))) if learn_penalty else None
         self.scale = nn.Parameter(torch.tensor(float(scale)))

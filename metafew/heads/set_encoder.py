@@ -12,12 +12,12 @@ from metafew.norms.scope import rows
 
 
 class SetEncoder(nn.Module):
-    """The mean over support images of what five convolutional blocks make of each: ``z = mean_i phi(x_i)``.
+    """Encode the support set as ``z = mean_i phi(x_i)``, with five convolutional blocks ``phi``.
 
-    A block is a 3x3 convolution, norm, ReLU and 2x2 max-pooling; the last is averaged over positions. Labels take no
-    part, and every image is context to the norms, in training and evaluation. Maps of a single pixel, such as the
-    fourth block makes of 28x28 images, are no longer pooled. Convolutions have no bias, which the published ones have
-    and whose effect their norm undoes.
+    A block is a 3x3 convolution, norm, ReLU and 2x2 max-pooling; the last is averaged over positions. Labels are
+    not used, and every image is context to the norms, in training and evaluation. Maps of a single pixel, such as the
+    fourth block makes of 28x28 images, are no longer pooled. Convolutions have no bias; the published ones have one,
+    which their norm cancels.
 
     Args:
         channels: channels of the images.
@@ -37,8 +37,8 @@ class SetEncoder(nn.Module):
         for module in self.blocks:
             if isinstance(module, RunningNorm):
                 raise UsageError(
-                    f"the set encoder wants a norm that takes its moments from the support set, not the running ones "
-                    f"of {type(module).__name__}: type head.norm._target_=metafew.norms.meta_batch.MetaBatchNorm"
+                    "expected a norm of the set encoder that takes its moments from the support set, got the running "
+                    f"ones of {type(module).__name__}: type head.norm._target_=metafew.norms.meta_batch.MetaBatchNorm"
                 )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class SVM(FeatureHead):
     def __init__(self, c: float = 0.1, scale: float = 1.0):
         super().__init__()
         if not c > 0:
-            raise UsageError(f"the bound c of the support vector machine is positive, not {c}: type head.c=0.1")
+            raise UsageError(f"expected head.c, the bound of dual variables, to be positive, got {c}: type head.c=0.1")
         self.c = c
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

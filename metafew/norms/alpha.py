@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from metafew.errors import UsageError
+from metafew.meta_parameters import HasMetaParameters
 from metafew.norms.norm import Moments
 
 FORMS = ("functional", "independent")
 
 
-class Alpha(nn.Module):
+class Alpha(HasMetaParameters):
     """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
 
-    Both scalars start at 0, so alpha starts at 1/2. They are not fast weights of an adapting head and have no weight
-    decay.
+    Both scalars start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they have no
+    weight decay.
 
     Args:
         form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, for tasks of one
@@ -23,7 +24,7 @@ class Alpha(nn.Module):
         channels: None for one alpha a layer; a number for one a channel (tables E.3 and E.4 of the paper).
     """
 
-    undecayed = ("scale", "offset")
+    meta_parameters = ("scale", "offset")
 
     def __init__(self, form: str, channels: int | None):
         super().__init__()
@@ -36,6 +37,11 @@ class Alpha(nn.Module):
     def forward(self, context: int) -> Tensor:
         """Return alpha, a scalar or ``(c,)``, for ``context`` images."""
         return torch.sigmoid(self.offset if self.scale is None else self.scale * context + self.offset)
+
+
+def alphas(model: nn.Module) -> list[Alpha]:
+    """Return every alpha of ``model``, from the first layer to the last."""
+    return [module for module in model.modules() if isinstance(module, Alpha)]
 
 
 def blend(alpha: Tensor | float, shared: Moments, own: Moments) -> Moments:

@@ -28,13 +28,13 @@ def feature_clustering(pairs: Tensor) -> Tensor:
         pairs: features ``(..., p, 2, 2, d)``.
 
     Returns:
-        A scalar, in float32 or better.
+        ``(...)``, in float32 or better.
     """
     pairs = precise(pairs)
     within = (pairs[..., 0, :] - pairs[..., 1, :]).square().sum((-1, -2))
     means = pairs.mean(-2)
     between = (means[..., 0, :] - means[..., 1, :]).square().sum(-1)
-    return (within / (between + 1e-6)).mean()
+    return (within / (between + 1e-6)).mean(-1)
 
 
 def hyperplane_variation(pairs: Tensor) -> Tensor:
@@ -48,9 +48,9 @@ def hyperplane_variation(pairs: Tensor) -> Tensor:
         pairs: features ``(..., p, 2, 2, d)``.
 
     Returns:
-        A scalar, in float32 or better.
+        ``(...)``, in float32 or better.
     """
-    return (2 * _turns(pairs)).square().mean()
+    return (2 * _turns(pairs)).square().mean(-1)
 
 
 def hyperplane_ratio(pairs: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ def hyperplane_ratio(pairs: Tensor) -> Tensor:
         pairs: features ``(..., p, 2, 2, d)``.
 
     Returns:
-        A scalar, in float32 or better.
+        ``(...)``, in float32 or better.
     """
-    return _turns(pairs).mean()
+    return _turns(pairs).mean(-1)
 
 
 def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:

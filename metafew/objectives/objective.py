@@ -1,59 +1,92 @@
-"""What objectives share: a regularizer, label smoothing, and a say in what is trained."""
+"""What every objective shares: tasks a few at a time, penalties, regularizers, and what may be trained."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from metafew.backbones.backbone import Backbone
+from metafew.data.sources import Source
 from metafew.episode import Episode
 from metafew.errors import UsageError
+from metafew.heads.head import FeatureHead, Head
+from metafew.heads.shared_features import SharedFeatures
+from metafew.objectives.clustering import draw_pairs
+from metafew.objectives.regularizers import NoRegularizer, Regularizer
 
 log = logging.getLogger(__name__)
 
+PIXELS = 2**18
+"""Pixels of the images that a CPU embeds at once: those of 4 tasks of 80 images of 28 x 28, or of one of 84 x 84. With
+fewer the fixed cost of a pass weighs more; more take memory and are slower."""
 
-class Objective(nn.Module):
-    """A loss of a meta-batch, a scalar whose ``.backward()`` gives the meta-gradient.
 
-    Args:
-        regularizer: a term of the loss (:mod:`metafew.objectives.regularizers`).
+class StepLoss(NamedTuple):
+    """The loss of a meta-batch.
+
+    Attributes:
+        loss: a scalar whose ``.backward()`` gives the meta-gradient.
+        task_losses: ``(t,)`` the loss of each task, in the order of the meta-batch, detached.
     """
 
-    minibatches = False
-    """Whether it trains on images of all classes (:mod:`metafew.data.minibatches`) instead of tasks."""
-    trains_head = True
-    """Whether the head takes part in training."""
-    needs_queries = True
-    """Whether the tasks of training have queries."""
-    loss_scale: float | Tensor = 1.0
-    """What losses are multiplied by before gradients are taken within the objective, against underflow in float16."""
+    loss: Tensor
+    task_losses: Tensor
 
-    def __init__(self, regularizer: nn.Module):
+
+class Objective(nn.Module):
+    """What a training step minimises. Subclasses implement :meth:`task_losses`, one loss for each task.
+
+    The loss of a meta-batch is the mean over its tasks, plus the penalty of the head that it trains. Tasks are
+    differentiated a few at a time where a head adapts the backbone, and on a CPU (:data:`PIXELS`), so that memory does
+    not grow with the meta-batch; norms that couple tasks need all at once.
+
+    A regularizer of features takes pairs of classes from each task (:meth:`pairs`), in the features that the loss is
+    computed from; for a head that does not work on features, in the features before adaptation.
+
+    Args:
+        regularizer: a term of each task's loss (:mod:`metafew.objectives.regularizers`).
+    """
+
+    minibatches: bool = False
+    """Whether it trains on images of all classes (:mod:`metafew.data.minibatches`) instead of tasks."""
+    trains_head: bool = True
+    """Whether the head takes part in training."""
+    needs_queries: bool = True
+    """Whether the tasks of training need queries."""
+    regularizes_weights: bool = False
+    """Whether a regularizer of adapted weights applies."""
+    loss_scale: float | Tensor = 1.0
+    """Factor of losses while gradients are taken within the objective, against underflow in float16."""
+
+    def __init__(self, regularizer: NoRegularizer | Regularizer):
         super().__init__()
         self.regularizer = regularizer
-        self.latest: list[Tensor] = []
-        """Losses of the tasks of the latest meta-batch, in its order and in pieces ``(t,)``, without gradient."""
 
-    def noted(self, losses: Tensor) -> Tensor:
-        """Return the losses ``(t,)`` of some tasks, having noted them in :attr:`latest`."""
-        self.latest.append(losses.detach())
-        return losses
+    def build(self, backbone: Backbone, source: Source) -> None:
+        """Make what depends on the backbone or the classes of ``source``; called once, after construction."""
 
-    def prepare(self, backbone: Backbone, head: nn.Module) -> None:
-        """Freeze what the loss cannot reach; raise a sentence where it cannot train as it was put together."""
+    def prepare(self, backbone: Backbone, head: Head) -> None:
+        """Freeze what the loss cannot reach.
+
+        Raises:
+            UsageError: objective, regularizer and head do not go together.
+        """
         if self.trains_head:
-            one_rate(head)
-        if self.regularizer.on_weights:
+            check_one_rate(head)
+        if self.regularizer.on_weights and not self.regularizes_weights:
             raise UsageError(
-                "regularizer=weight_clustering draws together the weights of tasks in objective=reptile: "
-                "type head=reptile, or regularizer=feature_clustering"
+                "expected a regularizer of features, got regularizer=weight_clustering, which acts in the inner loop "
+                "of objective=reptile: type head=reptile, or regularizer=feature_clustering"
             )
 
     def advise(self, optimizer: Optimizer) -> None:
-        """Warn where ``optimizer`` does not suit this objective."""
+        """Log a warning if ``optimizer`` does not suit this objective."""
         group = optimizer.param_groups[0]
         if type(optimizer) is SGD and not group["momentum"] and group["lr"] >= 1:
             log.warning(
@@ -62,22 +95,99 @@ class Objective(nn.Module):
                 group["lr"],
             )
 
-    def forward(self, backbone: Backbone, head: nn.Module, batch: list[Episode]) -> Tensor:
+    def forward(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
         """Return the loss of a meta-batch."""
+        mean, task_losses = self.batch_losses(backbone, head, batch)
+        return StepLoss(mean + head.penalty() if self.trains_head else mean, task_losses)
+
+    def task_losses(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
+        """Return one loss for each task, ``(t,)``, without the regularizer.
+
+        Args:
+            backbone: the feature extractor; for heads on features one that embeds the episode's images only once.
+            head: the head that trains.
+            episode: some tasks of the meta-batch.
+        """
         raise NotImplementedError
 
+    def pairs(self, backbone: Backbone, episode: Episode) -> Tensor:
+        """Return features ``(t, p, 2, 2, d)`` of pairs of classes with two images each, for the regularizer."""
+        features = backbone.embed(episode.support.images, episode.query.images, record=False)
+        labels = torch.cat([episode.support.labels, episode.query.labels], 1)
+        return draw_pairs(torch.cat(features, 1), labels, episode.index)
 
-def one_rate(head: nn.Module) -> None:
-    """Raise a sentence where a head that is to be trained has several inner learning rates to choose from."""
-    if len(lrs := getattr(head, "lrs", ())) > 1:
-        raise UsageError(f"a list of head.lr is for evaluation, and this head trains: type head.lr={lrs[0]}")
+    def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
+        """Return the mean over tasks and each task's loss. Override where tasks cannot be taken a few at a time."""
+        tasks = sum(len(episode.index) for episode in batch)
+        pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, head, episode))]
+        seen: list[Tensor] = []
+
+        def shares() -> Iterator[Tensor]:
+            for piece in pieces:
+                losses = self._regularized(backbone, head, piece)
+                seen.append(losses.detach())
+                yield losses.sum() / tasks
+
+        if torch.is_grad_enabled() and (head.adapts_backbone or len(pieces) > 1):
+            modules = (backbone, head, self) if self.trains_head else (backbone, self)
+            mean = in_turn(shares(), [p for m in modules for p in m.parameters() if p.requires_grad], self.loss_scale)
+        else:
+            mean = sum(shares())
+        return StepLoss(mean, torch.cat(seen))
+
+    def _regularized(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
+        if isinstance(head, FeatureHead) or not self.trains_head:
+            backbone = SharedFeatures(backbone, episode)
+        losses = self.task_losses(backbone, head, episode)
+        return losses + self.regularizer(self.pairs(backbone, episode)) if self.regularizer.on_features else losses
 
 
-def checked(label_smoothing: float) -> float:
-    """Return ``label_smoothing``, or raise a sentence."""
+def tasks_at_once(backbone: Backbone, head: Head, episode: Episode) -> int | None:
+    """Return how many tasks of an episode are differentiated together; None for all."""
+    support, query = episode.support.images, episode.query.images
+    if head.adapts_backbone:
+        return head.tasks_at_once(query.device)
+    if query.device.type != "cpu" or backbone.couples_tasks:
+        return None
+    return max(1, PIXELS // (support[0, :, 0].numel() + query[0, :, 0].numel()))
+
+
+def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:
+    """Return the sum of ``losses`` with its gradient, having differentiated one after the other.
+
+    The graph of a loss is freed before the next is computed. The gradients ``g`` come back as those of
+    ``sum((p - stopgrad(p)) * g)``, which is 0.
+
+    Args:
+        losses: computed one at a time.
+        weights: parameters to differentiate with respect to.
+        scale: factor of each loss while its gradient is taken.
+    """
+    total, grads = 0.0, [None] * len(weights)
+    for loss in losses:
+        parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+        grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
+        total = total + loss.detach()
+    for p, g in zip(weights, grads, strict=True):
+        if g is not None:
+            total = total + ((p - p.detach()) * (g / scale)).sum()
+    return total
+
+
+def check_one_rate(head: Head) -> None:
+    """Raise UsageError if a head to be trained has several inner learning rates to choose from."""
+    if len(lrs := head.learning_rates) > 1:
+        raise UsageError(
+            f"expected one head.lr to train with, got {[*lrs]}: a list of head.lr is for evaluation: "
+            f"type head.lr={lrs[0]}"
+        )
+
+
+def check_label_smoothing(label_smoothing: float) -> float:
+    """Return ``label_smoothing``; raise UsageError if it is out of range."""
     if not 0 <= label_smoothing < 0.5:
         raise UsageError(
-            f"objective.label_smoothing is from 0 to less than 0.5, not {label_smoothing}: "
+            f"expected objective.label_smoothing to be from 0 to less than 0.5, got {label_smoothing}: "
             "type objective.label_smoothing=0.1"
         )
     return label_smoothing
@@ -86,8 +196,8 @@ def checked(label_smoothing: float) -> float:
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Return the cross-entropy of each row, in nats.
 
-    Smoothing takes a probability mass from the true class and spreads it over the others (Lee et al. 2019); torch
-    spreads it over all classes, the true one included.
+    Smoothing moves a probability mass from the true class to the others (Lee et al. 2019); torch distributes it over
+    all classes, the true one included.
 
     Args:
         logits: ``(t, n, w)``.

@@ -1,4 +1,4 @@
-"""Terms that are added to the loss of a training step (Goldblum et al. 2020)."""
+"""Terms of the loss of each task (Goldblum et al. 2020)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from metafew.objectives.clustering import feature_clustering, hyperplane_variati
 
 
 class NoRegularizer(nn.Module):
-    """Nothing is added."""
+    """Add no term."""
 
     on_features = False
     on_weights = False
 
 
 class Regularizer(nn.Module):
-    """A term with a weight.
+    """A term ``weight * measure``.
 
     Args:
-        weight: what the measure is multiplied by.
+        weight: factor of the measure.
     """
 
     on_features = False
@@ -33,22 +33,23 @@ class Regularizer(nn.Module):
         super().__init__()
         if not (weight >= 0 and math.isfinite(weight)):
             raise UsageError(
-                f"regularizer.weight is a finite number of at least 0, not {weight}: type regularizer.weight=1.0"
+                f"expected regularizer.weight to be a finite number of at least 0, got {weight}: "
+                "type regularizer.weight=1.0"
             )
         self.weight = weight
 
 
 class FeatureClustering(Regularizer):
-    """Draw the images of a class together, and classes apart: ``weight * R_FC``.
+    """Draw images of a class together and classes apart: ``weight * R_FC``.
 
     Args:
-        weight: what the measure is multiplied by.
+        weight: factor of the measure.
     """
 
     on_features = True
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Return the term for features ``(..., p, 2, 2, d)`` of pairs of classes, two images each."""
+        """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""
         return self.weight * feature_clustering(pairs)
 
 
@@ -56,26 +57,26 @@ class HyperplaneVariation(Regularizer):
     """Keep the plane between two classes where it is when their images are redrawn: ``weight * (2 R_HV)^2``.
 
     Args:
-        weight: what the measure is multiplied by; 1 in the authors' code, which calls this feature clustering.
+        weight: factor of the measure; 1 in the authors' code, which calls this feature clustering.
     """
 
     on_features = True
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Return the term for features ``(..., p, 2, 2, d)`` of pairs of classes, two images each."""
+        """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""
         return self.weight * hyperplane_variation(pairs)
 
 
 class WeightClustering(Regularizer):
-    """Draw the weights of tasks that adapt in parallel together: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
+    """Draw together the weights of tasks that adapt in parallel: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
 
     ``w_f`` are the filters of convolutions and the rows of linear layers of one task, ``m_f`` their detached means over
     the tasks of the meta-batch: a squared distance normalised by filters as in Li et al. (2018). The papers give
-    neither the normalisation nor the weight. It acts in the inner loop of ``objective=reptile`` alone: as a term of the
+    neither the normalisation nor the weight. It acts in the inner loop of ``objective=reptile`` only: as a term of the
     outer loss it would have no gradient.
 
     Args:
-        weight: what the distance is multiplied by.
+        weight: factor of the distance.
     """
 
     on_weights = True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.config.moved import current
 from metafew.errors import UsageError
-from metafew.norms.alpha import Alpha
+from metafew.meta_parameters import meta_parameters
 from metafew.norms.norm import Norm
 
 log = logging.getLogger(__name__)
@@ -45,24 +45,22 @@ def trained(checkpoint: dict) -> dict[str, Tensor]:
 
 
 def install(backbone: Backbone, path: str) -> None:
-    """Give ``backbone`` the weights and running moments of the backbone of a checkpoint; TaskNorm's scalars stay.
+    """Give ``backbone`` the weights and running moments of the backbone of a checkpoint; meta-parameters stay.
 
     Raises:
         UsageError: the checkpoint at ``path`` holds another backbone.
     """
     whole = nn.ModuleDict({"backbone": backbone})
-    scalars = tuple(f"{name}." for name, module in whole.named_modules() if isinstance(module, Alpha))
-    saved = read(path)["state_dict"].items()
-    state = {key: value for key, value in saved if key.startswith("backbone.") and not key.startswith(scalars)}
+    kept, saved = meta_parameters(whole), read(path)["state_dict"].items()
+    state = {key: value for key, value in saved if key.startswith("backbone.") and key not in kept}
     whole.load_state_dict(reconcile(state, whole, path, fit=True))
 
 
 def freeze(backbone: Backbone) -> None:
-    """Let convolutions, scales and shifts of ``backbone`` stay as they are; TaskNorm's scalars go on learning."""
+    """Freeze all of ``backbone`` but its meta-parameters, such as TaskNorm's scalars."""
     backbone.requires_grad_(False)
-    for module in backbone.modules():
-        if isinstance(module, Alpha):
-            module.requires_grad_(True)
+    for parameter in meta_parameters(backbone).values():
+        parameter.requires_grad_(True)
 
 
 def reconcile(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:

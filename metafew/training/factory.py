@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Container, Mapping
 from functools import partial
@@ -33,6 +32,7 @@ from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.distributed import launch
 from metafew.errors import UsageError
+from metafew.heads.head import Head
 from metafew.io import CONF
 from metafew.norms.fast import accelerate
 from metafew.objectives.objective import Objective
@@ -162,19 +162,28 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:
-    """Return the objective; one with a classifier of its own is told its dimensions."""
-    objective, supplied = make(cfg.objective), {"regularizer": make(cfg.regularizer)}
-    if "classes" in inspect.signature(objective).parameters:
-        supplied |= {"features": backbone.features, "classes": len(source.splits()["train"])}
-    return attempt("objective", objective, **supplied)
+    """Return the objective, built for the backbone and the classes of ``source``."""
+    objective = attempt("objective", make(cfg.objective), regularizer=make(cfg.regularizer))
+    if not isinstance(objective, Objective):
+        raise UsageError(
+            f"expected objective to make a metafew.objectives.objective.Objective, got {type(objective).__name__}: "
+            "type objective=episodic, or derive its class from Objective"
+        )
+    objective.build(backbone, source)
+    return objective
 
 
-def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> nn.Module:
-    """Return a head; one that must know the backbone (``_partial_``) is told it, and whether it will be trained."""
-    head = make(node)
-    if isinstance(head, nn.Module):
-        return accelerate(head)
-    return accelerate(attempt(node._get_full_key(None), head, backbone=backbone, trained=trained))
+def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
+    """Return a head; one whose YAML says ``_partial_: true`` gets ``backbone`` and ``trained``."""
+    head, group = make(node), node._get_full_key(None)
+    if not isinstance(head, nn.Module):
+        head = attempt(group, head, backbone=backbone, trained=trained)
+    if not isinstance(head, Head):
+        raise UsageError(
+            f"expected {group} to make a metafew.heads.head.Head, got {type(head).__name__}: "
+            f"type {group}=protonet, or derive its class from Head or FeatureHead"
+        )
+    return accelerate(head)
 
 
 def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Container[str]) -> FewShot:

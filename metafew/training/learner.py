@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
 from metafew.evaluation.evaluator import Evaluator
+from metafew.heads.head import Head
+from metafew.meta_parameters import meta_parameters
 from metafew.norms.running import commit
+from metafew.objectives.objective import Objective
 from metafew.training.schedules import follow
 
 
@@ -19,18 +23,18 @@ class Learner(Evaluator):
     Args:
         backbone: the feature extractor.
         heads: heads by name; the first one trains, the others only measure and are frozen.
-        objective: ``objective(backbone, head, batch)`` is the loss of a meta-batch.
+        objective: what a training step minimises.
         optimizer: makes an optimizer from parameter groups.
         schedule: makes a learning-rate schedule from the optimizer; it advances once a step.
-        queries: how many test queries are asked at once: all ``together``, a ``single`` one, or those of one ``class``.
-        provenance: plain values that every checkpoint carries, so that it can say what it is.
+        queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
+        provenance: plain values that every checkpoint carries to describe itself.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        heads: dict[str, nn.Module],
-        objective: nn.Module,
+        heads: dict[str, Head],
+        objective: Objective,
         optimizer: Callable,
         schedule: Callable,
         queries: str,
@@ -38,6 +42,8 @@ class Learner(Evaluator):
     ):
         super().__init__(backbone, heads, queries)
         self.objective = objective
+        self.task_losses = torch.empty(0)
+        """Loss of each task of the latest meta-batch, ``(t,)``, detached."""
         for name, head in heads.items():
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
@@ -47,22 +53,22 @@ class Learner(Evaluator):
         """Return the loss of a meta-batch."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.objective.loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        loss = self.objective(self.backbone, self.heads[self.trained], batch)
+        loss, self.task_losses = self.objective(self.backbone, self.heads[self.trained], batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_before_optimizer_step(self, _) -> None:
-        """Let running moments and inner optimizers take over what the step recorded."""
+        """Update running moments and inner optimizers with what the step recorded."""
         commit(self)
 
     def configure_optimizers(self) -> dict:
         """Return the optimizer and a schedule that advances once a step."""
-        spared = {id(getattr(module, name)) for module in self.modules() for name in getattr(module, "undecayed", ())}
+        undecayed = {id(p) for p in meta_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if id(p) not in spared]
+        decayed = [p for p in trainable if id(p) not in undecayed]
         groups = [{"params": decayed}]
         if len(decayed) < len(trainable):
-            groups.append({"params": [p for p in trainable if id(p) in spared], "weight_decay": 0.0})
+            groups.append({"params": [p for p in trainable if id(p) in undecayed], "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
         return {
             "optimizer": optimizer,
@@ -70,10 +76,10 @@ class Learner(Evaluator):
         }
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Write where the checkpoint comes from into it, as plain values."""
+        """Add the provenance to the checkpoint, as plain values."""
         checkpoint["metafew"] = self.provenance
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the weights that the run has already fitted to this model; let the schedule be that of this run."""
+        """Keep the weights already loaded, which fit this model, and the schedule of this run."""
         checkpoint["state_dict"] = self.state_dict()
         follow(checkpoint, self.make_optimizer, self.make_schedule)

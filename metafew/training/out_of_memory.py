@@ -1,4 +1,4 @@
-"""Memory that runs out becomes a sentence about the settings that need less."""
+"""Running out of memory raises UsageError with settings that need less."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metafew.training.learner import Learner
 
 @contextmanager
 def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
-    """Name, where memory runs out inside, three settings by which that step needs less."""
+    """Raise UsageError, with three settings that need less memory, if memory runs out inside."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -31,15 +31,16 @@ def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
 
 
 def smaller(learner: Learner, split: str) -> tuple[str, str]:
-    """Return two settings by which a step of ``split`` needs less memory."""
+    """Return two settings with which a step of ``split`` needs less memory."""
     heads = [learner.trained] if split == "train" else [*learner.heads]
-    adapting = [name for name in heads if learner.heads[name].adapts_backbone]
+    options = {name: learner.heads[name].memory_option for name in heads if learner.heads[name].adapts_backbone}
+    name = next((name for name, option in options.items() if option), None)
     if split == "train" and learner.objective.minibatches:
         return "a smaller train.batch_size", "trainer.accumulate_grad_batches=2 with half of it"
-    if adapting:
-        inner = "head.inner=loop" if adapting[0] == learner.trained else f"evaluate.{adapting[0]}.inner=loop"
+    if name:
+        second = f"{'head' if name == learner.trained else f'evaluate.{name}'}.{options[name]}"
     elif split == "train":
-        inner = "trainer.accumulate_grad_batches=2 with half of it"
+        second = "trainer.accumulate_grad_batches=2 with half of it"
     else:
-        inner = "a smaller val.query" if split == "val" else "test.queries=class"
-    return "a smaller train.tasks" if split == "train" else f"{split}.tasks=1", inner
+        second = "a smaller val.query" if split == "val" else "test.queries=class"
+    return "a smaller train.tasks" if split == "train" else f"{split}.tasks=1", second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,8 +17,6 @@ from metafew.io import atomic_write, write_json
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
-
-EVALUATION = ("test_steps", "test_batch", "each_step", "test_sources")
 
 
 def newest(out: Path) -> Path | None:
@@ -40,7 +39,9 @@ def newest(out: Path) -> Path | None:
     return None
 
 
-def goes_on(cfg: DictConfig, start: dict | None, provenance: dict, out: Path) -> Path | None:
+def goes_on(
+    cfg: DictConfig, start: dict | None, provenance: dict, out: Path, evaluation_options: dict[str, Sequence[str]]
+) -> Path | None:
     """Return the checkpoint whose training goes on; None where training starts, be it from a checkpoint's weights.
 
     Raises:
@@ -48,7 +49,7 @@ def goes_on(cfg: DictConfig, start: dict | None, provenance: dict, out: Path) ->
     """
     if start is None:
         return None
-    before, now = (of_training(saved["training"]) for saved in (start["metafew"], provenance))
+    before, now = (of_training(saved["training"], evaluation_options) for saved in (start["metafew"], provenance))
     changed = [group for group in now if before.get(group) != now[group]]
     if not changed and "resume" in start:  # else of an earlier version
         return adopted(Path(cfg.ckpt).resolve(), out.resolve())
@@ -62,10 +63,12 @@ def goes_on(cfg: DictConfig, start: dict | None, provenance: dict, out: Path) ->
     return None
 
 
-def of_training(cfg: dict) -> dict:
-    """Return what a training depends on: not the options of head and dataset that matter in evaluation alone."""
-    parts = {group: {k: v for k, v in cfg[group].items() if k not in EVALUATION} for group in ("head", "dataset")}
-    return cfg | parts
+def of_training(cfg: dict, evaluation_options: dict[str, Sequence[str]]) -> dict:
+    """Return ``cfg`` without the options of each group that have no effect on training."""
+    return cfg | {
+        group: {key: value for key, value in cfg[group].items() if key not in options}
+        for group, options in evaluation_options.items()
+    }
 
 
 def adopted(ckpt: Path, out: Path) -> Path:

@@ -110,7 +110,7 @@ def carry_out(
     installed = start and start["metafew"]["model"]["backbone"]["weights"]
     if cfg.backbone.weights not in (None, installed):
         checkpoint.install(learner.backbone, cfg.backbone.weights)
-    chooses = any(len(getattr(head, "candidates", {})) > 1 for head in learner.heads.values())
+    chooses = any(len(head.candidates) > 1 for head in learner.heads.values())
     analyzes = "analyze" in stages
     used = {"train": fit, "val": fit or chooses, "test": "test" in stages, "analyze": analyzes}
     data = make_data(cfg, source, learner.objective, [split for split, needed in used.items() if needed])
@@ -120,7 +120,8 @@ def carry_out(
             f"nothing is left to train: no weight of the backbone or of head={learner.trained} is free: "
             "leave out backbone.weights, or choose another head or head.output"
         )
-    going = resume.goes_on(cfg, start, provenance, out) if fit else None
+    options = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
+    going = resume.goes_on(cfg, start, provenance, out, options) if fit else None
     metrics = [MetricsFile(out / "metrics.csv", start["global_step"] if going else 0)] if fit else []
     trainer = make_trainer(cfg, learner.trained, [*metrics, *make_loggers(cfg, choices)], out)
     launch.check(cfg.trainer, trainer.world_size)
@@ -158,7 +159,7 @@ def carry_out(
         "analysis": analysis,
         "sources": sources,
         "chosen": chosen,
-        "transductive": learner.backbone.transductive,
+        "transductive": learner.transductive,
         "over": cfg.norm.get("over"),
         "queries": cfg.test.queries,
         "select": selected,

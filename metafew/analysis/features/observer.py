@@ -18,6 +18,7 @@ from metafew.episode import Episode
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.feature_cache import LIMIT, FeatureCache, parts, rows
 from metafew.heads.head import FeatureHead
+from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
 from metafew.precision import precise
 
@@ -79,11 +80,9 @@ class Observer(pl.LightningModule):
     def _observe(self, episode: Episode) -> list[Observed]:
         backbone, head = self.learner.backbone, self.learner.heads[self.learner.trained]
         support, query = episode.support, episode.query
-        embedded = backbone.embed(support.images, query.images)
-        if isinstance(head, FeatureHead):
-            logits = head.label(embedded[0], support.labels, embedded[1], episode.way)
-        else:
-            logits = head(backbone, support, query.images, episode.way)
+        shared = SharedFeatures(backbone, episode)
+        embedded = shared.embed(support.images, query.images)
+        logits = head(shared if isinstance(head, FeatureHead) else backbone, support, query.images, episode.way)
         count = len(episode.index)
         paths = adaptation_distances(head, backbone, support, episode.way) if travels(head) else [{}] * count
         features = precise(torch.cat(embedded, 1)).cpu()

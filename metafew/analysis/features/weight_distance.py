@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.heads.adapting import AdaptingHead
 from metafew.heads.fast import BACKBONE
+from metafew.heads.head import Head
 from metafew.heads.inner import Weights
-from metafew.heads.maml import MAML
 from metafew.objectives.regularizers import WeightClustering
 
 
-def travels(head: nn.Module) -> bool:
+def travels(head: Head) -> bool:
     """Return whether ``head`` adapts weights of the backbone by gradient steps."""
-    return isinstance(head, MAML) and head.adapts_backbone
+    return isinstance(head, AdaptingHead) and head.adapts_backbone
 
 
-def adaptation_distances(head: MAML, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
+def adaptation_distances(head: AdaptingHead, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
     """Return, for each task, the distances between its weights before and after adaptation, as in evaluation."""
     return [distances(start, end) for start, end in head.adaptation(backbone, support, way)]
 

@@ -1,0 +1,47 @@
+"""One embedding of an episode for all that use it: heads on features, regularizers, figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from metafew.backbones.backbone import Backbone
+from metafew.episode import Episode
+
+
+class SharedFeatures:
+    """Stand for a backbone, and embed the images of one episode once, whoever asks.
+
+    ``embed`` returns the same features for the very tensors of the episode, its support images alone or with its
+    queries. Any other call, and every other attribute, is the backbone's own.
+
+    Args:
+        backbone: the feature extractor.
+        episode: the episode whose images are embedded once.
+        features: its features ``(t, s, d)`` and ``(t, q, d)``, where they are cached; else the first call computes
+            them.
+    """
+
+    def __init__(self, backbone: Backbone, episode: Episode, features: tuple[Tensor, Tensor] | None = None):
+        self._backbone = backbone
+        self._support, self._query = episode.support.images, episode.query.images
+        self._features = {} if features is None else {"both": features}
+
+    def embed(
+        self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
+    ) -> tuple[Tensor, Tensor]:
+        """Embed as :meth:`metafew.backbones.backbone.Backbone.embed` does, the images of the episode only once."""
+        if context is not self._support or not (targets is None or targets is self._query):
+            return self._backbone.embed(context, targets, record)
+        key = "support" if targets is None else "both"
+        if key not in self._features:
+            self._features[key] = self._backbone.embed(context, targets, record)
+        return self._features[key]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the features ``(b, d)`` of a flat batch, as the backbone does."""
+        return self._backbone(images)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)

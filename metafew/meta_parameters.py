@@ -1,0 +1,23 @@
+"""Meta-parameters: scalars learned over tasks that no task adapts and no weight decay shrinks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class HasMetaParameters(nn.Module):
+    """A module that declares which of its own parameters are meta-parameters."""
+
+    meta_parameters: tuple[str, ...] = ()
+    """Names of parameters of this module itself. One that is None, or not registered, is passed over."""
+
+
+def meta_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the meta-parameters that the modules of ``model`` declare, by their names in ``model``."""
+    return {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, module in model.named_modules()
+        if isinstance(module, HasMetaParameters)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in module.meta_parameters
+    }

@@ -80,12 +80,17 @@ def help_text() -> str:
 
 
 def register() -> None:
-    """Add what cannot be files: every head as an option of ``evaluate``, without its defaults."""
+    """Add what cannot be files: every head as an option of ``evaluate``, without what it sets in other groups."""
     store = ConfigStore.instance()
     for file in (CONF / "head").glob("*.yaml"):
-        node = OmegaConf.load(file)
-        node.pop("defaults", None)
-        store.store(group="evaluate", name=file.stem, node=node, package=f"evaluate.{file.stem}")
+        store.store(group="evaluate", name=file.stem, node=option(file), package=f"evaluate.{file.stem}")
+
+
+def option(file: Path) -> DictConfig:
+    """Return the content of a YAML file of a group, over that of the files beside it which its defaults name."""
+    node = OmegaConf.load(file)
+    bases = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return OmegaConf.merge(*(option(file.with_name(f"{base}.yaml")) for base in bases), node)
 
 
 def configuration(typed: Sequence[str]) -> DictConfig:

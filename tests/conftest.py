@@ -11,6 +11,7 @@ from omegaconf import open_dict
 
 from metafew import cli
 
+pytest.register_assert_rewrite("contracts")
 # Tensors in tests are small: a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()

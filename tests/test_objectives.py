@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import files
+from contracts.objectives import ObjectiveContract
 from omegaconf import OmegaConf
 from test_maml import Smooth, W, three_tasks
 
@@ -26,6 +28,11 @@ from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariati
 from metafew.training.factory import make
 
 OFF = NoRegularizer()
+
+
+@pytest.mark.parametrize("file", files("objective"))
+class TestContract(ObjectiveContract):
+    pass
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,8 @@ class CNAPs(Head):
         penalty: weight of the sum of squares of the vectors that multiply what is generated for FiLM.
         init_std: standard deviation that these vectors are drawn with.
     """
+
+    exemptions: ClassVar = {"separable_classes": "its classifier is a network, which must be trained first"}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Head(HasMetaParameters):
     """Names of constructor arguments that have no effect on training: a run may be resumed with others."""
     memory_option: str | None = None
     """An option, such as ``inner=loop``, with which evaluation and training need less memory."""
+    exemptions: ClassVar[dict[str, str]] = {}
+    """Contracts of tests/contracts/heads.py that the head does not keep, each with the reason."""
     chosen: str | None = None
     """Which of :attr:`candidates` evaluation uses; None until one is chosen: the first."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
@@ -55,6 +55,7 @@ class MAML(AdaptingHead):
     """
 
     evaluation_options = ("test_steps", "each_step")
+    exemptions: ClassVar = {"exchangeable_classes": "a linear output layer has a row for each class"}
 
     def __init__(
         self,

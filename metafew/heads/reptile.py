@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class Reptile(MAML):
     """
 
     evaluation_options = ("test_steps", "each_step", "test_batch")
+    exemptions: ClassVar = MAML.exemptions | {"support_order": "minibatches are rows by their number"}
     lock_step = True
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,8 @@ class Objective(nn.Module):
     """Whether the tasks of training need queries."""
     regularizes_weights: bool = False
     """Whether a regularizer of adapted weights applies."""
+    exemptions: ClassVar[dict[str, str]] = {}
+    """Contracts of tests/contracts/objectives.py that the objective does not keep, each with the reason."""
     loss_scale: float | Tensor = 1.0
     """Factor of losses while gradients are taken within the objective, against underflow in float16."""
 

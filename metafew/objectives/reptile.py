@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Reptile(Objective):
 
     needs_queries = False
     regularizes_weights = True
+    exemptions: ClassVar = {"gradient": "the gradient is that of a distance to adapted weights, not of the value"}
 
     def prepare(self, backbone: Backbone, head: Head) -> None:
         """Freeze what no task adapts.

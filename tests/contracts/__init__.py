@@ -1,0 +1,38 @@
+"""Contract suites: a test class for each kind of component. A subclass provides the fixture or parameter ``file``.
+
+``file`` is the YAML of a component. Contracts that a component does not keep are named, with the reason, by its own
+``exemptions``.
+"""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from metafew import cli
+from metafew.training.factory import make
+
+
+def files(group: str) -> list:
+    """Return the YAML files of a group, as parameters."""
+    return [pytest.param(file, id=file.stem) for file in sorted((cli.CONF / group).glob("*.yaml"))]
+
+
+def node(file: Path) -> DictConfig:
+    """Return what a YAML file of a group says, below the name of the group."""
+    content = cli.option(file)
+    group = file.parent.name
+    if group not in content:
+        content = OmegaConf.create({group: content})
+    return OmegaConf.merge({"seed": 0, "data_dir": "data", "train": {"way": 3}}, content)[group]
+
+
+def norm(word: str):
+    """Return a constructor of the norm ``word``."""
+    return make(node(cli.CONF / "norm" / f"{word}.yaml"))
+
+
+def skip_exempt(component, contract: str) -> None:
+    """Skip the test if ``component`` is exempt from ``contract``."""
+    if reason := component.exemptions.get(contract):
+        pytest.skip(reason)

@@ -1,0 +1,96 @@
+"""What every norm keeps."""
+
+import copy
+
+import pytest
+import torch
+
+from contracts import node
+from metafew.norms.norm import Norm
+from metafew.norms.scope import rows
+from metafew.training.factory import make
+
+T, S, Q, C, H = 3, 4, 5, 8, 7
+
+
+def scheme(file) -> Norm:
+    """Return the norm of a YAML with unlike weights, biases and running moments, in float64."""
+    norm = make(node(file))(C).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in (*norm.parameters(), *norm.buffers()):
+            value.copy_(torch.rand(value.shape, generator=generator, dtype=torch.double) + 0.5)
+    return norm
+
+
+def apply(norm: Norm, x: torch.Tensor, context: int = S) -> torch.Tensor:
+    with rows(x.shape[0], context):
+        return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def slope_after_a_step(norm: Norm):
+    """Return a function of images, of second order: the gradient after a gradient step on the norm's weights."""
+    names, values = zip(*((name, value.detach()) for name, value in norm.named_parameters()), strict=True)
+
+    def loss(images, *values):
+        with rows(1, 2, record=False):
+            y = torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (images,))
+        return (y.sin() * torch.arange(y.numel()).view_as(y)).sum()
+
+    def stepped(images):
+        grads = torch.func.grad(loss, argnums=tuple(range(1, 1 + len(names))))(images, *values)
+        return loss(images, *(v - 1e-3 * g for v, g in zip(values, grads, strict=True)))
+
+    return torch.func.grad(stepped)
+
+
+class NormContract:
+    """A subclass provides ``file``, the YAML of a norm."""
+
+    @pytest.fixture
+    def x(self):
+        generator = torch.Generator().manual_seed(1)
+        scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
+        return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_tasks_do_not_see_each_other(self, file, train, x):
+        norm = scheme(file).train(train)
+        together = apply(norm, x)
+        single = torch.cat([apply(norm, x[t : t + 1]) for t in range(T)])
+        assert torch.allclose(single, together, rtol=1e-12, atol=1e-12) != (train and norm.couples_tasks)
+
+    def test_targets_do_not_see_each_other_unless_declared(self, file, x):
+        norm = scheme(file).eval()
+        together = apply(norm, x)
+        single = [apply(norm, torch.cat([x[:, :S], x[:, q : q + 1]], 1))[:, S:] for q in range(S, S + Q)]
+        assert torch.allclose(torch.cat(single, 1), together[:, S:], rtol=1e-12, atol=1e-12) != norm.transductive
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_targets_do_not_change_the_context(self, file, train, x):
+        norm = scheme(file).train(train)
+        torch.testing.assert_close(apply(norm, x)[:, :S], apply(norm, x[:, :S]), rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_vmap_of_gradients_equals_a_loop(self, file, train, x):
+        slope = slope_after_a_step(scheme(file).train(train))
+        looped = torch.stack([slope(task) for task in x[:, :5]])
+        torch.testing.assert_close(torch.vmap(slope)(x[:, :5]), looped, rtol=1e-9, atol=1e-9)
+
+    def test_one_support_row_and_one_pixel(self, file, x):
+        assert apply(scheme(file).train(), x[:1, :2, :, :1, :1], context=1).isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_moments_are_precise_in_half_precision(self, file, dtype, x):
+        norm, half = scheme(file).float(), x.to(dtype)
+        y = apply(norm, half)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), apply(norm, half.float()), rtol=1e-2, atol=1e-2)
+
+    def test_a_pass_leaves_nothing_behind(self, file, x):
+        norm = scheme(file).eval()
+        before = copy.deepcopy(norm.state_dict())
+        first = apply(norm, x)
+        apply(norm, 9 * x)
+        assert torch.equal(apply(norm, x), first)
+        assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())

@@ -1,0 +1,219 @@
+"""A new component is one .py and one .yaml in a folder of the user, and keeps the whole contract of its kind."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from textwrap import dedent
+from unittest.mock import patch
+
+import pytest
+from conftest import TINY
+from contracts.backbones import BackboneContract
+from contracts.datasets import DatasetContract
+from contracts.heads import HeadContract
+from contracts.norms import NormContract
+from contracts.objectives import ObjectiveContract
+
+from metafew import cli
+
+DOCS = (Path(__file__).parents[1] / "docs" / "head.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"`mine/(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", DOCS, re.DOTALL))
+"""The files that docs/head.md shows: a head on features and a norm."""
+
+FILES = BLOCKS | {
+    "nearest.py": """
+        import torch
+
+        from metafew.heads.head import FeatureHead
+
+
+        class Nearest(FeatureHead):
+            '''Logits by the nearest support image of each class. It has no weights.'''
+
+            def classify(self, support, labels, query, way):
+                distances = torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist")
+                others = labels.unsqueeze(-1) != torch.arange(way, device=labels.device)
+                return -distances.unsqueeze(-1).masked_fill(others.unsqueeze(1), torch.inf).amin(-2)
+        """,
+    "head/nearest.yaml": """
+        # the nearest support image of each class
+        _target_: mine.nearest.Nearest
+        """,
+    "tuning.py": """
+        from metafew.heads.adapting import AdaptingHead
+        from metafew.heads.fast import adapting_names
+        from metafew.heads.output import Output
+
+
+        class Tuning(AdaptingHead):
+            '''Fine-tune the backbone, and an output layer of class means.'''
+
+            def __init__(self, backbone, trained, steps=2, lr=0.01):
+                output = Output("prototype", "any", backbone.features, trained)
+                super().__init__(backbone, output, adapting_names(backbone), steps, [lr])
+        """,
+    "head/tuning.yaml": """
+        # fine-tuning from class means
+        _target_: mine.tuning.Tuning
+        _partial_: true
+        steps: 2
+        lr: 0.01
+        """,
+    "tower.py": """
+        from torch import nn
+
+        from metafew.backbones.backbone import Backbone
+        from metafew.errors import UsageError
+
+
+        class Tower(Backbone):
+            '''Two convolutions.'''
+
+            def __init__(self, channels, image_size, norm, width=8):
+                super().__init__(channels, image_size)
+                if image_size < 4:
+                    raise UsageError(f"expected 4 pixels or more, got {image_size}: type dataset.image_size=28")
+                self.features = width
+                self.body = nn.Sequential(
+                    nn.Conv2d(channels, width, 3, 2, 1, bias=False), norm(width), nn.ReLU(),
+                    nn.Conv2d(width, width, 3, 2, 1, bias=False), norm(width), nn.ReLU(),
+                    nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                )
+
+            def forward(self, images):
+                return self.body(images)
+        """,
+    "backbone/tower.yaml": """
+        # two convolutions
+        _target_: mine.tower.Tower
+        width: 8
+        weights: null
+        """,
+    "stripes.py": """
+        import numpy as np
+
+        from metafew.data.sources import SPLITS, Category, Source
+
+
+        class Stripes(Source):
+            '''Stripes of some period, with noise.'''
+
+            name, channels = "stripes", 1
+
+            def __init__(self, image_size):
+                self.image_size = image_size
+
+            def splits(self):
+                classes = [Category(f"period {p}", tuple((p, i) for i in range(20))) for p in range(2, 20)]
+                return {split: classes[i::3] for i, split in enumerate(SPLITS)}
+
+            def fingerprint(self):
+                return f"stripes {self.image_size}"
+
+            def read(self, keys):
+                for period, number in keys:
+                    noise = np.random.default_rng([period, number]).integers(0, 100, 2 * [self.image_size])
+                    wave = 70 + 70 * np.sin(2 * np.pi / period * (np.arange(self.image_size) + number))
+                    yield (noise + wave).astype(np.uint8)[None]
+        """,
+    "dataset/stripes.yaml": """
+        # @package _global_
+        # stripes of some period
+        dataset:
+          _target_: mine.stripes.Stripes
+          image_size: 28
+        """,
+    "squared.py": """
+        import torch.nn.functional as F
+
+        from metafew.objectives.objective import Objective
+
+
+        class Squared(Objective):
+            '''The squared error of the probabilities.'''
+
+            def task_losses(self, backbone, head, episode):
+                logits = head(backbone, episode.support, episode.query.images, episode.way)
+                target = F.one_hot(episode.query.labels, episode.way)
+                return (logits.softmax(-1) - target).square().sum(-1).mean(1)
+        """,
+    "objective/squared.yaml": """
+        # the squared error of the probabilities
+        _target_: mine.squared.Squared
+        _partial_: true
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The folder ``mine`` with every component, on Python's path."""
+    root = tmp_path_factory.mktemp("user")
+    for name, text in FILES.items():
+        file = root / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(dedent(text).lstrip())
+    sys.path.insert(0, str(root))
+    yield root / "mine"
+    sys.path.remove(str(root))
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def test_the_documentation_shows_two_files_of_each():
+    assert BLOCKS.keys() == {"matching.py", "head/matching.yaml", "rms.py", "norm/rms.yaml"}
+
+
+@pytest.mark.parametrize("name", ["matching", "nearest", "tuning"])
+class TestHead(HeadContract):
+    @pytest.fixture
+    def file(self, mine, name):
+        return mine / "head" / f"{name}.yaml"
+
+
+class TestNorm(NormContract):
+    @pytest.fixture
+    def file(self, mine):
+        return mine / "norm" / "rms.yaml"
+
+
+class TestBackbone(BackboneContract):
+    @pytest.fixture
+    def file(self, mine):
+        return mine / "backbone" / "tower.yaml"
+
+
+class TestDataset(DatasetContract):
+    @pytest.fixture
+    def file(self, mine):
+        return mine / "dataset" / "stripes.yaml"
+
+
+class TestObjective(ObjectiveContract):
+    @pytest.fixture
+    def file(self, mine):
+        return mine / "objective" / "squared.yaml"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["head=matching", "norm=rms"],
+        ["head=nearest", "dataset=stripes"],
+        ["head=tuning", "backbone=tower"],
+        ["objective=squared", "evaluate=[ridge]"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_run_of_the_command_line(mine, tmp_path, words, capsys):
+    tiny = [word for word in TINY if not word.startswith("trainer.max_steps")]
+    tiny += ["trainer.max_steps=1", "val.every=1", "stages=[fit,test]", f"hydra.run.dir={tmp_path}"]
+    with patch.object(sys, "argv", ["train.py", f"hydra.searchpath=[file://{mine}]", *words, *tiny]):
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code, capsys.readouterr().err
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert {f"{group}={word}" for group, word in report["choices"].items()} >= {w for w in words if "[" not in w}
+    assert report["metrics"] and report["steps"] == 1

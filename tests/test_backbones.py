@@ -1,8 +1,12 @@
 """Contracts that every backbone under conf/backbone keeps, and what is particular to each."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import files
+from contracts.backbones import BackboneContract
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -66,47 +70,11 @@ def kernels(model):
     return iter([m.weight for m in model.modules() if isinstance(m, nn.Conv2d)])
 
 
-@pytest.mark.parametrize("word", BACKBONES)
-class TestContract:
-    @pytest.mark.parametrize("size", [28, 32, 84])
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_features_is_the_dimension_of_the_output(self, word, channels, size):
-        model = backbone(word, channels, size).eval()
-        context, targets = model.embed(images(channels, size, 2, 1), images(channels, size, 1, 1))
-        assert isinstance(model.features, int)
-        assert context.shape == (1, 2, model.features) and targets.shape == (1, 1, model.features)
-
-    def test_gradient_reaches_every_weight(self, word):
-        model = backbone(word)
-        features = torch.cat(model.embed(*split(images())), 1)
-        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
-        (features * weights).sum().backward()
-        for name, value in model.named_parameters():
-            assert value.grad is not None and value.grad.abs().sum() > 0, name
-
-    def test_twice_is_the_same_in_evaluation(self, word):
-        model = backbone(word).eval()
-        for first, second in zip(model.embed(*split(images())), model.embed(*split(images())), strict=True):
-            assert torch.equal(first, second)
-
-    def test_tasks_are_independent_in_evaluation(self, word):
-        model, batch = backbone(word).eval(), images()
-        whole = torch.cat(model.embed(*split(batch)), 1)
-        alone = torch.cat([torch.cat(model.embed(*split(batch[t : t + 1])), 1) for t in range(T)])
-        torch.testing.assert_close(alone, whole, rtol=1e-9, atol=1e-9)
-
-    def test_state_survives(self, word):
-        model = backbone(word)
-        model.embed(*split(images()))
-        other = backbone(word)
-        other.load_state_dict(model.state_dict())
-        assert all(hasattr(value, "shape") for value in model.state_dict().values())
-        for first, second in zip(model.eval().embed(images()), other.eval().embed(images()), strict=True):
-            assert torch.equal(first, second)
-
-    def test_too_small_images_are_sentences(self, word):
-        with pytest.raises(UsageError, match=r"2x2|not 2: type dataset.image_size"):
-            backbone(word, image_size=2)
+@pytest.mark.parametrize("file", [file for file in files("backbone") if file.id != "identity"])
+class TestContract(BackboneContract):
+    @pytest.fixture
+    def model(self, file):
+        return partial(backbone, file.stem)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from contracts import files, norms
+from contracts.norms import C, NormContract, Q, S, T, apply, slope_after_a_step
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -26,103 +28,22 @@ from metafew.norms.tasknorm import TaskNorm
 from metafew.training.factory import make
 
 SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
-T, S, Q, C, H = 3, 4, 5, 8, 7
 MAX = torch.nn.MaxPool2d(2)
 
 
 def scheme(word: str) -> Norm:
     """Return a norm with unlike weights, biases and running moments, in float64."""
-    norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))(C).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in (*norm.parameters(), *norm.buffers()):
-            value.copy_(torch.rand(value.shape, generator=generator, dtype=torch.double) + 0.5)
-    return norm
-
-
-def apply(norm: Norm, x: torch.Tensor, context: int = S) -> torch.Tensor:
-    with rows(x.shape[0], context):
-        return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return norms.scheme(cli.CONF / "norm" / f"{word}.yaml")
 
 
 @pytest.fixture
 def x():
-    generator = torch.Generator().manual_seed(1)
-    scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
-    return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+    return norms.make_x()
 
 
-def slope_after_a_step(norm: Norm):
-    """Return a function of images, of second order: the gradient after a gradient step on the norm's weights."""
-    names, values = zip(*((name, value.detach()) for name, value in norm.named_parameters()), strict=True)
-
-    def loss(images, *values):
-        with rows(1, 2, record=False):
-            y = torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (images,))
-        return (y.sin() * torch.arange(y.numel()).view_as(y)).sum()
-
-    def stepped(images):
-        grads = torch.func.grad(loss, argnums=tuple(range(1, 1 + len(names))))(images, *values)
-        return loss(images, *(v - 1e-3 * g for v, g in zip(values, grads, strict=True)))
-
-    return torch.func.grad(stepped)
-
-
-@pytest.mark.parametrize("word", SCHEMES)
-class TestContract:
-    @pytest.mark.parametrize("train", [True, False])
-    def test_tasks_do_not_see_each_other(self, word, train, x):
-        norm = scheme(word).train(train)
-        whole = apply(norm, x)
-        alone = torch.cat([apply(norm, x[t : t + 1]) for t in range(T)])
-        assert torch.allclose(alone, whole, rtol=1e-12, atol=1e-12) != (train and norm.couples_tasks)
-
-    def test_targets_do_not_see_each_other_unless_declared(self, word, x):
-        norm = scheme(word).eval()
-        whole = apply(norm, x)
-        alone = [apply(norm, torch.cat([x[:, :S], x[:, q : q + 1]], 1))[:, S:] for q in range(S, S + Q)]
-        same = torch.allclose(torch.cat(alone, 1), whole[:, S:], rtol=1e-12, atol=1e-12)
-        assert same != norm.transductive
-
-    @pytest.mark.parametrize("train", [True, False])
-    def test_context_is_blind_to_targets(self, word, train, x):
-        norm = scheme(word).train(train)
-        torch.testing.assert_close(apply(norm, x)[:, :S], apply(norm, x[:, :S]), rtol=1e-12, atol=1e-12)
-
-    @pytest.mark.parametrize("train", [True, False])
-    def test_gradients_of_both_orders(self, word, train, x):
-        norm = scheme(word).train(train)
-        f, inputs = as_function(norm, x[:2, :3, :, :2, :2])
-        if word == "batch_renorm" and train:
-            pytest.skip("its stopped gradients are the subject of a test below")
-        assert torch.autograd.gradcheck(f, inputs)
-        assert torch.autograd.gradgradcheck(f, inputs)
-
-    @pytest.mark.parametrize("train", [True, False])
-    def test_vmap_of_gradients_equals_a_loop(self, word, train, x):
-        slope = slope_after_a_step(scheme(word).train(train))
-        looped = torch.stack([slope(task) for task in x[:, :5]])
-        torch.testing.assert_close(torch.vmap(slope)(x[:, :5]), looped, rtol=1e-9, atol=1e-9)
-
-    def test_one_support_row_and_one_pixel(self, word, x):
-        y = apply(scheme(word).train(), x[:1, :2, :, :1, :1], context=1)
-        assert y.isfinite().all()
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_moments_are_precise_in_half_precision(self, word, dtype, x):
-        norm = scheme(word).float()
-        half = x.to(dtype)
-        y = apply(norm, half)
-        assert y.dtype == dtype
-        torch.testing.assert_close(y.float(), apply(norm, half.float()), rtol=1e-2, atol=1e-2)
-
-    def test_a_pass_leaves_nothing_behind(self, word, x):
-        norm = scheme(word).eval()
-        before = copy.deepcopy(norm.state_dict())
-        first = apply(norm, x)
-        apply(norm, 9 * x)
-        assert torch.equal(apply(norm, x), first)
-        assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+@pytest.mark.parametrize("file", files("norm"))
+class TestContract(NormContract):
+    pass
 
 
 @pytest.mark.parametrize("word", SCHEMES)
@@ -444,17 +365,6 @@ def test_context_and_targets_may_pass_one_after_the_other(word, train, monkeypat
     monkeypatch.setattr(Conv4, "context_and_targets_separate", False)
     for one, other in zip(ours, embedded(word, train), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def as_function(norm: Norm, images: torch.Tensor):
-    """Return a pure function of images (2, 3, ...) and parameters, the first two rows of a task context; its inputs."""
-    names = [name for name, _ in norm.named_parameters()]
-
-    def f(x, *values):
-        with rows(2, 2, record=False):
-            return torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (x.flatten(0, 1),))
-
-    return f, (images.clone().requires_grad_(), *norm.parameters())
 
 
 def numpy_moments(a: np.ndarray, axes: tuple[int, ...]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from metafew.norms.norm import Moments
 from metafew.norms.running import GroupedNorm, group_moments
 
@@ -25,6 +27,8 @@ class BatchRenorm(GroupedNorm):
         r_max: bound of the correction of the scale.
         d_max: bound of the correction of the mean.
     """
+
+    exemptions: ClassVar = {"gradients_in_training": "no gradient passes through r and d"}
 
     def __init__(
         self,

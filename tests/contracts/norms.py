@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from contracts import node
+from contracts import node, skip_exempt
 from metafew.norms.norm import Norm
 from metafew.norms.scope import rows
 from metafew.training.factory import make
@@ -26,6 +26,24 @@ def scheme(file) -> Norm:
 def apply(norm: Norm, x: torch.Tensor, context: int = S) -> torch.Tensor:
     with rows(x.shape[0], context):
         return norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def make_x() -> torch.Tensor:
+    """Return images ``(T, S + Q, C, H, H)`` of unlike scales."""
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
+    return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+
+
+def as_function(norm: Norm, images: torch.Tensor):
+    """Return a pure function of images (2, 3, ...) and parameters, the first two rows of a task context; its inputs."""
+    names = [name for name, _ in norm.named_parameters()]
+
+    def f(x, *values):
+        with rows(2, 2, record=False):
+            return torch.func.functional_call(norm, dict(zip(names, values, strict=True)), (x.flatten(0, 1),))
+
+    return f, (images.clone().requires_grad_(), *norm.parameters())
 
 
 def slope_after_a_step(norm: Norm):
@@ -49,9 +67,7 @@ class NormContract:
 
     @pytest.fixture
     def x(self):
-        generator = torch.Generator().manual_seed(1)
-        scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
-        return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+        return make_x()
 
     @pytest.mark.parametrize("train", [True, False])
     def test_tasks_do_not_see_each_other(self, file, train, x):
@@ -70,6 +86,15 @@ class NormContract:
     def test_targets_do_not_change_the_context(self, file, train, x):
         norm = scheme(file).train(train)
         torch.testing.assert_close(apply(norm, x)[:, :S], apply(norm, x[:, :S]), rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("train", [True, False])
+    def test_gradients_of_both_orders(self, file, train, x):
+        norm = scheme(file).train(train)
+        if train:
+            skip_exempt(norm, "gradients_in_training")
+        f, inputs = as_function(norm, x[:2, :3, :, :2, :2])
+        assert torch.autograd.gradcheck(f, inputs)
+        assert torch.autograd.gradgradcheck(f, inputs)
 
     @pytest.mark.parametrize("train", [True, False])
     def test_vmap_of_gradients_equals_a_loop(self, file, train, x):

@@ -19,7 +19,7 @@ from metafew import cli
 
 DOCS = (Path(__file__).parents[1] / "docs" / "head.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"`mine/(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", DOCS, re.DOTALL))
-"""The files that docs/head.md shows: a head on features and a norm."""
+"""The files that docs/head.md shows: a head on features, one that adapts, and a norm."""
 
 FILES = BLOCKS | {
     "nearest.py": """
@@ -39,26 +39,6 @@ FILES = BLOCKS | {
     "head/nearest.yaml": """
         # the nearest support image of each class
         _target_: mine.nearest.Nearest
-        """,
-    "tuning.py": """
-        from metafew.heads.adapting import AdaptingHead
-        from metafew.heads.fast import adapting_names
-        from metafew.heads.output import Output
-
-
-        class Tuning(AdaptingHead):
-            '''Fine-tune the backbone, and an output layer of class means.'''
-
-            def __init__(self, backbone, trained, steps=2, lr=0.01):
-                output = Output("prototype", "any", backbone.features, trained)
-                super().__init__(backbone, output, adapting_names(backbone), steps, [lr])
-        """,
-    "head/tuning.yaml": """
-        # fine-tuning from class means
-        _target_: mine.tuning.Tuning
-        _partial_: true
-        steps: 2
-        lr: 0.01
         """,
     "tower.py": """
         from torch import nn
@@ -162,7 +142,9 @@ def mine(tmp_path_factory):
 
 
 def test_the_documentation_shows_two_files_of_each():
-    assert BLOCKS.keys() == {"matching.py", "head/matching.yaml", "rms.py", "norm/rms.yaml"}
+    assert BLOCKS.keys() == {
+        *("matching.py", "head/matching.yaml", "tuning.py", "head/tuning.yaml", "rms.py", "norm/rms.yaml")
+    }
 
 
 @pytest.mark.parametrize("name", ["matching", "nearest", "tuning"])

@@ -1,4 +1,4 @@
-"""Checkpoints while a run trains: when they are written, and that going on from one leaves no trace in the results."""
+"""Checkpoints during training: when they are written, and resuming from one with identical results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metafew.solvers.unsolved import so_far
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all. Lightning's own writer moves them here from another disk."""
+    """Write checkpoints atomically. Lightning's own writer moves them here from another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``."""
@@ -30,16 +30,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Writes best.ckpt and last.ckpt, and lets a run go on from either as if it had never stopped.
+    """Write best.ckpt and last.ckpt, from which a run resumes as if it had never stopped.
 
-    Lightning alone would leave out a validation that was cut off, forget the best so far in another folder, and draw
-    other random numbers. A run that is asked to end writes last.ckpt.
+    Lightning by itself would skip an interrupted validation, forget the best so far in another folder, and draw other
+    random numbers. A run that gets a signal to end writes last.ckpt.
 
     Args:
         folder: where checkpoints go.
         head: the head whose accuracy on validation tasks chooses the best.
-        every: steps between writings of last.ckpt, which each validation writes too.
-        keep: whether the checkpoint of each of these steps stays.
+        every: steps between writes of last.ckpt; each validation writes it too.
+        keep: whether to keep the checkpoint of each of these steps.
     """
 
     def __init__(self, folder: Path, head: str, every: int, keep: bool):
@@ -50,7 +50,7 @@ class Checkpoints(ModelCheckpoint):
         self.begun, self.random = -1, {}  # the steps before the one under way, and the random state then
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the random state of the checkpoint, now that nothing is left to make."""
+        """Restore the random state of the checkpoint, after everything has been set up."""
         super().on_train_start(trainer, pl_module)
         if self.random:
             torch.set_rng_state(self.random["cpu"])
@@ -58,7 +58,7 @@ class Checkpoints(ModelCheckpoint):
             torch.cuda.set_rng_state(self.random["cuda"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
-        """Write a checkpoint every so many steps: by now metrics.csv has the row of the last one."""
+        """Write a checkpoint every ``every`` steps: by now metrics.csv has the row of the last step."""
         step, within = divmod(index, trainer.accumulate_grad_batches)
         if within:
             return
@@ -69,7 +69,7 @@ class Checkpoints(ModelCheckpoint):
                 trainer.save_checkpoint(Path(self.dirpath) / f"step-{step:06d}.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write best.ckpt if this is the best, and last.ckpt."""
+        """Write best.ckpt if this is the best validation, and last.ckpt."""
         if trainer.state.fn == TrainerFn.FITTING:
             self.validated = trainer.global_step
             super().on_validation_end(trainer, pl_module)
@@ -80,26 +80,26 @@ class Checkpoints(ModelCheckpoint):
         self.write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write last.ckpt when the run is asked to end."""
-        # Lightning does not go on with a training that lacks nothing but its last validation.
+        """Write last.ckpt when a signal ends the run."""
+        # Lightning does not resume a training of which only the last validation is missing.
         over = trainer.validating and trainer.global_step >= trainer.max_steps
         if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING and not over:
             self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
-        """Write last.ckpt, unless it is there for this step."""
+        """Write last.ckpt, unless this step already has."""
         if self.saved != trainer.global_step:
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
             self.saved = trainer.global_step
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Add the random state between the steps done and those to come, the last validation, and what was counted."""
+        """Add the random state before the next step, the last validation, and the counts of unsolved tasks."""
         random = self.random if self.begun == trainer.global_step else random_state()
         unsolved = dict(sum(gather_objects(so_far()), Counter()))
         checkpoint["resume"] = {"random": random, "validated": self.validated, "unsolved": unsolved}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Say where Lightning's loops stand: after a whole step, and after its validation or before it."""
+        """Set Lightning's loops: after a complete step, and after its validation or before it."""
         self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
         if trainer.is_global_zero:
             so_far().update(checkpoint["resume"]["unsolved"])
@@ -117,7 +117,7 @@ class Checkpoints(ModelCheckpoint):
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - due
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know the best so far, which lies in this folder now, wherever it was written."""
+        """Restore the best so far, now in this folder, wherever it was written."""
 
         def here(path: str) -> str:
             return path and str(Path(self.dirpath) / Path(path).name)
@@ -129,11 +129,11 @@ class Checkpoints(ModelCheckpoint):
 
 
 def progress(ready: int = 0, started: int = 0) -> dict[str, int]:
-    """Return how far a loop of Lightning is."""
+    """Return the progress of a loop of Lightning."""
     return {"ready": ready, "completed": 0, "started": started, "processed": 0}
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """Return the state of torch's random numbers, which dropout draws; tasks have streams of their own."""
+    """Return the state of torch's generators, which dropout uses; tasks have their own."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state

@@ -1,4 +1,4 @@
-"""ClusteringMonitor measures while training goes on."""
+"""Measure during training how features cluster by class."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class ClusteringMonitor(Callback):
     """Log, at validations, how the features of validation tasks cluster by class.
 
     ``val/feature_clustering`` and ``val/hyperplane_variation`` are means over pairs of classes,
-    ``val/variance_ratio`` the mean over tasks of that of their classes, in which all images have seen one context.
+    ``val/variance_ratio`` the mean over tasks of that of their classes, under the context of the task.
 
     Args:
-        every: the first validation after each so many steps measures.
-        tasks: so many of the validation tasks, or all of them where there are fewer.
+        every: measure at the first validation after each ``every`` steps.
+        tasks: number of validation tasks, or all of them if there are fewer.
     """
 
     def __init__(self, every: int, tasks: int):
         self.every, self.tasks = every, tasks
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, where it is due; every process measures the same tasks."""
+        """Measure if due; every process measures the same tasks."""
         step = trainer.global_step
-        # What a run that was resumed knows too.
+        # Derived from the step, so that a resumed run agrees.
         before = step - trainer.val_check_interval // trainer.accumulate_grad_batches
         if trainer.state.fn != TrainerFn.FITTING or step // self.every == before // self.every:
             return

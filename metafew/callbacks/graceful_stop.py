@@ -1,4 +1,4 @@
-"""The end of a run in order, all processes after the same step, where a signal asks any of them to end."""
+"""End a run in good order, all processes after the same step, when one of them gets a signal to end."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 
 class GracefulStop(Callback):
-    """Takes note of SIGTERM, which clusters send before they kill, and of Ctrl-C, and ends all processes together.
+    """End all processes together after SIGTERM, which clusters send before they kill, or Ctrl-C.
 
-    Lightning's own handler talks to the other processes from wherever the signal found its own. Two processes that
-    are asked at once, as all those of a cluster are, would then wait for different things, and for ever.
+    Lightning's own handler communicates with the other processes from wherever the signal interrupted its own. Two
+    processes that get a signal at once, as in a cluster, would then wait for different operations forever.
     """
 
     def __init__(self):
         self.asked = False
 
     def listen(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the place of Lightning's handlers, which puts back in the end what was there before it."""
+        """Replace Lightning's signal handlers; it restores those before it at the end."""
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
@@ -34,7 +34,7 @@ class GracefulStop(Callback):
     on_train_start = on_validation_start = on_test_start = listen
 
     def note(self, number: int, _: Any) -> None:
-        """Do no more than remember the signal, and let a second Ctrl-C end the process at once."""
+        """Only remember the signal; a second Ctrl-C ends the process at once."""
         self.asked = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,13 +46,13 @@ class GracefulStop(Callback):
             self.end(trainer)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End between two batches, of which all processes have as many."""
+        """End between two batches; all processes have equally many."""
         self.end(trainer)
 
     on_test_batch_start = on_validation_batch_start
 
     def end(self, trainer: pl.Trainer) -> None:
-        """Raise in all processes where one of them has been asked to end."""
+        """Raise SIGTERMException in all processes if one of them got a signal."""
         asked = self.asked
         if trainer.world_size > 1:
             flag = torch.tensor(float(asked), device=trainer.strategy.root_device)

@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar in the words of this project: steps instead of epochs, short names of measures."""
+    """Lightning's bar with steps instead of epochs and short names of measures."""
 
     def _get_train_description(self, _: int) -> str:
         return "Training"

@@ -1,4 +1,4 @@
-"""A backbone and heads that are measured on validation and test tasks."""
+"""Measure a backbone through its heads on validation and test tasks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from metafew.norms.alpha import Alpha, alphas
 
 
 class Evaluator(pl.LightningModule):
-    """Measures a backbone through one head or several, on the same tasks.
+    """Measure a backbone through one or several heads, on the same tasks.
 
     Args:
         backbone: the feature extractor.
-        heads: heads by name; the first one is the one that trains, the others only measure.
+        heads: heads by name; the first one trains, the others only measure.
         queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
     """
 
@@ -91,7 +91,7 @@ class Evaluator(pl.LightningModule):
             for _ in self.trainer.test_dataloaders
         ]
         self.feature_caches = []
-        for loader in self.trainer.test_dataloaders:  # all of one split, whose features are computed once
+        for loader in self.trainer.test_dataloaders:  # all of one split: one cache serves them
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
@@ -116,7 +116,7 @@ class Evaluator(pl.LightningModule):
         return logits.softmax(-1)
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
-        """Return how many of the tasks that ``sampler`` draws a step of evaluation has."""
+        """Return the number of tasks in a step of evaluation on the tasks of ``sampler``."""
         with evaluating(self.backbone):
             return together(self.backbone, sampler) if self._pays(sampler) else sampler.spec.tasks
 

@@ -1,4 +1,4 @@
-"""Evaluation on features that are computed once: the same numbers as embedding every task, in less time."""
+"""Evaluation on cached features: the same numbers as embedding every task, in less time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from metafew.data.store import Split
 from metafew.episode import Episode
 
 AT_ONCE = 256  # images in a pass
-LIMIT = 2**31  # bytes of features that are kept
-TOGETHER = 2**23  # bytes of tasks that are looked up together: more would leave the cache while heads work on them
+LIMIT = 2**31  # bytes of cached features
+TOGETHER = 2**23  # bytes of tasks in a step: more would leave the processor's cache while heads work on them
 
 
 class FeatureCache:
@@ -36,10 +36,10 @@ class FeatureCache:
 
 
 def pays(backbone: Backbone, sampler: Sampler) -> bool:
-    """Tell whether all images of a split can, and had better, be embedded before its tasks are drawn.
+    """Return whether caching the features of all images of a split is valid and saves time.
 
-    They can where no image changes the features of another and no task sees it in its own way; they should where the
-    tasks have more images in all, and the features fit in memory.
+    It is valid if no image changes the features of another and no task draws random views; it saves time if the tasks
+    have more images in all than the split, and the features fit in memory.
     """
     if not backbone.per_image or any(part.views for part in parts(sampler)):
         return False
@@ -49,23 +49,23 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
 
 
 def together(backbone: Backbone, sampler: Sampler) -> int:
-    """Return how many tasks are looked up together: as many as :data:`TOGETHER` holds, no less than planned.
+    """Return the number of tasks in a step on cached features: as many as :data:`TOGETHER` holds, at least the spec's.
 
-    A task is taken to have the pixels and features of its images and, as heads and the nearest neighbour make them, a
-    value for each support image, image and class.
+    A task counts the pixels and features of its images and, for what heads and the nearest neighbour compute, a value
+    for each support image, image and class.
     """
-    plan, values = sampler.spec, backbone.channels * backbone.image_size**2 + backbone.features
-    task = plan.images[1] * (values + plan.contexts[1] * plan.bounds("way")[1])
-    return max(plan.tasks, TOGETHER // (4 * task))
+    spec, values = sampler.spec, backbone.channels * backbone.image_size**2 + backbone.features
+    task = spec.images[1] * (values + spec.contexts[1] * spec.bounds("way")[1])
+    return max(spec.tasks, TOGETHER // (4 * task))
 
 
 def parts(sampler: Sampler) -> list[Sampler]:
-    """Return the samplers of a mixture, or the only one."""
+    """Return the samplers of a mixture, or the single one."""
     return sampler.samplers if isinstance(sampler, MixtureSampler) else [sampler]
 
 
 def rows(split: Split) -> int:
-    """Return the number of rows of a table: one for each image, in each of the turns that occur."""
+    """Return the number of rows of a table: one for each image in each of its quarter turns."""
     return len(split.images) * (1 + int(split.turns.max(initial=0)))
 
 

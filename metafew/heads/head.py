@@ -17,8 +17,7 @@ class Head(HasMetaParameters):
     """Turn a labelled support set and query images into logits. Subclasses implement :meth:`forward`.
 
     Training, evaluation and :func:`metafew.load` all call ``head(backbone, support, query, way)``. A head never
-    receives the labels of queries. The attributes below are its whole contract with the rest of the package, which
-    asks for no method by name.
+    receives the labels of queries. The attributes below are all that the rest of the package knows of a head.
     """
 
     adapts_backbone: bool = False

@@ -22,7 +22,7 @@ class Reptile(MAML):
     """Fit all weights to the support set by Adam on small minibatches of it; train by ``objective=reptile``.
 
     Minibatches go through random orders of the support rows, one order after the other: in training a function of
-    (seed, task, step), in evaluation, where nothing is learned of the order, of the step alone.
+    (seed, task, step), in evaluation of the step only.
 
     The inner Adam has no momentum, and its second moments carry over from task to task. They are buffers, replaced once
     a step by their mean over the tasks of the meta-batch; evaluation starts from them and never changes them. The

@@ -1,4 +1,4 @@
-"""One embedding of an episode for all that use it: heads on features, regularizers, figures."""
+"""Share one embedding of an episode between heads on features, regularizers and figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from metafew.episode import Episode
 
 
 class SharedFeatures:
-    """Stand for a backbone, and embed the images of one episode once, whoever asks.
+    """Stand in for a backbone that embeds the images of one episode only once.
 
-    ``embed`` returns the same features for the very tensors of the episode, its support images alone or with its
-    queries. Any other call, and every other attribute, is the backbone's own.
+    ``embed`` returns the same features for the tensors of the episode themselves, its support images with or without
+    its queries. Any other call, and every other attribute, is the backbone's own.
 
     Args:
         backbone: the feature extractor.

@@ -68,7 +68,7 @@ def hyperplane_ratio(pairs: Tensor) -> Tensor:
 
 
 def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean variance within classes over the variance between them, of a whole split.
+    """Return the mean variance within classes over the variance between them, of a complete split.
 
     ``(1/C) sum_i (1/N_i) sum_j |x_ij - m_i|^2 / ((1/C) sum_i |m_i - m|^2 + 1e-6)`` with the class means ``m_i`` and
     their mean ``m``: every class weighs the same, whatever its number of images ``N_i``. It does not grow with the
@@ -89,7 +89,7 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
-    """Return ``R_FC`` as printed, of a whole split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
+    """Return ``R_FC`` as printed, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
 
     This is ``C`` times :func:`variance_ratio`, which also says how classes of unequal size are weighed.
 
@@ -106,9 +106,9 @@ def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
 def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
     """Return random disjoint pairs of classes with two images each, from every task.
 
-    The pairs of a task depend on its number and labels alone: not on the other tasks, the number of processes or
-    torch's random state, so that a regularized run keeps the promises of every other. Classes of fewer than two rows
-    do not take part, and of an odd number one is left out. All tasks give as many pairs as the one with the fewest.
+    The pairs of a task depend only on its number and labels: not on the other tasks, the number of processes or torch's
+    random state, so that regularized runs are as reproducible as others. Classes of fewer than two rows are left out,
+    and one of an odd number of classes. Every task is cut to the number of pairs of the task with the fewest.
 
     Args:
         features: ``(t, n, d)``, support and query rows together.
@@ -125,8 +125,8 @@ def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
     rows = np.stack([task[: min(map(len, drawn))] for task in drawn])
     if not rows.size:
         raise UsageError(
-            "pairs of classes need two images of each of two classes in every task, support and query together, "
-            "but a task has fewer: type train.query=1 or more"
+            "expected two images of each of two classes in every task, support and query together, for pairs of "
+            "classes, got fewer: type train.query=1 or more"
         )
     tasks = torch.arange(len(rows), device=features.device)[:, None, None, None]
     return features[tasks, torch.from_numpy(rows).to(features.device)]

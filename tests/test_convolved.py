@@ -76,7 +76,8 @@ def test_every_scheme_gives_the_same_to_the_second_derivative(word, train, tasks
         found.append([y, *first, *second, *layers.buffers()])
     assert len(calls) == 1
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        scale = other.abs().max().item()  # sums of large terms, which may cancel
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 + 1e-12 * scale)
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)])

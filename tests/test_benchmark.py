@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 import benchmark  # noqa: E402
 from benchmarks import steps  # noqa: E402
 from benchmarks.measure import Bench, growth  # noqa: E402
-from benchmarks.peers import Found  # noqa: E402
+from benchmarks.peers import Found, exact  # noqa: E402
 from peers import plain, plain_in_large_pages  # noqa: E402
 from peers.metafew import own  # noqa: E402
 from peers.problem import Problem, Setting, Step  # noqa: E402
@@ -22,6 +23,9 @@ TINY = Setting(
     width=4, size=16, tasks=2, way=3, query=2, inner=2, heads=("svm", "maml"), solver_tasks=2,
     solver_shots=(1, 2), features=6, more_tasks=(1, 2), more_ways=(2,), memory_tasks=(1,),
 )  # fmt: skip
+
+
+FIRST = ("loss", "gradient")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def memory_as_it_is(monkeypatch):
 @pytest.fixture
 def doubles():
     torch.set_default_dtype(torch.float64)
-    yield Problem(TINY, torch.device("cpu"))
+    yield Problem(TINY, torch.device("cpu"), torch.float64)
     torch.set_default_dtype(torch.float32)
 
 
@@ -97,7 +101,9 @@ def test_peers_that_are_not_installed(tmp_path):
     report = measured(tmp_path, "peers", "--peers", str(tmp_path), "--launches", "2")
     *algorithms, failed = report["peers"].values()
     assert [set(rows) for rows in algorithms] == [{"metafew", "plain PyTorch", plain_in_large_pages.TITLE}, {"metafew"}]
-    assert all(rows["metafew"][key] < 1e-4 for rows in algorithms for key in ("loss off by", "gradient off by"))
+    # Rounding moves a gradient by any amount where it decides a tie; what is the same, float64 shows below.
+    assert all(row[f"{key} off by"] < 0.01 for rows in algorithms for row in rows.values() for key in FIRST)
+    assert algorithms[0]["plain PyTorch"]["gradient off by"] > 0  # its own rounding
     assert "make_peers.py" in failed["qpth"]["note"]
     assert "No module named 'higher'" in failed["higher"]["note"]
 
@@ -111,6 +117,17 @@ def test_plain_steps_are_ours(doubles, algorithm):
     assert len(grads[0]) == 12 + 2 * (algorithm != "protonet")
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_the_exact_step_has_the_weights_and_tasks_of_all_others():
+    single, double = (Problem(TINY, torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64))
+    for one, other in zip(*(plain.network(each).parameters() for each in (single, double)), strict=True):
+        assert other.dtype == torch.float64 and torch.equal(one.double(), other)
+    assert torch.equal(single.tasks().query.double(), double.tasks().query)
+    found, step = exact(Bench(TINY, 1, double.device)), plain.maml(double)
+    assert [*found] == ["maml", "fomaml", "protonet"]
+    wanted = {"loss": step.take().item(), "gradient": step.gradient()}
+    assert found["maml"] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_second_derivatives_are_in_the_plain_loop(doubles):
@@ -128,7 +145,7 @@ def test_early_pooling_is_the_same_backbone(doubles):
 @pytest.mark.parametrize("algorithm", ["maml", "protonet"])
 def test_resnet12(doubles, algorithm):
     setting = Setting(backbone="resnet12", width=2, channels=3, size=16, tasks=1, way=2, query=2, inner=1)
-    problem = Problem(setting, doubles.device)
+    problem = replace(doubles, setting=setting)
     ours, theirs = own(problem, algorithm), getattr(plain, algorithm)(problem)
     torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
     assert ours.gradient() == pytest.approx(theirs.gradient(), rel=1e-7)
@@ -161,10 +178,10 @@ class Twin:
 
 def test_launches_count_alike():
     """The rounds of all launches make one median; the first of each launch warms up."""
-    found, bench = Found(), Bench(TINY, 1, torch.device("cpu"))
+    found, bench = Found({"loss": 2.0, "gradient": 0.5}), Bench(TINY, 1, torch.device("cpu"))
     for ours, theirs in ((1, 5), (2, 6), (9, 4)):
         found.add(bench, "maml", [Twin("metafew", 100, ours), Twin("plain PyTorch", 100, theirs)])
-    same = {"loss off by": 0, "gradient off by": 0}
+    same = {"loss off by": 0, "gradient off by": 1}
     assert found.rows() == {
         "metafew": {"ms": 2000, "ratio": 1} | same,
         "plain PyTorch": {"ms": 5000, "ratio": 2.5} | same,

@@ -161,17 +161,17 @@ def test_images_come_in_many_forms(model):
 @pytest.mark.parametrize("head", [None, zero])
 def test_names_and_order_of_the_support_set_do_not_matter(model, head):
     images, labels, query = pixels(6), ["c", "a", "b", "a", "a", "b"], pixels(5, seed=1)
-    built = model(head=head)
+    built = model(head=head).double()
     task = built.adapt(images, labels)
     assert task.classes == ["a", "b", "c"]
     assert task.label(query) == [task.classes[i] for i in task.predict(query).argmax(1)]
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     again = built.adapt(images[order], [labels[i] for i in order])
-    torch.testing.assert_close(again.predict(query), task.predict(query), rtol=0, atol=1e-5)
+    torch.testing.assert_close(again.predict(query), task.predict(query), rtol=0, atol=1e-12)
     renamed = {"a": ("x",), "b": 3, "c": None}
     other = built.adapt(images, [renamed[label] for label in labels])
     assert other.classes == [None, ("x",), 3]
-    torch.testing.assert_close(other.predict(query), task.predict(query)[:, [2, 0, 1]], rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.predict(query), task.predict(query)[:, [2, 0, 1]], rtol=0, atol=1e-12)
     for numbers in (
         torch.tensor([2, 0, 1, 0, 0, 1]),
         np.array([2, 0, 1, 0, 0, 1]),
@@ -184,7 +184,7 @@ def test_names_and_order_of_the_support_set_do_not_matter(model, head):
 
 @pytest.mark.parametrize("head", [None, linear])
 def test_many_queries_pass_in_parts_with_the_same_numbers(model, monkeypatch, head):
-    built = model(head=head)
+    built = model(head=head).double()
     passes = []
     built.backbone.register_forward_pre_hook(lambda _, images: passes.append(len(images[0])))
     task = built.adapt(pixels(4), "abac")
@@ -192,10 +192,10 @@ def test_many_queries_pass_in_parts_with_the_same_numbers(model, monkeypatch, he
     assert max(passes) == 24
     passes.clear()
     monkeypatch.setattr(inference, "AT_ONCE", 7)
-    torch.testing.assert_close(task.predict(pixels(20, seed=1)), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(task.predict(pixels(20, seed=1)), whole, rtol=0, atol=1e-12)
     assert [size - 4 for size in passes if size > 4] == [7, 7, 6]
     singly = torch.cat([task.predict(image[None]) for image in pixels(20, seed=1)])
-    torch.testing.assert_close(singly, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(singly, whole, rtol=0, atol=1e-12)
     assert task.predict(pixels(0)).shape == (0, 3) and task.label(pixels(0)) == []
 
 

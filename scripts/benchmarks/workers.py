@@ -30,9 +30,10 @@ class Worker:
     Args:
         name: name of the peer, and of its folder in ``bench.peers``.
         bench: the device, setting and environments.
+        dtype: the precision of its steps.
     """
 
-    def __init__(self, name: str, bench: Bench):
+    def __init__(self, name: str, bench: Bench, dtype: str = "float32"):
         python = Path(sys.executable) if name in HERE else bench.peers.resolve() / name / "bin" / "python"
         self.title, self.steps, self.error = name, [], ""
         self.process = None
@@ -49,7 +50,7 @@ class Worker:
             env=bench.variables,
         )
         threads = torch.get_num_threads()
-        start = {"setting": asdict(bench.setting), "device": str(bench.device), "threads": threads}
+        start = {"setting": asdict(bench.setting), "device": str(bench.device), "dtype": dtype, "threads": threads}
         try:
             reply = self.ask(start)
             self.title, self.steps = reply["title"], reply["steps"]
@@ -90,9 +91,9 @@ class Worker:
 
 
 @contextmanager
-def launched(bench: Bench, names: Sequence[str] = PEERS) -> Iterator[dict[str, Worker]]:
+def launched(bench: Bench, names: Sequence[str] = PEERS, dtype: str = "float32") -> Iterator[dict[str, Worker]]:
     """Start processes, and end them on exit; other libraries only if there is a folder of environments."""
-    workers = {name: Worker(name, bench) for name in names if bench.peers or name in HERE}
+    workers = {name: Worker(name, bench, dtype) for name in names if bench.peers or name in HERE}
     try:
         yield workers
     finally:

@@ -61,14 +61,14 @@ def backbone(problem: Problem, early: bool = False) -> nn.Sequential:
     """Return the backbone, with the same weights in every process."""
     torch.manual_seed(0)
     make = {"conv4": conv4, "resnet12": resnet12}[problem.setting.backbone]
-    return make(problem.setting, early).to(problem.device)
+    return make(problem.setting, early).to(problem.device, problem.dtype)
 
 
 def network(problem: Problem) -> nn.Sequential:
     """Return the backbone and a linear output layer."""
     body, setting = backbone(problem), problem.setting
     width = setting.width * (10 if setting.backbone == "resnet12" else 1)
-    head = nn.Linear(width * (setting.size // 16) ** 2, setting.way).to(problem.device)
+    head = nn.Linear(width * (setting.size // 16) ** 2, setting.way).to(problem.device, problem.dtype)
     nn.init.zeros_(head.bias)
     return nn.Sequential(OrderedDict(backbone=body, head=head))
 
@@ -85,7 +85,7 @@ def maml(problem: Problem, second_order: bool = True) -> Step:
 
     def take() -> Tensor:
         optimizer.zero_grad()
-        total = torch.zeros((), device=problem.device)
+        total = torch.zeros((), device=problem.device, dtype=problem.dtype)
         for support, labels, query, answers in tasks:
             weights = dict(net.named_parameters())
             for _ in range(setting.inner):
@@ -113,7 +113,7 @@ def protonet(problem: Problem) -> Step:
 
     def take() -> Tensor:
         optimizer.zero_grad()
-        total = torch.zeros((), device=problem.device)
+        total = torch.zeros((), device=problem.device, dtype=problem.dtype)
         for support, _, query, answers in tasks:
             means = net(support).view(setting.way, setting.shot, -1).mean(1)
             distances = (net(query)[:, None] - means).square().sum(2)

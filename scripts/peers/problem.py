@@ -83,10 +83,11 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Problem:
-    """A setting on a device."""
+    """A setting on a device; weights and data are drawn in torch's default precision, whatever ``dtype`` they get."""
 
     setting: Setting
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     def tasks(self) -> Tasks:
         """Return the meta-batch that every step of this setting gets."""
@@ -95,7 +96,7 @@ class Problem:
         def part(count: int) -> tuple[Tensor, Tensor]:
             images = torch.rand(s.tasks, s.way * count, s.channels, s.size, s.size, generator=generator)
             labels = torch.arange(s.way).repeat_interleave(count).repeat(s.tasks, 1)
-            return images.to(self.device), labels.to(self.device)
+            return images.to(self.device, self.dtype), labels.to(self.device)
 
         return Tasks(*part(s.shot), *part(s.query))
 
@@ -109,7 +110,7 @@ class Problem:
         features = torch.randn(s.solver_tasks, rows, s.features, generator=generator).relu()
         slope = torch.randn(s.solver_tasks, rows, s.way, generator=generator)
         labels = torch.arange(s.way).repeat_interleave(shot).repeat(s.solver_tasks, 1)
-        return features.to(self.device), labels.to(self.device), slope.to(self.device)
+        return features.to(self.device, self.dtype), labels.to(self.device), slope.to(self.device, self.dtype)
 
 
 def timed(call: Callable[[], T], device: torch.device, least: float = 0.0) -> tuple[float, T]:

@@ -1,8 +1,8 @@
 """A process that takes a step of a peer on request: python -m peers.worker NAME.
 
-Requests and replies are lines of JSON. The first request is ``{"setting": ..., "device": ..., "threads": ...}``; its
-reply names the steps and the peer. Every other is the name of a step; its reply has the seconds, the
-loss or solution, and the norm of the gradient.
+Requests and replies are lines of JSON. The first request is ``{"setting": ..., "device": ..., "dtype": ..., "threads":
+...}``; its reply names the steps and the peer. Every other is the name of a step; its reply has the seconds, the loss
+or solution, and the norm of the gradient.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
             else:
                 torch.set_num_threads(request["threads"])
                 device = torch.device(request["device"])
-                problem = Problem(Setting(**request["setting"]), device)
+                problem = Problem(Setting(**request["setting"]), device, getattr(torch, request["dtype"]))
                 module = import_module(f"peers.{name.replace('-', '_')}")
                 steps = module.steps(problem)
                 reply = {"steps": list(steps), "title": getattr(module, "TITLE", None) or f"{name} {version(name)}"}

@@ -51,7 +51,7 @@ def test_a_checkpoint_carries_its_choices(tmp_path):
     changed = json.loads((tmp_path / "other/results.json").read_text())
     assert changed["config"]["head"]["penalty"] == 9 and changed["choices"]["head"] == "ridge"
     done = metafew("stages=[test]", ckpt, "head.penaltie=9", "hydra.run.dir=misspelt", cwd=tmp_path, code=2)
-    assert "does not fit the choices" in done.stderr and "head.penaltie" in done.stderr
+    assert "expected overrides that fit the choices" in done.stderr and "head.penaltie" in done.stderr
     done = metafew("stages=[test]", ckpt, "backbone.width=8", "hydra.run.dir=wide", cwd=tmp_path, code=2)
     assert "type backbone=..." in done.stderr and "error" in json.loads((tmp_path / "wide/results.json").read_text())
 

@@ -21,7 +21,7 @@ from test_cli import ROOT
 
 from metafew import cli
 from metafew.callbacks.graceful_stop import GracefulStop
-from metafew.distributed import launch, report_once
+from metafew.distributed import report_once, subprocesses
 from metafew.training import checkpoint, resume
 
 LONG = [*TINY, "trainer.max_steps=100000", "val.every=50", "save.every=20", "trainer.log_every_n_steps=1"]
@@ -76,13 +76,13 @@ def test_the_second_ctrl_c_ends_at_once():
 @pytest.mark.parametrize(("order", "by"), [("01", ""), ("10", "process 1: "), ("0", "")])
 def test_what_all_raise_is_told_once_and_what_one_raises_is_told_by_it(monkeypatch, tmp_path, capsys, order, by):
     shared = torch.distributed.HashStore()
-    monkeypatch.setattr(report_once, "store", lambda: shared)
-    monkeypatch.setattr(report_once, "PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(report_once, "default_store", lambda: shared)
+    monkeypatch.setattr(report_once, "TIMEOUT", timedelta(milliseconds=50))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: int(os.environ["RANK"]))
     assert not report_once.already_reported()
     for rank in order:
         monkeypatch.setenv("RANK", rank)
-        cli.fail(tmp_path, "it failed")
+        cli.report_error(tmp_path, "it failed")
         assert report_once.already_reported()
     assert capsys.readouterr().err == f"metafew: {by}it failed\n"
     assert json.loads((tmp_path / "results.json").read_text()) == {"error": f"{by}it failed"}
@@ -96,12 +96,12 @@ def test_a_signal_lets_the_command_of_a_cell_end_in_order(monkeypatch, tmp_path,
         "import os, pathlib, signal, sys, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
         f"time.sleep(0.2); os.kill(os.getppid(), signal.{name}); {end}; pathlib.Path(sys.argv[1]).touch()"
     )
-    monkeypatch.setattr(launch, "PROGRAM", ["-c", script])
+    monkeypatch.setattr(subprocesses, "PROGRAM", ["-c", script])
     signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was meant for the command"))
-    assert launch.start([str(tmp_path / "ended")]) == 143
+    assert subprocesses.run_subprocess([str(tmp_path / "ended")]) == 143
     assert (tmp_path / "ended").exists()
-    monkeypatch.setattr(launch, "PROGRAM", ["-c", "raise SystemExit(3)"])
-    assert launch.start([]) == 3
+    monkeypatch.setattr(subprocesses, "PROGRAM", ["-c", "raise SystemExit(3)"])
+    assert subprocesses.run_subprocess([]) == 3
 
 
 def test_a_cell_that_is_asked_to_end_ends_the_sweep_and_names_its_folder(monkeypatch, tmp_path, capsys):
@@ -109,13 +109,13 @@ def test_a_cell_that_is_asked_to_end_ends_the_sweep_and_names_its_folder(monkeyp
     chosen = OmegaConf.create(chosen | {"sweep": {"dir": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "get", lambda: chosen)
     words = []
-    monkeypatch.setattr(launch, "start", lambda typed: words.extend(typed) or launch.ENDED)
+    monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: words.extend(typed) or subprocesses.TERMINATED)
     with pytest.raises(SystemExit, match="143"):
-        launch.carry_out_cell(tmp_path / "0")
+        subprocesses.run_cell(tmp_path / "0")
     assert f'hydra.sweep.dir="{tmp_path}"' in words
     for out, key, folder in ((tmp_path / "0", "sweep", tmp_path), (tmp_path.parent, "run", tmp_path.parent)):
         with pytest.raises(SystemExit, match="143"):
-            resume.end(out)
+            resume.exit_after_signal(out)
         assert capsys.readouterr().err.endswith(f"ckpt=last hydra.{key}.dir={folder}\n")
 
 
@@ -144,7 +144,9 @@ def test_sigterm_to_all_processes_at_any_moment_ends_them_with_a_checkpoint(tmp_
         time.sleep(random.Random(number).uniform(0, 3))
         os.killpg(run.pid, signal.SIGTERM)
         spoken = run.communicate(timeout=60)[1]
-        assert run.returncode == 143 and spoken.count("type its words again with ckpt=last hydra.run.dir=") == 1, spoken
+        assert (
+            run.returncode == 143 and spoken.count("type the same command again with ckpt=last hydra.run.dir=") == 1
+        ), spoken
         assert "Traceback" not in spoken
     step = checkpoint.read(tmp_path / "out" / "checkpoints" / "last.ckpt")["global_step"]
     rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
@@ -165,7 +167,7 @@ def test_a_sweep_over_several_processes_ends_with_its_cell(tmp_path, name):
             run.terminate()
         spoken = run.communicate(timeout=60)[1]  # no process is left to hold the pipe
         assert run.returncode == 143, spoken
-    assert spoken.count(f"type its words again with ckpt=last hydra.sweep.dir={tmp_path}/sweep\n") == 1, spoken
+    assert spoken.count(f"type the same command again with ckpt=last hydra.sweep.dir={tmp_path}/sweep\n") == 1, spoken
     assert (tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "sweep" / "1").exists()
 

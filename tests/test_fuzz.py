@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_precision import no_figures  # noqa: F401
 
-from metafew import cli
+from metafew.config.groups import describe_groups
 from metafew.data import datamodule
 from metafew.errors import UsageError
 
@@ -89,7 +89,7 @@ def fuzz(launch, composed, monkeypatch, tmp_path):
         if kind < 0.1:
             key += rng.choice(["x", ".x", "."])
         elif kind < 0.2:
-            key, value = rng.choice(sorted(cli.options())), rng.choice(["abc", "[conv4,svm]", "null", "", "-1"])
+            key, value = rng.choice(sorted(describe_groups())), rng.choice(["abc", "[conv4,svm]", "null", "", "-1"])
         word = f"{key}={value}"
         words = [*TINIER, *base, word]
         try:

@@ -17,7 +17,7 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 from omegaconf import OmegaConf
 from test_cli import ROOT, metafew
 
-from metafew.distributed import launch
+from metafew.distributed import launcher, subprocesses
 from metafew.errors import UsageError
 from metafew.training import checkpoint, run
 
@@ -56,7 +56,7 @@ def carry_out(cases, folder, world=1, port=0, rank=0):
     for name, (cfg, choices, overrides) in cases.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         cfg.trainer.devices = world
-        with patch("metafew.training.run.run_plots"):  # half of the time of such a run
+        with patch("metafew.training.outputs.run_plots"):  # half of the time of such a run
             run.run(cfg, choices, overrides, folder / name)
 
 
@@ -130,10 +130,10 @@ def test_tasks_that_cannot_be_shared_are_a_sentence(launch):
 def test_several_devices_under_joblib_are_a_sentence(tmp_path):
     hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": "joblib"}}})
     with (
-        patch("metafew.distributed.launch.HydraConfig.get", return_value=hydra),
+        patch("metafew.distributed.subprocesses.HydraConfig.get", return_value=hydra),
         pytest.raises(UsageError, match=r"type trainer\.devices=1"),
     ):
-        launch.carry_out_cell(tmp_path)
+        subprocesses.run_cell(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,15 @@ def test_another_number_of_processes_than_were_started_is_a_sentence(monkeypatch
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    trainer = OmegaConf.create({"devices": devices, "num_nodes": 1})
-    assert launch.launched() == count
+    assert launcher.launched_world_size() == count
     if count in (0, devices):
-        launch.check(trainer, devices)
+        launcher.check_world_size(devices, 1, devices)
     else:
         with pytest.raises(UsageError, match=f"started {count}: type trainer.devices={count} "):
-            launch.check(trainer, devices)
+            launcher.check_world_size(devices, 1, devices)
     if count > 1:
         with pytest.raises(UsageError, match="a sweep is many runs"):
-            launch.alone("a sweep")
+            launcher.require_one_process("a sweep")
 
 
 @pytest.mark.parametrize(
@@ -181,16 +180,15 @@ def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    trainer = OmegaConf.create({"devices": 2, "num_nodes": nodes})
     if starter is UsageError:
         with pytest.raises(UsageError, match=f"type --nodes={nodes} --ntasks-per-node=2 "):
-            launch.environment(trainer)
+            launcher.cluster_environment(2, nodes)
         return
-    found = launch.environment(trainer)
+    found = launcher.cluster_environment(2, nodes)
     assert [type(each).__name__ for each in found] == ([starter] if starter else [])
     assert not any(getattr(each, "auto_requeue", False) for each in found)
     if starter == "LightningEnvironment":
-        launch.check(trainer, 2)
+        launcher.check_world_size(2, nodes, 2)
 
 
 def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
@@ -205,7 +203,7 @@ def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
             monkeypatch.setenv(key, value)
         hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra"}
         config = OmegaConf.create({"trainer": {"devices": 1, "num_nodes": 1}, "hydra": hydra})
-        launch.OneFolder().on_run_start(config)
+        launcher.SharedOutputFolder().on_run_start(config)
         folders.append(config.hydra.run.dir)
     assert folders == ["folder0", "folder0"]
 
@@ -225,7 +223,7 @@ def test_one_process_speaks_for_all(monkeypatch, given, first):
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    assert launch.is_rank_zero() == first
+    assert launcher.is_rank_zero() == first
 
 
 def clear(monkeypatch):

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf, open_dict
 
 from metafew import cli
 from metafew.analysis import run_plots
+from metafew.config.groups import CONF, describe_groups
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.solvers import unsolved
@@ -38,17 +39,17 @@ def command(*words, out):
     """Do in this process what ``python train.py WORDS hydra.run.dir=OUT`` does."""
     from metafew.training.run import run
 
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, *WORDS, *words, f"hydra.run.dir={out}"], return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, str(out)
             HydraConfig.instance().set_config(cfg)
             del cfg["hydra"]
-        cfg, overrides = cli.compose(cfg)
+        cfg, overrides = cli.compose_run(cfg)
     out.mkdir(exist_ok=True)
     chosen = HydraConfig.get().runtime.choices
     return run(
-        cfg, {group: chosen[group] for group in cli.options() if isinstance(chosen.get(group), str)}, overrides, out
+        cfg, {group: chosen[group] for group in describe_groups() if isinstance(chosen.get(group), str)}, overrides, out
     )
 
 
@@ -159,7 +160,7 @@ def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, ca
     words = [*HEADS["protonet"], "data.num_workers=2"]
     status = interrupted(*words, out=tmp_path, moment=moment, count=count, act=act)
     assert os.waitstatus_to_exitcode(status) == 143
-    sentence = f"type its words again with ckpt=last hydra.run.dir={tmp_path}"
+    sentence = f"type the same command again with ckpt=last hydra.run.dir={tmp_path}"
     assert sentence in capfd.readouterr().err
     assert sentence in json.loads((tmp_path / "results.json").read_text())["error"]
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == done

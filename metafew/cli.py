@@ -65,7 +65,7 @@ def launch_experiment(cfg: DictConfig) -> None:
 def run_single(cfg: DictConfig, out: Path) -> None:
     """Run one configuration, and exit with 2 after an error that the user can correct."""
     try:
-        run_stages(*compose_run(cfg), out)
+        start_run(*compose_run(cfg), out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
         sys.exit(2)
@@ -84,7 +84,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
         elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
             run_cell(out)
         else:
-            run_stages(cfg, overrides, out)
+            start_run(cfg, overrides, out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
     except Exception as error:
@@ -106,8 +106,8 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     return compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"]["overrides"])
 
 
-def run_stages(cfg: DictConfig, overrides: list[str], out: Path) -> None:
-    """Run the stages of a composed configuration."""
+def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:
+    """Run a composed configuration."""
     from metafew.training.run import run
 
     chosen = HydraConfig.get().runtime.choices

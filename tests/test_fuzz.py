@@ -1,4 +1,4 @@
-"""One word typed at random: a configuration runs, or it is refused in one sentence before any image is read."""
+"""With one random override a configuration runs, or is rejected in one line before any image is read."""
 
 import random
 import shutil
@@ -119,7 +119,7 @@ def accept(*args, **kwargs):
 
 
 @pytest.mark.parametrize("seeds", [range(50), pytest.param(range(50, 500), marks=pytest.mark.slow)], ids=["50", "450"])
-def test_a_word_at_random_runs_or_is_refused_in_one_sentence_before_images_are_read(fuzz, seeds):
+def test_a_random_override_runs_or_is_rejected_before_images_are_read(fuzz, seeds):
     outcomes = {}
     for seed in seeds:
         try:

@@ -1,4 +1,4 @@
-"""The library: what a loaded model predicts is what its run measured, and what it cannot do is a sentence."""
+"""A loaded model predicts what its run measured, and checks images and labels."""
 
 import csv
 import subprocess
@@ -208,7 +208,7 @@ def test_transductive_queries_stay_together(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "images, labels, sentence",
+    "images, labels, message",
     [
         (torch.zeros(2, 3, 16, 16), "ab", r"\(n, 1, 16, 16\).* got shape \(2, 3, 16, 16\): resize"),
         (torch.zeros(2, 28, 28), "ab", r"got shape \(2, 1, 28, 28\)"),
@@ -226,6 +226,6 @@ def test_transductive_queries_stay_together(model, monkeypatch):
         (pixels(2), "ab", "output layer of head=maml, and the labels name 2: give 3 classes, or train"),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence(model, images, labels, sentence):
-    with pytest.raises(UsageError, match=sentence):
+def test_images_and_labels_are_checked(model, images, labels, message):
+    with pytest.raises(UsageError, match=message):
         model(head=linear).adapt(images, labels)

@@ -1,4 +1,4 @@
-"""Memory of a run: large pages, kept by the process, unless the user's environment says otherwise."""
+"""A run uses huge pages and keeps freed memory, unless the environment says otherwise."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and typed again ends as one that never stopped, to the last bit."""
+"""A run that is killed at any moment and resumed ends as one that was never interrupted, bit for bit."""
 
 import csv
 import json
@@ -160,9 +160,9 @@ def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, ca
     words = [*HEADS["protonet"], "data.num_workers=2"]
     status = interrupted(*words, out=tmp_path, moment=moment, count=count, act=act)
     assert os.waitstatus_to_exitcode(status) == 143
-    sentence = f"type the same command again with ckpt=last hydra.run.dir={tmp_path}"
-    assert sentence in capfd.readouterr().err
-    assert sentence in json.loads((tmp_path / "results.json").read_text())["error"]
+    message = f"type the same command again with ckpt=last hydra.run.dir={tmp_path}"
+    assert message in capfd.readouterr().err
+    assert message in json.loads((tmp_path / "results.json").read_text())["error"]
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == done
     command(*words, "ckpt=last", out=tmp_path)
     check_equal(tmp_path, whole("protonet"))
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     assert (tmp_path / "metrics.csv").read_text() == (whole("protonet") / "metrics.csv").read_text()
 
 
-def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp_path, caplog):
+def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_error(tmp_path, caplog):
     command("ckpt=last", "save.keep=true", out=tmp_path)
     assert "where no checkpoint is yet: a new training starts" in caplog.text
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -222,7 +222,7 @@ def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp
     for words in (["ckpt=last"], [f"ckpt={tmp_path}/checkpoints/best.ckpt"]):
         with pytest.raises(UsageError, match=r"typed below optimizer are not those of .* another hydra\.run\.dir"):
             command("optimizer.lr=0.5", *words, out=tmp_path)
-    # What a test alone depends on is free.
+    # Options of evaluation may change.
     assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
 
 

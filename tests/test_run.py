@@ -1,4 +1,4 @@
-"""Whole runs, small ones: what they leave behind, and that the same words give the same numbers."""
+"""Complete small runs: what they leave, and that the same overrides give the same numbers."""
 
 import csv
 import json

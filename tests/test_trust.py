@@ -1,4 +1,4 @@
-"""What a checkpoint from elsewhere may call: nothing but what metafew itself would."""
+"""A checkpoint from elsewhere may call only what metafew's own configuration does."""
 
 import pytest
 import torch

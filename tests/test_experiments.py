@@ -105,7 +105,7 @@ def started(monkeypatch):
         write_json(out / "results.json", report)
         return Child(0)
 
-    monkeypatch.setattr(cells_module, "launch", launch)
+    monkeypatch.setattr(cells_module, "start_subprocess", launch)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The library: a trained model, and the tasks that it adapts to, inside a program of your own."""
+"""Use a trained model in another program: adapt it to tasks, predict labels, and compute features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone, targets_at_once
-from metafew.config.allowlist import check
+from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
 from metafew.episode import Labelled
 from metafew.errors import UsageError
@@ -21,19 +21,21 @@ from metafew.training.factory import make_backbone, make_head
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 256  # queries in a pass, so that memory does not grow with their number
-SLACK = 1e-3  # resizing in floating point may leave [0, 1] by a little
+AT_ONCE = 256
+"""Queries in a forward pass, so that memory does not grow with their number."""
+TOLERANCE = 1e-3
+"""How far pixels may lie outside of [0, 1], as resizing in floating point overshoots."""
 
 
 class Model(nn.Module):
-    """A backbone and the head that trained it. :func:`metafew.load` makes one.
+    """A backbone and the head that trained it, returned by :func:`metafew.load`.
 
     Attributes:
         backbone: the feature extractor.
-        head: what adapts to a support set and labels queries.
+        head: the head, which adapts to a support set and labels queries.
         channels: channels of the images.
         image_size: height and width of the images.
-        choices: the word chosen for each group in training, such as ``{"head": "svm", ...}``.
+        choices: the option chosen for each group in training, such as ``{"head": "svm", ...}``.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, choices: dict[str, str]):
@@ -42,34 +44,35 @@ class Model(nn.Module):
         self.channels, self.image_size = backbone.channels, backbone.image_size
 
     def adapt(self, images: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Task:
-        """Return the task of telling apart the classes of a support set.
+        """Return the task of classifying images into the classes of a support set.
 
         Args:
             images: ``(n, c, h, w)``, or ``(n, h, w)`` for images of one channel; uint8, or floating point in [0, 1].
-                They look as in training: of the same size, and drawings with ink 255 (or 1) on ground 0. Vectors
-                ``(n, d)`` for a model of ``dataset=features``.
-            labels: ``n`` strings, numbers or whatever else can be a key; classes may differ in number of images.
+                They should look as in training: of the same size, and drawings bright (255 or 1) on a dark background
+                (0). Vectors ``(n, d)`` for a model of ``dataset=features``.
+            labels: ``n`` strings, numbers or other hashable values; classes may differ in their number of images.
 
         Raises:
-            UsageError: images are not as in training, or labels do not fit them or the head.
+            UsageError: images are not as in training, or labels do not match them or the head.
         """
         support = self.prepare(images)
-        # A tensor is a key of its own, whatever its value.
+        # Tensors of the same value have different hashes.
         labels = [label.item() if isinstance(label, Tensor) else label for label in labels]
         if len(labels) != support.shape[1]:
             raise UsageError(
-                f"adapt wants one label for each image, and there are {len(labels)} for {support.shape[1]} images: "
+                f"expected one label for each image, and there are {len(labels)} for {support.shape[1]} images: "
                 "give as many labels as images"
             )
         classes = ordered(labels)
         if len(classes) < 2:
             raise UsageError(
-                f"adapt wants images of two classes or more, and the labels name {len(classes)}: add images of others"
+                f"expected images of two classes or more, and the labels name {len(classes)}: add images of others"
             )
         if self.head.fixed_way not in (None, len(classes)):
             raise UsageError(
-                f"head={self.choices['head']} has a linear output layer for {self.head.fixed_way} classes, and the "
-                f"labels name {len(classes)}: give {self.head.fixed_way} classes, or train with head.output=zero"
+                f"expected {self.head.fixed_way} classes for the linear output layer of head={self.choices['head']}, "
+                f"and the labels name {len(classes)}: give {self.head.fixed_way} classes, or train with "
+                "head.output=zero"
             )
         numbers = {label: number for number, label in enumerate(classes)}
         rows = torch.tensor([[numbers[label] for label in labels]], device=support.device)
@@ -77,7 +80,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return features ``(n, d)`` of ``n`` images, before any adaptation; to every norm, all of them are context.
+        """Return features ``(n, d)`` of ``n`` images, before any adaptation. For the norm, all of them are context.
 
         Args:
             images: as :meth:`adapt` takes them.
@@ -92,12 +95,12 @@ class Model(nn.Module):
         shape = (self.channels, self.image_size, self.image_size)
         vectors = self.image_size == 1
         images_of = f"images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
-        wanted = f"this model wants {f'vectors (n, {self.channels}) in floating point' if vectors else images_of}"
+        expected = f"expected {f'vectors (n, {self.channels}) in floating point' if vectors else images_of}"
         try:
             values = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"{wanted}, and a {type(images).__name__} came that is no array of them: resize and stack them"
+                f"{expected}, got a {type(images).__name__} that is no array of them: resize and stack them"
             ) from error
         if vectors and values.ndim == 2:
             values = values[..., None, None]
@@ -105,28 +108,28 @@ class Model(nn.Module):
             values = values.unsqueeze(1)
         if values.shape[1:] != shape:
             raise UsageError(
-                f"{wanted}, not of shape {tuple(values.shape)}: resize them, channels before height and width"
+                f"{expected}, got shape {tuple(values.shape)}: resize them, channels before height and width"
             )
         own = next(self.parameters())
         if values.dtype == torch.uint8:
             return as_float(values.to(own.device), own.dtype).unsqueeze(0)
         if not values.is_floating_point():
-            raise UsageError(f"{wanted}, not {values.dtype}: convert values of 0..255 to uint8")
-        if not vectors and values.numel() and not -SLACK <= values.min() <= values.max() <= 1 + SLACK:
+            raise UsageError(f"{expected}, got {values.dtype}: convert values of 0..255 to uint8")
+        if not vectors and values.numel() and not -TOLERANCE <= values.min() <= values.max() <= 1 + TOLERANCE:
             low, high = values.min().item(), values.max().item()
-            raise UsageError(f"{wanted}, not from {low:g} to {high:g}: divide values of 0..255 by 255")
+            raise UsageError(f"{expected}, got values from {low:g} to {high:g}: divide values of 0..255 by 255")
         return values.to(own).unsqueeze(0)
 
 
 class Task:
-    """A support set that queries are compared with. :meth:`Model.adapt` makes one.
+    """A support set to which a model adapts, returned by :meth:`Model.adapt`.
 
-    A head adapts to the support set in every call, be it by a solver or by gradient steps; one call for many queries is
-    cheaper than many calls, and gives the same. Only where ``model.backbone.transductive`` or
-    ``model.head.transductive`` does a prediction depend on the other images of the call.
+    The head adapts to the support set in each call, by a solver or by gradient steps. One call for many queries is
+    faster than many calls, with the same predictions. A prediction depends on the other images of its call only if
+    ``model.backbone.transductive`` or ``model.head.transductive``.
 
     Attributes:
-        classes: the labels, sorted; or in the order of their first occurrence where they cannot be compared.
+        classes: the labels in sorted order, or in order of first occurrence if they cannot be compared.
     """
 
     def __init__(self, model: Model, support: Labelled, classes: list):
@@ -134,7 +137,7 @@ class Task:
 
     @torch.no_grad()
     def predict(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return probabilities ``(q, w)`` in float32, a column for each of :attr:`classes`.
+        """Return probabilities ``(q, w)`` in float32, one column for each of :attr:`classes`.
 
         Args:
             images: ``q`` images, as :meth:`Model.adapt` takes them.
@@ -155,7 +158,7 @@ class Task:
 
 
 def ordered(labels: list[Hashable]) -> list:
-    """Return each label once.
+    """Return the distinct labels, sorted if they can be compared.
 
     >>> ordered(["b", "a", "b"]), ordered(["b", 1, "b"])
     (['a', 'b'], ['b', 1])
@@ -163,7 +166,9 @@ def ordered(labels: list[Hashable]) -> list:
     try:
         classes = list(dict.fromkeys(labels))
     except TypeError as error:
-        raise UsageError(f"a label is a string, a number or other key ({error}): give strings or numbers") from error
+        raise UsageError(
+            f"expected labels that can be keys of a dictionary ({error}): give strings or numbers"
+        ) from error
     try:
         return sorted(classes)
     except TypeError:
@@ -175,25 +180,25 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     content = checkpoint.read(path)
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
-    check(cfg, path, trust, 'type trust=["..."] with it')
-    # Frozen before the head is made, which may warn otherwise.
+    check_called_paths(cfg, path, trust, 'type trust=["..."] with it')
+    # Frozen first: heads that are meant for a frozen backbone warn of any other.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
     head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]
-    whole = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: head.requires_grad_(False)})})
-    ours = ("backbone.", f"heads.{name}.")
-    state = {key: value for key, value in content["state_dict"].items() if key.startswith(ours)}
+    model = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: head.requires_grad_(False)})})
+    used = ("backbone.", f"heads.{name}.")
+    state = {key: value for key, value in content["state_dict"].items() if key.startswith(used)}
     try:
-        whole.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(
-            f"metafew.load wants the weights of the model that {path} describes, and it holds others, since code has "
+            f"expected the weights of the model that {path} describes, and it holds others, since code has "
             "changed: train anew"
         ) from error
     candidates = head.candidates
     if len(candidates) > 1:
         log.warning(
-            "lr and test_steps of head=%s are chosen on validation tasks, and checkpoints do not hold the choice: "
-            "%s is used, of %s; set model.head.chosen to another",
+            "lr and test_steps of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
+            "%s of %s is used; set model.head.chosen to another",
             *(name, next(iter(candidates)), ", ".join(candidates)),
         )
     return Model(backbone, head, provenance["choices"]).eval()

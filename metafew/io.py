@@ -1,4 +1,4 @@
-"""The configuration's folder, and files that are there whole or not at all. Imports no torch."""
+"""JSON, and files that are replaced atomically. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-INSTALLED = Path(__file__).parent / "conf"
-CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
-
 
 def read_json(path: Path) -> dict:
-    """Return the content of a JSON file, nothing where there is none."""
+    """Return the content of a JSON file; an empty dictionary if there is no such file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -22,7 +19,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` whole or not at all, in a folder that is made if need be."""
+    """Write ``content`` atomically, and create the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -30,12 +27,12 @@ def write_json(path: Path, content: dict) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
-    """Open a file that takes the place of ``path`` when all is written; whatever happens before, ``path`` stays.
+    """Open a file that replaces ``path`` once it is complete; until then, and after an error, ``path`` is unchanged.
 
     Args:
-        path: the file to replace, or to make.
+        path: the file to create or replace.
         mode: as for :func:`open`.
-        options: likewise.
+        options: as for :func:`open`.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""The least precision that moments, solvers and measures compute in."""
+"""The lowest precision in which moments, solvers and metrics compute."""
 
 from __future__ import annotations
 

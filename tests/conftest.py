@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from metafew import cli
+from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
 
 pytest.register_assert_rewrite("contracts")
 # Tensors in tests are small: a second thread costs more than it brings.
@@ -36,7 +36,7 @@ def cache(tmp_path_factory):
     path = tmp_path_factory.mktemp("cache")
     before = os.environ.get("METAFEW_CACHE")
     os.environ["METAFEW_CACHE"] = str(path)
-    cli.register()
+    register_evaluation_heads()
     yield path
     if before is None:
         del os.environ["METAFEW_CACHE"]
@@ -46,14 +46,13 @@ def cache(tmp_path_factory):
 
 def compose_in(folder: Path, *overrides: str):
     """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
-        choices = {
-            group: cfg.hydra.runtime.choices[group] for group in cli.options() if group not in ("logger", "experiment")
-        }
+        groups = [group for group in describe_groups() if group not in ("logger", "experiment")]
+        choices = {group: cfg.hydra.runtime.choices[group] for group in groups}
         del cfg["hydra"]
     return cfg, choices, list(overrides)
 

@@ -238,11 +238,11 @@ def test_a_diverged_checkpoint_logs_a_warning(trained, launch, tmp_path, caplog)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["analyze.split=all"], "analyze.split is test or val or train, not all: type analyze.split=test"),
-        (["analyze.tasks=0"], "analyze.tasks is a whole number of at least 1, not 0: type analyze.tasks=1"),
-        (["analyze.every=-1"], "analyze.every is a whole number of at least 0, not -1"),
-        (["stages=[analyze]"], r"stages=\[analyze\] wants a trained model, and ckpt is not given: type ckpt=PATH"),
-        (["stages=[fit,draw]"], "stages wants some of fit, test and analyze"),
+        (["analyze.split=all"], "expected analyze.split to be test or val or train, got all: type analyze.split=test"),
+        (["analyze.tasks=0"], "expected analyze.tasks to be an integer of at least 1, got 0: type analyze.tasks=1"),
+        (["analyze.every=-1"], "expected analyze.every to be an integer of at least 0, got -1"),
+        (["stages=[analyze]"], r"expected a checkpoint for stages=\[analyze\], got none: type ckpt=PATH"),
+        (["stages=[fit,draw]"], "expected stages to be some of fit, test and analyze"),
         (
             ["stages=[fit,analyze]", "analyze.split=val", "test.way=99"],
             "test.way=99 needs 99 classes, but the val split .* type test.way=38 or less",

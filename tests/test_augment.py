@@ -153,7 +153,7 @@ def test_support_and_queries_of_a_class_turn_alike_and_shots_are_nested(composed
     for shot in (1, 3):
         words = ["dataset.jitter=null", "augment=rotate_class", f"test.shot={shot}", "test.query=3"]
         cfg, _, _ = composed(*words, "+augment.views.flip={_target_: metafew.data.augment.Flip}")
-        data = make_data(cfg, make_source(cfg), Episodic(NoRegularizer()), [])
+        data = make_data(cfg, make_source(cfg), Episodic(NoRegularizer()))
         data.prepare_data()
         episode = data.sampler(data.test[0]).task(7)
         given, asked = episode.views.support[0], episode.views.query[0]
@@ -175,7 +175,7 @@ def test_a_run_is_augmented(launch, composed, word, tmp_path):
     report, _ = launch("dataset.jitter=null", f"augment={word}", "train.tasks=1")
     assert report["choices"]["augment"] == word
     cfg, _, _ = composed("dataset.jitter=null", f"augment={word}", "train.tasks=1")
-    data = make_data(cfg, make_source(cfg), Episodic(NoRegularizer()), [])
+    data = make_data(cfg, make_source(cfg), Episodic(NoRegularizer()))
     for plan in (data.train, data.val):
         (episode,) = data.sampler(plan).batch([3])
         seen = to_model_input(episode, torch.float32)

@@ -51,19 +51,19 @@ def test_a_checkpoint_carries_its_choices(tmp_path):
     changed = json.loads((tmp_path / "other/results.json").read_text())
     assert changed["config"]["head"]["penalty"] == 9 and changed["choices"]["head"] == "ridge"
     done = metafew("stages=[test]", ckpt, "head.penaltie=9", "hydra.run.dir=misspelt", cwd=tmp_path, code=2)
-    assert "does not fit the choices" in done.stderr and "head.penaltie" in done.stderr
+    assert "expected overrides that fit the choices" in done.stderr and "head.penaltie" in done.stderr
     done = metafew("stages=[test]", ckpt, "backbone.width=8", "hydra.run.dir=wide", cwd=tmp_path, code=2)
     assert "type backbone=..." in done.stderr and "error" in json.loads((tmp_path / "wide/results.json").read_text())
 
 
-def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     done = metafew(*TINY, "test.way=999", "hydra.run.dir=out", cwd=tmp_path, code=2)
     assert "Traceback" not in done.stdout + done.stderr
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("metafew: ")]
-    assert json.loads((tmp_path / "out/results.json").read_text()) == {"error": sentence.removeprefix("metafew: ")}
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("metafew: ")]
+    assert json.loads((tmp_path / "out/results.json").read_text()) == {"error": message.removeprefix("metafew: ")}
 
 
-def test_missing_data_without_network_is_a_sentence(tmp_path):
+def test_missing_data_without_network_is_a_usage_error(tmp_path):
     done = metafew(*TINY, "dataset=omniglot", "data_dir=nothing", "dataset.download=false", cwd=tmp_path, code=2)
     assert "Traceback" not in done.stdout + done.stderr
     assert "images_background.zip" in done.stderr and "data_dir" in done.stderr

@@ -17,6 +17,7 @@ from omegaconf import open_dict
 
 import metafew
 from metafew import cli
+from metafew.config.compose import compose_overrides
 from metafew.distributed.sweep import finished
 
 HERE = Path(__file__).parent / "compatibility"
@@ -103,7 +104,7 @@ def test_a_training_goes_on_as_the_same(command, name):
 def test_a_finished_cell_is_known_again(monkeypatch, words, same):
     for folder in ("METAFEW_CACHE", "METAFEW_DATA"):
         monkeypatch.delenv(folder, raising=False)
-    cfg = cli.configuration([*COMMANDS["protonet"], *words])
+    cfg = compose_overrides([*COMMANDS["protonet"], *words])
     with open_dict(cfg):
         del cfg["hydra"]
     assert finished(HERE, cfg) == same

@@ -9,11 +9,11 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew import cli
+from metafew.config.groups import CONF, describe_groups
 from metafew.training.factory import make, make_backbone, make_head, make_objective, make_source
 
-FILES = sorted(cli.CONF.glob("**/*.yaml"))
-OPTIONS = [file for file in FILES if file.parent != cli.CONF]
+FILES = sorted(CONF.glob("**/*.yaml"))
+OPTIONS = [file for file in FILES if file.parent != CONF]
 
 NEEDED = {
     ("backbone", "module"): ["backbone.target=torch.nn.Flatten"],
@@ -58,7 +58,7 @@ def test_option_composes_and_instantiates(file, composed, monkeypatch):
 
 
 class Own(nn.Sequential):
-    """A network of one's own."""
+    """A custom network."""
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten())
@@ -90,7 +90,7 @@ def test_no_argument_of_ours_is_hidden(file):
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda f: f"{f.parent.name}-{f.stem}")
 def test_option_says_what_it_is(file):
-    assert cli.options()[file.parent.name][file.stem]
+    assert describe_groups()[file.parent.name][file.stem]
     assert file.stem == file.stem.lower()
 
 

@@ -392,5 +392,5 @@ def test_default_cache_is_the_users(composed, monkeypatch):
     from metafew.training.factory import make, make_data
 
     cfg, _, _ = composed("cache_dir=null")
-    data = make_data(cfg, make(cfg.dataset), Episodic(NoRegularizer()), ["train", "val", "test"])
+    data = make_data(cfg, make(cfg.dataset), Episodic(NoRegularizer()))
     assert data.cache.name == "metafew" and Path.home() in data.cache.parents

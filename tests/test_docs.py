@@ -29,6 +29,7 @@ from PIL import Image
 
 from metafew import cli
 from metafew.commands.search_space import Space
+from metafew.config.compose import compose_overrides
 from metafew.data.sources import omniglot
 
 ROOT = Path(__file__).parents[1]
@@ -79,14 +80,14 @@ def composes(command, *_):
     typed = [word for word in typed[typed.index("train.py") + 1 :] if not word.startswith("-")]
     (cells,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), max_batch_size=None)
     for cell in cells:
-        cli.configuration(cell)
+        compose_overrides(cell)
 
 
 def searches(command, *_):
     """Both ends of every range are words that can be run."""
     typed = [word for word in shlex.split(command)[2:] if not word.startswith(("trials=", "out="))]
     for each in Space(typed).bounds():
-        cli.configuration(each)
+        compose_overrides(each)
 
 
 def is_a_target(command, *_):
@@ -115,7 +116,7 @@ def is_a_sweep(command, *_):
     assert (ROOT / sweep.program).is_file()
     values = {key: node.get("value", node.get("min")) for key, node in sweep.parameters.items()}
     values |= {key: node["values"][0] for key, node in sweep.parameters.items() if "values" in node}
-    cli.configuration([f"{key}={value}" for key, value in values.items()])
+    compose_overrides([f"{key}={value}" for key, value in values.items()])
 
 
 class Instead(NamedTuple):
@@ -243,7 +244,7 @@ def bring(text):
 def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
     bring(page.read_text())
     # Figures are half of the time of such a run; those of the first are what the README is about.
-    with patch("metafew.training.run.run_plots") if page.stem != "README" else nullcontext():
+    with patch("metafew.training.outputs.run_plots") if page.stem != "README" else nullcontext():
         for block in blocks(page):
             if block.kind == "file":
                 Path(block.name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Asked to end, or short of memory in one process, all processes of a run end together and say so once."""
+"""After a signal, or out of memory on one rank, all ranks of a run stop together and report it once."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from test_cli import ROOT
 
 from metafew import cli
 from metafew.callbacks.graceful_stop import GracefulStop
-from metafew.distributed import launch, report_once
+from metafew.distributed import report_once, subprocesses
 from metafew.training import checkpoint, resume
 
 LONG = [*TINY, "trainer.max_steps=100000", "val.every=50", "save.every=20", "trainer.log_every_n_steps=1"]
@@ -37,7 +37,7 @@ def _handlers():
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_a_signal_in_one_process_ends_all_of_them_between_two_steps():
+def test_a_signal_to_one_rank_stops_all_of_them_between_two_steps():
     ours, theirs = GracefulStop(), GracefulStop()
     reduced = []
 
@@ -74,15 +74,15 @@ def test_the_second_ctrl_c_ends_at_once():
 
 
 @pytest.mark.parametrize(("order", "by"), [("01", ""), ("10", "process 1: "), ("0", "")])
-def test_what_all_raise_is_told_once_and_what_one_raises_is_told_by_it(monkeypatch, tmp_path, capsys, order, by):
+def test_an_error_of_all_ranks_is_reported_once_and_that_of_one_by_it(monkeypatch, tmp_path, capsys, order, by):
     shared = torch.distributed.HashStore()
-    monkeypatch.setattr(report_once, "store", lambda: shared)
-    monkeypatch.setattr(report_once, "PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(report_once, "default_store", lambda: shared)
+    monkeypatch.setattr(report_once, "TIMEOUT", timedelta(milliseconds=50))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: int(os.environ["RANK"]))
     assert not report_once.already_reported()
     for rank in order:
         monkeypatch.setenv("RANK", rank)
-        cli.fail(tmp_path, "it failed")
+        cli.report_error(tmp_path, "it failed")
         assert report_once.already_reported()
     assert capsys.readouterr().err == f"metafew: {by}it failed\n"
     assert json.loads((tmp_path / "results.json").read_text()) == {"error": f"{by}it failed"}
@@ -96,32 +96,32 @@ def test_a_signal_lets_the_command_of_a_cell_end_in_order(monkeypatch, tmp_path,
         "import os, pathlib, signal, sys, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); "
         f"time.sleep(0.2); os.kill(os.getppid(), signal.{name}); {end}; pathlib.Path(sys.argv[1]).touch()"
     )
-    monkeypatch.setattr(launch, "PROGRAM", ["-c", script])
+    monkeypatch.setattr(subprocesses, "PROGRAM", ["-c", script])
     signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was meant for the command"))
-    assert launch.start([str(tmp_path / "ended")]) == 143
+    assert subprocesses.run_subprocess([str(tmp_path / "ended")]) == 143
     assert (tmp_path / "ended").exists()
-    monkeypatch.setattr(launch, "PROGRAM", ["-c", "raise SystemExit(3)"])
-    assert launch.start([]) == 3
+    monkeypatch.setattr(subprocesses, "PROGRAM", ["-c", "raise SystemExit(3)"])
+    assert subprocesses.run_subprocess([]) == 3
 
 
-def test_a_cell_that_is_asked_to_end_ends_the_sweep_and_names_its_folder(monkeypatch, tmp_path, capsys):
+def test_a_signal_to_a_cell_stops_the_sweep_and_names_its_folder(monkeypatch, tmp_path, capsys):
     chosen = {"runtime": {"choices": {"hydra/launcher": "basic"}}, "overrides": {"hydra": [], "task": ["seed=1"]}}
     chosen = OmegaConf.create(chosen | {"sweep": {"dir": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "get", lambda: chosen)
     words = []
-    monkeypatch.setattr(launch, "start", lambda typed: words.extend(typed) or launch.ENDED)
+    monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: words.extend(typed) or subprocesses.TERMINATED)
     with pytest.raises(SystemExit, match="143"):
-        launch.carry_out_cell(tmp_path / "0")
+        subprocesses.run_cell(tmp_path / "0")
     assert f'hydra.sweep.dir="{tmp_path}"' in words
     for out, key, folder in ((tmp_path / "0", "sweep", tmp_path), (tmp_path.parent, "run", tmp_path.parent)):
         with pytest.raises(SystemExit, match="143"):
-            resume.end(out)
+            resume.exit_after_signal(out)
         assert capsys.readouterr().err.endswith(f"ckpt=last hydra.{key}.dir={folder}\n")
 
 
 @contextlib.contextmanager
 def begun(*words, cwd, rows):
-    """Start a command in a process group of its own; go on when its metrics.csv has so many rows."""
+    """Start a command in its own process group; yield once its metrics.csv has ``rows`` rows."""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     run = subprocess.Popen(command, cwd=cwd, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
@@ -143,9 +143,11 @@ def test_sigterm_to_all_processes_at_any_moment_ends_them_with_a_checkpoint(tmp_
     with begun(*words, cwd=tmp_path, rows=5) as run:
         time.sleep(random.Random(number).uniform(0, 3))
         os.killpg(run.pid, signal.SIGTERM)
-        spoken = run.communicate(timeout=60)[1]
-        assert run.returncode == 143 and spoken.count("type its words again with ckpt=last hydra.run.dir=") == 1, spoken
-        assert "Traceback" not in spoken
+        printed = run.communicate(timeout=60)[1]
+        assert (
+            run.returncode == 143 and printed.count("type the same command again with ckpt=last hydra.run.dir=") == 1
+        ), printed
+        assert "Traceback" not in printed
     step = checkpoint.read(tmp_path / "out" / "checkpoints" / "last.ckpt")["global_step"]
     rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert max(int(row.split(",")[rows[0].split(",").index("step")]) for row in rows[1:]) in (step - 1, step)
@@ -163,15 +165,15 @@ def test_a_sweep_over_several_processes_ends_with_its_cell(tmp_path, name):
             os.killpg(run.pid, signal.SIGINT)
         else:
             run.terminate()
-        spoken = run.communicate(timeout=60)[1]  # no process is left to hold the pipe
-        assert run.returncode == 143, spoken
-    assert spoken.count(f"type its words again with ckpt=last hydra.sweep.dir={tmp_path}/sweep\n") == 1, spoken
+        printed = run.communicate(timeout=60)[1]  # no process is left to hold the pipe
+        assert run.returncode == 143, printed
+    assert printed.count(f"type the same command again with ckpt=last hydra.sweep.dir={tmp_path}/sweep\n") == 1, printed
     assert (tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "sweep" / "1").exists()
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_in_the_second_process_alone_is_told(tmp_path):
+def test_memory_that_runs_out_on_the_second_rank_only_is_reported(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import os\nfrom metafew import cli\nfrom metafew.training.learner import Learner\n"

@@ -18,10 +18,12 @@ from omegaconf import OmegaConf
 
 from metafew import cli
 from metafew.analysis.compare.text_table import DAGGER
+from metafew.config.groups import group_names
 from metafew.config.overrides import merge
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import interval, seed_interval
 from metafew.experiments import cells as cells_module
+from metafew.experiments import start
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
 from metafew.experiments.page import reproduction_page
@@ -48,7 +50,7 @@ def table(**changes):
 
 
 def planned(whole, out, typed=(), seeds=(0,), budget="small"):
-    return plan_cells(whole, typed, budget, list(seeds), out / "cells", cli.groups())
+    return plan_cells(whole, typed, budget, list(seeds), out / "cells", group_names())
 
 
 def overrides_of(command):
@@ -103,7 +105,7 @@ def started(monkeypatch):
         write_json(out / "results.json", report)
         return Child(0)
 
-    monkeypatch.setattr(cells_module, "launch", launch)
+    monkeypatch.setattr(cells_module, "start_subprocess", launch)
     return found
 
 
@@ -388,12 +390,12 @@ def test_invalid_arguments_raise(tmp_path):
         (["seed=3"], [0], "small", "expected no seed and no stages, which the experiment sets, got seed=3"),
     ):
         with pytest.raises(UsageError, match=message):
-            plan_cells(table(), typed, budget, seeds, tmp_path, cli.groups())
+            plan_cells(table(), typed, budget, seeds, tmp_path, group_names())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
         with pytest.raises(UsageError, match="have the entries train, test, small, paper, got from: leave out from"):
-            plan_cells(table(**changes), [], "small", [0], tmp_path, cli.groups())
+            plan_cells(table(**changes), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
-        plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, cli.groups())
+        plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())
 
 
 def test_it_needs_no_torch():
@@ -421,17 +423,17 @@ def test_every_run_of_a_published_table_composes(name, composed, tmp_path):
         assert set(figure.get("rows", {}).values()) <= set(whole["rows"])
     seen = set()
     for budget in ("small", "paper"):
-        for cell in plan_cells(whole, [], budget, [0], tmp_path / "out", cli.groups()):
+        for cell in plan_cells(whole, [], budget, [0], tmp_path / "out", group_names()):
             assert re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_]+)?", cell.row)
             tested = merge(
-                [word for word in cell.fit.overrides if "ckpt" not in word], cell.test.overrides, cli.groups()
+                [word for word in cell.fit.overrides if "ckpt" not in word], cell.test.overrides, group_names()
             )
             for words in (cell.pretraining.overrides if cell.pretraining else (), cell.fit.overrides, tuple(tested)):
                 if words not in seen and len(seen) < (12 if budget == "small" else 24):
                     seen.add(words)
                     assert "experiment" not in composed(*(w for w in words if not w.startswith("ckpt=")))[0]
     typed = ["dataset=glyphs", "trainer.max_steps=10", "test.total=6"]
-    cell = plan_cells(whole, typed, "small", [3], tmp_path / "out", cli.groups())[-1]
+    cell = plan_cells(whole, typed, "small", [3], tmp_path / "out", group_names())[-1]
     run, _, _ = composed(*cell.fit.overrides[:-1])
     assert (run.dataset._target_.split(".")[-1], run.trainer.max_steps, run.test.total) == ("Glyphs", 10, 6)
     assert run.seed == 3
@@ -452,11 +454,11 @@ def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
         "test.way=3",
     ]
     tiny += ["val.way=3", "val.total=1", "test.total=2"]
-    cell = plan_cells(whole, tiny, budget, [0], tmp_path / "cells", cli.groups())[0]
+    cell = plan_cells(whole, tiny, budget, [0], tmp_path / "cells", group_names())[0]
     words = [word for word in cell.fit.overrides if not word.startswith(("ckpt=", "backbone.weights="))]
     fit, out = launch(*words, out=tmp_path / "fit", tiny=[])
     ckpt = f"ckpt={out}/checkpoints/last.ckpt"
-    tests = merge(words, [word for word in cell.test.overrides if "ckpt=" not in word], cli.groups())
+    tests = merge(words, [word for word in cell.test.overrides if "ckpt=" not in word], group_names())
     report, _ = launch(*tests, ckpt, out=tmp_path / "test", tiny=[])
     found = collect_results(
         whole | {"name": name, "budget": budget, "command": "", "claims": {}, "rows": {cell.row: {}}},
@@ -470,7 +472,7 @@ def test_every_published_table_starts(name, budget, composed, launch, tmp_path):
 def test_tables_share_their_trainings(budget, composed, tmp_path):
     def trainings(name):
         whole = OmegaConf.to_container(composed(f"experiment={name}")[0].experiment, resolve=True)
-        return {cell.fit.folder.name for cell in plan_cells(whole, [], budget, [0], tmp_path, cli.groups())}
+        return {cell.fit.folder.name for cell in plan_cells(whole, [], budget, [0], tmp_path, group_names())}
 
     maml, protonet = trainings("tasknorm_maml"), trainings("tasknorm_protonet")
     assert trainings("tasknorm_modes") < maml | protonet
@@ -485,10 +487,10 @@ def test_the_command_line_hands_over(composed, monkeypatch):
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
     seen = []
-    monkeypatch.setattr(cells_module, "run_experiment", lambda *arguments: seen.append(arguments) or 1)
+    monkeypatch.setattr(start, "run_experiment", lambda *arguments: seen.append(arguments) or 1)
     cfg, _, _ = composed(*typed)
-    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
-    assert cli.conduct_cells(cfg) == 1
+    monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)
+    assert start.start_experiment(cfg) == 1
     ((whole, cells, out, jobs),) = seen
     assert whole["title"].endswith(", with trainer.max_steps=4") and out == Path("here") and jobs == 3
     assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.overrides
@@ -514,13 +516,13 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
     cfg, _, _ = composed("experiment=tasknorm_maml", word)
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
-    monkeypatch.setattr(cells_module, "run_experiment", lambda *_: 0)
-    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(start, "run_experiment", lambda *_: 0)
+    monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)
     if word == "seeds=3":  # a single seed
-        assert cli.conduct_cells(cfg) == 0
+        assert start.start_experiment(cfg) == 0
     else:
         with pytest.raises(UsageError, match=f"type {word.split('=')[0]}="):
-            cli.conduct_cells(cfg)
+            start.start_experiment(cfg)
 
 
 def test_the_page_is_made_from_the_results_beside_it():

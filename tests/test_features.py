@@ -74,7 +74,7 @@ def test_a_head_that_learns_can_be_trained_on_vectors(launch, vectors):
     vectors, labels = arrays["x_test"][:100].astype(np.float32), arrays["y_test"][:100]
     assert np.allclose(model.features(vectors), vectors)
     assert np.mean(np.array(model.adapt(vectors[::20], labels[::20].tolist()).label(vectors)) == labels) > 0.5
-    with pytest.raises(UsageError, match=r"wants vectors \(n, 12\) in floating point"):
+    with pytest.raises(UsageError, match=r"expected vectors \(n, 12\) in floating point"):
         model.features(vectors[:, :5])
 
 
@@ -106,5 +106,5 @@ def test_what_is_no_file_of_vectors_is_a_sentence(launch, tmp_path, vectors):
         launch("dataset=features", f"dataset.root={vectors()}", "augment=affine", "augment.splits=test")
     with pytest.raises(UsageError, match="the val split of dataset=features has no classes"):
         launch("dataset=features", f"dataset.root={vectors(('train', 'test'))}", "stages=fit", "head=maml")
-    with pytest.raises(UsageError, match="nothing is left to train"):
+    with pytest.raises(UsageError, match="expected a parameter to train"):
         launch("dataset=features", f"dataset.root={vectors()}", "stages=[fit,test]")

@@ -1,4 +1,4 @@
-"""One word typed at random: a configuration runs, or it is refused in one sentence before any image is read."""
+"""With one random override a configuration runs, or is rejected in one line before any image is read."""
 
 import random
 import shutil
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_precision import no_figures  # noqa: F401
 
-from metafew import cli
+from metafew.config.groups import describe_groups
 from metafew.data import datamodule
 from metafew.errors import UsageError
 
@@ -89,7 +89,7 @@ def fuzz(launch, composed, monkeypatch, tmp_path):
         if kind < 0.1:
             key += rng.choice(["x", ".x", "."])
         elif kind < 0.2:
-            key, value = rng.choice(sorted(cli.options())), rng.choice(["abc", "[conv4,svm]", "null", "", "-1"])
+            key, value = rng.choice(sorted(describe_groups())), rng.choice(["abc", "[conv4,svm]", "null", "", "-1"])
         word = f"{key}={value}"
         words = [*TINIER, *base, word]
         try:
@@ -119,7 +119,7 @@ def accept(*args, **kwargs):
 
 
 @pytest.mark.parametrize("seeds", [range(50), pytest.param(range(50, 500), marks=pytest.mark.slow)], ids=["50", "450"])
-def test_a_word_at_random_runs_or_is_refused_in_one_sentence_before_images_are_read(fuzz, seeds):
+def test_a_random_override_runs_or_is_rejected_before_images_are_read(fuzz, seeds):
     outcomes = {}
     for seed in seeds:
         try:

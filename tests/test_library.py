@@ -1,4 +1,4 @@
-"""The library: what a loaded model predicts is what its run measured, and what it cannot do is a sentence."""
+"""A loaded model predicts what its run measured, and checks images and labels."""
 
 import csv
 import subprocess
@@ -24,7 +24,7 @@ from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.tasknorm import TaskNorm
 from metafew.norms.transductive import Transductive
-from metafew.training import checkpoint, run
+from metafew.training import checkpoint, outputs
 from metafew.training.factory import make, make_data, make_learner
 
 QUICK = ["trainer.max_steps=1", "val.total=2", "val.every=1", "test.total=2", "test.query=4"]
@@ -39,7 +39,7 @@ def seen(composed, *overrides):
     cfg, choices, _ = composed(*TINY, *overrides)
     source = make(cfg.dataset)
     learner = make_learner(cfg, source, {"choices": choices}, trained=True, fit=False)
-    data = make_data(cfg, source, learner.objective, ["test"])
+    data = make_data(cfg, source, learner.objective)
     first = data.test_episode(0, torch.float32)
     for index in range(cfg.test.total):
         (episode,) = data.sampler(data.test[0]).batch([index])
@@ -62,7 +62,7 @@ def seen(composed, *overrides):
     ids=" ".join,
 )
 def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, caplog, overrides):
-    monkeypatch.setattr(run, "run_plots", MagicMock())  # to draw takes half the time of a tiny run
+    monkeypatch.setattr(outputs, "run_plots", MagicMock())  # to draw takes half the time of a tiny run
     report, out = launch(*QUICK, *overrides)
     caplog.clear()
     model = metafew.load(best(out))
@@ -208,24 +208,24 @@ def test_transductive_queries_stay_together(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "images, labels, sentence",
+    "images, labels, message",
     [
-        (torch.zeros(2, 3, 16, 16), "ab", r"\(n, 1, 16, 16\).* not of shape \(2, 3, 16, 16\): resize"),
-        (torch.zeros(2, 28, 28), "ab", r"not of shape \(2, 1, 28, 28\)"),
-        (torch.zeros(16, 16), "ab", r"not of shape \(16, 16\)"),
-        (torch.zeros(2, 16, 16).int(), "ab", r"not torch.int32: convert"),
-        (torch.full((2, 16, 16), 255.0), "ab", "not from 255 to 255: divide"),
-        (torch.full((2, 16, 16), -0.5), "ab", "not from -0.5 to -0.5"),
-        (torch.full((2, 16, 16), float("nan")), "ab", "not from nan"),
-        ([np.zeros((16, 16)), np.zeros((9, 9))], "ab", "a list came"),
-        (["cat.png", "dog.png"], "ab", "a list came"),
+        (torch.zeros(2, 3, 16, 16), "ab", r"\(n, 1, 16, 16\).* got shape \(2, 3, 16, 16\): resize"),
+        (torch.zeros(2, 28, 28), "ab", r"got shape \(2, 1, 28, 28\)"),
+        (torch.zeros(16, 16), "ab", r"got shape \(16, 16\)"),
+        (torch.zeros(2, 16, 16).int(), "ab", r"got torch.int32: convert"),
+        (torch.full((2, 16, 16), 255.0), "ab", "got values from 255 to 255: divide"),
+        (torch.full((2, 16, 16), -0.5), "ab", "got values from -0.5 to -0.5"),
+        (torch.full((2, 16, 16), float("nan")), "ab", "got values from nan"),
+        ([np.zeros((16, 16)), np.zeros((9, 9))], "ab", "got a list"),
+        (["cat.png", "dog.png"], "ab", "got a list"),
         (pixels(3), "ab", "there are 2 for 3 images"),
         (pixels(2), "aa", "the labels name 1: add"),
         (pixels(0), "", "the labels name 0: add"),
         (pixels(2), [["a"], ["b"]], "unhashable"),
-        (pixels(2), "ab", "output layer for 3 classes, and the labels name 2: give 3 classes, or train"),
+        (pixels(2), "ab", "output layer of head=maml, and the labels name 2: give 3 classes, or train"),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence(model, images, labels, sentence):
-    with pytest.raises(UsageError, match=sentence):
+def test_images_and_labels_are_checked(model, images, labels, message):
+    with pytest.raises(UsageError, match=message):
         model(head=linear).adapt(images, labels)

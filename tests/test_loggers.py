@@ -76,7 +76,7 @@ class Sent:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """Let there be no key: Weights & Biases writes to disk, and neither asks nor waits."""
+    """Remove the API key: Weights & Biases writes to disk, and does not prompt."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -179,7 +179,7 @@ def test_the_cells_of_a_sweep_or_an_experiment_are_one_group(tmp_path, left, pla
     assert loggers.group_of(folder) == group
 
 
-def test_what_is_typed_for_wandb_holds_and_what_cannot_be_is_a_sentence(offline, composed):
+def test_options_of_wandb_are_used_and_checked(offline, composed):
     from metafew.training.factory import make
 
     cfg, _, _ = composed("logger=wandb", "logger.wandb.group=mine", "logger.wandb.name=first", "head=maml")

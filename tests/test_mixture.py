@@ -162,7 +162,7 @@ def test_no_task_of_a_meta_batch_feels_the_others(composed):
     """Tasks of unequal size are never padded: each has the logits that it has alone."""
     cfg, _, _ = composed("dataset=mixture", "dataset.sources=[glyphs]", *FEW, "train.tasks=6", "backbone.width=4")
     source = make_source(cfg)
-    data = make_data(cfg, source, Episodic(NoRegularizer()), [])
+    data = make_data(cfg, source, Episodic(NoRegularizer()))
     data.prepare_data()
     backbone, head = make_backbone(cfg, source).double(), ProtoNet()
     tasks = data.sampler(data.train)
@@ -248,9 +248,12 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
         (["dataset.sources=[{dataset:glyphs,name:shot5}]"], "got 'shot5': type"),
         (["dataset.sources=[features]"], "dataset=features cannot be a part of a mixture"),
         (["dataset.channels=2"], "null or 1 or 3, got 2"),
-        (["dataset.image_size=big"], "image_size is a whole number, not big"),
-        (["dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "test.total=1"], "leaves out some of the 2 datasets"),
-        (["test.shot=[1,natural]"], r"natural ones bring their own, not \[1, 'natural'\]"),
+        (["dataset.image_size=big"], "expected dataset.image_size to be an integer, got big"),
+        (
+            ["dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "test.total=1"],
+            "test.total to be at least 2",
+        ),
+        (["test.shot=[1,natural]"], r"natural, which has its own, got \[1, 'natural'\]"),
         (["dataset.sources=[glyphs,glyphs]"], "2 are called glyphs"),
         (
             ["dataset.sources=[{dataset:glyphs,colour:3}]"],

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from test_maml import Smooth, W, three_tasks
 
 from metafew.backbones.conv4 import Conv4
+from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.heads.cnaps import CNAPs
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.ridge import Ridge
-from metafew.io import CONF
 from metafew.norms.running import commit
 from metafew.objectives import objective as objective_module
 from metafew.objectives.classical import Classical

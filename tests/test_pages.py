@@ -1,4 +1,4 @@
-"""Memory of a run: large pages, kept by the process, unless the user's environment says otherwise."""
+"""A run uses huge pages and keeps freed memory, unless the environment says otherwise."""
 
 import mmap
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metafew.allocator import LARGE_PAGES, SETTINGS
+from metafew.allocator import HUGE_PAGES, SETTINGS
 
 SIZE = 48 * 2**20  # more than the largest block that glibc would keep by its thresholds alone
 PAGES = SIZE // mmap.PAGESIZE
@@ -51,20 +51,20 @@ def python(code: str, **environment: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def large_pages():
+def huge_pages():
     """Skip where the system has no large pages to give, to anyone who asks."""
-    if not LARGE_PAGES.exists() or python(PROBE)[0] * 1024 < SIZE // 2:
+    if not HUGE_PAGES.exists() or python(PROBE)[0] * 1024 < SIZE // 2:
         pytest.skip("no large pages here")
 
 
-def test_tensors_get_large_pages_and_freed_memory_is_kept(large_pages):
+def test_tensors_get_huge_pages_and_freed_memory_is_kept(huge_pages):
     huge, faults = python(STEPS)
     assert huge * 1024 >= SIZE // 2
     assert faults < PAGES / 10
 
 
-def test_what_the_user_says_stands(large_pages):
-    if "[always]" in LARGE_PAGES.read_text():
+def test_what_the_user_says_stands(huge_pages):
+    if "[always]" in HUGE_PAGES.read_text():
         pytest.skip("everything has large pages here")
     for own in ({"MALLOC_TRIM_THRESHOLD_": "131072"}, {"MALLOC_MMAP_MAX_": "65536"}):
         huge, faults = python(STEPS, THP_MEM_ALLOC_ENABLE="0", **own)
@@ -80,7 +80,7 @@ def test_a_run_asks_for_them_before_torch_comes(tmp_path, entry):
 import os, sys
 from metafew import cli
 sys.argv = ["train.py", "hydra.run.dir={tmp_path}"]
-cli.register()
+cli.register_evaluation_heads()
 cli.use_huge_pages = lambda: os._exit(8 if "torch" in sys.modules else 9)
 cli.{entry}()
 """

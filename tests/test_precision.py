@@ -9,7 +9,7 @@ from test_maml import Smooth
 from torch.nn import functional as F
 
 from metafew.analysis import run_plots
-from metafew.cli import CONF
+from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.heads.fast import autograd_gradient, vmap_safe_gradient
 from metafew.heads.maml import MAML

@@ -1,4 +1,4 @@
-"""Several processes do what one does."""
+"""A run of several ranks equals that of one."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from test_cli import ROOT, metafew
 from torch import nn
 
-from metafew.distributed import launch
+from metafew.distributed import launcher, subprocesses
 from metafew.errors import UsageError
 from metafew.training import checkpoint, run
 
@@ -38,7 +38,7 @@ DOUBLE = {
     "mixture": ["head=svm", *MIXTURE],
     "batch_shared": ["norm=batch_shared"],
 }
-# Adam would make whole steps out of gradients that are nothing but rounding.
+# Adam would take full steps along gradients that are pure rounding.
 SINGLE = {"single": ["backbone=module", f"backbone.target={__name__}.Smooth", "evaluate=[svm]", "optimizer=sgd"]}
 
 
@@ -61,14 +61,14 @@ def compose_cases(one):
     return {name: compose_in(one / name, *words) for name, words in cases.items()}
 
 
-def carry_out(cases, folder, world=1, port=0, rank=0):
+def run_all(cases, folder, world=1, port=0, rank=0):
     """Run all cases as process ``rank`` of ``world``."""
     if world > 1:
         os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, (cfg, choices, overrides) in cases.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         cfg.trainer.devices = world
-        with patch("metafew.training.run.run_plots"):  # half of the time of such a run
+        with patch("metafew.training.outputs.run_plots"):  # half of the time of such a run
             run.run(cfg, choices, overrides, folder / name)
 
 
@@ -76,7 +76,7 @@ def launch_all(cases, folder, world):
     """Run all cases in ``world`` processes: copies of one that has imported what they need."""
     context, port = multiprocessing.get_context("forkserver"), find_free_network_port()
     context.set_forkserver_preload(["test_processes"])
-    ranks = [context.Process(target=carry_out, args=(cases, folder, world, port, rank)) for rank in range(world)]
+    ranks = [context.Process(target=run_all, args=(cases, folder, world, port, rank)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -118,7 +118,7 @@ def distance(ours, theirs):
 def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
     one, many = tmp_path / "one", tmp_path / "many"
     cases = compose_cases(one)
-    carry_out(cases, one)
+    run_all(cases, one)
     cases = {name: case for name, case in cases.items() if not name.endswith("_exact")}
     launch_all(cases, many, world)
     for name, (cfg, *_) in cases.items():
@@ -150,18 +150,18 @@ def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path):
     assert all((tmp_path / "sweep" / cell / "train_ddp_process_1.log").exists() for cell in "01")  # Lightning's second
 
 
-def test_tasks_that_cannot_be_shared_are_a_sentence(launch):
+def test_tasks_must_divide_among_the_ranks(launch):
     with pytest.raises(UsageError, match=r"type train\.tasks=4"):
         launch("train.tasks=3", *DDP)
 
 
-def test_several_devices_under_joblib_are_a_sentence(tmp_path):
+def test_several_devices_under_joblib_are_a_usage_error(tmp_path):
     hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": "joblib"}}})
     with (
-        patch("metafew.distributed.launch.HydraConfig.get", return_value=hydra),
+        patch("metafew.distributed.subprocesses.HydraConfig.get", return_value=hydra),
         pytest.raises(UsageError, match=r"type trainer\.devices=1"),
     ):
-        launch.carry_out_cell(tmp_path)
+        subprocesses.run_cell(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +175,19 @@ def test_several_devices_under_joblib_are_a_sentence(tmp_path):
         ({"SLURM_STEP_NUM_TASKS": "8"}, 1, 8),
     ],
 )
-def test_another_number_of_processes_than_were_started_is_a_sentence(monkeypatch, given, devices, count):
+def test_another_number_of_processes_than_were_launched_is_a_usage_error(monkeypatch, given, devices, count):
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    trainer = OmegaConf.create({"devices": devices, "num_nodes": 1})
-    assert launch.launched() == count
+    assert launcher.launched_world_size() == count
     if count in (0, devices):
-        launch.check(trainer, devices)
+        launcher.check_world_size(devices, 1, devices)
     else:
         with pytest.raises(UsageError, match=f"started {count}: type trainer.devices={count} "):
-            launch.check(trainer, devices)
+            launcher.check_world_size(devices, 1, devices)
     if count > 1:
         with pytest.raises(UsageError, match="a sweep is many runs"):
-            launch.alone("a sweep")
+            launcher.require_one_process("a sweep")
 
 
 @pytest.mark.parametrize(
@@ -209,20 +208,19 @@ def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    trainer = OmegaConf.create({"devices": 2, "num_nodes": nodes})
     if starter is UsageError:
         with pytest.raises(UsageError, match=f"type --nodes={nodes} --ntasks-per-node=2 "):
-            launch.environment(trainer)
+            launcher.cluster_environment(2, nodes)
         return
-    found = launch.environment(trainer)
+    found = launcher.cluster_environment(2, nodes)
     assert [type(each).__name__ for each in found] == ([starter] if starter else [])
     assert not any(getattr(each, "auto_requeue", False) for each in found)
     if starter == "LightningEnvironment":
-        launch.check(trainer, 2)
+        launcher.check_world_size(2, nodes, 2)
 
 
-def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
-    """trainer.devices may come out of the checkpoint."""
+def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch):
+    """The checkpoint may set trainer.devices."""
     clear(monkeypatch)
     shared, folders = torch.distributed.HashStore(), []
     module = sys.modules["torch.distributed.rendezvous"]  # whose name its function has taken
@@ -233,7 +231,7 @@ def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
             monkeypatch.setenv(key, value)
         hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra"}
         config = OmegaConf.create({"trainer": {"devices": 1, "num_nodes": 1}, "hydra": hydra})
-        launch.OneFolder().on_run_start(config)
+        launcher.SharedOutputFolder().on_run_start(config)
         folders.append(config.hydra.run.dir)
     assert folders == ["folder0", "folder0"]
 
@@ -249,15 +247,15 @@ def test_processes_launched_share_a_folder_whatever_is_typed(monkeypatch):
         ({"SLURM_PROCID": "3"}, False),
     ],
 )
-def test_one_process_speaks_for_all(monkeypatch, given, first):
+def test_rank_zero_reports_for_all(monkeypatch, given, first):
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    assert launch.is_rank_zero() == first
+    assert launcher.is_rank_zero() == first
 
 
 def clear(monkeypatch):
-    """Let the tests stand alone, whatever started them."""
+    """Isolate the tests from the environment of whatever launched them."""
     for key in list(os.environ):
         if key.startswith(("SLURM_", "TORCHELASTIC_")) or key in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
             monkeypatch.delenv(key)
@@ -274,7 +272,7 @@ def test_torchrun_leaves_one_folder(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "code"), [(2, 0), (3, 2)])
-def test_processes_of_slurm_leave_one_folder_and_one_sentence(tmp_path, tasks, code):
+def test_processes_of_slurm_leave_one_folder_and_one_error(tmp_path, tasks, code):
     place = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     place |= {
         "SLURM_STEP_NUM_TASKS": "2",

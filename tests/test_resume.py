@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and typed again ends as one that never stopped, to the last bit."""
+"""A run that is killed at any moment and resumed ends as one that was never interrupted, bit for bit."""
 
 import csv
 import json
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf, open_dict
 
 from metafew import cli
 from metafew.analysis import run_plots
+from metafew.config.groups import CONF, describe_groups
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.solvers import unsolved
@@ -38,17 +39,17 @@ def command(*words, out):
     """Do in this process what ``python train.py WORDS hydra.run.dir=OUT`` does."""
     from metafew.training.run import run
 
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, *WORDS, *words, f"hydra.run.dir={out}"], return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, str(out)
             HydraConfig.instance().set_config(cfg)
             del cfg["hydra"]
-        cfg, overrides = cli.compose(cfg)
+        cfg, overrides = cli.compose_run(cfg)
     out.mkdir(exist_ok=True)
     chosen = HydraConfig.get().runtime.choices
     return run(
-        cfg, {group: chosen[group] for group in cli.options() if isinstance(chosen.get(group), str)}, overrides, out
+        cfg, {group: chosen[group] for group in describe_groups() if isinstance(chosen.get(group), str)}, overrides, out
     )
 
 
@@ -159,9 +160,9 @@ def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, ca
     words = [*HEADS["protonet"], "data.num_workers=2"]
     status = interrupted(*words, out=tmp_path, moment=moment, count=count, act=act)
     assert os.waitstatus_to_exitcode(status) == 143
-    sentence = f"type its words again with ckpt=last hydra.run.dir={tmp_path}"
-    assert sentence in capfd.readouterr().err
-    assert sentence in json.loads((tmp_path / "results.json").read_text())["error"]
+    message = f"type the same command again with ckpt=last hydra.run.dir={tmp_path}"
+    assert message in capfd.readouterr().err
+    assert message in json.loads((tmp_path / "results.json").read_text())["error"]
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == done
     command(*words, "ckpt=last", out=tmp_path)
     check_equal(tmp_path, whole("protonet"))
@@ -213,7 +214,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     assert (tmp_path / "metrics.csv").read_text() == (whole("protonet") / "metrics.csv").read_text()
 
 
-def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp_path, caplog):
+def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_error(tmp_path, caplog):
     command("ckpt=last", "save.keep=true", out=tmp_path)
     assert "where no checkpoint is yet: a new training starts" in caplog.text
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -221,7 +222,7 @@ def test_without_a_checkpoint_training_starts_and_other_words_are_a_sentence(tmp
     for words in (["ckpt=last"], [f"ckpt={tmp_path}/checkpoints/best.ckpt"]):
         with pytest.raises(UsageError, match=r"typed below optimizer are not those of .* another hydra\.run\.dir"):
             command("optimizer.lr=0.5", *words, out=tmp_path)
-    # What a test alone depends on is free.
+    # Options of evaluation may change.
     assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
 
 

@@ -1,4 +1,4 @@
-"""Whole runs, small ones: what they leave behind, and that the same words give the same numbers."""
+"""Complete small runs: what they leave, and that the same overrides give the same numbers."""
 
 import csv
 import json
@@ -198,9 +198,9 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["train.shot=20"], "train.shot=20 and train.query=2 need 22 images of each class, but class"),
         (["ckpt=nowhere.ckpt"], "there is no file nowhere.ckpt"),
         (["stages=[test]"], "type ckpt=PATH"),
-        (["stages=[fly]"], "stages wants some of fit, test and analyze"),
-        (["test.select=worst"], "test.select is best or last"),
-        (["trainer.max_steps=0"], "trainer.max_steps is a whole number"),
+        (["stages=[fly]"], "expected stages to be some of fit, test and analyze"),
+        (["test.select=worst"], "expected test.select to be best or last"),
+        (["trainer.max_steps=0"], "expected trainer.max_steps to be an integer"),
         (["dataset=omniglot", "dataset.split=new"], "split"),
         (["norm=batch", "norm.over=both"], "norm.over is apart or joined"),
         (["trainer.precision=7"], "trainer cannot be made as typed"),
@@ -210,15 +210,15 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["norm=batch_shared", "train.shot=1..3"], "all of one size"),
         (["norm.alpha=fixed"], "functional or independent"),
         (["norm=group", "norm.groups=0"], "does not divide"),
-        (["test.queries=none"], "test.queries is together or single or class"),
+        (["test.queries=none"], "expected test.queries to be together or single or class"),
         (["optimizer.lr=abc"], "optimizer cannot be made as typed"),
         (["optimizer.lr=-1"], "optimizer cannot be made as typed"),
         (["schedule.factor=2"], "schedule cannot be made as typed"),
         (["backbone.width=0"], "backbone.width is at least 1"),
-        (["data.num_workers=-1"], "data.num_workers is a whole number"),
-        (["seed=-1"], "seed is a whole number"),
-        (["test.shot=[]"], "not an empty list"),
-        (["train.tasks=null"], "train.tasks is a whole number"),
+        (["data.num_workers=-1"], "expected data.num_workers to be an integer"),
+        (["seed=-1"], "expected seed to be an integer"),
+        (["test.shot=[]"], "got an empty list"),
+        (["train.tasks=null"], "expected train.tasks to be an integer"),
         (["test.total=0"], "test.total to be an integer of at least 1, got 0"),
         (["objective.label_smoothing=2"], "expected objective.label_smoothing to be from 0"),
         (["head=ridge", "head.penalty=0"], "expected head.penalty to be positive"),
@@ -228,13 +228,13 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["head=svm", "head.c=-1"], "bound c of the support vector machine is positive"),
     ],
 )
-def test_errors_are_sentences_before_any_image_is_read(launch, monkeypatch, overrides, said):
+def test_errors_are_raised_before_any_image_is_read(launch, monkeypatch, overrides, said):
     monkeypatch.setattr("metafew.data.datamodule.build", lambda *_: pytest.fail("images were read"))
     with pytest.raises(UsageError, match=said):
         launch(*overrides)
 
 
-def test_checkpoints_that_do_not_fit_are_sentences(launch, tmp_path):
+def test_checkpoints_that_do_not_fit_are_usage_errors(launch, tmp_path):
     _, out = launch("trainer.max_steps=1", out=tmp_path / "fit")
     path = out / "checkpoints" / "last.ckpt"
     with pytest.raises(UsageError, match=r"of shape .* holds shape"):
@@ -316,7 +316,7 @@ def test_heads_that_only_measured_have_the_values_of_their_yaml(launch, tmp_path
     assert losses[0] != losses[1]
 
 
-def test_weights_typed_beside_a_checkpoint_are_installed(launch, tmp_path):
+def test_backbone_weights_replace_those_of_a_checkpoint(launch, tmp_path):
     _, a = launch("norm=batch", "trainer.max_steps=1", out=tmp_path / "a")
     _, b = launch("norm=batch", "trainer.max_steps=1", "seed=1", out=tmp_path / "b")
     words = ["norm=batch", f"ckpt={a}/checkpoints/last.ckpt", "head=ridge", "trainer.max_steps=1"]
@@ -329,10 +329,10 @@ def test_weights_typed_beside_a_checkpoint_are_installed(launch, tmp_path):
     launch(*words, "norm=batch", "head=ridge", out=tmp_path / "again")
 
 
-def test_frozen_norm_wants_running_moments(launch, tmp_path):
+def test_frozen_norm_needs_running_moments(launch, tmp_path):
     _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
     for word in ("backbone.weights", "ckpt"):
-        with pytest.raises(UsageError, match="rests on running moments"):
+        with pytest.raises(UsageError, match="expected a checkpoint with running moments"):
             launch("norm=frozen", "head=ridge", f"{word}={fit}/checkpoints/last.ckpt", out=tmp_path / "frozen")
 
 

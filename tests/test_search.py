@@ -38,7 +38,7 @@ def started(monkeypatch):
         (out / "results.json").write_text(json.dumps(report))
         return SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(cells, "launch", launch)
+    monkeypatch.setattr(cells, "start_subprocess", launch)
     return words
 
 

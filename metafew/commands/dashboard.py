@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from metafew.commands.command_line import run_command
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
-from metafew.io import CONF, write_json
+from metafew.io import write_json
 
 DEFAULTS = {"project": "metafew", "entity": "", "heads": "", "by": "head,norm", "out": ""}
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))

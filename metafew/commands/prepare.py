@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from metafew.analysis.contact_sheet import contact_sheet, draw_sample
-from metafew.cli import configuration
 from metafew.commands.command_line import run_command
+from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
 from metafew.data.store import Split, build, store_root, verify
 
@@ -36,7 +36,7 @@ def prepare(arguments: Sequence[str]) -> None:
     from metafew.training.factory import make_source  # imports torch
 
     out = [word.removeprefix("out=") for word in arguments if word.startswith("out=")]
-    cfg = configuration([word for word in arguments if not word.startswith("out=")])
+    cfg = compose_overrides([word for word in arguments if not word.startswith("out=")])
     source = make_source(cfg)
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
     for folder in stores.values():

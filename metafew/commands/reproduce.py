@@ -20,10 +20,11 @@ from pathlib import Path
 from PIL import Image
 
 from metafew.commands.command_line import run_command
-from metafew.distributed.launch import ENDED, start
+from metafew.config.groups import CONF
+from metafew.distributed.subprocesses import TERMINATED, run_subprocess
 from metafew.errors import UsageError
 from metafew.experiments.page import reproduction_page
-from metafew.io import CONF, atomic_write, read_json
+from metafew.io import atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 REFUSED = 2
@@ -62,8 +63,8 @@ def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name}", flush=True)
         folder = out / name
-        code = start([f"experiment={name}", *overrides, f"hydra.run.dir={folder}", f"cells={out / 'cells'}"])
-        if code in (ENDED, 130):
+        code = run_subprocess([f"experiment={name}", *overrides, f"hydra.run.dir={folder}", f"cells={out / 'cells'}"])
+        if code in (TERMINATED, 130):
             raise UsageError("interrupted; finished runs are kept: type the same command to resume")
         if code != REFUSED:
             keep_results(name, folder, docs)

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metafew.cli import configuration
 from metafew.commands.command_line import run_command
 from metafew.commands.search_space import Space
-from metafew.distributed.launch import left_to
+from metafew.config.compose import compose_overrides
+from metafew.distributed.subprocesses import forward_signals
 from metafew.errors import UsageError
 from metafew.experiments.cells import print_plain, run_in_process
 from metafew.experiments.plan import Command
@@ -50,7 +50,7 @@ def search(arguments: Sequence[str]) -> None:
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
     for each in space.bounds():
-        configuration(each)  # fails before the first run if a value cannot be used
+        compose_overrides(each)  # fails before the first run if a value cannot be used
     study, console = open_study(out, overrides), Console()
     try:
         while len(finished_trials(study)) < trials:
@@ -98,7 +98,7 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     values = rounded(trial.params)
     print_plain(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
     children = []
-    with left_to(children) as signals:
+    with forward_signals(children) as signals:
         run_in_process(Command(folder, (*space.overrides(values), "stages=[fit]")), children, signals)
     if signals:
         raise KeyboardInterrupt

@@ -1,1 +1,1 @@
-"""The words of the command line and the folder of YAML files behind them."""
+"""The command line's words: the YAML files behind them, overrides, option types, and what a checkpoint may call."""

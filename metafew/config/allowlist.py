@@ -1,4 +1,4 @@
-"""Which code a checkpoint may call: its configuration names classes, and a file from elsewhere could name any."""
+"""The code that a checkpoint may call: its configuration names classes, and a checkpoint from elsewhere any code."""
 
 from __future__ import annotations
 
@@ -7,47 +7,52 @@ from functools import cache
 from os import PathLike
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
-from metafew.io import CONF
 
-CALLS = ("_target_", "_args_", "target")  # of Hydra, and of backbone=module, which could also stand in _args_
+CALLS = ("_target_", "_args_", "target")
+"""Keys that name code: two of Hydra, and that of ``backbone=module``, which could also stand in ``_args_``."""
 
 
-def called(cfg: Any) -> Iterator[str]:
-    """Yield the dotted paths that a configuration wants to be called, in any place.
+def called_paths(config: Any) -> Iterator[str]:
+    """Yield the dotted paths that a configuration would call, at any depth.
 
-    >>> list(called(OmegaConf.create({"head": {"_target_": "a.B"}, "views": [{"_target_": "${head._target_}"}]})))
+    >>> config = OmegaConf.create({"head": {"_target_": "a.B"}, "views": [{"_target_": "${head._target_}"}]})
+    >>> list(called_paths(config))
     ['a.B', 'a.B']
     """
-    if OmegaConf.is_config(cfg):
-        cfg = OmegaConf.to_container(cfg, resolve=True)
-    if isinstance(cfg, dict):
-        yield from (str(cfg[key]) for key in CALLS if cfg.get(key) is not None)
-    for part in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, list) else ():
-        yield from called(part)
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=True)
+    if isinstance(config, dict):
+        yield from (str(config[key]) for key in CALLS if config.get(key) is not None)
+    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from called_paths(part)
 
 
 @cache
-def own() -> frozenset[str]:
-    """Return what the files of the configuration call."""
-    # A path that only begins with metafew would not do: metafew.experiments.cells.subprocess.run is one.
+def allowed_paths() -> frozenset[str]:
+    """Return the dotted paths that metafew's own YAML files call."""
+    # A prefix would not do: metafew.experiments.cells.subprocess.run starts with metafew, too.
     files = (OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("**/*.yaml"))
-    return frozenset(name for file in files for name in called(file))
+    return frozenset(name for file in files for name in called_paths(file))
 
 
-def check(cfg: DictConfig, path: str | PathLike, trusted: Iterable[str], advice: str) -> None:
-    """Raise a sentence if ``cfg``, which comes from the checkpoint ``path``, calls more than it may.
+def check_called_paths(config: Any, path: str | PathLike, trusted: Iterable[str], advice: str) -> None:
+    """Check that a configuration from a checkpoint calls only what it may.
 
     Args:
-        cfg: what is going to be instantiated.
+        config: the configuration that is going to be instantiated.
         path: the checkpoint.
-        trusted: dotted paths that the user names, besides those of metafew's own configuration.
-        advice: how the user names them.
+        trusted: dotted paths that the user allows in addition to those of metafew's own YAML files.
+        advice: how the user allows more.
+
+    Raises:
+        UsageError: ``config`` calls something else.
     """
-    if alien := set(called(cfg)) - own() - set(trusted):
+    if unknown := set(called_paths(config)) - allowed_paths() - set(trusted):
         raise UsageError(
-            f"a checkpoint may call what metafew's own configuration does, and {path} wants to call "
-            f"{', '.join(sorted(alien))}, which may do anything: {advice}, if you trust it"
+            f"expected a checkpoint that calls only what metafew's own configuration does, and {path} would call "
+            f"{', '.join(sorted(unknown))}, which could run any code: {advice}, if you trust it"
         )

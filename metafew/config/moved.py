@@ -1,4 +1,4 @@
-"""Where classes and functions are now that checkpoints and results of earlier versions name."""
+"""New dotted paths for the classes and functions that checkpoints and results of earlier versions name."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ MOVED = {
     "metafew.regularizers.": "metafew.objectives.regularizers.",
     "metafew.schedules.": "metafew.training.schedules.",
 }
-"""Beginnings of dotted paths, old and new."""
+"""Prefixes of dotted paths: old and new."""
 
 
-def current(config: Any) -> Any:
-    """Return plain values with every ``_target_`` in them as it is called now.
+def update_paths(config: Any) -> Any:
+    """Return plain values in which each ``_target_`` is the current dotted path.
 
-    >>> current({"schedule": {"_target_": "metafew.schedules.piecewise", "since": [0]}})
+    >>> update_paths({"schedule": {"_target_": "metafew.schedules.piecewise", "since": [0]}})
     {'schedule': {'_target_': 'metafew.training.schedules.piecewise', 'since': [0]}}
     """
     if isinstance(config, list):
-        return [current(item) for item in config]
+        return [update_paths(item) for item in config]
     if not isinstance(config, dict):
         return config
-    config = {key: current(value) for key, value in config.items()}
+    config = {key: update_paths(value) for key, value in config.items()}
     target = config.get("_target_")
     for old, new in MOVED.items():
         if isinstance(target, str) and target.startswith(old):

@@ -1,1 +1,1 @@
-"""Several processes, and several runs."""
+"""Several processes that share one run, and sweeps of many runs."""

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other."""
+"""Collective operations over the ranks of a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def distributed() -> bool:
-    """Tell whether several processes train together."""
+    """Return whether several ranks train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of ``value`` over all processes, with gradient."""
+    """Return the mean of ``value`` over all ranks, with gradient."""
     return all_reduce(value) / dist.get_world_size() if distributed() else value
 
 
 def gather_objects(value: Any) -> list:
-    """Return what every process holds as ``value``, any plain object."""
+    """Return the ``value`` of every rank; any picklable object."""
     if not distributed():
         return [value]
     values = [None] * dist.get_world_size()

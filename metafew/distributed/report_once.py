@@ -1,4 +1,4 @@
-"""Which of several processes tells of an error, so that it is told once. Imports no torch."""
+"""Report an error once, although several ranks may raise it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from metafew.distributed.launch import is_rank_zero
+from metafew.distributed.launcher import is_rank_zero
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-PATIENCE = timedelta(seconds=5)  # the first process is late if it has other work, or meets no error at all
+TIMEOUT = timedelta(seconds=5)
+"""How long other ranks wait for rank zero, which may be busy, or may not have met the error at all."""
 
 
 @contextmanager
 def first_to_report() -> Iterator[bool]:
-    """Give whether this process tells of an error: the first does, or the first that waits for that in vain.
+    """Yield whether this rank reports an error: rank zero, or else the first rank whose wait for it times out.
 
-    What is wrong with the words typed meets all processes alike; too little memory may meet a single one.
+    A wrong option is an error on all ranks, running out of memory perhaps on one.
     """
-    shared = store()
-    if shared is None:
+    store = default_store()
+    if store is None:
         yield is_rank_zero()
-    elif not is_rank_zero() and heard(shared, "told", PATIENCE):
+    elif not is_rank_zero() and is_set(store, "reported", TIMEOUT):
         yield False
     else:
-        yield shared.add("telling", 1) == 1
-        shared.set("told", "")  # by now it is written
+        yield store.add("reporting", 1) == 1
+        store.set("reported", "")  # by now the report is written
 
 
 def already_reported() -> bool:
-    """Tell whether some process has told of an error, so that those it leaves behind need not."""
-    shared = store()
-    return shared is not None and heard(shared, "telling", timedelta(milliseconds=1))
+    """Return whether some rank has reported an error, so that the ranks it leaves behind need not."""
+    store = default_store()
+    return store is not None and is_set(store, "reporting", timedelta(milliseconds=1))
 
 
-def process_number() -> int:
-    """Return the number of this process among those of the run that have met."""
-    return sys.modules["torch"].distributed.get_rank() if store() else 0
+def global_rank() -> int:
+    """Return the rank of this process; 0 before the process group exists."""
+    return sys.modules["torch"].distributed.get_rank() if default_store() else 0
 
 
-def store() -> Store | None:
-    """Return what the processes of a run share, once they have met."""
+def default_store() -> Store | None:
+    """Return the key-value store of the process group, if there is one."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
     return distributed.distributed_c10d._get_default_store()
 
 
-def heard(shared: Store, word: str, patience: timedelta) -> bool:
-    """Tell whether a process gives this word before ``patience`` ends, or the one that keeps the store has gone."""
+def is_set(store: Store, key: str, timeout: timedelta) -> bool:
+    """Return whether a rank sets ``key`` before ``timeout``, or the rank that hosts the store has exited."""
     try:
-        shared.wait([word], patience)
+        store.wait([key], timeout)
     except sys.modules["torch"].distributed.DistStoreError:
         return False
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What a multirun keeps of an earlier one, and what it says at its end."""
+"""What a sweep reuses of an earlier one, and what it reports at its end."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from metafew.config.moved import current
+from metafew.config.moved import update_paths
 from metafew.io import read_json
 
 
-class FailedCells(Callback):
-    """Names the cells of a multirun that ended in an error, and lets the whole exit with 1."""
+class ReportFailedCells(Callback):
+    """Hydra callback that lists the cells of a sweep that failed, and then exits with 1."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note what is there: the folder of the sweep may hold cells of an earlier one."""
-        self.before = begun(config)
+        """Record the cells of an earlier sweep in the same folder."""
+        self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Read the results of every cell of the sweep."""
-        cells = [cell for cell, time in begun(config).items() if self.before.get(cell) != time]
+        """Read the results of every cell of this sweep."""
+        times = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
+        cells = [cell for cell, time in times.items() if self.before.get(cell) != time]
         errors = {cell: read_json(cell / "results.json").get("error") for cell in cells}
         failed = {cell: error for cell, error in errors.items() if error}
         if failed:
@@ -32,20 +33,24 @@ class FailedCells(Callback):
             sys.exit(1)
 
 
-def begun(config: DictConfig) -> dict[Path, int]:
-    """Return when each cell in the folder of a sweep began, by the clock of that folder, in ns."""
-    # Hydra writes this file in whatever process or machine carries out the cell.
-    files = Path(config.hydra.sweep.dir).glob(f"**/{config.hydra.output_subdir}/overrides.yaml")
+def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
+    """Return when each cell in the folder of a sweep started, by the clock of its file system, in ns."""
+    # Hydra writes this file when a cell starts, in whatever process or machine that is.
+    files = sweep.glob(f"**/{subdir}/overrides.yaml")
     return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
 
 
 def finished(out: Path, cfg: DictConfig) -> bool:
-    """Tell whether ``out`` holds the results of this very configuration, however often it was interrupted."""
+    """Return whether ``out`` holds the results of this configuration, whether or not it was interrupted before."""
     saved = read_json(out / "results.json").get("config")
-    return saved is not None and afresh(current(saved), out) == afresh(OmegaConf.to_container(cfg, resolve=True), out)
+    if saved is None:
+        return False
+    return without_own_ckpt(update_paths(saved), out) == without_own_ckpt(
+        OmegaConf.to_container(cfg, resolve=True), out
+    )
 
 
-def afresh(config: dict, out: Path) -> dict:
-    """Return ``config`` without a checkpoint of ``out`` itself, from which it only went on."""
+def without_own_ckpt(config: dict, out: Path) -> dict:
+    """Return ``config`` without a ``ckpt`` that lies in ``out`` itself, which only resumed the run."""
     own = config["ckpt"] is not None and Path(config["ckpt"]).resolve().is_relative_to(out.resolve())
     return config | {"ckpt": None} if own else config

@@ -1,4 +1,4 @@
-"""What a run leaves behind: results.json, tasks.csv, and the final table."""
+"""The metrics of results.json, the rows of tasks.csv, and the table that a run prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metafew.evaluation.statistics import format_percent, ranks
 from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
-"""The highest accuracy after any step of an adapting head: a selection on test data."""
+"""The highest accuracy after any step of an adapting head, which is selected on test data."""
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -27,21 +27,22 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # used from a checkout that is not installed
+        except PackageNotFoundError:  # a checkout that is not installed
             found[name] = "unknown"
     return found
 
 
-def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
-    """Return ``metrics`` of the heads and ``baselines`` of what else was measured, each with mean, ci95 and tasks.
+def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
+    """Return ``metrics`` of the heads and ``baselines``, each with its mean, 95 % interval and number of tasks.
 
-    A mixture of datasets adds each head's measures on each of them, and, for several heads, ``average_rank``.
+    A mixture of datasets adds the metrics of each head on each dataset and, with several heads, ``average_rank``.
 
     Args:
-        tables: for each test one table of tasks a name, as :class:`~metafew.evaluation.metrics.PerTask` computes them.
-        shots: the shot of each test; tests after the first carry it in the name of the measure.
-        heads: names that are heads, the trained one first.
-        sources: the datasets that test tasks come from.
+        tables: one dictionary for each test: by name, the table of tasks that
+            :class:`~metafew.evaluation.metrics.PerTask` computes.
+        shots: the shot of each test; the metrics of all but the first have it in their name.
+        heads: the names in ``tables`` that are heads, the trained one first.
+        sources: the datasets of the test tasks.
     """
     metrics, baselines = {}, {}
     parts = dict(enumerate(sources)) if len(sources) > 1 else {}
@@ -69,17 +70,23 @@ def measures(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sou
 
 
 def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
-    """Return, for each head, the mean over datasets of its rank among the heads."""
+    """Return the rank of each head among the heads, averaged over datasets."""
     accuracy = PerTask.columns.index("accuracy")
     tables = {head: test[head].cpu() for head in heads}
-    placed = [
+    by_dataset = [
         ranks(np.stack([of_source(tables[head], part)[:, accuracy] for head in heads])) for part in range(sources)
     ]
-    return dict(zip(heads, np.mean(placed, 0).tolist(), strict=True))
+    return dict(zip(heads, np.mean(by_dataset, 0).tolist(), strict=True))
 
 
 def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
-    """Write one row for each test task and head; ``sources`` names the datasets."""
+    """Write one row for each test task and head.
+
+    Args:
+        path: the CSV file.
+        tables: as for :func:`collect`.
+        sources: names of the datasets.
+    """
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
@@ -89,8 +96,8 @@ def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str])
                     writer.writerow([int(index), sources[int(source)], name, int(way), f"{shot:g}", accuracy, loss])
 
 
-def show(report: dict) -> None:
-    """Print accuracies as a table, with the baselines below; those of a mixture's datasets in a table of their own."""
+def print_results(report: dict) -> None:
+    """Print a table of accuracies and baselines, and one for each dataset of a mixture."""
     console = Console()
     table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
     for column, side in (("measured", "left"), ("accuracy", "right"), ("tasks", "right")):
@@ -109,11 +116,11 @@ def show(report: dict) -> None:
     table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
     console.print(table)
     if len(report["sources"]) > 1:
-        console.print(by_source(report))
+        console.print(table_by_source(report))
 
 
-def by_source(report: dict) -> Table:
-    """Return a table with a row for each dataset of a mixture and a column for each head, of the first shot."""
+def table_by_source(report: dict) -> Table:
+    """Return a table with a row for each dataset of a mixture and a column for each head, for the first shot."""
     first = next(iter(report["sources"]))
     heads = [n.split("/")[1] for n in report["metrics"] if n.split("/")[2:] == [first, "accuracy"]]
     table = Table(title="accuracy (%) on each dataset")
@@ -131,10 +138,10 @@ def by_source(report: dict) -> Table:
 
 
 def percent(value: dict) -> str:
-    """Return a mean and its interval as they stand in tables."""
+    """Format a mean and its interval for a table."""
     return format_percent(value) if value["mean"] is None else f"{format_percent(value)} %"
 
 
 def short(value: dict) -> str:
-    """Return the same with one digit, as many columns want it."""
+    """Format a mean and its interval with one digit, for tables of many columns."""
     return re.sub(r"(\.\d)\d| %| ", r"\1", percent(value))

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from metafew.distributed.launch import ENDED, PROGRAM, launch, left_to
+from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.experiments.record import collect_results, panel_of, result_tables
@@ -64,7 +64,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     print_plain(console, f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time")
     begin, children, failed = time.monotonic(), [], set()
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    with left_to(children) as signals, ThreadPoolExecutor(jobs) as pool:
+    with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool:
 
         def run_in_order(commands: Sequence[Command]) -> None:
             for command in commands:
@@ -129,13 +129,13 @@ def run_in_process(
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)
     with (command.folder / "log.txt").open("a") as log:
-        child = launch(command.arguments, log, threads)
+        child = start_subprocess(command.arguments, log, threads)
         children.append(child)
         if signals:  # received before the child was registered
             child.terminate()
         code = child.wait()
         children.remove(child)
-    if code == ENDED:
+    if code == TERMINATED:
         signals.append(code)
     elif code and "error" not in command.report:
         write_json(command.folder / "results.json", {"error": f"it ended with exit code {code}: see {log.name}"})

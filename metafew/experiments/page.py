@@ -9,9 +9,10 @@ from textwrap import fill
 import yaml
 
 from metafew.analysis.compare.text_table import TextTable, escape_markdown
+from metafew.config.groups import CONF
 from metafew.experiments.claims import MISSING
 from metafew.experiments.record import evidence_lines, panel_tables, published_only
-from metafew.io import CONF, read_json
+from metafew.io import read_json
 
 INTRO = """\
 # Reproduction

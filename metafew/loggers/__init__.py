@@ -1,1 +1,1 @@
-"""Where a run is logged."""
+"""Loggers: metrics.csv, Weights & Biases and TensorBoard."""

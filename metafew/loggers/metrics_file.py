@@ -1,4 +1,4 @@
-"""metrics.csv: what a run logs, a row at a time."""
+"""A Lightning logger that writes metrics.csv."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from metafew.io import atomic_write
 
 
 class MetricsFile(Logger):
-    """Appends each row at once, where Lightning's CSVLogger keeps them and begins anew when training goes on.
+    """Append each row at once; Lightning's CSVLogger buffers rows, and overwrites the file when a training resumes.
 
     Args:
         path: the file.
-        steps: the rows of so many steps stay where the file exists; others are those of steps that will be done again.
+        steps: number of steps whose rows stay if the file exists; the steps of later rows will be repeated.
     """
 
     def __init__(self, path: Path, steps: int):
@@ -27,11 +27,11 @@ class MetricsFile(Logger):
     name = version = ""
 
     def log_hyperparams(self, *_: dict) -> None:
-        """Do nothing: they stand in results.json."""
+        """Do nothing: results.json contains them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Append a row; the first measure of a name adds a column."""
+        """Append a row, and add a column for each new metric."""
         row = {**metrics, "step": step}
         if not row.keys() <= set(self.columns):
             self._widen(row)
@@ -39,10 +39,10 @@ class MetricsFile(Logger):
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _widen(self, row: dict[str, float]) -> None:
-        """Write the file anew with the columns of ``row`` too."""
+        """Rewrite the file with the columns of ``row`` added."""
         rows = []
         if self.path.exists() and (self.columns or self.steps):
-            lines = self.path.read_text().rpartition("\n")[0].splitlines()  # a row that was cut off is left out
+            lines = self.path.read_text().rpartition("\n")[0].splitlines()  # without a row that is incomplete
             rows = [old for old in csv.DictReader(lines) if self.columns or int(old["step"]) < self.steps]
         self.columns = sorted({*row, *(rows[0] if rows else self.columns)})
         with atomic_write(self.path, newline="") as file:

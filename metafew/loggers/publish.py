@@ -1,4 +1,4 @@
-"""What a finished run hands to its loggers: results, figures, test tasks with what was predicted, and checkpoints."""
+"""Send the results of a finished run to its loggers: metrics, figures, predictions on test tasks, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from metafew.episode import Episode
 
 QUERIES, IMAGES = 100, 5
-"""At most so many queries of a task stand in a table, and support images of a class."""
+"""The most queries of a task in a table, and the most support images of a class."""
 
 
-class Answer(NamedTuple):
-    """A query of a test task, what was predicted, and the support images behind that; classes count from 1."""
+class Prediction(NamedTuple):
+    """A query of a test task, its label and prediction, and the support images of both; classes count from 1."""
 
     task: int
     query: Image.Image
@@ -32,25 +32,27 @@ class Answer(NamedTuple):
 
 
 def publish(loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor]], out: Path) -> None:
-    """Give loggers what a run left; others than Weights & Biases and TensorBoard have had everything before.
+    """Send the results of a run to Weights & Biases and TensorBoard; other loggers already have everything.
 
     Args:
         loggers: those of the run.
-        report: what stands in results.json.
-        tasks: test tasks, each with the probabilities ``(t, q, w)`` that the trained head gives to its queries.
+        report: the content of results.json.
+        tasks: test tasks, each with the probabilities ``(t, q, w)`` that the trained head predicts for its queries.
         out: folder of the run, whose PNG files are its figures.
     """
     figures = sorted(out.glob("*.png"))
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            table = [answer for episode, probabilities in tasks for answer in answered(episode, probabilities)]
+            table = [row for episode, probabilities in tasks for row in predictions(episode, probabilities)]
             to_wandb(logger, report, figures, table, out)
         elif isinstance(logger, TensorBoardLogger):
             to_tensorboard(logger, report, figures)
 
 
-def to_wandb(logger: WandbLogger, report: dict, figures: Sequence[Path], table: Sequence[Answer], out: Path) -> None:
-    """Log figures, the table of answers and the checkpoints, and write the results into the summary."""
+def to_wandb(
+    logger: WandbLogger, report: dict, figures: Sequence[Path], table: Sequence[Prediction], out: Path
+) -> None:
+    """Log figures, the table of predictions and the checkpoints, and write the results to the summary."""
     import wandb
 
     step = report["steps"]
@@ -59,8 +61,8 @@ def to_wandb(logger: WandbLogger, report: dict, figures: Sequence[Path], table: 
         logger.log_image(f"figures/{path.stem}", [str(path)], step)
     with staged(out / "wandb"):
         if table:
-            rows = [[wandb.Image(v) if isinstance(v, Image.Image) else v for v in answer] for answer in table]
-            logger.log_table("test_tasks", [name.replace("_", " ") for name in Answer._fields], rows, step=step)
+            rows = [[wandb.Image(v) if isinstance(v, Image.Image) else v for v in row] for row in table]
+            logger.log_table("test_tasks", [name.replace("_", " ") for name in Prediction._fields], rows, step=step)
         for name in getattr(logger, "checkpoints", ()):
             if (file := out / "checkpoints" / f"{name}.ckpt").is_file():
                 artifact = wandb.Artifact(f"checkpoint-{logger.version}", type="model")
@@ -70,7 +72,7 @@ def to_wandb(logger: WandbLogger, report: dict, figures: Sequence[Path], table: 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[None]:
-    """Let artifacts wait in ``folder`` for their upload, or where the user says: it is in the home directory else."""
+    """Stage artifacts for upload in ``folder``, not in the home directory, unless the user's environment says where."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
@@ -82,7 +84,7 @@ def staged(folder: Path) -> Iterator[None]:
 
 
 def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Path]) -> None:
-    """Log figures, the results as scalars, and both choices and results for the comparison of runs."""
+    """Log figures, results as scalars, and choices with results for the comparison of runs."""
     step = report["steps"]
     for path in figures:
         with Image.open(path) as image:
@@ -94,7 +96,7 @@ def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Pa
 
 
 def summary(report: dict) -> dict[str, Any]:
-    """Return means and intervals of what was measured, the best of validation, and how long it took.
+    """Return means and intervals of all metrics, the best validation accuracy, and the duration of each stage.
 
     >>> summary({"metrics": {"test/svm/accuracy": {"mean": 0.8, "ci95": 0.1}}, "baselines": {}, "validation": {},
     ...          "seconds": {"fit": 2.5}})
@@ -108,24 +110,24 @@ def summary(report: dict) -> dict[str, Any]:
     return values | {f"seconds/{stage}": seconds for stage, seconds in report["seconds"].items()}
 
 
-def answered(episode: Episode, probabilities: Tensor) -> Iterator[Answer]:
-    """Yield what was predicted for the queries of the first task of ``episode``, at most 100 from all over it.
+def predictions(episode: Episode, probabilities: Tensor) -> Iterator[Prediction]:
+    """Yield the predictions for the queries of the first task of ``episode``, at most 100 at regular intervals.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
         probabilities: ``(t, q, w)``.
     """
-    (given, classes), (asked, labels) = ([part[0] for part in pair] for pair in (episode.support, episode.query))
-    strips = [strip(given[classes == c][:IMAGES]) for c in range(episode.way)]
+    (support, classes), (query, labels) = ([part[0] for part in pair] for pair in (episode.support, episode.query))
+    strips = [strip(support[classes == c][:IMAGES]) for c in range(episode.way)]
     for number in range(0, len(labels), -(-len(labels) // QUERIES)):
-        label, (confidence, found) = int(labels[number]), probabilities[0, number].max(-1)
-        query, predicted = strip(asked[number : number + 1]), int(found)
+        label, (confidence, best) = int(labels[number]), probabilities[0, number].max(-1)
+        image, predicted = strip(query[number : number + 1]), int(best)
         task = int(episode.index[0])
-        yield Answer(task, query, label + 1, strips[label], predicted + 1, float(confidence), strips[predicted])
+        yield Prediction(task, image, label + 1, strips[label], predicted + 1, float(confidence), strips[predicted])
 
 
 def strip(images: Tensor) -> Image.Image:
-    """Return images ``(n, c, h, w)`` in [0, 1] side by side; those of one channel are ink, and shown on paper."""
+    """Return images ``(n, c, h, w)`` in [0, 1] side by side; those of one channel are shown dark on white."""
     row = images.permute(2, 0, 3, 1).flatten(1, 2).float().clamp(0, 1).numpy()
     pixels = (255 * row).round().astype(np.uint8)
     return Image.fromarray(pixels if pixels.shape[-1] == 3 else 255 - pixels[..., 0])

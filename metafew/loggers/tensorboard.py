@@ -1,4 +1,4 @@
-"""TensorBoard."""
+"""The TensorBoard logger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metafew.errors import UsageError
 
 
 class TensorBoard(TensorBoardLogger):
-    """Logs to TensorBoard, below ``save_dir/tensorboard``.
+    """Log to TensorBoard, in ``save_dir/tensorboard``.
 
     Args:
         save_dir: folder of the run.
@@ -24,15 +24,15 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, save_dir: str):
         if find_spec("tensorboard") is None:
             raise UsageError(
-                "logger=tensorboard wants the package tensorboard, which is not installed: "
+                "expected the package tensorboard for logger=tensorboard, which is not installed: "
                 "type pip install 'metafew[tensorboard]'"
             )
         super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict, metrics: dict | None = None, step: int | None = None) -> None:
-        """Log the configuration as text, and with ``metrics``, once there are some, as hyperparameters."""
-        if metrics is None:  # indented text is shown as it is
+        """Log the configuration as text first, and together with ``metrics`` as hyperparameters at the end."""
+        if metrics is None:  # TensorBoard renders Markdown, in which indented text is code
             lines = yaml.safe_dump(params, sort_keys=False).splitlines()
             self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
         super().log_hyperparams(params, metrics, step)

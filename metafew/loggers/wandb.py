@@ -1,4 +1,4 @@
-"""Weights & Biases: online with a key, on disk without."""
+"""The Weights & Biases logger: online with an API key, offline without."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ KEPT = ("best", "last")
 
 
 class Wandb(WandbLogger):
-    """Logs to Weights & Biases; without a key it writes to disk only, and so never asks or waits.
+    """Log to Weights & Biases; without an API key only to disk, so that it never prompts.
 
     Args:
         project: name of the project.
-        name: what the run is called.
-        group: runs of one group are shown together; None for the sweep or experiment that ``save_dir`` belongs to, and
-            for the tags where there is none.
+        name: name of the run.
+        group: runs of a group are shown together; None for the sweep or experiment that ``save_dir`` belongs to, or
+            else for the tags.
         tags: labels of the run.
-        checkpoints: which of ``best`` and ``last`` become artifacts when the run is over.
-        ckpt: where the run starts from; a file below ``save_dir`` goes on with the run that is logged there.
-        save_dir: folder of the run; ``wandb sync`` sends an offline one later.
+        checkpoints: which of ``best`` and ``last`` become artifacts at the end of the run.
+        ckpt: the checkpoint that the run starts from; one in ``save_dir`` continues the run that is logged there.
+        save_dir: folder of the run; ``wandb sync`` uploads an offline run later.
 
     Raises:
         UsageError: ``checkpoints`` names others.
@@ -46,16 +46,16 @@ class Wandb(WandbLogger):
         self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         if set(self.checkpoints) - set(KEPT):
             raise UsageError(
-                f"logger.wandb.checkpoints is a list of best and last, not {self.checkpoints}: "
+                f"expected logger.wandb.checkpoints to be a list of best and last, got {self.checkpoints}: "
                 "type logger.wandb.checkpoints=[best,last]"
             )
         folder = Path(save_dir).resolve()
-        going = ckpt is not None and Path(ckpt).resolve().is_relative_to(folder)
+        resumed = ckpt is not None and Path(ckpt).resolve().is_relative_to(folder)
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         super().__init__(
             name=name,
             save_dir=save_dir,
-            version=newest_id(folder) if going else None,
+            version=newest_id(folder) if resumed else None,
             project=project,
             add_file_policy="immutable",
             group=group or group_of(folder) or " ".join(tags),
@@ -65,7 +65,7 @@ class Wandb(WandbLogger):
 
 
 def has_wandb_key() -> bool:
-    """Tell whether Weights & Biases could log in without asking."""
+    """Return whether Weights & Biases can log in without a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -75,21 +75,21 @@ def has_wandb_key() -> bool:
 
 
 def newest_id(folder: Path) -> str | None:
-    """Return the id of the newest Weights & Biases run that was logged in ``folder``, if there is one."""
+    """Return the id of the newest Weights & Biases run in ``folder``, if there is one."""
     names = (re.fullmatch(r"(?:offline-)?run-(\d+_\d+)-(.+)", path.name) for path in folder.glob("wandb/*"))
     return max((name.groups() for name in names if name), default=(None, None))[1]
 
 
 def group_of(folder: Path) -> str | None:
-    """Return a name for the sweep or experiment that the run in ``folder`` is a cell of: its last two folders."""
+    """Return a name for the sweep or experiment of which ``folder`` is a cell: the last two parts of its path."""
     for above in folder.parents:
-        # Hydra leaves the first in the folder of a sweep; an experiment has its cells in the other.
+        # Hydra writes multirun.yaml to the folder of a sweep, and an experiment has its cells in the folder cells.
         if (above / "multirun.yaml").is_file() or (above / "cells") in (folder, *folder.parents):
             return "-".join(above.parts[-2:])
     return None
 
 
 def close() -> None:
-    """End the Weights & Biases run, if there is one, so that the next run of a sweep starts its own."""
+    """Finish the Weights & Biases run, if there is one, so that the next run of a sweep starts its own."""
     if package := sys.modules.get("wandb"):
         package.finish()

@@ -1,9 +1,9 @@
-"""From a configuration to objects: the model, the data and the Lightning Trainer of a run."""
+"""Build the objects of a run from its configuration."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ from metafew.callbacks.clustering_monitor import ClusteringMonitor
 from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.config.groups import CONF
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
-from metafew.distributed import launch
+from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
 from metafew.heads.head import Head
-from metafew.io import CONF
 from metafew.norms.fast import accelerate
 from metafew.objectives.objective import Objective
 from metafew.training import checkpoint
@@ -42,18 +42,22 @@ from metafew.training.learner import Learner
 log = logging.getLogger(__name__)
 
 
-def words(value: Any) -> list:
-    """Return a list, whether a list or a bare word was typed."""
+def as_list(value: Any) -> list:
+    """Return a list, also for an option that was set to a bare word."""
     return list(value) if isinstance(value, ListConfig | list) else [value]
 
 
 def make(node: DictConfig, **injected: Any) -> Any:
-    """Instantiate what ``node`` names; what its constructor objects to becomes a sentence."""
+    """Instantiate ``node``.
+
+    Raises:
+        UsageError: the constructor rejects the options.
+    """
     return attempt(node._get_full_key(None), instantiate, node, **injected, _convert_="all")
 
 
 def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call ``constructor``; what it objects to becomes a sentence about ``group``."""
+    """Call ``constructor`` and turn its errors into a UsageError that names ``group``."""
     try:
         return constructor(*args, **kwargs)
     except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
@@ -67,55 +71,60 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
 
 
 def make_source(cfg: DictConfig) -> Source:
-    """Return the dataset; one that consists of others (``_partial_``) is told how to find them."""
+    """Return the dataset. A mixture (``_partial_``) also gets the function that makes its parts."""
     source = make(cfg.dataset)
-    return source if isinstance(source, Source) else attempt("dataset", source, find=partial(find, cfg))
+    if isinstance(source, Source):
+        return source
+    return attempt("dataset", source, find=partial(make_part, cfg.data_dir))
 
 
-def find(cfg: DictConfig, item: str | Mapping[str, Any], image_size: int) -> Source:
+def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> Source:
     """Return a dataset of a mixture.
 
     Args:
-        cfg: the composed configuration.
-        item: a word of ``dataset``; a folder of class folders, as typed or below ``data_dir``; or options of a dataset,
-            with ``dataset`` for its word (default ``folder``) and ``name`` for what tables call it.
+        data_dir: the folder of datasets.
+        item: an option of ``dataset``; a folder of class folders, as it is or below ``data_dir``; or options of a
+            dataset, with ``dataset`` for which one (default ``folder``) and ``name`` for its name in tables.
         image_size: height and width of its images.
+
+    Raises:
+        UsageError: there is no such dataset, it has other options, or it cannot be part of a mixture.
     """
     options = dict(item) if isinstance(item, Mapping) else {"dataset": str(item)}
-    word = options.pop("dataset", "folder")
-    label = options.pop("name", Path(options.get("root", word)).resolve().name)
+    dataset = options.pop("dataset", "folder")
+    label = options.pop("name", Path(options.get("root", dataset)).resolve().name)
     files = {file.stem: file for file in (CONF / "dataset").glob("*.yaml")}
-    if word not in files:
-        folders = [path for path in (Path(word), Path(cfg.data_dir) / word) if path.is_dir()]
+    if dataset not in files:
+        folders = [path for path in (Path(dataset), Path(data_dir) / dataset) if path.is_dir()]
         if not folders:
             raise UsageError(
-                f"a mixture wants words of dataset and folders, and {word} is neither, here or in "
-                f"data_dir={cfg.data_dir}: type dataset.sources=[glyphs,omniglot,DIR]"
+                f"expected a mixture of options of dataset and of folders, and {dataset} is neither, here or in "
+                f"data_dir={data_dir}: type dataset.sources=[glyphs,omniglot,DIR]"
             )
-        word, options["root"] = "folder", str(folders[0])
-    whole = OmegaConf.create({"data_dir": cfg.data_dir, **OmegaConf.load(files[word])})
-    if "image_size" not in whole.dataset or "_partial_" in whole.dataset:
-        raise UsageError(f"dataset={word} cannot be a part of a mixture: take it out of dataset.sources")
-    free = [key for key in whole.dataset if not key.startswith("_") and key != "image_size"]
-    if unknown := options.keys() - set(free):
+        dataset, options["root"] = "folder", str(folders[0])
+    cfg = OmegaConf.create({"data_dir": data_dir, **OmegaConf.load(files[dataset])})
+    if "image_size" not in cfg.dataset or "_partial_" in cfg.dataset:
+        raise UsageError(f"dataset={dataset} cannot be a part of a mixture: take it out of dataset.sources")
+    allowed = [key for key in cfg.dataset if not key.startswith("_") and key != "image_size"]
+    if unknown := options.keys() - set(allowed):
         raise UsageError(
-            f"{', '.join(sorted(unknown))} is no option of dataset={word} in a mixture, where it takes "
-            f"{', '.join(free)}: take it out of dataset.sources"
+            f"{', '.join(sorted(unknown))} is no option of dataset={dataset} in a mixture, where it takes "
+            f"{', '.join(allowed)}: take it out of dataset.sources"
         )
-    whole.dataset.update({**options, "image_size": image_size})
-    source = make(whole.dataset)
+    cfg.dataset.update({**options, "image_size": image_size})
+    source = make(cfg.dataset)
     source.label = str(label)
     return source
 
 
 def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
-    """Return the model. An evaluation head of the trained head's name is the trained head.
+    """Return the LightningModule. An evaluation head with the name of the trained head is the trained head.
 
     Args:
         cfg: the composed configuration.
-        source: where the images come from.
-        provenance: what checkpoints say of themselves.
-        trained: whether the main head is, or will be, trained; otherwise it only measures, like those of ``evaluate``.
+        source: the dataset.
+        provenance: plain values that checkpoints carry.
+        trained: whether the main head is or will be trained; if not, it only evaluates, like those of ``evaluate``.
         fit: whether it will be trained.
     """
     backbone = make_backbone(cfg, source)
@@ -124,7 +133,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     nodes = {provenance["choices"]["head"]: cfg.head}
     nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
     heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
-    # Optimizer and schedule are made when training starts; what they object to should be said before.
+    # Lightning makes optimizer and schedule when training starts. Made here, they raise their errors before.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
     attempt("schedule", schedule, trial)
@@ -142,22 +151,23 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
         objective.advise(trial)
         if cfg.trainer.accumulate_grad_batches > 1 and (backbone.couples_tasks or objective.regularizer.on_weights):
             log.warning(
-                "trainer.accumulate_grad_batches=%d is not the same as a larger train.tasks here, as tasks change one "
-                "another within a meta-batch: norm=batch_shared, batch norm of the network's own, weight clustering",
+                "trainer.accumulate_grad_batches=%d is not the same as a larger train.tasks here, because tasks of a "
+                "meta-batch affect one another through norm=batch_shared, batch norms of the network, or weight "
+                "clustering",
                 cfg.trainer.accumulate_grad_batches,
             )
     return learner
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
-    """Return the backbone, frozen if it is to have the weights of a checkpoint, which it does not have yet."""
+    """Return the backbone, frozen if ``backbone.weights`` names a checkpoint; its weights are loaded later."""
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
-    if not backbone.own_norms:  # such a network is given images in the usual layout
-        backbone.to(memory_format=torch.channels_last)  # as images lie, or every pass would copy the weights
+    if not backbone.own_norms:  # a custom network receives images in the default memory format
+        backbone.to(memory_format=torch.channels_last)  # that of the images; otherwise each pass would copy the weights
     return accelerate(backbone)
 
 
@@ -186,68 +196,52 @@ def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
     return accelerate(head)
 
 
-def make_data(cfg: DictConfig, source: Source, objective: Objective, used: Container[str]) -> FewShot:
-    """Return the data of every split, having checked that what is wanted of those to be used can be drawn."""
+def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
+    """Return the data of every split."""
 
-    def plan(split: str, total: int, seed: int, **changes: Any) -> TaskSpec:
-        node = {word: cfg[split][word] for word in ("way", "shot", "query", "tasks", "support")}
-        return TaskSpec(split=split, total=total, seed=seed, **node | changes)
+    def make_spec(split: str, total: int, seed: int, **changes: Any) -> TaskSpec:
+        options = {key: cfg[split][key] for key in ("way", "shot", "query", "tasks", "support")}
+        return TaskSpec(split=split, total=total, seed=seed, **options | changes)
 
-    steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-    total = steps * cfg.train.tasks
+    total = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches * cfg.train.tasks
     if objective.minibatches:
         pairs = objective.regularizer.on_features
         train = Minibatches("train", cfg.train.batch_size, cfg.train.tasks, total, cfg.seed, pairs)
     else:
-        train = plan("train", total, cfg.seed)
-    val = plan("val", cfg.val.total, cfg.test.seed)
-    test = [plan("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in words(cfg.test.shot)]
+        train = make_spec("train", total, cfg.seed)
+    val = make_spec("val", cfg.val.total, cfg.test.seed)
+    test = [make_spec("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in as_list(cfg.test.shot)]
     analyzed = analyze.analysis_tasks(cfg, test[0])
-    augmentation = make(cfg.augment)
-    plans = [each for each in (train, val, *test) if each.split in used]
-    classes = {c: c.splits() for c in dict.fromkeys(c for each in plans for c in source.components(each.split))}
-    for each in plans:
-        components = source.components(each.split)
-        if each.total < len(components):
-            raise UsageError(
-                f"{each.split}.total={each.total} leaves out some of the {len(components)} datasets of the mixture: "
-                f"type {each.split}.total={100 * len(components)}"
-            )
-        for component in components:
-            categories = classes[component][each.split]
-            each.check_drawable(categories, component.title)
-            augmentation.check_applicable(each.split, component.image_size, categories)
-    if "analyze" in used:
-        analyze.check_analysis_tasks(analyzed, source)
-    return FewShot(source, train, val, test, augmentation, store_root(cfg.cache_dir), cfg.data.num_workers, analyzed)
-
-
-def make_loggers(cfg: DictConfig, choices: dict[str, str]) -> list[Logger]:
-    """Return the loggers asked for, which are told the configuration and the word chosen for each group."""
-    loggers = [make(node) for node in cfg.get("logger", {}).values()]
-    for logger in loggers:
-        logger.log_hyperparams({"choices": choices, **OmegaConf.to_container(cfg, resolve=True)})
-    return loggers
+    return FewShot(
+        source, train, val, test, make(cfg.augment), store_root(cfg.cache_dir), cfg.data.num_workers, analyzed
+    )
 
 
 def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path) -> pl.Trainer:
-    """Return a Trainer that logs, keeps checkpoints of the head ``trained``, and shows progress."""
+    """Return a Trainer that writes logs and checkpoints and shows progress.
+
+    Args:
+        cfg: the composed configuration.
+        trained: the head whose validation accuracy chooses the best checkpoint.
+        loggers: the loggers.
+        out: folder of the run.
+    """
     checkpoints = Checkpoints(out / "checkpoints", trained, cfg.save.every, cfg.save.keep)
     callbacks: list[Callback] = [checkpoints, NanGuard(), GracefulStop()]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress())
     if cfg.analyze.every:
         callbacks.append(ClusteringMonitor(cfg.analyze.every, cfg.analyze.tasks))
-    # Solvers and measures are float64, which Apple's GPUs lack.
-    no_doubles = cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available()
-    accelerator = "cpu" if no_doubles else cfg.trainer.accelerator
+    # Solvers and metrics use float64, which Apple's GPUs do not support.
+    no_float64 = cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available()
+    environment = cluster_environment(cfg.trainer.devices, cfg.trainer.num_nodes)
     batches = cfg.trainer.accumulate_grad_batches
     trainer = make(
         cfg.trainer,
         logger=loggers,
-        accelerator=accelerator,
+        accelerator="cpu" if no_float64 else cfg.trainer.accelerator,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *launch.environment(cfg.trainer), *map(make, cfg.trainer.get("plugins") or [])],
+        plugins=[AtomicCheckpointIO(), *environment, *map(make, cfg.trainer.get("plugins") or [])],
         default_root_dir=str(out),
         val_check_interval=batches * min(cfg.val.every, cfg.trainer.max_steps),
         check_val_every_n_epoch=None,

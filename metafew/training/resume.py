@@ -1,29 +1,54 @@
-"""Going on with a training: from which checkpoint, whether it is the same one, and how one ends before its time."""
+"""Resume a training: from which checkpoint, whether it is the same training, and how a signal stops one."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from metafew.distributed.launch import ENDED, is_rank_zero
+from metafew.config.overrides import verbatim
+from metafew.distributed.launcher import is_rank_zero
+from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
 
+TRAINING = (
+    *("dataset", "augment", "backbone", "norm", "regularizer"),
+    *("objective", "optimizer", "schedule", "head", "train", "seed"),
+)
+"""Parts of the configuration that a training depends on."""
+STEP = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
+"""Options of the trainer that change a training step."""
 
-def newest(out: Path) -> Path | None:
-    """Return the newest checkpoint of the run in ``out`` that can be read; warn of newer ones that cannot.
+
+def newest_of_this_run() -> str | None:
+    """Return the newest checkpoint in the folder of this run; None if there is none yet.
 
     Raises:
-        UsageError: there are some, and none can be read.
+        UsageError: the command line does not say which folder that is.
+    """
+    hydra = HydraConfig.get()
+    key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
+    if not any(override.lstrip("+").startswith(f"{key}=") for override in verbatim(hydra.overrides.hydra)):
+        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
+    file = newest(Path(hydra.runtime.output_dir))
+    return file and str(file)
+
+
+def newest(out: Path) -> Path | None:
+    """Return the newest readable checkpoint of the run in ``out``, and warn of newer ones that cannot be read.
+
+    Raises:
+        UsageError: there are checkpoints, and none can be read.
     """
     files = sorted((out / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for number, file in enumerate(files, 1):
@@ -35,62 +60,74 @@ def newest(out: Path) -> Path | None:
             log.warning("%s: the one before it is tried", error)
         else:
             return file
-    log.warning("ckpt=last goes on with the training in %s, where no checkpoint is yet: a new training starts", out)
+    log.warning("ckpt=last resumes the training in %s, where no checkpoint is yet: a new training starts", out)
     return None
 
 
-def goes_on(
-    cfg: DictConfig, start: dict | None, provenance: dict, out: Path, evaluation_options: dict[str, Sequence[str]]
-) -> Path | None:
-    """Return the checkpoint whose training goes on; None where training starts, be it from a checkpoint's weights.
+def training_options(cfg: DictConfig) -> dict:
+    """Return the parts of a configuration that a training depends on, with unresolved interpolations."""
+    training = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(TRAINING)))
+    return training | {"trainer": OmegaConf.to_container(OmegaConf.masked_copy(cfg.trainer, list(STEP)))}
+
+
+def is_same_training(
+    start: dict, training: dict, ckpt: str, out: Path, evaluation_options: Mapping[str, Sequence[str]]
+) -> bool:
+    """Return whether a run resumes the training of a checkpoint; if not, it only starts from its weights.
+
+    Args:
+        start: the content of the checkpoint.
+        training: :func:`training_options` of this run.
+        ckpt: path of the checkpoint.
+        out: folder of this run.
+        evaluation_options: for groups, the names of their options that have no effect on training.
 
     Raises:
-        UsageError: training would start anew in the folder of another training, from its weights.
+        UsageError: another training would start in the folder of the checkpoint.
     """
-    if start is None:
-        return None
-    before, now = (of_training(saved["training"], evaluation_options) for saved in (start["metafew"], provenance))
+    before, now = (
+        without_evaluation(options, evaluation_options) for options in (start["metafew"]["training"], training)
+    )
     changed = [group for group in now if before.get(group) != now[group]]
-    if not changed and "resume" in start:  # else of an earlier version
-        return adopted(Path(cfg.ckpt).resolve(), out.resolve())
-    if changed and Path(cfg.ckpt).resolve().is_relative_to(out.resolve()):
+    if not changed and "resume" in start:  # checkpoints of earlier versions lack it
+        return True
+    if changed and Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"a training goes on in its folder with the choices that it began with, and those typed below "
-            f"{' and '.join(changed)} are not those of {cfg.ckpt}: leave them out, or type another hydra.run.dir with "
-            f"ckpt={cfg.ckpt} for a new training from its weights"
+            f"expected the options with which the training in this folder began, and those typed below "
+            f"{' and '.join(changed)} are not those of {ckpt}: leave them out, or type another hydra.run.dir with "
+            f"ckpt={ckpt} for a new training from its weights"
         )
-    log.warning("the training of %s was another one: a new training starts from its weights", cfg.ckpt)
-    return None
+    log.warning("the training of %s was another one: a new training starts from its weights", ckpt)
+    return False
 
 
-def of_training(cfg: dict, evaluation_options: dict[str, Sequence[str]]) -> dict:
-    """Return ``cfg`` without the options of each group that have no effect on training."""
-    return cfg | {
-        group: {key: value for key, value in cfg[group].items() if key not in options}
+def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence[str]]) -> dict:
+    """Return what a training depends on, without the options of groups that only matter in evaluation."""
+    return training | {
+        group: {key: value for key, value in training[group].items() if key not in options}
         for group, options in evaluation_options.items()
     }
 
 
-def adopted(ckpt: Path, out: Path) -> Path:
-    """Return ``ckpt``, once the run in ``out`` has the past of the one that wrote it: its best and its metrics.csv."""
+def copy_history(ckpt: Path, out: Path) -> None:
+    """Copy what a resumed run needs of the run that wrote ``ckpt`` into its own folder: checkpoints and metrics.csv."""
     folder = out / "checkpoints"
-    past = {ckpt.with_name("best.ckpt"): folder / "best.ckpt", ckpt: folder / "last.ckpt"}
-    past[ckpt.parents[1] / "metrics.csv"] = out / "metrics.csv"
-    for old, new in past.items():
+    copies = {ckpt.with_name("best.ckpt"): folder / "best.ckpt", ckpt: folder / "last.ckpt"}
+    copies[ckpt.parents[1] / "metrics.csv"] = out / "metrics.csv"
+    for old, new in copies.items():
         if old != new and old.is_file() and is_rank_zero():
             folder.mkdir(exist_ok=True)
             with old.open("rb") as source, atomic_write(new, "wb") as file:
                 shutil.copyfileobj(source, file)
-    return ckpt
 
 
-def end(out: Path) -> None:
-    """Say how to go on with the run in ``out``, which a signal ends, and exit as after that signal."""
+def exit_after_signal(out: Path) -> None:
+    """Report how to resume the run in ``out``, which a signal stopped, and exit with the code of that signal."""
     if not is_rank_zero():
-        sys.exit()  # else Lightning or torchrun would kill the first, which may still be writing
+        sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
     sweep = Path(HydraConfig.get().sweep.dir).absolute()
     folder = f"hydra.sweep.dir={sweep}" if out.is_relative_to(sweep) else f"hydra.run.dir={out}"
-    sentence = f"the run was asked to end before it was done: type its words again with ckpt=last {folder}"
-    write_json(out / "results.json", {"error": sentence})
-    print(f"metafew: {sentence}", file=sys.stderr)
-    sys.exit(ENDED)
+    message = f"a signal stopped the run before its end: type the same command again with ckpt=last {folder}"
+    write_json(out / "results.json", {"error": message})
+    print(f"metafew: {message}", file=sys.stderr)
+    sys.exit(TERMINATED)

@@ -17,30 +17,33 @@ log = logging.getLogger(__name__)
 
 
 def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since: Sequence[float]) -> LambdaLR:
-    """Return a schedule that multiplies the learning rate by ``factors[i]`` from step ``since[i] * steps`` on.
+    """Return a schedule that multiplies the initial learning rate by ``factors[i]`` from step ``since[i] * steps`` on.
 
     Args:
-        optimizer: whose learning rate it is.
-        steps: steps of the whole training.
-        factors: what the first learning rate is multiplied by.
-        since: when each factor begins, as a fraction of ``steps``: rising, from 0.
+        optimizer: the optimizer.
+        steps: number of training steps.
+        factors: factors of the initial learning rate.
+        since: where each factor begins, as a fraction of ``steps``: increasing, from 0.
+
+    Raises:
+        UsageError: ``since`` is not one increasing fraction for each factor.
     """
     if len(factors) != len(since) or list(since) != sorted(since) or list(since[:1]) != [0]:
         raise UsageError(
-            f"schedule.since wants one rising fraction from 0 for each of the {len(factors)} schedule.factors, not "
-            f"{list(since)}: type schedule.since=[0,0.5] schedule.factors=[1,0.1]"
+            f"expected schedule.since to be one increasing fraction from 0 for each of the {len(factors)} "
+            f"schedule.factors, got {list(since)}: type schedule.since=[0,0.5] schedule.factors=[1,0.1]"
         )
     starts = [round(fraction * steps) for fraction in since]
     return LambdaLR(optimizer, lambda step: factors[bisect_right(starts, step) - 1])
 
 
 def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) -> None:
-    """Give a checkpoint the learning rate that this run's schedule has at its step, and warn where it was another.
+    """Set the learning rate of a checkpoint to that of this run's schedule at its step; warn if it changes.
 
-    A schedule depends on the step and on ``trainer.max_steps``, which may have grown since.
+    A schedule depends on the step and on ``trainer.max_steps``, which may be larger than before.
 
     Args:
-        checkpoint: what is about to be restored; its optimizer and schedule are changed.
+        checkpoint: the checkpoint that is about to be restored; its optimizer and schedule states are changed.
         make_optimizer: makes an optimizer from parameter groups.
         make_schedule: makes the schedule from the optimizer.
     """
@@ -54,8 +57,8 @@ def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) 
         before, group["lr"] = group["lr"], now
     if before != now:
         log.warning(
-            "the learning rate after step %d was %g and goes on at %g, where the schedule of trainer.max_steps as "
-            "typed has it",
+            "the learning rate after step %d was %g and goes on at %g, its value in the schedule of the current "
+            "trainer.max_steps",
             *(checkpoint["global_step"], before, now),
         )
     checkpoint["lr_schedulers"] = [schedule.state_dict()]

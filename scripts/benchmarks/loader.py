@@ -11,7 +11,7 @@ import torch
 from benchmarks.commands import dataset
 from benchmarks.measure import Bench, Tables
 from benchmarks.steps import step
-from metafew.cli import configuration
+from metafew.config.compose import compose_overrides
 from metafew.data.augment import as_float
 from metafew.data.sampler import Sampler
 from metafew.data.store import Split, build, store_root
@@ -23,7 +23,7 @@ from metafew.training.factory import make_source
 def tables(bench: Bench) -> Tables:
     """Measure a ProtoNet step with TaskNorm, and drawing a meta-batch without and with its transfer to the device."""
     s, word = bench.setting, dataset()
-    cfg = configuration([f"dataset={word}"])
+    cfg = compose_overrides([f"dataset={word}"])
     split = Split(build(make_source(cfg), store_root(cfg.cache_dir)), "train")
     plan = TaskSpec("train", s.way, s.shot, s.query, s.tasks, total=10**9, seed=0)
     sampler, numbers = Sampler(split, plan, None), itertools.count()

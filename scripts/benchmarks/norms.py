@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from benchmarks.measure import Bench, Tables
-from metafew.io import CONF
+from metafew.config.groups import CONF
 from metafew.norms.fast import accelerate
 from metafew.norms.running import commit
 from metafew.norms.scope import rows

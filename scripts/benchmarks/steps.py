@@ -13,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.measure import Bench, Tables
 from metafew.backbones.backbone import channels_last
-from metafew.cli import configuration
+from metafew.config.compose import compose_overrides
+from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
-from metafew.io import CONF
 from metafew.norms.running import commit
 from metafew.training.factory import make_learner
 
@@ -40,7 +40,7 @@ def step(problem: Problem, head: str, norm: str) -> Step:
         overrides += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
     source = SimpleNamespace(channels=s.channels, image_size=s.size)
     logging.disable(logging.WARNING)  # advice on training does not apply
-    learner = make_learner(configuration(overrides), source, {"choices": {"head": head}}, trained=True, fit=True)
+    learner = make_learner(compose_overrides(overrides), source, {"choices": {"head": head}}, trained=True, fit=True)
     logging.disable(logging.NOTSET)
     learner.to(problem.device).train()
     optimizer = learner.configure_optimizers()["optimizer"]

@@ -8,7 +8,7 @@ from functools import cache
 
 import yaml
 
-from metafew.io import CONF
+from metafew.config.groups import CONF
 
 GROUP_ORDER = ("head", "norm", "backbone", "dataset", "objective", "regularizer")
 """Groups in the order in which labels name them."""

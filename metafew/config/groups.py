@@ -1,0 +1,42 @@
+"""The folder of YAML files: its groups, and the options that each of them offers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = PACKAGE / "conf"
+CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
+"""The folder: inside an installed package, and next to the package in a checkout."""
+
+
+def describe_groups() -> dict[str, dict[str, str]]:
+    """Return the options of each group, each with the first comment of its YAML file."""
+    groups: dict[str, dict[str, str]] = {}
+    for file in sorted(CONF.glob("*/*.yaml")):
+        comments = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+        description = next(line for line in comments if not line.startswith("@package"))
+        groups.setdefault(file.parent.name, {})[file.stem] = description
+    return groups
+
+
+def group_names() -> list[str]:
+    """Return the names of all groups, including ``evaluate``, which has the options of ``head``."""
+    return [*describe_groups(), "evaluate"]
+
+
+def register_evaluation_heads() -> None:
+    """Register each head as an option of ``evaluate``, without what it sets in other groups."""
+    store = ConfigStore.instance()
+    for file in (CONF / "head").glob("*.yaml"):
+        store.store(group="evaluate", name=file.stem, node=load_option(file), package=f"evaluate.{file.stem}")
+
+
+def load_option(file: Path) -> DictConfig:
+    """Return the content of a YAML file of a group, merged over the files next to it that its defaults list names."""
+    node = OmegaConf.load(file)
+    bases = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return OmegaConf.merge(*(load_option(file.with_name(f"{base}.yaml")) for base in bases), node)

@@ -1,0 +1,137 @@
+"""Who launched the processes of a run: torchrun, SLURM's srun, or Lightning. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+
+from metafew.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytorch_lightning.plugins.environments import ClusterEnvironment
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process prints and writes on behalf of all ranks of the run, whoever launched them."""
+    ranks = ["RANK"] if "RANK" in os.environ else ["NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"]
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def launched_world_size() -> int:
+    """Return how many processes torchrun or srun launched for this run; 0 if neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # there Lightning launches its own
+        return 0
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is set in a batch script without srun, too
+
+
+def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEnvironment]:
+    """Return the Lightning plugin for a run inside a SLURM job: srun's or Lightning's own. Elsewhere, none.
+
+    Lightning by default assumes that srun launched any process of a SLURM job, and requeues jobs from checkpoints of
+    its own.
+
+    Args:
+        devices: ``trainer.devices``.
+        nodes: ``trainer.num_nodes``.
+
+    Raises:
+        UsageError: srun launched other processes than the run needs.
+    """
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+        return []
+    count = launched_world_size()
+    if count < 2 and nodes == 1:
+        return [LightningEnvironment()]
+    try:
+        slurm = SLURMEnvironment(auto_requeue=False)
+        slurm.validate_settings(devices if isinstance(devices, int) else count // nodes, nodes)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"expected SLURM to have that many nodes for trainer.devices={devices} trainer.num_nodes={nodes}, with a "
+            f"task for each device, got {os.environ.get('SLURM_NNODES')} nodes with "
+            f"{os.environ.get('SLURM_NTASKS_PER_NODE')} tasks on each: type --nodes={nodes} "
+            f"--ntasks-per-node={devices} for sbatch"
+        ) from error
+    return [slurm]
+
+
+def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> None:
+    """Check that torchrun or SLURM launched ``world_size`` processes, if one of them launched this run.
+
+    Args:
+        devices: ``trainer.devices``.
+        nodes: ``trainer.num_nodes``.
+        world_size: number of processes of the Trainer.
+
+    Raises:
+        UsageError: it launched another number.
+    """
+    count = launched_world_size()
+    lightning_launches = count == 1 and nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    if count not in (0, world_size) and not lightning_launches:
+        raise UsageError(
+            f"expected {world_size} processes for trainer.devices={devices} trainer.num_nodes={nodes}, and "
+            f"torchrun or SLURM started {count}: type trainer.devices={max(1, count // nodes)} "
+            "trainer.strategy=ddp, or launch as many as expected"
+        )
+
+
+def require_one_process(what: str) -> None:
+    """Check that torchrun or srun does not launch several processes of a command that starts many runs.
+
+    Args:
+        what: the command, such as ``a sweep``.
+
+    Raises:
+        UsageError: it does, so that each process would repeat all runs.
+    """
+    if (count := launched_world_size()) > 1:
+        raise UsageError(
+            f"expected one process, as {what} is many runs, each of which launches its own processes, and torchrun or "
+            f"SLURM started {count}: type python train.py in place of torchrun or srun"
+        )
+
+
+class SharedOutputFolder(Callback):
+    """Hydra callback that gives all ranks launched by torchrun or SLURM the output folder of rank zero.
+
+    The default folder is named after the time, which differs between processes and machines.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Broadcast the folder of rank zero before any rank creates its own."""
+        if launched_world_size() < 2:
+            return
+        from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+        from torch.distributed.rendezvous import rendezvous
+
+        cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
+        os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
+        # Lightning connects to the same store later, so rank zero has to keep it open.
+        self.store, rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        if rank == 0:
+            self.store.set("folder", config.hydra.run.dir)
+            return
+        with read_write(config), open_dict(config):
+            config.hydra.run.dir = self.store.get("folder").decode()
+            config.hydra.output_subdir = None
+            config.hydra.job.name += f"_{rank}"
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Exit if torchrun or srun would run the complete sweep in each process."""
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            return
+        try:
+            require_one_process("a sweep")
+        except UsageError as error:
+            if is_rank_zero():
+                print(f"metafew: {error}", file=sys.stderr)
+            sys.exit(2)

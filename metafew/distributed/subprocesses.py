@@ -1,0 +1,98 @@
+"""Runs in processes of their own, which share the signals of the process that starts them. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from hydra.core.hydra_config import HydraConfig
+
+from metafew.config.overrides import verbatim
+from metafew.errors import UsageError
+from metafew.io import read_json
+
+PROGRAM = ["-m", "metafew"]
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a run that a signal stopped."""
+
+
+def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: int | None = None) -> subprocess.Popen:
+    """Start one run.
+
+    Args:
+        overrides: its command line.
+        log: file for its output, if not that of this process.
+        threads: number of cores it uses, unless the user's environment sets one.
+    """
+    # The subprocess imports this very package, whatever folder the user is in.
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])]))
+    environment = os.environ | {"PYTHONPATH": path}
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    command = [sys.executable, *PROGRAM, *overrides]
+    return subprocess.Popen(command, stdout=log, stderr=log and subprocess.STDOUT, env=environment)
+
+
+@contextmanager
+def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
+    """Leave signals to the subprocesses: SIGTERM is forwarded, and Ctrl-C reaches them by itself.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            for child in list(children):
+                child.terminate()
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_subprocess(overrides: list[str]) -> int:
+    """Run one command to its end and return its exit code, which is ``TERMINATED`` after a signal."""
+    child = start_subprocess(overrides)
+    with forward_signals([child]) as received:
+        code = child.wait()
+    return TERMINATED if received else code
+
+
+def run_cell(out: Path) -> None:
+    """Run a cell of a sweep that uses several ranks in a process of its own, from which Lightning launches the others.
+
+    Lightning repeats the command line of its process in each rank, which would be that of the complete sweep, and
+    leaves a process group behind, which the next cell would join.
+
+    Args:
+        out: folder of the cell.
+
+    Raises:
+        UsageError: the launcher is joblib, or the cell ended without an error message of its own.
+    """
+    hydra = HydraConfig.get()
+    if hydra.runtime.choices["hydra/launcher"] == "joblib":
+        raise UsageError(
+            "expected runs of one process with hydra/launcher=joblib, got one of several: type trainer.devices=1, "
+            "or leave out hydra/launcher=joblib"
+        )
+    (out / "results.json").unlink(missing_ok=True)
+    folders = ["hydra.mode=RUN", f'hydra.run.dir="{out}"', "hydra.output_subdir=null"]
+    folders.append(f'hydra.sweep.dir="{Path(hydra.sweep.dir).absolute()}"')
+    code = run_subprocess([*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task), *folders])
+    if code == TERMINATED:
+        sys.exit(TERMINATED)
+    if code and "error" not in read_json(out / "results.json"):
+        raise UsageError(f"the processes of this run ended with exit code {code}: see what they printed")

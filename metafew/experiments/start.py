@@ -1,0 +1,58 @@
+"""Start the runs of an experiment from the command line. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from metafew.config.groups import group_names
+from metafew.config.overrides import verbatim
+from metafew.distributed.launcher import require_one_process
+from metafew.errors import UsageError
+from metafew.experiments.cells import run_experiment
+from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
+
+PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
+"""Overrides that say where and how an experiment computes, not what."""
+
+
+def start_experiment(cfg: DictConfig) -> int:
+    """Run all cells of an experiment with the overrides of the command line, and return the exit code."""
+    chosen = HydraConfig.get()
+    check_experiment(cfg, chosen.mode)
+    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
+    overrides = verbatim(chosen.overrides.task)
+    shown = [override for override in overrides if not PLACES.match(override)]
+    experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | {
+        "name": chosen.runtime.choices.experiment,
+        "budget": cfg.budget,
+        "command": " ".join(["python train.py", *shown]),
+    }
+    of_runs = [override for override in overrides if override.split("=")[0] not in EXPERIMENT_KEYS]
+    if changed := [override for override in of_runs if override in shown]:  # a table other than that of the YAML
+        experiment["title"] += f", with {' '.join(changed)}"
+    cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
+    return run_experiment(experiment, cells, Path(chosen.run.dir), cfg.jobs)
+
+
+def check_experiment(cfg: DictConfig, mode: RunMode) -> None:
+    """Check the options of an experiment itself.
+
+    Raises:
+        UsageError: one of them has another form, or the experiment is started in a way for single runs.
+    """
+    if mode == RunMode.MULTIRUN:
+        raise UsageError("expected one experiment, which is a command for many runs, got -m: leave out -m")
+    if cfg.ckpt is not None:
+        raise UsageError(
+            f"expected no ckpt, as every cell of an experiment trains, got ckpt={cfg.ckpt}: leave out ckpt"
+        )
+    require_one_process("an experiment")
+    if type(cfg.jobs) is not int or cfg.jobs < 1:
+        raise UsageError(f"expected jobs, the runs at a time, to be at least 1, got {cfg.jobs}: type jobs=2")
+    if not isinstance(cfg.cells, str):
+        raise UsageError(f"expected cells to be the folder of all runs, got {cfg.cells}: type cells=outputs/cells")

@@ -1,0 +1,214 @@
+"""Every check of the options of a run, in two steps: each option by itself, then whether they go together.
+
+All of them run before an image is read. Constructors of components check the arguments that only they use.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metafew.analysis.features import analyze
+from metafew.config.option_types import check_option_types
+from metafew.data.task_spec import NATURAL, TaskSpec
+from metafew.distributed.launcher import check_world_size
+from metafew.errors import UsageError
+from metafew.training.factory import as_list
+from metafew.training.parts import Parts
+
+log = logging.getLogger(__name__)
+
+STAGES = ("fit", "test", "analyze")
+CHOICES = {
+    "test.select": ("best", "last"),
+    "test.queries": ("together", "single", "class"),
+    "analyze.split": ("test", "val", "train"),
+}
+"""Options with a few values."""
+LEAST = {
+    "seed": 0,
+    "test.seed": 0,
+    "data.num_workers": 0,
+    "train.tasks": 1,
+    "val.every": 1,
+    "trainer.max_steps": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "save.every": 1,
+    "analyze.tasks": 1,
+    "analyze.every": 0,
+}
+"""Options that are integers, with their smallest values."""
+PATHS = ("ckpt", "data_dir", "cache_dir", "backbone.weights")
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Check each option by itself.
+
+    Raises:
+        UsageError: one of them has a value that it cannot have.
+    """
+    check_stages(as_list(cfg.stages))
+    for key, allowed in CHOICES.items():
+        check_choice(key, OmegaConf.select(cfg, key), allowed)
+    for key, least in LEAST.items():
+        check_integer(key, OmegaConf.select(cfg, key), least)
+    check_option_types(cfg)
+    for key in PATHS:
+        check_path(key, OmegaConf.select(cfg, key))
+    check_test_shots(as_list(cfg.test.shot))
+
+
+def check_stages(stages: list) -> None:
+    """Check that there are stages, and no others than ours."""
+    if not stages or set(stages) - set(STAGES):
+        raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
+
+
+def check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Check that an option is one of a few values."""
+    if value not in allowed:
+        raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {value}: type {key}={allowed[0]}")
+
+
+def check_integer(key: str, value: Any, least: int) -> None:
+    """Check that an option is a large enough integer."""
+    if not isinstance(value, int) or value < least:
+        raise UsageError(f"expected {key} to be an integer of at least {least}, got {value}: type {key}={least}")
+
+
+def check_path(key: str, value: Any) -> None:
+    """Check that an option is a path, or null."""
+    if not isinstance(value, str | None):
+        raise UsageError(f"expected {key} to be a path, got {value}: type {key}=PATH")
+
+
+def check_test_shots(shots: list) -> None:
+    """Check that tests of several shots can use the same classes and queries, which natural shots do not."""
+    if not shots:
+        raise UsageError("expected test.shot to be a number or a list of some, got an empty list: type test.shot=1")
+    if NATURAL in shots and len(shots) > 1:
+        raise UsageError(
+            f"expected test.shot to be a list of numbers, measured on the same classes and queries, or natural, "
+            f"which has its own, got {shots}: type test.shot=natural"
+        )
+
+
+def check_parts(parts: Parts) -> None:
+    """Check that the parts of a run go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    check_model_is_trained(parts)
+    check_tasks_can_be_drawn(parts)
+    if parts.fits:
+        check_objective_has_queries(parts)
+        check_tasks_form_one_batch(parts)
+    check_fixed_ways(parts)
+    warn_of_context_sizes(parts)
+    if parts.fits:
+        check_something_trains(parts)
+    check_ranks(parts)
+
+
+def check_model_is_trained(parts: Parts) -> None:
+    """Check that a run without training has a checkpoint, unless nothing in its backbone can be trained."""
+    if not parts.fits and parts.start is None and any(True for _ in parts.learner.backbone.parameters()):
+        raise UsageError(f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH")
+
+
+def check_tasks_can_be_drawn(parts: Parts) -> None:
+    """Check the classes and images of each split that the run uses."""
+    data, used = parts.data, set(parts.stages)
+    specs = [data.train] * parts.fits + [data.val] * (parts.fits or parts.selects_options)
+    specs += data.test * ("test" in used)
+    classes = {c: c.splits() for c in dict.fromkeys(c for spec in specs for c in parts.source.components(spec.split))}
+    for spec in specs:
+        components = parts.source.components(spec.split)
+        if spec.total < len(components):
+            raise UsageError(
+                f"expected {spec.split}.total to be at least {len(components)}, one task for each dataset of the "
+                f"mixture, got {spec.total}: type {spec.split}.total={100 * len(components)}"
+            )
+        for component in components:
+            categories = classes[component][spec.split]
+            spec.check_drawable(categories, component.title)
+            data.augmentation.check_applicable(spec.split, component.image_size, categories)
+    if "analyze" in used:
+        analyze.check_analysis_tasks(data.analyzed, parts.source)
+
+
+def check_objective_has_queries(parts: Parts) -> None:
+    """Check that tasks have queries if the loss is theirs."""
+    if parts.learner.objective.needs_queries and parts.data.train.query == 0:
+        raise UsageError("expected train.query to be at least 1, as this objective needs queries: type train.query=15")
+
+
+def check_tasks_form_one_batch(parts: Parts) -> None:
+    """Check the head and the sizes of tasks if the norm pools moments over the tasks of a meta-batch."""
+    learner, train = parts.learner, parts.data.train
+    if not learner.backbone.couples_tasks:
+        return
+    norm, instead = "this norm", "norm=transductive"
+    if learner.backbone.own_norms:
+        norm, instead = "this network", "a network without batch norm"
+    if learner.heads[learner.trained].adapts_backbone:
+        raise UsageError(
+            f"head={learner.trained} adapts the backbone to one task at a time, and {norm} treats the tasks of "
+            f"a meta-batch as one batch: type {instead}"
+        )
+    low, high = train.contexts
+    if low < high:
+        raise UsageError(
+            f"expected tasks all of one size, as {norm} treats the tasks of a meta-batch as one batch, got train.way"
+            f"={train.way} with train.shot={train.shot}: type train.way=5 train.shot=1, or norm=batch"
+        )
+
+
+def check_fixed_ways(parts: Parts) -> None:
+    """Check that tasks have as many classes as a linear output layer."""
+    specs = [spec for spec in (parts.data.train, parts.data.val, *parts.data.test) if isinstance(spec, TaskSpec)]
+    for name, head in parts.learner.heads.items():
+        for spec in specs:
+            if head.fixed_way is not None and spec.bounds("way") != (head.fixed_way, head.fixed_way):
+                raise UsageError(
+                    f"expected {spec.split}.way to be {head.fixed_way}, the classes of the linear output layer of "
+                    f"head={name}, got {spec.way}: type head.output=shared"
+                )
+
+
+def warn_of_context_sizes(parts: Parts) -> None:
+    """Warn if TaskNorm is tested with sizes of the context for which its alpha was not trained."""
+    low, high = parts.data.train.contexts
+    sizes = [size for spec in parts.data.test for size in spec.contexts]
+    depends_on_size = any(alpha.scale is not None for alpha in parts.learner.alphas)
+    if depends_on_size and not low <= min(sizes) <= max(sizes) <= high:
+        log.warning(
+            "TaskNorm was trained with contexts of %d to %d images and is tested with %d to %d: its alpha was never "
+            "fitted there (norm.alpha=independent does not depend on the size)",
+            *(low, high, min(sizes), max(sizes)),
+        )
+
+
+def check_something_trains(parts: Parts) -> None:
+    """Check that a parameter is left to train when the backbone is frozen."""
+    if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
+        raise UsageError(
+            f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
+            "frozen: leave out backbone.weights, or choose another head or head.output"
+        )
+
+
+def check_ranks(parts: Parts) -> None:
+    """Check the number of processes, and that they can divide a meta-batch evenly."""
+    world_size, trainer = parts.trainer.world_size, parts.config["trainer"]
+    check_world_size(trainer["devices"], trainer["num_nodes"], world_size)
+    tasks = parts.data.train.tasks
+    if parts.fits and tasks % world_size:
+        raise UsageError(
+            f"expected train.tasks to be a multiple of the {world_size} processes, got {tasks}: "
+            f"type train.tasks={world_size * (1 + tasks // world_size)}"
+        )

@@ -1,0 +1,93 @@
+"""What a run leaves: results.json, tasks.csv, figures, and what it sends to loggers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from metafew.analysis import run_plots
+from metafew.distributed.collective import gather_objects
+from metafew.episode import Episode
+from metafew.evaluation import results
+from metafew.io import write_json
+from metafew.loggers.publish import publish
+from metafew.training.factory import as_list
+from metafew.training.parts import Parts
+from metafew.training.stages import Outcome
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Test tasks that loggers show."""
+
+
+def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
+    """Return the content of results.json.
+
+    Args:
+        parts: the parts of the run.
+        outcome: what its stages returned.
+        unsolved: how many tasks each solver gave up on this rank.
+    """
+    learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
+    trained_on = source.components("train")
+    sources = {component.title: component in trained_on for component in source.components("test")}
+    best = trainer.checkpoint_callback.best_model_score  # None without a validation
+    report = {
+        **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
+        "analysis": outcome.analysis,
+        "sources": sources,
+        "chosen": outcome.chosen,
+        "transductive": learner.transductive,
+        "over": config["norm"].get("over"),
+        "queries": config["test"]["queries"],
+        "select": outcome.selected,
+        "validation": {} if best is None else {f"val/{learner.trained}/accuracy": best.item()},
+        "choices": parts.choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
+        "steps": trainer.global_step if parts.fits else parts.start["global_step"] if parts.start else 0,
+        "seconds": outcome.seconds,
+        "precision": trainer.precision,
+        "unsolved": dict(sum(gather_objects(unsolved), Counter())),
+        "seed": config["seed"],
+        "versions": results.versions(),
+        "config": config,
+    }
+    for name, value in report["metrics"].items():
+        if not math.isfinite(value["mean"]):
+            value |= {"mean": None, "ci95": None}
+            log.warning(
+                "%s is not finite: training, or adaptation to a task, diverged; a smaller optimizer.lr or head.lr may "
+                "help",
+                name,
+            )
+    return report
+
+
+def write_outputs(report: dict, parts: Parts) -> None:
+    """Write results.json, tasks.csv and figures, publish them to loggers, and print the table."""
+    learner, data, out = parts.learner, parts.data, parts.out
+    write_json(out / "results.json", report)
+    if parts.fits:
+        run_plots.learning_curve(out / "metrics.csv", learner.trained, out / "learning_curve.png")
+    if learner.alphas:
+        run_plots.alpha_curve(learner.alphas, data.train.contexts, out / "alpha.png")
+    if learner.tables:
+        results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]))
+        for episode, probabilities in predicted_tasks(parts, 1):
+            run_plots.episode_sheet(episode, probabilities, out / "episode.png")
+        results.print_results(report)
+    publish(learner.loggers, report, predicted_tasks(parts, SHOWN), out)
+    print(f"results, figures and checkpoints are in {out}")
+
+
+def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor]]:
+    """Yield the first ``count`` test tasks with predictions for them; none without a test, or without images."""
+    learner, data = parts.learner, parts.data
+    if learner.tables and data.source.image_size > 1:
+        for index in range(min(count, data.test[0].total)):
+            episode = data.test_episode(index, learner.dtype)
+            yield episode, learner.predict(episode)

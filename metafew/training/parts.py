@@ -1,0 +1,129 @@
+"""The parts of a run, built from its configuration before any image is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from metafew.data.datamodule import FewShot
+from metafew.data.sources import Source
+from metafew.evaluation import results
+from metafew.loggers.metrics_file import MetricsFile
+from metafew.training import checkpoint, resume
+from metafew.training.factory import as_list, make, make_data, make_learner, make_source, make_trainer
+from metafew.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run consists of.
+
+    Attributes:
+        source: the dataset.
+        learner: backbone, heads and objective, with the weights of ``start`` if there is one.
+        data: tasks of every split.
+        trainer: the Lightning Trainer.
+        stages: what the run does: some of fit, test and analyze.
+        start: the checkpoint that ``ckpt`` names.
+        resumes: whether the run resumes the training of ``start``, rather than start a new one from its weights.
+        config: the resolved configuration, as plain values.
+        out: folder of the run.
+    """
+
+    source: Source
+    learner: Learner
+    data: FewShot
+    trainer: pl.Trainer
+    stages: list[str]
+    start: dict | None
+    resumes: bool
+    config: dict
+    out: Path
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run trains."""
+        return "fit" in self.stages
+
+    @property
+    def selects_options(self) -> bool:
+        """Whether validation tasks select options of a head, such as its learning rate."""
+        return any(len(head.candidates) > 1 for head in self.learner.heads.values())
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The option chosen for each group."""
+        return self.learner.provenance["choices"]
+
+
+def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> Parts:
+    """Build all parts of a run.
+
+    Args:
+        cfg: the composed configuration, whose options have been checked.
+        choices: the option chosen for each group.
+        overrides: the overrides, which checkpoints carry.
+        out: folder of the run.
+
+    Raises:
+        UsageError: a component rejects its options, or the checkpoint does not fit the model.
+    """
+    stages = as_list(cfg.stages)
+    fits = "fit" in stages
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    source = make_source(cfg)
+    start = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
+    training = resume.training_options(cfg)
+    provenance = {
+        "overrides": overrides,
+        "choices": choices,
+        "training": training,
+        "version": results.versions()["metafew"],
+    }
+    trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
+    learner = make_learner(cfg, source, provenance, trained, fits)
+    learner.provenance["model"] = {  # all that metafew.load needs to make the model
+        "images": {"channels": source.channels, "image_size": source.image_size},
+        "trained": learner.objective.trains_head,
+        **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("backbone", "norm", "head")},
+    }
+    load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
+    no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
+    resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect)
+    loggers = [MetricsFile(out / "metrics.csv", start["global_step"] if resumes else 0)] if fits else []
+    loggers += [make(node) for node in cfg.get("logger", {}).values()]
+    return Parts(
+        source=source,
+        learner=learner,
+        data=make_data(cfg, source, learner.objective),
+        trainer=make_trainer(cfg, learner.trained, loggers, out),
+        stages=stages,
+        start=start,
+        resumes=resumes,
+        config=OmegaConf.to_container(cfg, resolve=True),
+        out=out,
+    )
+
+
+def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights: str | None, fits: bool) -> None:
+    """Load the weights of ``ckpt``, then those of the backbone that ``backbone.weights`` names.
+
+    Args:
+        learner: the model.
+        start: the content of ``ckpt``.
+        ckpt: a checkpoint.
+        weights: another one, of which only the backbone is used. A checkpoint that was trained from it contains it.
+        fits: whether the model will be trained.
+
+    Raises:
+        UsageError: a checkpoint does not fit the model.
+    """
+    if start:
+        state = checkpoint.trained_state(start)
+        learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
+    contained = start and start["metafew"]["model"]["backbone"]["weights"]
+    if weights not in (None, contained):
+        checkpoint.load_backbone(learner.backbone, weights)

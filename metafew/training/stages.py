@@ -1,0 +1,84 @@
+"""The stages of a run: fit, the selection of options on validation tasks, test, analyze."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metafew.analysis.features import analyze
+from metafew.training import checkpoint, resume
+from metafew.training.out_of_memory import enough_memory
+from metafew.training.parts import Parts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What the stages of a run return in addition to the metrics that the learner collects.
+
+    Attributes:
+        seconds: duration of each stage.
+        selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
+        chosen: for each head with several values of an option, those that were best on validation tasks.
+        analysis: the main figures of ``analyze``.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    selected: str | None = None
+    chosen: dict[str, dict] = field(default_factory=dict)
+    analysis: dict | None = None
+
+
+def run_stages(parts: Parts) -> Outcome:
+    """Run the stages in order.
+
+    Raises:
+        UsageError: memory runs out, or training diverges.
+    """
+    learner, data, trainer = parts.learner, parts.data, parts.trainer
+    outcome = Outcome()
+    # Before Lightning launches other ranks, which would wait forever for one that fails to build a store.
+    data.prepare_data()
+    with enough_memory(trainer, learner):
+        if parts.fits:
+            outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
+            outcome.selected = load_selected(parts)
+        if parts.selects_options and parts.stages != ["fit"]:
+            trainer.validate(learner, data, verbose=False)
+            outcome.chosen = learner.choose()
+        if "test" in parts.stages:
+            outcome.seconds["test"] = timed(trainer.test, learner, data, verbose=False)
+        if "analyze" in parts.stages:
+            outcome.analysis = analyze.analyze(trainer, learner, data, parts.out)
+    return outcome
+
+
+def resumed(parts: Parts) -> Path | None:
+    """Copy the history of a training that the run resumes into its folder; return the checkpoint, None without one."""
+    if not parts.resumes:
+        return None
+    ckpt = Path(parts.config["ckpt"]).resolve()
+    resume.copy_history(ckpt, parts.out.resolve())
+    return ckpt
+
+
+def load_selected(parts: Parts) -> str:
+    """Load the weights of the checkpoint that ``test.select`` names, and return which it was."""
+    folder, which = Path(parts.trainer.checkpoint_callback.dirpath), parts.config["test"]["select"]
+    if which == "best" and not (folder / "best.ckpt").exists():
+        log.warning("no validation took place in this run, so that the last weights are tested")
+        which = "last"
+    parts.learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])
+    return which
+
+
+def timed(function: Callable, *args: Any, **kwargs: Any) -> float:
+    """Call ``function`` and return its duration."""
+    begin = time.perf_counter()
+    function(*args, **kwargs)
+    return round(time.perf_counter() - begin, 2)

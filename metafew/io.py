@@ -16,7 +16,7 @@ CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
 def read_json(path: Path) -> dict:
     """Return the content of a JSON file, nothing where there is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
 
@@ -38,8 +38,9 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         options: likewise.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
+    encoding = None if "b" in mode else "utf-8"
     try:
-        with unfinished.open(mode, **options) as file:
+        with unfinished.open(mode, encoding=encoding, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -38,11 +38,6 @@ ATEN = {
     "batch_norm_update_stats": (
         "(Tensor input, Tensor? running_mean, Tensor? running_var, float momentum) -> (Tensor, Tensor)"
     ),
-    "convolution_backward": (
-        "(Tensor grad_output, Tensor input, Tensor weight, SymInt[]? bias_sizes, SymInt[] stride, SymInt[] padding, "
-        "SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask)"
-        " -> (Tensor, Tensor, Tensor)"
-    ),
     "max_pool2d_with_indices": (
         "(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False)"
         " -> (Tensor, Tensor)"

@@ -38,9 +38,10 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         options: likewise.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
-    encoding = None if "b" in mode else "utf-8"
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
     try:
-        with unfinished.open(mode, encoding=encoding, **options) as file:
+        with unfinished.open(mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

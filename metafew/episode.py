@@ -61,7 +61,7 @@ class Episode(NamedTuple):
     support: Labelled
     query: Labelled
     way: int
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # of the task; tuple.index is not used
     views: Views | None = None
     source: int = 0
     ids: tuple[Tensor, Tensor] | None = None

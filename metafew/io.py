@@ -13,7 +13,7 @@ from typing import IO, Any
 def read_json(path: Path) -> dict:
     """Return the content of a JSON file; an empty dictionary if there is no such file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
 
@@ -35,6 +35,8 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         options: as for :func:`open`.
     """
     unfinished = path.with_name(f"{path.name}.tmp")
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
     try:
         with unfinished.open(mode, **options) as file:
             yield file

@@ -21,7 +21,7 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
     """Draw training loss and the validation accuracy of ``head`` over steps, from metrics.csv if it exists."""
     if not metrics.exists():
         return
-    with metrics.open() as file:
+    with metrics.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
 
     def series(name: str) -> tuple[list[int], list[float]]:

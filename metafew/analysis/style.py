@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 """The colours of Okabe and Ito that stand out on white, distinguishable with common colour vision deficiencies."""
 BLUE, ORANGE, LIGHT = COLOURS[0], COLOURS[1], COLOURS[4]
 LINES, MARKERS, HATCHES = ("-", "--", "-.", ":"), "osD^vPX", ("", "///", "...", "\\\\\\", "xx")
-CLASSES = tuple(
+CLASSES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "marker": marker}
     for colour, marker in zip(("#0072b2", "#e69f00", "#000000", "#56b4e9", "#d55e00"), "o^sxD", strict=True)
 )
@@ -38,7 +38,7 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def look(number: int) -> Mapping[str, str]:
+def look(number: int) -> dict[str, Any]:
     """Return colour, line style and marker of line ``number``, distinguishable in grey too."""
     turn = number // len(COLOURS)
     return {

@@ -47,7 +47,14 @@ class Checkpoints(ModelCheckpoint):
         super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
         self.every, self.keep = every, keep
         self.saved = self.validated = 0  # the steps after which this happened last
-        self.begun, self.random = -1, {}  # the steps before the one under way, and the random state then
+        self.begun = -1  # the steps before the one under way
+        self.random: dict[str, torch.Tensor] = {}  # the random state then
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints, on which all processes agree once a run starts."""
+        assert self.dirpath is not None  # the constructor sets it
+        return Path(self.dirpath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random state of the checkpoint, after everything has been set up."""
@@ -66,7 +73,7 @@ class Checkpoints(ModelCheckpoint):
         if step and step % self.every == 0:
             self.write(trainer)
             if self.keep:
-                trainer.save_checkpoint(Path(self.dirpath) / f"step-{step:06d}.ckpt")
+                trainer.save_checkpoint(self.folder / f"step-{step:06d}.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write best.ckpt if this is the best validation, and last.ckpt."""
@@ -89,7 +96,7 @@ class Checkpoints(ModelCheckpoint):
     def write(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt, unless this step already has."""
         if self.saved != trainer.global_step:
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved = trainer.global_step
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
@@ -120,9 +127,9 @@ class Checkpoints(ModelCheckpoint):
         """Restore the best so far, now in this folder, wherever it was written."""
 
         def here(path: str) -> str:
-            return path and str(Path(self.dirpath) / Path(path).name)
+            return path and str(self.folder / Path(path).name)
 
-        if Path(self.dirpath, "best.ckpt").exists():
+        if (self.folder / "best.ckpt").exists():
             scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
             paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": scores})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -10,7 +11,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from metafew.analysis.features.observer import pairwise
-from metafew.data.datamodule import to_model_input
+from metafew.backbones.backbone import Backbone
+from metafew.data.datamodule import FewShot, to_model_input
 from metafew.objectives.clustering import draw_pairs, variance_ratio
 from metafew.precision import precise
 
@@ -38,14 +40,15 @@ class ClusteringMonitor(Callback):
         before = step - trainer.val_check_interval // trainer.accumulate_grad_batches
         if trainer.state.fn != TrainerFn.FITTING or step // self.every == before // self.every:
             return
-        data = trainer.datamodule
+        data = cast(FewShot, trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
+        backbone, dtype = cast(Backbone, pl_module.backbone), cast(torch.dtype, pl_module.dtype)
         sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total)))
         pairs, ratios = [], []
         for index in range(sampler.spec.total):
             (episode,) = data.transfer_batch_to_device(sampler.batch([index]), pl_module.device, 0)
-            episode = to_model_input(episode, pl_module.dtype)
+            episode = to_model_input(episode, dtype)
             with trainer.precision_plugin.forward_context():
-                embedded = pl_module.backbone.embed(episode.support.images, episode.query.images)
+                embedded = backbone.embed(episode.support.images, episode.query.images)
             features = precise(torch.cat(embedded, 1)).cpu()
             labels = torch.cat([episode.support.labels, episode.query.labels], 1).cpu()
             pairs += pairwise(draw_pairs(features, labels, episode.index)[0])

@@ -49,7 +49,9 @@ class GracefulStop(Callback):
         """End between two batches; all processes have equally many."""
         self.end(trainer)
 
-    on_test_batch_start = on_validation_batch_start
+    def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """End between two batches."""
+        self.end(trainer)
 
     def end(self, trainer: pl.Trainer) -> None:
         """Raise SIGTERMException in all processes if one of them got a signal."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
@@ -12,8 +14,8 @@ class Progress(RichProgressBar):
     def _get_train_description(self, _: int) -> str:
         return "Training"
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, str]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return the training loss and the validation accuracy of the trained head."""
         names = {"train/loss": "loss", f"val/{pl_module.trained}/accuracy": "validation accuracy"}
-        values = super().get_metrics(trainer, pl_module)
-        return {short: f"{float(values[name]):.3f}" for name, short in names.items() if name in values}
+        values = trainer.progress_bar_metrics
+        return {short: f"{values[name]:.3f}" for name, short in names.items() if name in values}

@@ -58,7 +58,7 @@ def describe_report(project: str, entity: str, heads: Sequence[str], by: Sequenc
     """
     band = {"x": STEP, "title_x": "step", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     validation, tested = ([f"{split}/{head}/accuracy" for head in heads] for split in ("val", "test"))
-    panels = [
+    panels: list[dict[str, Any]] = [
         {"panel": "LinePlot", "title": "validation accuracy", "y": validation, **band},
         {"panel": "BarPlot", "title": "test accuracy", "metrics": tested, "groupby_aggfunc": "mean"},
         {"panel": "LinePlot", "title": "training loss (nats)", "y": ["train/loss"], **band},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from metafew.analysis.compare.runs import find_runs
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
-DEFAULTS = {"out": "report", "against": None, "spread": "ci95"}
+DEFAULTS: dict[str, Any] = {"out": "report", "against": None, "spread": "ci95"}
 WIDTH = 15  # characters of an accuracy with its interval in a terminal
 
 

@@ -11,6 +11,7 @@ trials, resumes the search in DIR. Defaults are trials=20 out=outputs/search.
 from __future__ import annotations
 
 import shlex
+import subprocess
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +98,7 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     folder = out / "trials" / f"{trial.number:03d}"
     values = rounded(trial.params)
     print_plain(console, f"{folder}: {' '.join(f'{key}={value}' for key, value in values.items())}")
-    children = []
+    children: list[subprocess.Popen] = []
     with forward_signals(children) as signals:
         run_in_process(Command(folder, (*space.overrides(values), "stages=[fit]")), children, signals)
     if signals:
@@ -130,12 +131,14 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
         UsageError: all trials failed.
     """
     failed = [trial for trial in finished_trials(study) if "error" in trial.user_attrs]
-    ranked = sorted((t for t in finished_trials(study) if t not in failed), key=lambda trial: -trial.value)
+    ranked = sorted((t for t in finished_trials(study) if t not in failed), key=lambda trial: -(trial.value or 0))
     table = Table("trial", *map(escape, space.distributions))
     table.add_column("validation accuracy", justify="right")
     for trial in ranked + failed:
         values = (escape(str(value)) for value in rounded(trial.params).values())
-        table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else f"{100 * trial.value:.2f} %")
+        table.add_row(
+            f"{trial.number:03d}", *values, "failed" if trial in failed else f"{100 * (trial.value or 0):.2f} %"
+        )
     console.print(table)
     for trial in failed:
         print_plain(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -32,7 +32,7 @@ class Space:
 
     def __init__(self, overrides: Sequence[str]):
         self.fixed: list[str] = []
-        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+        self.distributions: dict[str, Any] = {}
         for override in overrides:
             found = distribution(override)
             if found is None:
@@ -66,7 +66,8 @@ def distribution(override: str) -> optuna.distributions.BaseDistribution | None:
     found = RANGE.fullmatch(override)
     if found and not found["key"].endswith(TASK_RANGES):
         integers = all(re.fullmatch(r"[+-]?\d+", found[end]) for end in ("low", "high"))
-        number, kind = (int, IntDistribution) if integers else (float, FloatDistribution)
+        kinds: tuple[Any, Any] = (int, IntDistribution) if integers else (float, FloatDistribution)
+        number, kind = kinds
         try:
             return kind(number(found["low"]), number(found["high"]), log=bool(found["log"]))
         except ValueError as error:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from metafew.episode import Episode
 from metafew.evaluation.statistics import interval
@@ -19,6 +20,7 @@ class PerTask(Metric):
 
     columns = ("index", "source", "way", "shot", "accuracy", "loss")
     full_state_update = False
+    rows: list[Tensor]
 
     def __init__(self):
         super().__init__()
@@ -47,7 +49,7 @@ class PerTask(Metric):
 
     def compute(self) -> Tensor:
         """Return the rows, sorted by task number."""
-        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        rows = dim_zero_cat(self.rows)  # one tensor already, where those of several processes were gathered
         return rows[rows[:, 0].argsort()]
 
 

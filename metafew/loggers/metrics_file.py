@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -26,23 +28,24 @@ class MetricsFile(Logger):
 
     name = version = ""
 
-    def log_hyperparams(self, *_: dict) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Do nothing: results.json contains them."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row, and add a column for each new metric."""
         row = {**metrics, "step": step}
         if not row.keys() <= set(self.columns):
             self._widen(row)
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _widen(self, row: dict[str, float]) -> None:
+    def _widen(self, row: dict[str, Any]) -> None:
         """Rewrite the file with the columns of ``row`` added."""
         rows = []
         if self.path.exists() and (self.columns or self.steps):
-            lines = self.path.read_text().rpartition("\n")[0].splitlines()  # without a row that is incomplete
+            complete = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # the last row may have been cut off
+            lines = complete.splitlines()
             rows = [old for old in csv.DictReader(lines) if self.columns or int(old["step"]) < self.steps]
         self.columns = sorted({*row, *(rows[0] if rows else self.columns)})
         with atomic_write(self.path, newline="") as file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from importlib.util import find_spec
+from typing import Any
 
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -30,7 +32,9 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict, metrics: dict | None = None, step: int | None = None) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
         """Log the configuration as text first, and together with ``metrics`` as hyperparameters at the end."""
         if metrics is None:  # TensorBoard renders Markdown, in which indented text is code
             lines = yaml.safe_dump(params, sort_keys=False).splitlines()

@@ -14,8 +14,8 @@ called without it runs its definition. What applies, in this order:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,9 @@ def accelerate(network: nn.Module) -> nn.Module:
     """
     for module in network.modules():
         if isinstance(module, Norm) and type(module).forward is Norm.forward:
-            module.forward = partial(normalize, module)
+            module.forward = partial(normalize, module)  # type: ignore[method-assign]  # of this one layer
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            module.forward = partial(run_in_order, module)
+            module.forward = partial(run_in_order, module)  # type: ignore[method-assign]  # of this one layer
     return network
 
 
@@ -60,7 +60,7 @@ def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def normalize(norm: Norm, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor:
     """Return ``pool(norm(x))``.
 
     Args:
@@ -71,7 +71,8 @@ def normalize(norm: Norm, x: Tensor, pool: Callable[[Tensor], Tensor] | None = N
     tasks, context, *_ = current()
     one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
     pool_first = pool is not None and _monotone(norm, x)
-    given, own = x, None
+    given = x
+    own: Any = None
     if not norm.fixed_moments:
         # A group that shares its moments is, to the scheme, one context image.
         groups, context = (tasks, 1) if one_moment else (x.shape[0], context)
@@ -81,7 +82,7 @@ def normalize(norm: Norm, x: Tensor, pool: Callable[[Tensor], Tensor] | None = N
     if one_moment and tasks == 1 and unchanged and _in_one_function(norm, given, pool, pool_first):
         moments = mean.detach().flatten(), var.detach().flatten()
         return OneGroup.apply(given, *moments, norm.weight, norm.bias, norm.eps, pooling(pool))
-    if pool_first:
+    if pool is not None and pool_first:
         x = pool(x)
     y = Normalize.apply(x, *_per_task(mean, var, tasks), norm.weight, norm.bias, norm.eps)
     return y if pool is None or pool_first else pool(y)
@@ -96,7 +97,7 @@ def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
     return mean, var
 
 
-def _in_one_function(norm: Norm, x: Tensor, pool: Callable | None, pool_first: bool) -> bool:
+def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_first: bool) -> bool:
     """Tell whether :class:`OneGroup` takes such tensors and such a pooling."""
     return (
         (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))

@@ -23,6 +23,6 @@ class FrozenNorm(RunningNorm):
         """Return True: training does not update them."""
         return True
 
-    def moments(self, own: None, context: int) -> Moments:
+    def moments(self, own: Moments | None, context: int) -> Moments:
         """Return the running moments."""
         return self.running_mean, self.running_var

@@ -25,6 +25,7 @@ class GroupNorm(Norm):
 
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``."""
-        pooled = pool(*(part.unflatten(2, (self.groups, -1)) for part in own), dim=3)
+        mean, var = (part.unflatten(2, (self.groups, -1)) for part in own)
         size = self.weight.numel() // self.groups
-        return tuple(part.expand(*part.shape[:3], size).flatten(2) for part in pooled)
+        mean, var = (part.expand(*part.shape[:3], size).flatten(2) for part in pool(mean, var, dim=3))
+        return mean, var

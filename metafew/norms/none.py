@@ -21,6 +21,6 @@ class Identity(Norm):
     def __init__(self, channels: int):
         super().__init__(channels, eps=0.0)
 
-    def moments(self, own: None, context: int) -> Moments:
+    def moments(self, own: Moments | None, context: int) -> Moments:
         """Return 0 and 1."""
         return torch.zeros_like(self.bias), torch.ones_like(self.weight)

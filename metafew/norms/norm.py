@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ def context_moments(own: Moments, context: int) -> Moments:
     """Return the moments ``(t, 1, c)`` of all context images of each task."""
     if context == own[0].shape[1]:
         return pool(*own)
-    return pool(*(part[:, :context] for part in own))
+    mean, var = own
+    return pool(mean[:, :context], var[:, :context])
 
 
 class Norm(nn.Module):
@@ -89,7 +90,7 @@ class Norm(nn.Module):
         """Tell whether the running moments must come from an earlier training, given whether training follows."""
         return False
 
-    def moments(self, own: Moments | None, context: int) -> Moments:
+    def moments(self, own: Moments, context: int) -> Moments:
         """Return the mean and variance that normalize each row.
 
         Args:
@@ -109,7 +110,7 @@ class Norm(nn.Module):
         """
         tasks, context, *_ = current()
         images = precise(x).unflatten(0, (tasks, -1))
-        own = None if self.fixed_moments else (images.mean((3, 4)), images.var((3, 4), correction=0))
+        own: Any = None if self.fixed_moments else (images.mean((3, 4)), images.var((3, 4), correction=0))
         mean, var = self.moments(own, context)
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale

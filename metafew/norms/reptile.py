@@ -36,5 +36,7 @@ class ReptileNorm(GroupedNorm):
         if self.training:
             return self.record(*group_moments(own, context, self.over))
         shared = context_moments(own, context)
-        targets = blend(context / (context + 1), shared, tuple(part[:, context:] for part in own))
-        return tuple(torch.cat([s.expand(-1, context, -1), t], 1) for s, t in zip(shared, targets, strict=True))
+        mean, var = (part[:, context:] for part in own)
+        targets = blend(context / (context + 1), shared, (mean, var))
+        mean, var = (torch.cat([s.expand(-1, context, -1), t], 1) for s, t in zip(shared, targets, strict=True))
+        return mean, var

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -27,6 +29,8 @@ class RunningNorm(Norm):
 
     evaluates_with_running = True
     """Whether evaluation uses the running moments."""
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, eps: float, momentum: float):
         super().__init__(channels, eps)
@@ -114,10 +118,11 @@ def group_moments(own: Moments, context: int, over: str) -> Moments:
         return own
     sizes = [rows] if over == "joined" else [size for size in (context, rows - context) if size]
     pooled = [pool(*parts) for parts in zip(*(part.split(sizes, 1) for part in own), strict=True)]
-    return tuple(
+    mean, var = (
         torch.cat([part.expand(-1, size, -1) for part, size in zip(parts, sizes, strict=True)], 1)
         for parts in zip(*pooled, strict=True)
     )
+    return mean, var
 
 
 def kept_finite(new: Tensor, old: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ def commit(model: nn.Module) -> None:
 
     Such a module holds sums over tasks and their number in ``pending``; ``absorb`` gets the total over all processes.
     """
-    recorders = [module for module in model.modules() if getattr(module, "pending", None) is not None]
+    recorders: list[Any] = [module for module in model.modules() if getattr(module, "pending", None) is not None]
     if not recorders:
         return
     total = torch.cat([module.pending.flatten() for module in recorders])

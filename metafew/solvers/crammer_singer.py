@@ -9,10 +9,11 @@ the gradient comes from the same linear system. Everything is computed in float6
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from metafew.solvers.unsolved import report
@@ -85,13 +86,13 @@ def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) ->
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
         wide = features.double()
         return wide @ wide.mT
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
         with torch.autocast(features.device.type, enabled=False):
             return (grad + grad.mT).to(features.dtype) @ features
@@ -99,14 +100,14 @@ class _Gram(torch.autograd.Function):
 
 class _CrammerSinger(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, gram: Tensor, target: Tensor, c: float) -> Tensor:
+    def forward(ctx: Any, gram: Tensor, target: Tensor, c: float) -> Tensor:
         alpha, *system = _solve(gram, target, c)
         ctx.save_for_backward(gram, alpha, *system)
         return alpha
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # On the free set (K + I) dα + dν = -dK α, whose matrix is symmetric: <grad, dα> = -<u, dK α>.
         gram, alpha, free, factor = ctx.saved_tensors
         product = _solve_free(gram, factor, free, grad) @ alpha.mT

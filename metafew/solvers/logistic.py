@@ -13,9 +13,11 @@ optimum W = Xᵀ α, with a row of α (n, w) for each support row: only the Gram
 Everything is computed in float64, which autocast does not change.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from metafew.solvers.unsolved import report
@@ -53,7 +55,7 @@ def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor)
 
 class _Logistic(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
         alpha, intercept = _minimise(gram, target, c)
         ctx.c = c
         ctx.save_for_backward(gram, alpha, (gram @ alpha + intercept).softmax(-1))
@@ -61,7 +63,7 @@ class _Logistic(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, grad_intercept: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, grad_intercept: Tensor) -> tuple[Tensor, None, None]:
         # With H the Hessian of c times the losses, dα + H (K dα + 1 dbᵀ) = -H dK α and 1ᵀ dα = 0. With u the solution
         # for H grad and grad_intercept instead, <grad, dα> + <grad_intercept, db> = -<u, dK α>.
         gram, alpha, probabilities = ctx.saved_tensors

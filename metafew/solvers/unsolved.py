@@ -20,7 +20,8 @@ _counts: ContextVar[Counter[str] | None] = ContextVar("unsolved", default=None)
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Open a count of unsolved tasks, by solver. Each solver logs its first."""
-    token = _counts.set(counts := Counter())
+    counts: Counter[str] = Counter()
+    token = _counts.set(counts)
     try:
         yield counts
     finally:

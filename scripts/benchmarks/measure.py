@@ -90,11 +90,11 @@ def growth(call: Callable[[], object]) -> int:
     """Return the bytes by which the memory of this process grows at most during ``call`` (Linux only)."""
 
     def status(which: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
     ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed would hide the growth
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = status("VmRSS")
     call()
     return max(0, status("VmHWM") - before)

@@ -127,7 +127,7 @@ def queries_at_once(comparison: Comparison) -> Figure | None:
         bars = {place: most_shared(cells, mode) for place, (_, cells) in enumerate(lines) if mode in cells}
         mean, ci95 = in_percent(bars.values())
         x = np.array(list(bars)) + (number - (len(modes) - 1) / 2) * 0.8 / len(modes)
-        style = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
+        style: dict[str, Any] = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
         axes.bar(x, mean, 0.8 / len(modes), yerr=ci95, capsize=3, label=MODES[mode], **style)
     parts = [[part for override in label.split(" ")[:5] for part in wrap(override, 24)] for label, _ in lines]
     axes.set_xticks(range(len(lines)), ["\n".join(each) for each in parts], fontsize=8, parse_math=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,9 +64,12 @@ def weight_distances(folders: Folders, file: Path) -> None:
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), BINS)
     figure, axes = canvas("distance of all layers, filter-normalised", "tasks (%)")
     for number, (label, values) in enumerate(distances.items()):
-        line = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-        outline = {"edgecolor": line["color"], "linestyle": line["linestyle"], "linewidth": 1.3}
-        fill_style = {"facecolor": to_rgba(line["color"], 0.25), "hatch": HATCHES[number % len(HATCHES)]}
+        line: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+        outline: dict[str, Any] = {"edgecolor": line["color"], "linestyle": line["linestyle"], "linewidth": 1.3}
+        fill_style: dict[str, Any] = {
+            "facecolor": to_rgba(line["color"], 0.25),
+            "hatch": HATCHES[number % len(HATCHES)],
+        }
         label, share = f"median {np.median(values):.3g}, {label}", np.full(len(values), 100 / len(values))
         axes.hist(values, edges, weights=share, histtype="stepfilled", label=label, **outline, **fill_style)
         axes.axvline(np.median(values), linewidth=2.5, **line)
@@ -106,7 +110,7 @@ def sufficient_conditions(folders: Folders, file: Path) -> None:
     }
     figure, axes = canvas("", "")
     for number, (label, pairs) in enumerate(points.items()):
-        mark = {"marker": MARKERS[number % len(MARKERS)], "edgecolors": COLOURS[number % len(COLOURS)]}
+        mark: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "edgecolors": COLOURS[number % len(COLOURS)]}
         axes.scatter(pairs[:, 0], 100 * pairs[:, 1], s=12, facecolors="none", linewidths=0.9, label=label, **mark)
     draw_bounds(axes, np.concatenate(list(points.values()))[:, 0])
     legend(figure, f"pairs of classes of\n{task_splits(found)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -93,7 +94,7 @@ def draw_alphas(
     axes.axvspan(trained[0] * 0.97, trained[1] * 1.03, color="0.85", label="trained")
     for number, alpha in enumerate(layers):
         shade = colormaps["viridis"](0.85 * number / max(1, len(layers) - 1))
-        line = {"color": shade, "linestyle": LINES[number % len(LINES)], "label": f"layer {number + 1}"}
+        line: dict[str, Any] = {"color": shade, "linestyle": LINES[number % len(LINES)], "label": f"layer {number + 1}"}
         line |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if marked else {}
         axes.plot(list(alpha), list(alpha.values()), **line)
     axes.set(xscale="log", xlim=(0.9, 550), ylim=(-0.03, 1.03), xlabel="context size (images)", ylabel="alpha")

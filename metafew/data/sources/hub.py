@@ -120,7 +120,7 @@ class Hub(Collected):
                 write_json(saved, listing)
             except OSError as error:
                 raise UsageError(f"{saved.parent} cannot be written ({error}): type data_dir=PATH") from error
-        return json.loads(saved.read_text())
+        return json.loads(saved.read_text(encoding="utf-8"))
 
     def _request_listing(self) -> dict[str, dict[str, list[str]]]:
         """Return the URLs of the files of each configuration and split, as the hub answers."""

@@ -34,9 +34,9 @@ class Normalize(Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of everything but ``eps``."""
-        if torch.is_grad_enabled():
-            return *NormalizeBackward.apply(grad, *ctx.saved_tensors, ctx.eps)[:5], None
-        return *_gradients(grad, *ctx.saved_tensors, ctx.eps)[:5], None
+        x, mean, var, weight = ctx.saved_tensors
+        backward = NormalizeBackward.apply if torch.is_grad_enabled() else _gradients
+        return *backward(grad, x, mean, var, weight, ctx.eps)[:5], None
 
 
 class NormalizeBackward(Function):

@@ -10,6 +10,8 @@ The functions save their tensors in ``forward``, which costs less than ``setup_c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -51,7 +53,7 @@ class OneGroupBackward(Function):
     """The backward pass of :class:`OneGroup`, with a derivative of its own; higher ones by ordinary operations."""
 
     @staticmethod
-    def forward(ctx, *inputs: Tensor | float | Pooling) -> tuple[Tensor, ...]:
+    def forward(ctx, *inputs: Any) -> tuple[Tensor, ...]:
         """Return the gradients of ``x``, ``weight`` and ``bias``."""
         of_x, of_weight, of_bias = _gradients(*inputs)
         ctx.save_for_backward(*inputs[:7], of_weight, of_bias)
@@ -120,8 +122,8 @@ def _gradients(
 
 def _batch_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float, mask: list[bool]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of ``x``, ``weight`` and ``bias`` at fixed moments, those that ``mask`` asks for."""
+) -> tuple[Any, Any, Any]:
+    """Return the gradients of ``x``, ``weight`` and ``bias`` at fixed moments; None where ``mask`` is False."""
     return aten.native_batch_norm_backward(grad, x, weight, mean, var, None, None, False, eps, mask)
 
 

@@ -51,12 +51,12 @@ def group_sums(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of ``v x`` and of ``v`` over positions and groups of rows, in the shape of ``like``."""
     groups = like.numel() // x.shape[1]
     if groups == 1 and len(pieces(x)) == 1:
-        sums = _sums(v, x, (0, *POSITIONS))
+        dots, sums = _sums(v, x, (0, *POSITIONS))
     else:
-        sums = by_piece(_sums, v, x)
+        dots, sums = by_piece(_sums, v, x)
         if groups < x.shape[0]:
-            sums = tuple(each.view(groups, -1, x.shape[1]).sum(1) for each in sums)
-    return tuple(each.view_as(like) for each in sums)
+            dots, sums = (each.view(groups, -1, x.shape[1]).sum(1) for each in (dots, sums))
+    return dots.view_as(like), sums.view_as(like)
 
 
 def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tensor, Tensor]:

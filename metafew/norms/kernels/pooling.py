@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +12,10 @@ Pooling = tuple | None
 
 def pooling(layer: nn.MaxPool2d | None) -> Pooling:
     """Return the arguments of a max-pooling."""
-    return layer and (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
+    return None if layer is None else (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
 
 
-def is_plain_pooling(layer: Callable | None) -> bool:
+def is_plain_pooling(layer: nn.Module | None) -> bool:
     """Tell whether a layer is a max-pooling of PyTorch without hooks, whose work another function may do."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(layer) is nn.MaxPool2d and not any(getattr(layer, name) for name in hooks)

@@ -14,6 +14,7 @@ LOOSE = {
     "scaler": "Lightning's precision plugins have no common attribute",
     "distributed": "torch may not have been imported",
     "checkpoints": "Lightning's loggers are not ours",
+    "choices": "Optuna's distributions have no common attribute",
     "pending": "modules that record moments share no base class",
 }
 """Names that may be looked up with a default, with the reason."""

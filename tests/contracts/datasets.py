@@ -60,7 +60,7 @@ class DatasetContract:
 
         def sources():
             try:
-                found = make_source(OmegaConf.merge(content, {"dataset": local | options})).everything()
+                found = make_source(OmegaConf.merge(content, {"dataset": local | options})).all_components()
                 for source in found:
                     source.splits()
             except UsageError as error:

@@ -17,7 +17,7 @@ def describe_groups() -> dict[str, dict[str, str]]:
     """Return the options of each group, each with the first comment of its YAML file."""
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(CONF.glob("*/*.yaml")):
-        comments = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+        comments = (line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
         description = next(line for line in comments if not line.startswith("@package"))
         groups.setdefault(file.parent.name, {})[file.stem] = description
     return groups

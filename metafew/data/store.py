@@ -99,13 +99,13 @@ def _write_split(folder: Path, split: str, categories: Sequence[Category], sourc
         for _, image in zip(rows, images, strict=True):
             file.write(np.asarray(image, source.dtype).reshape(shape).tobytes())
     index = [category._asdict() | {"keys": [rows[key] for key in category.keys]} for category in categories]
-    (folder / f"{split}.json").write_text(json.dumps(index))
+    (folder / f"{split}.json").write_text(json.dumps(index), encoding="utf-8")
     return {"classes": len(categories), "images": len(rows), "sha256": pooch.file_hash(folder / f"{split}.npy")}
 
 
 def verify(folder: Path) -> None:
     """Raise UsageError if the images of a store are not those that were written."""
-    for split, description in json.loads((folder / "store.json").read_text())["splits"].items():
+    for split, description in json.loads((folder / "store.json").read_text(encoding="utf-8"))["splits"].items():
         if pooch.file_hash(folder / f"{split}.npy") != description["sha256"]:
             raise UsageError(f"the {split} images in {folder} have changed since they were written: delete that folder")
 
@@ -127,7 +127,7 @@ class Split:
     """
 
     def __init__(self, folder: Path, split: str, channels: int | None = None):
-        classes = json.loads((folder / f"{split}.json").read_text())
+        classes = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
         self.images = np.load(folder / f"{split}.npy", mmap_mode="r")
         self.channels = channels or self.images.shape[1]
         self.names = [c["name"] for c in classes]

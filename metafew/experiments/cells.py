@@ -46,7 +46,7 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
     report["figures"] = list(draw_figures(experiment, cells, out, console))
     write_json(out / "results.json", report)
     tables = result_tables(report)
-    (out / "table.md").write_text("\n".join(table.markdown() for table in tables))
+    (out / "table.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     for table in tables:
         console.print(table.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
@@ -128,7 +128,7 @@ def run_in_process(
     """
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)
-    with (command.folder / "log.txt").open("a") as log:
+    with (command.folder / "log.txt").open("a", encoding="utf-8") as log:
         child = start_subprocess(command.arguments, log, threads)
         children.append(child)
         if signals:  # received before the child was registered

@@ -54,7 +54,7 @@ def reproduction_page(results: Path) -> str:
     for name, report in reports.items():
         remarks = results / f"{name}.md"
         parts += section(name, report)
-        parts += [remarks.read_text().strip()] if remarks.exists() else []
+        parts += [remarks.read_text(encoding="utf-8").strip()] if remarks.exists() else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,7 +69,7 @@ def claims_table(reports: Mapping[str, Mapping]) -> str:
 
 def read_yaml(name: str) -> Mapping:
     """Return the node ``experiment`` of an experiment's YAML."""
-    return yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["experiment"]
+    return yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))["experiment"]
 
 
 def section(name: str, report: Mapping) -> list[str]:

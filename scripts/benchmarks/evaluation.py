@@ -34,8 +34,8 @@ def tables(bench: Bench) -> Tables:
                 f"test.total={s.test_tasks}", *shape, "trainer.enable_progress_bar=false", f"hydra.run.dir={test}",
                 script=script,
             )  # fmt: skip
-            seconds = json.loads((test / "results.json").read_text())["seconds"]["test"]
-            with (test / "tasks.csv").open() as file:
+            seconds = json.loads((test / "results.json").read_text(encoding="utf-8"))["seconds"]["test"]
+            with (test / "tasks.csv").open(encoding="utf-8") as file:
                 measured[row] = [line["accuracy"] for line in csv.DictReader(file)]
             rows[row] = {"seconds": seconds, "ms per task": 1e3 * seconds / s.test_tasks}
     for row in rows.values():

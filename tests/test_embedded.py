@@ -112,7 +112,7 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 )
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, precision, words):
     """In float64, or rounding decides answers that are nearly a tie."""
-    common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300"]
+    common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=80", "test.total=120"]
     common += [f"trainer.precision={precision}", *words]
     tables, embeddings, sizes, validated = [], [], [], []
     once, step = evaluator.FeatureCache, Learner.test_step

@@ -8,7 +8,7 @@ from textwrap import dedent
 from unittest.mock import patch
 
 import pytest
-from conftest import TINY
+from runs import TINY
 from contracts.backbones import BackboneContract
 from contracts.datasets import DatasetContract
 from contracts.heads import HeadContract

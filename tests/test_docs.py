@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,13 +72,18 @@ def run_script(command, capsys):
     assert import_module(f"metafew.commands.{Path(file).stem}").main(typed) == 0, capsys.readouterr().err
 
 
+@cache
+def compose(typed):
+    cli.configuration(typed)
+
+
 def composes(command, *_):
     """Every combination of its words is one that can be run."""
     typed = shlex.split(command)
     typed = [word for word in typed[typed.index("train.py") + 1 :] if not word.startswith("-")]
     (cells,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), max_batch_size=None)
     for cell in cells:
-        cli.configuration(cell)
+        compose(tuple(cell))
 
 
 def searches(command, *_):

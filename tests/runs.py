@@ -44,6 +44,8 @@ HALF = [
     f"device: cpu, scaler: {SCALER}}}]",
 ]
 
+CHOICES = sorted(set(cli.options()) - {"logger", "experiment"})
+
 
 def compose_in(folder: Path, *overrides: str):
     """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
@@ -52,9 +54,7 @@ def compose_in(folder: Path, *overrides: str):
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg)
-        choices = {
-            group: cfg.hydra.runtime.choices[group] for group in cli.options() if group not in ("logger", "experiment")
-        }
+        choices = {group: cfg.hydra.runtime.choices[group] for group in CHOICES}
         del cfg["hydra"]
     return cfg, choices, list(overrides)
 

@@ -38,7 +38,13 @@ LINK = re.compile(r"!?\[[^]]*\]\(([^)]+)\)")
 
 TINY = [*TINY, "trainer.max_steps=2", "analyze.tasks=4"]
 MIXED = [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
-FEWER = {"seed=0,1,2": "seed=0,1", "trials=20": "trials=2"}  # cells of a sweep, trials of a search
+FEWER = {
+    "seed=0,1,2": "seed=0,1",
+    "trials=20": "trials=2",
+    "head=protonet,ridge,svm": "head=protonet,svm",
+    "norm=tasknorm,batch,none": "norm=tasknorm,batch",
+    "norm=layer,instance,tasknorm,transductive": "norm=layer,transductive",
+}  # cells of a sweep, trials of a search
 
 
 def words(command):

@@ -79,7 +79,10 @@ class Copy:
 
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        self.pid, self.returncode = os.fork(), None
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads that hold a lock forever in the copy, which needs none of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid, self.returncode = os.fork(), None
         if self.pid:
             return
         code = 70
@@ -155,7 +158,8 @@ def metafew(*words: str, cwd: Path, code: int = 0, env: dict | None = None, proc
         else:
             child = Copy(command(words, cwd, env), output, errors)
         child.wait()
-        output.seek(0), errors.seek(0)
+        for file in (output, errors):
+            file.seek(0)
         done = CompletedProcess(words, child.returncode, output.read(), errors.read())
     assert done.returncode == code, done.stdout + done.stderr
     return done

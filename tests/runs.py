@@ -44,6 +44,8 @@ HALF = [
     f"device: cpu, scaler: {SCALER}}}]",
 ]
 
+PATIENCE = 300
+"""Seconds after which a command of a test is taken to hang."""
 CHOICES = sorted(set(cli.options()) - {"logger", "experiment"})
 
 
@@ -102,6 +104,7 @@ class Copy:
             logging.root.removeHandler(handler)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.alarm(PATIENCE)
         warnings.resetwarnings()
         import torch
 
@@ -154,12 +157,12 @@ def metafew(*words: str, cwd: Path, code: int = 0, env: dict | None = None, proc
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         if process:
             typed = [sys.executable, str(ROOT / "train.py"), *words]
-            child = subprocess.Popen(typed, cwd=cwd, env=os.environ | env, stdout=output, stderr=errors)
+            place = {"cwd": cwd, "env": os.environ | env}
+            ended = subprocess.run(typed, **place, stdout=output, stderr=errors, timeout=PATIENCE).returncode
         else:
-            child = Copy(command(words, cwd, env), output, errors)
-        child.wait()
+            ended = Copy(command(words, cwd, env), output, errors).wait()
         for file in (output, errors):
             file.seek(0)
-        done = CompletedProcess(words, child.returncode, output.read(), errors.read())
+        done = CompletedProcess(words, ended, output.read(), errors.read())
     assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -1,60 +1,42 @@
-"""What several test files need: composing configurations, and finding the real data."""
+"""Fixtures of several test files: stores built once, composed configurations, runs, and the real data."""
 
 import os
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from runs import TINY, compose_in
 
-from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
+from metafew.config.groups import register_evaluation_heads
 
 pytest.register_assert_rewrite("contracts")
-# Tensors in tests are small: a second thread costs more than it brings.
+# Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
-TINY = [
-    "backbone.width=4",
-    "trainer.max_steps=4",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "train.tasks=2",
-    "train.query=2",
-    "val.total=4",
-    "val.query=2",
-    "val.every=2",
-    "test.total=6",
-    "test.query=2",
-]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Build stores once for all tests, away from the user's."""
-    path = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("METAFEW_CACHE")
-    os.environ["METAFEW_CACHE"] = str(path)
-    register_evaluation_heads()
-    yield path
-    if before is None:
-        del os.environ["METAFEW_CACHE"]
-    else:
-        os.environ["METAFEW_CACHE"] = before
+    """Build stores once for all tests, those of other workers too, away from the user's."""
+    path = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        path = path.parent
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("METAFEW_CACHE", str(path / "cache"))
+        register_evaluation_heads()
+        yield path / "cache"
 
 
-def compose_in(folder: Path, *overrides: str):
-    """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
-    with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(cfg)
-        groups = [group for group in describe_groups() if group not in ("logger", "experiment")]
-        choices = {group: cfg.hydra.runtime.choices[group] for group in groups}
-        del cfg["hydra"]
-    return cfg, choices, list(overrides)
+@pytest.fixture(autouse=True)
+def _figures(request):
+    """Leave out the figures of a run, four fifths of its time, unless a test is marked with ``figures``."""
+    with ExitStack() as stack:
+        if "figures" not in request.keywords:
+            for name in ("learning_curve", "alpha_curve", "episode_sheet"):
+                stack.enter_context(patch(f"metafew.analysis.run_plots.{name}", lambda *_: None))
+        yield
 
 
 @pytest.fixture

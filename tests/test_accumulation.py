@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_precision import no_figures, state  # noqa: F401
+from runs import state
 
 EXACT = ["trainer.precision=64", "trainer.max_steps=2", "val.every=2", "stages=[fit]", "val.total=2"]
 STEPS = ["head.steps=1", "head.test_steps=1"]

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from runs import TINY
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -185,7 +185,7 @@ def test_measures_of_gaussian_features_match_their_closed_forms(launch, tmp_path
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Run all stages once; return the report and the folder."""
-    from conftest import compose_in
+    from runs import compose_in
 
     from metafew.training.run import run
 

@@ -10,15 +10,15 @@ from contracts.backbones import BackboneContract
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew import cli
 from metafew.backbones.dropblock import DropBlock
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.norms.film import modulated
 from metafew.norms.scope import rows
 from metafew.training.factory import make
 
 # The identity has no layer for a contract to be about: tests/test_features.py.
-BACKBONES = sorted(file.stem for file in (cli.CONF / "backbone").glob("*.yaml") if file.stem != "identity")
+BACKBONES = sorted(file.stem for file in (CONF / "backbone").glob("*.yaml") if file.stem != "identity")
 T, S, Q = 2, 3, 2
 
 
@@ -37,13 +37,13 @@ class Small(nn.Module):
 
 def yaml(word):
     """Return what conf says of a backbone, but for ``weights``, which the run reads."""
-    node = OmegaConf.load(cli.CONF / "backbone" / f"{word}.yaml")
+    node = OmegaConf.load(CONF / "backbone" / f"{word}.yaml")
     del node["weights"]
     return node
 
 
 def norm(word: str):
-    return make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))
+    return make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"))
 
 
 def backbone(word: str, channels: int = 3, image_size: int = 32, scheme: str = "tasknorm", **changes):

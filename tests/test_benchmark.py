@@ -98,7 +98,7 @@ def test_evaluation_measures_the_same_with_cached_features_and_without(tmp_path,
 def test_peers_that_are_not_installed(tmp_path):
     """One has no environment; the other has one in which it is not installed."""
     (tmp_path / "higher").symlink_to(sys.prefix)
-    report = measured(tmp_path, "peers", "--peers", str(tmp_path), "--launches", "2")
+    report = measured(tmp_path, "peers", "--peers", str(tmp_path))
     *algorithms, failed = report["peers"].values()
     assert [set(rows) for rows in algorithms] == [{"metafew", "plain PyTorch", plain_in_large_pages.TITLE}, {"metafew"}]
     # Rounding moves a gradient by any amount where it decides a tie; what is the same, float64 shows below.

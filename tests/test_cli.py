@@ -1,36 +1,21 @@
 """The command line in its own process."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from conftest import TINY
+from runs import ROOT, TINY, metafew
 
 from metafew.commands import report
-
-ROOT = Path(__file__).parents[1]
-
-
-def metafew(*arguments, cwd, code=0, env=None):
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | {"COLUMNS": "120"} | (env or {}), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def test_help_lists_every_group_without_importing_torch(tmp_path):
     hook = "import sys; sys.modules['torch'] = sys.modules['pytorch_lightning'] = None\n"
     (tmp_path / "sitecustomize.py").write_text(hook)
-    out = metafew("--help", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}).stdout
+    out = metafew("--help", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, process=True).stdout
     for file in (ROOT / "conf").glob("*/*.yaml"):
         assert f"{file.parent.name}={file.stem}" in out
     assert "evaluate=[" in out and "python train.py head=svm" in out
-    shown = metafew("--cfg", "job", "head=svm", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}).stdout
+    shown = metafew("--cfg", "job", "head=svm", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, process=True).stdout
     assert "c: 0.1" in shown and "max_steps:" in shown and "momentum" not in shown
 
 
@@ -57,7 +42,7 @@ def test_a_checkpoint_carries_its_choices(tmp_path):
 
 
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
-    done = metafew(*TINY, "test.way=999", "hydra.run.dir=out", cwd=tmp_path, code=2)
+    done = metafew(*TINY, "test.way=999", "hydra.run.dir=out", cwd=tmp_path, code=2, process=True)
     assert "Traceback" not in done.stdout + done.stderr
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("metafew: ")]
     assert json.loads((tmp_path / "out/results.json").read_text()) == {"error": message.removeprefix("metafew: ")}
@@ -92,7 +77,7 @@ def test_a_multirun_goes_on_after_failed_cells_names_them_and_keeps_the_others(t
     assert "Traceback" in (tmp_path / "sweep/2/train.log").read_text() and "Traceback" not in done.stderr
     (tmp_path / "sweep/1/results.json").unlink()
     times = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]
-    again = metafew(*words, *WORKERS, cwd=tmp_path, code=1)
+    again = metafew(*words, cwd=tmp_path, code=1)
     second = cells(tmp_path / "sweep")
     assert second[0] == first[0] and second[1]["metrics"] == first[1]["metrics"] and second[2:] == first[2:]
     after = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]

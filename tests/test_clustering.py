@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 
-from metafew import cli
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.objectives.clustering import (
     class_clustering,
@@ -240,7 +240,7 @@ def test_gradients_flow_through_pairs():
 
 @pytest.mark.parametrize("word", REGULARIZERS)
 def test_regularizers_weigh_their_measure(word):
-    node = OmegaConf.load(cli.CONF / "regularizer" / f"{word}.yaml")
+    node = OmegaConf.load(CONF / "regularizer" / f"{word}.yaml")
     measure, term = globals()[word], make(OmegaConf.create({"regularizer": node}).regularizer)
     assert type(term) is REGULARIZERS[word] and term.on_features and term.weight == 1
     pairs = mixed()
@@ -257,5 +257,5 @@ def test_a_weight_that_makes_no_sense_is_a_sentence(kind, weight):
 
 
 def test_no_regularizer_has_no_term():
-    node = OmegaConf.create({"regularizer": OmegaConf.load(cli.CONF / "regularizer" / "none.yaml")})
+    node = OmegaConf.create({"regularizer": OmegaConf.load(CONF / "regularizer" / "none.yaml")})
     assert not make(node.regularizer).on_features

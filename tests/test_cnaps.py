@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew import cli
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.backbones.conv4 import Conv4
 from metafew.backbones.resnet18 import ResNet18
+from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.heads.set_encoder import SetEncoder
@@ -23,11 +23,11 @@ W = 3
 
 
 def norm(word):
-    return make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))
+    return make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"))
 
 
 def cnaps(backbone, trained=True, **changes):
-    node = OmegaConf.merge(OmegaConf.load(cli.CONF / "head" / "cnaps.yaml"), {"width": 8}, changes)
+    node = OmegaConf.merge(OmegaConf.load(CONF / "head" / "cnaps.yaml"), {"width": 8}, changes)
     return make_head(OmegaConf.create({"head": node}).head, backbone, trained).double()
 
 

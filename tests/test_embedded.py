@@ -7,8 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from metafew import cli
 from metafew.backbones.conv4 import Conv4
+from metafew.config.groups import CONF
 from metafew.data.augment import Chain, Flip
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category, Source
@@ -20,7 +20,7 @@ from metafew.evaluation.feature_cache import FeatureCache, pays, together
 from metafew.training.factory import make
 from metafew.training.learner import Learner
 
-NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
+NORMS = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
 ALONE = {"batch", "batch_renorm", "batch_shared", "frozen", "group", "instance", "layer", "none"}
 
 
@@ -42,7 +42,7 @@ class Turned(Source):
 
 def backbone(norm):
     torch.manual_seed(0)
-    model = Conv4(1, 16, make(OmegaConf.load(cli.CONF / "norm" / f"{norm}.yaml")), width=4).double()
+    model = Conv4(1, 16, make(OmegaConf.load(CONF / "norm" / f"{norm}.yaml")), width=4).double()
     for name, buffer in model.named_buffers():
         buffer.copy_(torch.rand_like(buffer) + ("var" in name))
     return model.eval()
@@ -112,7 +112,7 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 )
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, precision, words):
     """In float64, or rounding decides answers that are nearly a tie."""
-    common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=200", "test.total=300"]
+    common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=80", "test.total=120"]
     common += [f"trainer.precision={precision}", *words]
     tables, embeddings, sizes, validated = [], [], [], []
     once, step = evaluator.FeatureCache, Learner.test_step

@@ -13,11 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from test_cli import ROOT
+from runs import ROOT, TINY
 
 from metafew import cli
 from metafew.callbacks.graceful_stop import GracefulStop

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import TINY
+from runs import TINY
 
 import metafew
 from metafew.errors import UsageError

@@ -9,7 +9,7 @@ from conftest import REAL_DATA
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metafew import cli
+from metafew.config.groups import CONF
 from metafew.data import store
 from metafew.data.formats.tree import SUFFIXES, Tree
 from metafew.data.sources.class_splits import divide
@@ -22,7 +22,7 @@ LETTERS = "abcdefghij"
 
 
 def folder(root, **changes):
-    settings = OmegaConf.to_container(OmegaConf.load(cli.CONF / "dataset" / "folder.yaml").dataset)
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "dataset" / "folder.yaml").dataset)
     del settings["_target_"]
     return Folder(**settings | {"root": root and str(root), "image_size": 6} | changes)
 

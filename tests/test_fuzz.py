@@ -4,15 +4,15 @@ import random
 import shutil
 
 import pytest
-from conftest import TINY
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from test_precision import no_figures  # noqa: F401
+from runs import TINY
 
 from metafew.config.groups import describe_groups
 from metafew.data import datamodule
 from metafew.errors import UsageError
+from metafew.training.run import run
 
 TINIER = [*TINY, "trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=1", "val.query=1"]
 TINIER += ["test.total=1", "test.query=1"]
@@ -74,7 +74,7 @@ def heavy(key, value):
 
 
 @pytest.fixture
-def fuzz(launch, composed, monkeypatch, tmp_path):
+def fuzz(composed, monkeypatch, tmp_path):
     """Type one word, drawn by ``seed``, and return it beside what became of it."""
     known, build = {}, datamodule.build
     monkeypatch.chdir(tmp_path)  # a word such as cache_dir=both is a folder here
@@ -93,7 +93,7 @@ def fuzz(launch, composed, monkeypatch, tmp_path):
         word = f"{key}={value}"
         words = [*TINIER, *base, word]
         try:
-            composed(*words)
+            whole = composed(*words)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return word, f"Hydra's own: {error}"
         with monkeypatch.context() as patch:
@@ -101,7 +101,8 @@ def fuzz(launch, composed, monkeypatch, tmp_path):
             if heavy(key, value):
                 patch.setattr("pytorch_lightning.Trainer.fit", accept)
             try:
-                launch(*base, word, tiny=TINIER, out=tmp_path / "run")
+                (tmp_path / "run").mkdir()
+                run(*whole, tmp_path / "run")
             except Accepted:
                 return word, "accepted"
             except UsageError as error:

@@ -7,10 +7,9 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from conftest import TINY
+from runs import TINY
 from torch import nn
 
-from metafew.analysis import run_plots
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.training import checkpoint
@@ -39,9 +38,7 @@ class BatchNormed(nn.Sequential):
 
 @pytest.fixture
 def carry_out(tmp_path, monkeypatch):
-    """Run a configuration, without figures; all that it measures must be finite."""
-    for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-        monkeypatch.setattr(run_plots, name, lambda *_: None)
+    """Run a configuration; all that it measures must be finite."""
 
     def go(cfg, choices, overrides, folder):
         folder.mkdir(exist_ok=True)

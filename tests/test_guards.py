@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
-from test_cli import metafew
-from test_precision import HALF, no_figures, state  # noqa: F401
+from runs import HALF, TINY, metafew, state
 
 from metafew.backbones.backbone import Backbone
 from metafew.callbacks.nan_guard import NanGuard

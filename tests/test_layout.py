@@ -28,6 +28,7 @@ ROOMS = [
 """From top to bottom. Rooms of one line do not import one another."""
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -51,3 +52,12 @@ def test_no_module_imports_from_a_room_above_it(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     upward = {room for room in imported(path) - {own} if LEVEL[room] <= LEVEL[own]}
     assert not upward, f"{own} imports {', '.join(sorted(upward))}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_no_test_module_imports_from_another(path):
+    """What several test modules need is in conftest.py or in a module of its own, such as runs.py."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert not [name for name in names if name.split(".")[-1].startswith("test_")]

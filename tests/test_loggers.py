@@ -86,6 +86,7 @@ def wandb_files(out):
     return sorted(out.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.figures
 def test_a_run_can_be_read_back_from_both(offline, launch):
     words = ["logger=[wandb,tensorboard]", "trainer.log_every_n_steps=1", "test.shot=[1,2]", "head=svm"]
     report, out = launch(*words, "logger.wandb.checkpoints=[best,last]")

@@ -5,11 +5,10 @@ import weakref
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from smooth import NORMS, Smooth, W, three_tasks
 from torch import nn
 from torch.func import functional_call
 
-from metafew import cli
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
@@ -23,28 +22,8 @@ from metafew.norms.running import commit
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.objective import in_turn
 from metafew.objectives.regularizers import NoRegularizer
-from metafew.training.factory import make
 
-NORMS = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
 INNER = ("loop", "chunk", "vmap")
-W = 3
-
-
-class Smooth(Backbone):
-    """Two convolutions with norms, softplus and average pooling: no kinks, so that finite differences are exact."""
-
-    features = 4
-
-    def __init__(self, word):
-        super().__init__(1, 6)
-        norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1, bias=False), norm(4), nn.Softplus(), nn.AvgPool2d(2),
-            nn.Conv2d(4, 4, 3, padding=1, bias=False), norm(4), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
-
-    def forward(self, images):
-        return self.body(images)
 
 
 @pytest.fixture
@@ -214,14 +193,6 @@ def test_a_weight_of_two_names_is_one_weight(episode):
         for p in backbone.parameters():
             p.mul_(2)
     torch.testing.assert_close(features, backbone.embed(episode.support.images[:1])[0])
-
-
-def three_tasks():
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(3, 4 * W, 1, 6, 6, generator=generator, dtype=torch.double)
-    labels = torch.arange(W).repeat(3, 4)
-    parts = [Labelled(images[:, rows], labels[:, rows]) for rows in (slice(2 * W), slice(2 * W, None))]
-    return Episode(*parts, W, torch.arange(3))
 
 
 def everything(backbone, head, episode):

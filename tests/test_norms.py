@@ -11,9 +11,9 @@ from contracts.norms import C, NormContract, Q, S, T, apply, slope_after_a_step
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew import cli
 from metafew.backbones.backbone import targets_at_once
 from metafew.backbones.conv4 import Conv4
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.fast import accelerate
@@ -27,13 +27,13 @@ from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
 from metafew.training.factory import make
 
-SCHEMES = sorted(file.stem for file in (cli.CONF / "norm").glob("*.yaml"))
+SCHEMES = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
 MAX = torch.nn.MaxPool2d(2)
 
 
 def scheme(word: str) -> Norm:
     """Return a norm with unlike weights, biases and running moments, in float64."""
-    return norms.scheme(cli.CONF / "norm" / f"{word}.yaml")
+    return norms.scheme(CONF / "norm" / f"{word}.yaml")
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def embedded(word: str, train: bool) -> list[torch.Tensor]:
     """Return features, gradients and running moments of a network after one pass."""
     torch.manual_seed(0)
     images = torch.rand(T, S + Q, 1, 16, 16, dtype=torch.double)
-    network = Conv4(1, 16, make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml")), width=3).double().train(train)
+    network = Conv4(1, 16, make(OmegaConf.load(CONF / "norm" / f"{word}.yaml")), width=3).double().train(train)
     features = torch.cat(network.embed(images[:, :S], images[:, S:]), 1)
     features.square().sum().backward()
     commit(network)
@@ -473,7 +473,7 @@ def test_formula_in_evaluation(word, x):
 @pytest.mark.parametrize("word", ["batch", "transductive", "reptile"])
 @pytest.mark.parametrize("over", ["apart", "joined"])
 def test_formula_in_training(word, over, x):
-    norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"), over=over)(C).double()
+    norm = make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"), over=over)(C).double()
     a = x.numpy()
     if over == "joined":
         reference = affine(norm, a, *numpy_moments(a, (1, 3, 4)))
@@ -491,7 +491,7 @@ def test_formula_of_batch_shared_in_training(x):
 
 
 def test_formula_of_batch_renorm_in_training_and_its_stopped_gradient(x):
-    norm = make(OmegaConf.load(cli.CONF / "norm" / "batch_renorm.yaml"), r_max=1.2, d_max=0.3)(C).double()
+    norm = make(OmegaConf.load(CONF / "norm" / "batch_renorm.yaml"), r_max=1.2, d_max=0.3)(C).double()
     with torch.no_grad():
         norm.running_mean.uniform_(0.2, 0.8)
         norm.running_var.uniform_(0.5, 1.5)
@@ -533,7 +533,7 @@ def with_alpha(norm: Norm, alpha: float) -> Norm:
 
 
 def plain(word: str) -> Norm:
-    return make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"))(C).double().eval()
+    return make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"))(C).double().eval()
 
 
 @pytest.mark.parametrize(("word", "other"), [("tasknorm", "instance"), ("tasknorm_l", "layer")])
@@ -551,7 +551,7 @@ def test_tasknorm_with_alpha_n_over_n_plus_1_is_reptiles_norm_on_targets(x):
 
 def test_reptiles_norm_equals_the_authors_loop_in_the_first_layer_only(x):
     """The authors pass each target through the network together with the context, under batch moments."""
-    norm, joined = plain("reptile"), make(OmegaConf.load(cli.CONF / "norm" / "transductive.yaml"), over="joined")(C)
+    norm, joined = plain("reptile"), make(OmegaConf.load(CONF / "norm" / "transductive.yaml"), over="joined")(C)
     one_layer, two_layers = (lambda n, a: apply(n, a)), (lambda n, a: apply(n, apply(n, a).relu()))
 
     def loop(layers):
@@ -583,16 +583,16 @@ def test_zero_mean_and_unit_variance(word, axes, part, x):
 
 def test_one_group_is_layer_norm_and_c_groups_instance_norm(x):
     for groups, word in ((1, "layer"), (C, "instance")):
-        norm = make(OmegaConf.load(cli.CONF / "norm" / "group.yaml"), groups=groups)(C).double()
+        norm = make(OmegaConf.load(CONF / "norm" / "group.yaml"), groups=groups)(C).double()
         torch.testing.assert_close(apply(norm, x), apply(plain(word), x), rtol=1e-12, atol=1e-12)
     with pytest.raises(UsageError, match="does not divide"):
-        make(OmegaConf.load(cli.CONF / "norm" / "group.yaml"), groups=3)(C)
+        make(OmegaConf.load(CONF / "norm" / "group.yaml"), groups=3)(C)
 
 
 @pytest.mark.parametrize("word", ["tasknorm", "tasknorm_l", "tasknorm_r"])
 @pytest.mark.parametrize(("form", "channelwise"), [("functional", True), ("independent", False), ("independent", True)])
 def test_forms_of_alpha(word, form, channelwise, x):
-    norm = make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml"), alpha=form, channelwise=channelwise)(C).double()
+    norm = make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"), alpha=form, channelwise=channelwise)(C).double()
     assert norm.alpha.offset.shape == ((C,) if channelwise else ())
     assert (norm.alpha(S) == 0.5).all() and apply(norm, x).isfinite().all()
     with torch.no_grad():
@@ -652,7 +652,7 @@ def test_embed_gives_the_same_for_one_task_and_many():
 @pytest.mark.parametrize("word", SCHEMES)
 def test_asking_one_or_some_at_once_changes_nothing_unless_transductive(word, dtype):
     torch.manual_seed(0)
-    backbone = Conv4(1, 28, make(OmegaConf.load(cli.CONF / "norm" / f"{word}.yaml")), width=8).to(dtype)
+    backbone = Conv4(1, 28, make(OmegaConf.load(CONF / "norm" / f"{word}.yaml")), width=8).to(dtype)
     images = torch.rand(2, 9, 1, 28, 28, dtype=dtype)
     backbone.embed(images[:, :3], images[:, 3:])
     commit(backbone)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from contracts import files
 from contracts.objectives import ObjectiveContract
 from omegaconf import OmegaConf
-from test_maml import Smooth, W, three_tasks
+from smooth import Smooth, W, three_tasks
 
 from metafew.backbones.conv4 import Conv4
 from metafew.config.groups import CONF

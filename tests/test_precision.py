@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
-from test_maml import Smooth
+from runs import HALF, TINY, state
+from smooth import Smooth
 from torch.nn import functional as F
 
-from metafew.analysis import run_plots
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.heads.fast import autograd_gradient, vmap_safe_gradient
@@ -16,28 +15,10 @@ from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
-from metafew.training import checkpoint
 
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 STEPPING = {"maml", "fomaml", "anil", "reptile"}
 QUICK = [*TINY, "trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]
-# What Lightning makes of 16-mixed on a GPU; on a CPU it would make bf16-mixed of it.
-SCALER = "{_target_: torch.amp.GradScaler, device: cpu, init_scale: 1024.0}"
-HALF = [
-    "trainer.precision=null",
-    "+trainer.plugins=[{_target_: pytorch_lightning.plugins.precision.MixedPrecision, precision: 16-mixed, "
-    f"device: cpu, scaler: {SCALER}}}]",
-]
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-        monkeypatch.setattr(run_plots, name, lambda *_: None)
-
-
-def state(folder):
-    return checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
 
 
 def few(head):

@@ -161,7 +161,7 @@ def forward_context():
         assert torch.is_autocast_enabled("cpu")
 
 
-def large_pages():
+def huge_pages():
     libraries = (Path(torch.__file__).parent / "lib").glob("libc10.*")
     assert any(b"THP_MEM_ALLOC_ENABLE" in library.read_bytes() for library in libraries)
 
@@ -195,7 +195,7 @@ PRIVATE = [
     Private("DistStoreError", "torch", "a process that fails on its own is silent", store_timeout),
     Private("_NormBase", "torch", "head.adapt=no_norm adapts the norms of a network from elsewhere", norm_base),
     Private("_BatchNorm", "torch", "the batch norms of a network from elsewhere are not recognised", batch_norm),
-    Private("THP_MEM_ALLOC_ENABLE", "torch", "tensors do not get huge pages: steps are slower", large_pages),
+    Private("THP_MEM_ALLOC_ENABLE", "torch", "tensors do not get huge pages: steps are slower", huge_pages),
     Private("pickle._Unpickler", "the standard library", "pickled data sets cannot be read safely", unpickler),
     Private("_frombuffer", "numpy", "pickled arrays are refused", numpy_pickles),
     Private("_get_train_description", "pytorch_lightning", "the progress bar counts epochs", train_description),

@@ -2,20 +2,19 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import TINY, compose_in
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import OmegaConf
-from test_cli import ROOT, metafew
+from runs import ROOT, TINY, Copy, command, compose_in, metafew
 from torch import nn
 
 from metafew.distributed import launcher, subprocesses
@@ -30,7 +29,7 @@ MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]"
 MIXTURE += [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
 DOUBLE = {
     "protonet": ["evaluate=[ridge]", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2"],
-    "svm": ["head=svm", "norm=batch", "test.way=2", "test.total=600", "test.tasks=60"],
+    "svm": ["head=svm", "norm=batch", "test.way=2", "test.total=120", "test.tasks=12"],
     "maml": ["head=maml", "norm=batch", *FEW],
     "reptile": ["head=reptile", *FEW],
     "weight_clustering": ["head=reptile", "norm=transductive", "regularizer=weight_clustering", *FEW],
@@ -56,7 +55,7 @@ def compose_cases(one):
     for name, words in SINGLE.items():
         ckpt = one / name / "checkpoints" / "last.ckpt"
         cases[name] = [*(word for word in COMMON if not word.startswith("backbone.")), *words]
-        tested = ["stages=[test]", f"ckpt={ckpt}", "test.total=600", "test.tasks=60"]
+        tested = ["stages=[test]", f"ckpt={ckpt}", "test.total=120", "test.tasks=12"]
         cases |= {f"{name}_tested": [*cases[name], *tested], f"{name}_exact": [*cases[name], "stages=[fit]", *EXACT]}
     return {name: compose_in(one / name, *words) for name, words in cases.items()}
 
@@ -68,20 +67,14 @@ def run_all(cases, folder, world=1, port=0, rank=0):
     for name, (cfg, choices, overrides) in cases.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         cfg.trainer.devices = world
-        with patch("metafew.training.outputs.run_plots"):  # half of the time of such a run
-            run.run(cfg, choices, overrides, folder / name)
+        run.run(cfg, choices, overrides, folder / name)
 
 
 def launch_all(cases, folder, world):
-    """Run all cases in ``world`` processes: copies of one that has imported what they need."""
-    context, port = multiprocessing.get_context("forkserver"), find_free_network_port()
-    context.set_forkserver_preload(["test_processes"])
-    ranks = [context.Process(target=run_all, args=(cases, folder, world, port, rank)) for rank in range(world)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * world
+    """Run all cases in ``world`` processes: copies of this one, which has imported what they need."""
+    port = find_free_network_port()
+    ranks = [Copy(partial(run_all, cases, folder, world, port, rank), 1, 2) for rank in range(world)]
+    assert [rank.wait() for rank in ranks] == [0] * world
 
 
 def rows(path):
@@ -138,9 +131,13 @@ def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
         assert set(measured.values()) == {cfg.test.total} == {len({index for _, index in answers(many / name)})}
 
 
-def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path):
+@pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["copies", "processes"])
+def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path, monkeypatch, process):
+    """Lightning starts a second process for each of two cells; the others may be copies of this one."""
+    if not process:
+        monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: Copy(command(typed, tmp_path), 1, 2).wait())
     words = [*TINY, *FEW[2:], "trainer.max_steps=1", "head=protonet,maml", "hydra.sweep.dir=sweep"]
-    metafew("-m", *words, *DDP, cwd=tmp_path)
+    metafew("-m", *words, *DDP, cwd=tmp_path, process=process)
     reports = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("results.json"))]
     assert [report["choices"]["head"] for report in reports] == ["protonet", "maml"]
     assert [report["metrics"][f"test/{head}/accuracy"]["tasks"] for report, head in zip(

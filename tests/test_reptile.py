@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_maml import NORMS, Smooth, W, three_tasks
+from smooth import NORMS, Smooth, W, three_tasks
 from torch import nn
 
 from metafew.errors import UsageError

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from runs import TINY
 
 from metafew import cli
-from metafew.analysis import run_plots
 from metafew.config.groups import CONF, describe_groups
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
@@ -80,15 +79,6 @@ def terminate():
 
 def press_ctrl_c():
     os.killpg(0, signal.SIGINT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """Figures take half of the time of so small a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("learning_curve", "alpha_curve", "episode_sheet"):
-            patch.setattr(run_plots, name, lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from runs import state as weights
 
 from metafew.errors import UsageError
 from metafew.training import checkpoint
@@ -13,14 +14,11 @@ from metafew.training import checkpoint
 COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss"]
 
 
-def weights(folder, name="last"):
-    return checkpoint.read(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
-
-
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.figures
 def test_a_run_leaves_what_the_readme_says(launch):
     report, out = launch("evaluate=[ridge,svm,protonet]", "test.shot=[1,2]")
     assert json.loads((out / "results.json").read_text()) == report
@@ -135,13 +133,13 @@ def test_one_transductive_model_is_tested_three_ways(launch, tmp_path):
 
 @pytest.mark.parametrize("head", ["protonet", "ridge", "svm", "maml"])
 def test_how_many_queries_are_asked_at_once_matters_for_transductive_norms_only(launch, tmp_path, head):
-    fit = {}
+    own, fit = [f"head={head}", "test.total=3"] + ["head.steps=1", "head.test_steps=1"] * (head == "maml"), {}
     for norm in ("tasknorm", "transductive"):
-        _, fit[norm] = launch(f"head={head}", f"norm={norm}", "trainer.max_steps=1", out=tmp_path / f"fit-{norm}")
+        _, fit[norm] = launch(*own, f"norm={norm}", "trainer.max_steps=1", out=tmp_path / f"fit-{norm}")
     for norm, out in fit.items():
         tables = {}
         for queries in ("together", "single", "class"):
-            words = ["stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", f"head={head}", f"norm={norm}"]
+            words = ["stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", *own, f"norm={norm}"]
             report, folder = launch(*words, f"test.queries={queries}", out=tmp_path / f"{norm}-{queries}")
             assert report["queries"] == queries
             with (folder / "tasks.csv").open() as file:
@@ -151,6 +149,7 @@ def test_how_many_queries_are_asked_at_once_matters_for_transductive_norms_only(
         assert same_answers == (norm != "transductive"), (norm, tables)
 
 
+@pytest.mark.figures
 def test_alpha_is_logged_and_drawn(launch):
     _, out = launch("train.shot=1..2")
     with (out / "metrics.csv").open() as file:
@@ -170,7 +169,7 @@ def test_a_context_size_never_trained_warns(launch, caplog):
 def test_an_untrained_maml_starts_from_a_zero_output(launch, tmp_path):
     _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
     words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "evaluate=[maml]", "test.way=3"]
-    report, _ = launch(*words, out=tmp_path / "test")
+    report, _ = launch(*words, "evaluate.maml.test_steps=1", out=tmp_path / "test")
     assert report["metrics"]["test/maml/accuracy"]["tasks"] == 6
 
 
@@ -295,13 +294,20 @@ def test_what_only_matters_in_training_does_not_stop_a_test(launch, tmp_path):
     """Any head evaluates a backbone that another trained, however it was trained."""
     trainings = {
         "shared": ["norm=batch_shared"],
-        "reptile": ["head=reptile", "train.query=0", "train.shot=2", "regularizer=weight_clustering"],
+        "reptile": [
+            "head=reptile",
+            "train.query=0",
+            "train.shot=2",
+            "head.steps=1",
+            "regularizer=weight_clustering",
+            "head.test_steps=1",
+        ],
         "classical": ["objective=classical", "train.batch_size=8", "train.tasks=1", "regularizer=feature_clustering"],
     }
     for name, words in trainings.items():
         _, fit = launch(*words, "trainer.max_steps=1", "val.every=1", out=tmp_path / name)
-        for head in ("maml", "svm"):
-            words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", f"head={head}", "test.total=2"]
+        for head, few in (("maml", ["head.test_steps=1"]), ("svm", [])):
+            words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", f"head={head}", *few, "test.total=2"]
             report, _ = launch(*words, out=tmp_path / f"{name}-{head}")
             assert report["metrics"][f"test/{head}/accuracy"]["tasks"] == 2
 

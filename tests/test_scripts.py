@@ -8,18 +8,17 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from runs import SCRIPTS
 
 from metafew.commands import predict, prepare
 from metafew.data.formats.images import decode, to_pixels
 from metafew.data.store import Split
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
 COMMANDS = ["dashboard", "predict", "prepare", "report", "reproduce", "search"]

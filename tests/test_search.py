@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY
 from omegaconf import OmegaConf
+from runs import TINY
 
 from metafew.commands import search
 from metafew.commands.search_space import Space

@@ -66,7 +66,7 @@ def test_few_shot_tasks_are_solved(shot, features):
     solve_checked(gram_of(x), labels, 5)
 
 
-@pytest.mark.parametrize(("features", "scale"), [(64, 1), (4, 30)])
+@pytest.mark.parametrize(("features", "scale"), [(64, 1), pytest.param(4, 30, marks=pytest.mark.slow)])
 def test_fifty_ways_and_five_hundred_rows_are_solved_in_little_memory(features, scale):
     x, labels = draw(1, 50, 10, features, scale)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

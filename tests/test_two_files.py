@@ -8,12 +8,12 @@ from textwrap import dedent
 from unittest.mock import patch
 
 import pytest
-from conftest import TINY
 from contracts.backbones import BackboneContract
 from contracts.datasets import DatasetContract
 from contracts.heads import HeadContract
 from contracts.norms import NormContract
 from contracts.objectives import ObjectiveContract
+from runs import TINY
 
 from metafew import cli
 

@@ -10,12 +10,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from metafew import cli
+from metafew.config.groups import CONF
 from metafew.training.factory import make
 
 
 def files(group: str) -> list:
     """Return the YAML files of a group, as parameters."""
-    return [pytest.param(file, id=file.stem) for file in sorted((cli.CONF / group).glob("*.yaml"))]
+    return [pytest.param(file, id=file.stem) for file in sorted((CONF / group).glob("*.yaml"))]
 
 
 def node(file: Path) -> DictConfig:
@@ -29,7 +30,7 @@ def node(file: Path) -> DictConfig:
 
 def norm(word: str):
     """Return a constructor of the norm ``word``."""
-    return make(node(cli.CONF / "norm" / f"{word}.yaml"))
+    return make(node(CONF / "norm" / f"{word}.yaml"))
 
 
 def skip_exempt(component, contract: str) -> None:

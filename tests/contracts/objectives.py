@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from contracts import node, norm, skip_exempt
-from metafew import cli
 from metafew.backbones.backbone import Backbone
+from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.heads.protonet import ProtoNet
@@ -55,7 +55,7 @@ class ObjectiveContract:
         """Make a backbone, a head that the objective can train, and the objective."""
         torch.manual_seed(0)
         backbone = Smooth().double()
-        none = node(cli.CONF / "regularizer" / "none.yaml")
+        none = node(CONF / "regularizer" / "none.yaml")
         cfg = OmegaConf.create({"objective": node(file), "regularizer": none})
         source = SimpleNamespace(splits=lambda: {"train": range(W)})
         objective = make_objective(cfg, source, backbone).double()
@@ -64,7 +64,7 @@ class ObjectiveContract:
             objective.prepare(backbone, head)
         except UsageError as error:
             assert "type head=reptile" in str(error)
-            options = OmegaConf.merge(node(cli.CONF / "head" / "reptile.yaml"), {"way": W, "steps": 2})
+            options = OmegaConf.merge(node(CONF / "head" / "reptile.yaml"), {"way": W, "steps": 2})
             head = make_head(options, backbone, trained=True).double()
             objective.prepare(backbone, head)
         return backbone, head, objective

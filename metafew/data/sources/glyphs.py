@@ -55,10 +55,7 @@ class Glyphs(Source):
     def fingerprint(self) -> str:
         """Return a checksum of the typefaces, the rasteriser, the letters and the image size."""
         settings = (VERSION, self.image_size, features.version("freetype2"), shipped_split(self.name))
-        digest = sha256(repr(settings).encode())
-        for face in FACES:
-            digest.update(font_path(face).read_bytes())
-        return digest.hexdigest()
+        return checksum(repr(settings), tuple(map(font_path, FACES)))
 
     def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
         """Draw the letters of ``keys`` one by one: uint8 ``(1, image_size, image_size)``, ink 255."""
@@ -76,6 +73,15 @@ def font_path(face: str) -> Path:
             "`pip install --force-reinstall matplotlib`"
         )
     return path
+
+
+@cache
+def checksum(settings: str, files: tuple[Path, ...]) -> str:
+    """Return the checksum of settings and files, which a run asks for several times."""
+    digest = sha256(settings.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

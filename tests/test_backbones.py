@@ -320,7 +320,7 @@ class TestModule:
     @pytest.mark.parametrize(
         ("target", "arguments", "reason"),
         [
-            (None, None, "wants the dotted path of a network, and backbone.target is null: type backbone.target="),
+            (None, None, "expects the dotted path of a network, and backbone.target is null: type backbone.target="),
             ("no_such_package.Net", None, "no_such_package.*type backbone.target="),
             ("torch.nn.Conv2d", None, r"backbone.arguments=\{\} does not.*missing.*type backbone.target="),
             ("builtins.dict", None, "makes a dict.*type backbone.target="),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from metafew import cli
-from metafew.config.groups import CONF
+from metafew import cli as cli
+from metafew.config.groups import CONF, load_option
 from metafew.training.factory import make
 
 
@@ -21,7 +21,7 @@ def files(group: str) -> list:
 
 def node(file: Path) -> DictConfig:
     """Return what a YAML file of a group says, below the name of the group."""
-    content = cli.option(file)
+    content = load_option(file)
     group = file.parent.name
     if group not in content:
         content = OmegaConf.create({group: content})

@@ -226,7 +226,9 @@ class Augmentation:
 
     def chain(self, split: str, jitter: View | None) -> Chain | None:
         """Return all views of a split's images, the data's own ``jitter`` first; None if there are none."""
-        views = [jitter] * (jitter is not None) + self.views * (split in self.splits)
+        views = self.views if split in self.splits else []
+        if jitter is not None:
+            views = [jitter, *views]
         return Chain(views) if views else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, cast
 
 import pytorch_lightning as pl
 import torch
@@ -58,6 +59,17 @@ class InOrder(data.Sampler):
         return iter(range(self.start, self.count))
 
 
+class TaskModule(Protocol):
+    """What a LightningModule offers to the data of its tasks."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def tasks_of_a_step(self, sampler: Sampler) -> int:
+        """Return how many tasks of ``sampler`` are evaluated in a step."""
+        ...
+
+
 class FewShot(pl.LightningDataModule):
     """Tasks for fitting, validation and testing.
 
@@ -95,7 +107,7 @@ class FewShot(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the meta-batches of training."""
-        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        start = self._attached_trainer.global_step * self._attached_trainer.accumulate_grad_batches
         return self._loader(self.sampler(self.train), start=start)
 
     def val_dataloader(self) -> DataLoader:
@@ -108,6 +120,7 @@ class FewShot(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Return the meta-batches that a checkpoint is analyzed on."""
+        assert self.analyzed is not None  # only analyses of a checkpoint predict
         return self._loader(self.sampler(self.analyzed))
 
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
@@ -117,22 +130,38 @@ class FewShot(pl.LightningDataModule):
 
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
         """Return a sampler of the tasks of ``spec``, from stores that have been built."""
-        make = MinibatchSampler if isinstance(spec, Minibatches) else Sampler
-        samplers = []
-        for source in self.source.components(spec.split):
-            if source not in self._folders:  # a fingerprint reads the names of all files
-                self._folders[source] = store_folder(source, self.cache)
-            split = Split(self._folders[source], spec.split, self.source.channels)
-            samplers.append(make(split, spec, self.augmentation.chain(spec.split, source.jitter)))
+        parts = [
+            (self._split(source, spec.split), self.augmentation.chain(spec.split, source.jitter))
+            for source in self.source.components(spec.split)
+        ]
+        if isinstance(spec, Minibatches):
+            ((split, views),) = parts  # a mixture has no minibatches
+            return MinibatchSampler(split, spec, views)
+        samplers = [Sampler(split, spec, views) for split, views in parts]
         return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
+
+    def _split(self, source: Source, split: str) -> Split:
+        if source not in self._folders:  # a fingerprint reads the names of all files
+            self._folders[source] = store_folder(source, self.cache)
+        return Split(self._folders[source], split, self.source.channels)
+
+    @property
+    def _attached_trainer(self) -> pl.Trainer:
+        assert self.trainer is not None  # Lightning sets it before it requests loaders
+        return self.trainer
+
+    @property
+    def _module(self) -> TaskModule:
+        return cast(TaskModule, self._attached_trainer.lightning_module)
 
     def _evaluation_loader(self, spec: TaskSpec) -> DataLoader:
         """Return the tasks of ``spec``, as many in a step as the learner requests."""
         sampler = self.sampler(spec)
-        return self._loader(sampler, self.trainer.lightning_module.tasks_of_a_step(sampler))
+        return self._loader(sampler, self._module.tasks_of_a_step(sampler))
 
     def _loader(self, sampler: Sampler, tasks: int | None = None, start: int = 0) -> DataLoader:
-        batches = MetaBatches(sampler, self.trainer.global_rank, self.trainer.world_size, tasks)
+        trainer = self._attached_trainer
+        batches = MetaBatches(sampler, trainer.global_rank, trainer.world_size, tasks)
         return DataLoader(
             batches,
             batch_size=None,
@@ -147,8 +176,7 @@ class FewShot(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
         """Convert images to floating point and apply their views, on the device."""
-        dtype = self.trainer.lightning_module.dtype
-        return [to_model_input(episode, dtype) for episode in batch]
+        return [to_model_input(episode, self._module.dtype) for episode in batch]
 
 
 def ignore_signals(_: int) -> None:

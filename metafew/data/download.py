@@ -179,8 +179,8 @@ def request(url: str, start: int) -> requests.Response:
 def explain(error: Exception) -> str:
     """Return in a few words why a download failed."""
     match error:
-        case requests.HTTPError():
-            return str(error.response.status_code)
+        case requests.HTTPError(response=requests.Response(status_code=status)):
+            return str(status)
         case requests.Timeout():
             return "no answer in time"
         case requests.ConnectionError():

@@ -88,10 +88,10 @@ class MinibatchSampler(Sampler):
         views: random views of the images, or None.
     """
 
-    spec: Minibatches
+    spec: Minibatches  # type: ignore[assignment]  # chunks are specified by other options than tasks
 
     def __init__(self, split: Split, spec: Minibatches, views: Chain | None):
-        super().__init__(split, spec, views)
+        super().__init__(split, spec, views)  # type: ignore[arg-type]  # see above
         # Rotated classes share images, so an image of an epoch is a row and a class.
         self.rows = np.concatenate(split.rows)
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
@@ -105,8 +105,8 @@ class MinibatchSampler(Sampler):
         """
         rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
         rows, classes = self._draw_pairs(rng) if self.spec.pairs else self._consecutive(index * self.spec.chunk)
-        support = DrawnRows(rows, classes, classes, self.views and self.views.draw(rng, classes))
-        query = DrawnRows(*(field if field is None else field[:0] for field in support))
+        support = DrawnRows(rows, classes, classes, self._draw_views(rng, classes))
+        query = DrawnRows(*(field[:0] for field in support))
         return DrawnTask(support, query, len(self.split.rows), index)
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

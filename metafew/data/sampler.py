@@ -24,13 +24,13 @@ class DrawnRows(NamedTuple):
         rows: ``(n,)`` rows of the split's images.
         classes: ``(n,)`` classes of the split that they are drawn for, which determine their rotation.
         labels: ``(n,)`` int64.
-        views: ``(n, k)`` parameters of their views, or None.
+        views: ``(n, k)`` parameters of their views; ``k`` is 0 without views.
     """
 
     rows: np.ndarray
     classes: np.ndarray
     labels: np.ndarray
-    views: np.ndarray | None
+    views: np.ndarray
 
 
 class DrawnTask(NamedTuple):
@@ -47,7 +47,7 @@ class DrawnTask(NamedTuple):
     support: DrawnRows
     query: DrawnRows
     way: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not used
     source: int = 0
 
     @property
@@ -91,21 +91,19 @@ class Sampler:
             query=query,
             way=tasks[0].way,
             index=torch.tensor([task.index for task in tasks]),
-            views=self.views and Views(self.views, support_views, query_views),
+            views=None if self.views is None else Views(self.views, support_views, query_views),
             source=tasks[0].source,
             ids=(support_ids, query_ids),
         )
 
-    def _read(self, drawn: Sequence[DrawnRows]) -> tuple[Labelled, torch.Tensor, torch.Tensor | None]:
+    def _read(self, drawn: Sequence[DrawnRows]) -> tuple[Labelled, torch.Tensor, torch.Tensor]:
         """Return the support or query of some tasks: images and labels, ids of the images, and view parameters."""
-        rows, classes, labels, views = (
-            None if fields[0] is None else np.stack(fields) for fields in zip(*drawn, strict=True)
-        )
+        rows, classes, labels, views = (np.stack(fields) for fields in zip(*drawn, strict=True))
         turns = self.split.turns[classes]
         return (
             Labelled(torch.from_numpy(self.split.gather(rows, turns)), torch.from_numpy(labels)),
             torch.from_numpy(self.split.ids(rows, turns)),
-            None if views is None else torch.from_numpy(views),
+            torch.from_numpy(views),
         )
 
     def draw(self, index: int) -> DrawnTask:
@@ -114,17 +112,21 @@ class Sampler:
         classes, query, shots = (self._draw_natural_sizes if self.spec.natural else self._draw_sizes)(rng)
         # All images are shuffled and all views drawn, so that later draws do not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
-        views = self.views and [self.views.draw(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
+        views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
 
         def select(slices: list[slice]) -> DrawnRows:
-            def cut(by_class: list[np.ndarray] | None) -> np.ndarray | None:
-                return by_class and np.concatenate([x[part] for x, part in zip(by_class, slices, strict=True)])
+            def cut(by_class: list[np.ndarray]) -> np.ndarray:
+                return np.concatenate([x[part] for x, part in zip(by_class, slices, strict=True)])
 
             labels = np.repeat(np.arange(len(classes)), [part.stop - part.start for part in slices])
             return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
         queries, support = [slice(0, query)] * len(classes), [slice(query, query + shot) for shot in shots]
         return DrawnTask(select(support), select(queries), len(classes), index)
+
+    def _draw_views(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
+        """Draw the parameters ``(n, k)`` of the views of images of ``classes`` ``(n,)``."""
+        return np.empty((len(classes), 0), np.float32) if self.views is None else self.views.draw(rng, classes)
 
     def _draw_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """Draw the classes of a task, the number of queries of each, and the shot of each."""

@@ -78,7 +78,8 @@ class TaskSpec:
     @property
     def images(self) -> tuple[int, int]:
         """The smallest and largest number of images of a task with all its queries; natural tasks may have fewer."""
-        return tuple(size + way * self.query for size, way in zip(self.contexts, self.bounds("way"), strict=True))
+        (context, contexts), (way, ways) = self.contexts, self.bounds("way")
+        return context + way * self.query, contexts + ways * self.query
 
     def check_drawable(self, categories: Sequence[Category], dataset: str) -> None:
         """Raise UsageError unless every task of this specification can be drawn from ``categories``."""

@@ -150,12 +150,19 @@ def tar_members(archive: Path) -> Iterator[Member]:
     with tarfile.open(archive, "r:gz" if archive.suffix.lower() in (".gz", ".tgz") else "r:") as file:
         for info in file:
             if not info.isdir():
-                yield Member(info.name, info.size, info.isreg(), partial(file.extractfile, info))
+                yield Member(info.name, info.size, info.isreg(), partial(open_tar_member, file, info))
         file.fileobj.seek(file.offset)  # where tarfile stopped: at the end or, without an error, at a damaged header
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"cut off or damaged after {file.offset} bytes")
         while file.fileobj.read(CHUNK):  # up to the checksum of gzip
             pass
+
+
+def open_tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    """Open an ordinary file in a tar file."""
+    stream = file.extractfile(info)
+    assert stream is not None  # only folders and devices have no content
+    return stream
 
 
 def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:

@@ -20,6 +20,8 @@ from metafew.errors import UsageError
 
 IMAGES = ("images", "image_data", "data", "x")
 LABELS = ("labels", "targets", "y", "label_specific")
+ImageSequence = Sequence[Any] | np.ndarray
+"""Decoded or encoded images."""
 
 
 class LabelledFile(NamedTuple):
@@ -31,7 +33,7 @@ class LabelledFile(NamedTuple):
         names: the class name of each label, if the file has any.
     """
 
-    images: Callable[[], Sequence[Any]]
+    images: Callable[[], ImageSequence]
     labels: np.ndarray
     names: dict[Any, str] | None
 
@@ -50,7 +52,7 @@ class Arrays:
 
     def __init__(
         self,
-        images: Sequence[Any] | np.ndarray | Callable[[], Sequence[Any]],
+        images: ImageSequence | Callable[[], ImageSequence],
         labels: Sequence[Any] | np.ndarray,
         names: Mapping[Any, str] | None,
         files: Sequence[Path],
@@ -133,7 +135,8 @@ def read_dictionary(pickled: bytes | Path, name: str | None = None) -> dict[str,
     """Return the dictionary in a pickle, called ``name`` in error messages; raises UsageError for other content."""
     content = unpickle(pickled, name)
     if not isinstance(content, Mapping):
-        raise UsageError(f"expected {name or pickled} to hold a dictionary, got a {type(content).__name__}: replace it")
+        where = name or (pickled if isinstance(pickled, Path) else "the pickle")
+        raise UsageError(f"expected {where} to hold a dictionary, got a {type(content).__name__}: replace it")
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,13 @@ class Collection(Protocol):
         classes: the keys of the images of each class, by class name; classes and keys are in a fixed order.
     """
 
-    files: Sequence[Path]
-    classes: dict[str, tuple[Hashable, ...]]
+    @property
+    def files(self) -> Sequence[Path]: ...
 
-    def open(self, keys: Sequence[Hashable]) -> Iterator[Image.Image | np.ndarray]:
+    @property
+    def classes(self) -> Mapping[str, Sequence[Any]]: ...
+
+    def open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
         """Read the images of ``keys`` in order: PIL images of any size, or uint8 ``(h, w)`` or ``(h, w, 1 or 3)``.
 
         Raises:

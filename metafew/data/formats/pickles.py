@@ -47,6 +47,8 @@ def unpickle(content: bytes | Path, name: str | None = None) -> Any:
 class _Unpickler(pickle._Unpickler):
     """The unpickler in Python, because that in C does not allow overriding :meth:`load_build`."""
 
+    stack: list[Any]
+
     def __init__(self, file: io.BufferedIOBase, name: str):
         super().__init__(file, encoding="latin1")
         self.name = name
@@ -69,13 +71,14 @@ class _Unpickler(pickle._Unpickler):
         state, target = self.stack[-1], self.stack[-2]
         if isinstance(target, np.dtype):
             version, order, *others = state
-            written, _, *expected = target.__reduce__()[2]
+            reduced: Any = target.__reduce__()
+            written, _, *expected = reduced[2]
             allowed = order in ("<", ">", "|", "=") and (version, others) == (written, expected)
         else:
             allowed = isinstance(target, np.ndarray) and target.size == 0
         if not allowed:
             self._raise_forbidden(f"a {type(target).__name__} with a custom state")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]  # typeshed leaves it out
 
     def _raise_forbidden(self, what: str) -> NoReturn:
         raise UsageError(
@@ -83,4 +86,5 @@ class _Unpickler(pickle._Unpickler):
             "run code: save its content as an .npz file, or replace it"
         )
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+    # Ignored: load_build takes this class, not any unpickler.
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}  # type: ignore[assignment]

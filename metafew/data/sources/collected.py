@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Collected(Source):
             digest.update(fingerprint_files(collection.files).encode())
         return digest.hexdigest()
 
-    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+    def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
         """Read images one by one: uint8 ``(channels, image_size, image_size)``."""
         for number, group in groupby(keys, itemgetter(0)):
             for image in self._found[0][number].open([key for _, key in group]):

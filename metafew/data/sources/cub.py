@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +104,10 @@ class CroppedTree:
             if missing := {key for keys in self.classes.values() for key in keys} - boxes.keys():
                 raise ValueError(f"none of {min(missing)}")
 
-    def open(self, keys: Sequence[Hashable]) -> Iterator[Image.Image]:
+    def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
         """Read the images of ``keys``, in order, cropped to the part of their boxes that lies within them."""
         for key, image in zip(keys, self.tree.open(keys), strict=True):
-            left, top, right, bottom = np.rint(np.clip(self.boxes[key], 0, image.size * 2)).astype(int).tolist()
+            left, top, right, bottom = np.rint(np.array(self.boxes[key]).clip(0, image.size * 2)).astype(int).tolist()
             if right <= left or bottom <= top:
                 raise UsageError(
                     f"expected the box of {key} in {self.files[-1]} to lie within the image of {image.width} x "

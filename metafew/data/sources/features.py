@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
@@ -45,7 +45,7 @@ class Features(Source):
         self.root = Path(root)
 
     @property
-    def channels(self) -> int:
+    def channels(self) -> int:  # type: ignore[override]  # read from the file, and never set
         """The length of a vector."""
         return self._length_and_classes[0]
 
@@ -67,7 +67,7 @@ class Features(Source):
         """Return a checksum of the file's name, size and modification time."""
         return sha256(f"{VERSION} {fingerprint_files([self.root])}".encode()).hexdigest()
 
-    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+    def read(self, keys: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
         """Read vectors one by one: float32 ``(d, 1, 1)``."""
         for split, group in groupby(keys, itemgetter(0)):
             vectors, _ = self._load(split)

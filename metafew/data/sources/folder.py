@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,8 @@ class Folder(Collected):
     ):
         super().__init__(channels, image_size, fit)
         check_fractions_sum_to_one(fractions)
-        self.root, self.listing, self.labels = root and Path(root).expanduser(), splits, labels
+        self.root = Path(root).expanduser() if root else None
+        self.listing, self.labels = splits, labels
         self.fractions, self.split_seed, self.invert = fractions, split_seed, invert
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
@@ -78,7 +80,7 @@ class Folder(Collected):
                 "dataset.labels=null"
             )
         if self.labels is not None:
-            images = Tree(self.root, read_labels(self._find_file("labels", self.labels)))
+            images = Tree(self.root, read_labels(find_file(self.root, "labels", self.labels)))
         elif arrays:
             images = read_arrays(self.root)
         elif self.listing is None and (folders := find_split_folders(self.root)):
@@ -88,7 +90,7 @@ class Folder(Collected):
             return list(trees.values()), splits
         else:
             images = Tree(self.root)
-        listing = None if self.listing is None else self._find_file("splits", self.listing)
+        listing = None if self.listing is None else find_file(self.root, "splits", self.listing)
         return [images], divide(images.classes, listing, self.fractions, self.split_seed)
 
     def group(self, name: str) -> str:
@@ -99,20 +101,20 @@ class Folder(Collected):
         """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""
         return sha256(f"{super().fingerprint()} {self.invert}".encode()).hexdigest()
 
-    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+    def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
         """Read images one by one: uint8 ``(channels, image_size, image_size)``."""
         images = super().read(keys)
         return (255 - image for image in images) if self.invert else images
 
-    def _find_file(self, option: str, name: str) -> Path:
-        """Return the file of an option, relative to the working directory or else to ``root``."""
-        for path in (Path(name).expanduser(), self.root / name):
-            if path.is_file():
-                return path
-        raise UsageError(
-            f"expected a file in dataset.{option}, but {name} exists neither here nor in {self.root}: type "
-            f"dataset.{option}=FILE"
-        )
+
+def find_file(root: Path, option: str, name: str) -> Path:
+    """Return the file of an option, relative to the working directory or else to ``root``."""
+    for path in (Path(name).expanduser(), root / name):
+        if path.is_file():
+            return path
+    raise UsageError(
+        f"expected a file in dataset.{option}, but {name} exists neither here nor in {root}: type dataset.{option}=FILE"
+    )
 
 
 def find_split_folders(root: Path) -> dict[str, Path]:

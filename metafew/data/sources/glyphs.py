@@ -111,7 +111,9 @@ def draw(key: str, size: int) -> np.ndarray:
     em = OVERSAMPLING * size
     canvas = Image.new("L", (3 * em, 3 * em))  # room for the widest letters and their margin
     ImageDraw.Draw(canvas).text((em, 2 * em), chr(int(code, 16)), 255, font(face, em), anchor="ls")
-    left, top, right, bottom = canvas.getbbox()
+    box = canvas.getbbox()
+    assert box is not None  # letters have ink
+    left, top, right, bottom = box
     side = max(right - left, bottom - top) / INK
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX, (x, y, x + side, y + side)))

@@ -80,7 +80,7 @@ class Hub(Collected):
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images of all files, and the names of the classes of each split."""
         local = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
-        files = local if self.repo is None else self._downloads()
+        files = local if self.repo is None else self._downloads(self.repo)
         if not files:
             raise UsageError(
                 f"expected a repository or parquet files for dataset=hub, but {self.root} holds no *.parquet: type "
@@ -89,14 +89,14 @@ class Hub(Collected):
         images = Parquet(files, self.label)
         return [images], divide(images.classes, self.listing, self.fractions, self.split_seed)
 
-    def _downloads(self) -> list[Path]:
+    def _downloads(self, repo: str) -> list[Path]:
         """Return the files of the configuration, downloading those that are missing."""
-        folder = self.root / self.repo.replace("/", "--")
+        folder = self.root / repo.replace("/", "--")
         configs = self._read_listing(folder / LISTING)
         config = next(iter(configs)) if self.config is None else self.config
         if config not in configs:
             raise UsageError(
-                f"expected dataset.config to be a configuration of {self.repo}, but it has no configuration "
+                f"expected dataset.config to be a configuration of {repo}, but it has no configuration "
                 f"'{config}': type dataset.config= and one of {', '.join(configs)}"
             )
         files = []

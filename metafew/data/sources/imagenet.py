@@ -78,10 +78,10 @@ def class_folders(folder: Path) -> Tree | None:
     return Tree(folder) if any(WNID.fullmatch(path.name) for path in subfolders(folder)) else None
 
 
-def split_folders(root: Path) -> dict[str, Collection] | None:
+def split_folders(root: Path) -> dict[str, Tree] | None:
     """Return the class folders in train/, val/ and test/, if all three exist."""
-    collections = {split: class_folders(root / split) for split in SPLITS}
-    return collections if all(collections.values()) else None
+    trees = {split: tree for split in SPLITS if (tree := class_folders(root / split))}
+    return trees if len(trees) == len(SPLITS) else None
 
 
 def name_labels(labels: np.ndarray, split: str) -> dict[Any, str]:

@@ -45,7 +45,7 @@ class MiniImageNet(ImageNetSubset):
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the collections of the first form found, and the names of the classes of each split."""
         published, root = shipped_split(self.name), self.root
-        collections = (
+        collections: Mapping[str, Collection] | None = (
             split_folders(root)
             or _undivided_folders(root)
             or _csv_lists(root)
@@ -64,13 +64,13 @@ class MiniImageNet(ImageNetSubset):
         return list(collections.values()), published if ALL_SPLITS in collections else names
 
 
-def _undivided_folders(root: Path) -> dict[str, Collection] | None:
+def _undivided_folders(root: Path) -> dict[str, Tree] | None:
     """Return the class folders of all splits, in a folder or in the first below it that has any."""
     found = next(filter(None, map(class_folders, [root, *subfolders(root)])), None)
-    return found and {ALL_SPLITS: found}
+    return {ALL_SPLITS: found} if found else None
 
 
-def _csv_lists(root: Path) -> dict[str, Collection] | None:
+def _csv_lists(root: Path) -> dict[str, Tree] | None:
     """Return the images listed in three .csv files, in images/ or in ``root`` itself."""
     if not all((root / f"{split}.csv").is_file() for split in SPLITS):
         return None
@@ -88,7 +88,7 @@ def _read_list(file: Path) -> list[tuple[str, str]]:
         return rows
 
 
-def _array_files(root: Path) -> dict[str, Collection] | None:
+def _array_files(root: Path) -> dict[str, Arrays] | None:
     """Return the arrays of each split, in separate files."""
     for names in FILES:
         if all((root / name).is_file() for name in names):
@@ -103,7 +103,7 @@ def _read_arrays(file: Path, split: str) -> Arrays:
     return Arrays(images, labels, names or name_labels(labels, split), [file])
 
 
-def _parquet_files(root: Path) -> dict[str, Collection] | None:
+def _parquet_files(root: Path) -> dict[str, Parquet] | None:
     """Return the images of all parquet files below a folder."""
     files = sorted(root.rglob("*.parquet"))
     return {ALL_SPLITS: Parquet(files)} if files else None

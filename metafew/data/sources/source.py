@@ -70,7 +70,7 @@ class Source:
         """Return a checksum of every file and setting that determines the classes or the stored images."""
         raise NotImplementedError
 
-    def read(self, keys: Sequence[Hashable]) -> Iterator[np.ndarray]:
+    def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
         """Read the images of ``keys``, in order: ``(channels, image_size, image_size)`` of type :attr:`dtype`.
 
         Drawings have ink 255 on background 0.

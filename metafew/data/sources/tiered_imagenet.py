@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from metafew.data.formats.arrays import Arrays, check_labels, find_name, npz_images, read_dictionary
+from metafew.data.formats.arrays import Arrays, ImageSequence, check_labels, find_name, npz_images, read_dictionary
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.pickles import unpickle
@@ -47,7 +46,7 @@ class TieredImageNet(ImageNetSubset):
             "class folders n01440764/ and so on, or type dataset.root=DIR"
         )
 
-    def _files(self, suffix: str) -> dict[str, Collection] | None:
+    def _files(self, suffix: str) -> dict[str, Arrays] | None:
         """Return the authors' arrays of each split, if all files exist."""
         files = {split: (self.root / f"{split}{suffix}", self.root / f"{split}_labels.pkl") for split in SPLITS}
         if not all(file.is_file() for pair in files.values() for file in pair):
@@ -66,13 +65,13 @@ def _read_split(images: Path, labels_file: Path, split: str) -> Arrays:
     return Arrays(_image_loader(images), labels, names, [images, labels_file])
 
 
-def _image_loader(file: Path) -> Callable[[], Sequence[Any]]:
+def _image_loader(file: Path) -> Callable[[], ImageSequence]:
     """Return a function that loads the images of a split, in RGB."""
     if file.suffix == ".npz":
         images = npz_images(file)
         return lambda: images()[..., ::-1]  # OpenCV wrote them, blue first
 
-    def load() -> Sequence[Any]:
+    def load() -> ImageSequence:
         content = unpickle(file)
         if not isinstance(content, list | tuple | np.ndarray):
             raise UsageError(f"expected {file} to hold a list of images, got a {type(content).__name__}: replace it")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """Random views of images, with parameters drawn beforehand."""
+    """A random transformation of images, whose parameters have already been drawn."""
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         """Return the views of ``images`` ``(t, n, c, h, w)`` with ``parameters`` ``(t, n, k)``."""
@@ -48,26 +48,26 @@ class Episode(NamedTuple):
     several if way or shot is drawn for each task. Nothing is padded, so no statistic can include an absent row.
 
     Attributes:
-        support: labelled examples given, ``(t, s, ...)``.
-        query: examples to be labelled, ``(t, q, ...)``.
+        support: the labelled examples, ``(t, s, ...)``.
+        query: the examples to label, with their true labels, ``(t, q, ...)``.
         way: number of classes of each task.
-        index: ``(t,)`` the numbers of the tasks in their split.
+        index: ``(t,)`` indices of the tasks in their split.
         views: random views that have yet to be applied, or None.
-        source: the number of the dataset that all tasks come from, in a mixture of several.
-        ids: numbers ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that
+        source: index of the dataset that all tasks come from, in a mixture of several.
+        ids: ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that
             their features may be cached; None for a part of an episode, and for images that belong to no split.
     """
 
     support: Labelled
     query: Labelled
     way: int
-    index: Tensor  # type: ignore[assignment]  # of the task; tuple.index is not used
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not used
     views: Views | None = None
     source: int = 0
     ids: tuple[Tensor, Tensor] | None = None
 
     def split(self, size: int | None) -> list[Episode]:
-        """Return episodes of ``size`` tasks each, or all tasks in one; views must have been applied."""
+        """Split into episodes of ``size`` tasks each, or return one with all tasks; views must have been applied."""
         if size is None:
             return [self]
         fields = (*self.support, *self.query, self.index)

@@ -405,8 +405,12 @@ def test_sentences_on_labels(tmp_path, content, sentence):
 
 def test_sentences_on_files_that_are_not_there(tmp_path):
     grow(tmp_path, "abc")
-    assert "a file in dataset.splits, but s.csv exists neither here nor in" in refused(folder(tmp_path, splits="s.csv"))
-    assert "a file in dataset.labels, but l.csv exists neither here nor in" in refused(folder(tmp_path, labels="l.csv"))
+    assert "a file in dataset.splits, but s.csv exists neither in the working directory nor in" in refused(
+        folder(tmp_path, splits="s.csv")
+    )
+    assert "a file in dataset.labels, but l.csv exists neither in the working directory nor in" in refused(
+        folder(tmp_path, labels="l.csv")
+    )
     assert "is not a folder" in refused(folder(tmp_path / "nowhere"))
     assert "is not a folder" in refused(folder(tmp_path / "a" / "0.png"))
     assert "set.npz" in refused(folder(tmp_path / "set.npz"))

@@ -136,7 +136,7 @@ def test_nothing_runs(protocol, tmp_path):
     ],
 )
 def test_other_names(content, name):
-    with pytest.raises(UsageError, match=f"in the pickle, but it asks for {name}, which may run code"):
+    with pytest.raises(UsageError, match=f"in the pickle, but it requests {name}, which may run code"):
         unpickle(content)
 
 

@@ -1,1 +1,1 @@
-"""Images, tasks and how they reach the model."""
+"""Datasets, samplers of tasks, and the LightningDataModule."""

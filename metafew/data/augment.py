@@ -1,4 +1,4 @@
-"""Random views of images: parameters are drawn on the host, for each image, and applied to batches on the device."""
+"""Random views of images, drawn for each image on the CPU and applied to batches on the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class View(Protocol):
     """A random transformation of images.
 
     Attributes:
-        size: number of parameters of an image.
+        size: number of parameters per image.
     """
 
     size: int
@@ -70,13 +70,12 @@ class Affine:
         return np.concatenate([inverse, -inverse @ shift[:, :, None]], -1).reshape(count, 6)
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the transformed images."""
         grid = F.affine_grid(parameters.view(-1, 2, 3).to(images.dtype), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
 
 class Crop:
-    """A random crop of the zero-padded image, of its original size: a shift by whole pixels along each axis.
+    """A random crop of the zero-padded image to its original size: a shift by an integer number of pixels per axis.
 
     Args:
         padding: width of the padding, in pixels.
@@ -93,13 +92,12 @@ class Crop:
         return rng.integers(0, 2 * self.padding + 1, (len(classes), 2))
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the crops."""
         padded = F.pad(images, [self.padding] * 4)
         top, left = parameters.long().view(-1, 2, 1).unbind(1)
         rows = top + torch.arange(images.shape[2], device=images.device)
         columns = left + torch.arange(images.shape[3], device=images.device)
         image = torch.arange(len(images), device=images.device)
-        # Indices with a slice between them put the channels last.
+        # Indexing with tensors on both sides of a slice moves the sliced axis, the channels, to the end.
         return padded[image.view(-1, 1, 1), :, rows.unsqueeze(2), columns.unsqueeze(1)].movedim(-1, 1)
 
 
@@ -109,24 +107,23 @@ class Flip:
     size = 1
 
     def draw(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
-        """Return 1 for images to be flipped and 0 for others."""
+        """Return 1 for images to flip and 0 for the others."""
         return rng.integers(0, 2, (len(classes), 1))
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the images, flipped or not."""
         return torch.where(parameters.view(-1, 1, 1, 1) > 0, images.flip(-1), images)
 
 
 class Colour:
-    """Random brightness, then contrast, then saturation, each by a factor uniform in ``1 - x .. 1 + x``.
+    """Random brightness, then contrast, then saturation, each by a factor uniform in ``[1 - x, 1 + x]``.
 
     Brightness multiplies the image, contrast its difference from the mean of its grey image, and saturation its
     difference from its grey image. Values are clipped to [0, 1]. (Lee et al. 2019 apply the three in random order.)
 
     Args:
-        brightness: ``x`` of the brightness.
-        contrast: ``x`` of the contrast.
-        saturation: ``x`` of the saturation, which has no effect on grey images.
+        brightness: ``x`` for brightness.
+        contrast: ``x`` for contrast.
+        saturation: ``x`` for saturation, which has no effect on grey images.
     """
 
     size = 3
@@ -140,11 +137,9 @@ class Colour:
             )
 
     def draw(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
-        """Return the three factors."""
         return 1 + self.strengths * rng.uniform(-1, 1, (len(classes), 3))
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the recoloured images."""
         brightness, contrast, saturation = parameters.to(images.dtype).view(-1, 3, 1, 1, 1).unbind(1)
         images = (images * brightness).clamp(0, 1)
         mean = grey(images).mean((2, 3), keepdim=True)
@@ -163,7 +158,6 @@ class ClassTurn:
         return rng.integers(0, 4, len(distinct))[which][:, None]
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """Return the rotated images."""
         rotated = images
         for turns in (1, 2, 3):
             rotated = torch.where(parameters.view(-1, 1, 1, 1) == turns, images.rot90(turns, (2, 3)), rotated)
@@ -171,10 +165,10 @@ class ClassTurn:
 
 
 class Chain:
-    """Views applied one after the other.
+    """A composition of views.
 
     Args:
-        views: the views, in order.
+        views: the views, in the order in which they are applied.
     """
 
     def __init__(self, views: Sequence[View]):
@@ -196,11 +190,11 @@ class Chain:
 
 
 class Augmentation:
-    """Views of the images of some splits, in addition to the jitter that is part of the data.
+    """Views of the images of some splits, in addition to the jitter that is part of a dataset.
 
     Args:
         splits: which of train, val and test are augmented.
-        views: the views by name, in order; None stands for no view.
+        views: the views by name, in the order in which they are applied; None disables one.
     """
 
     def __init__(self, splits: str | Sequence[str], views: Mapping[str, View | None]):
@@ -213,7 +207,7 @@ class Augmentation:
         self.views = [view for view in views.values() if view is not None]
 
     def check_applicable(self, split: str, image_size: int, categories: Sequence[Category]) -> None:
-        """Raise UsageError if the views do not suit the images of a split."""
+        """Raise UsageError if the views cannot be applied to the images of a split."""
         if split not in self.splits or not self.views:
             return
         if image_size == 1:
@@ -225,7 +219,7 @@ class Augmentation:
             )
 
     def chain(self, split: str, jitter: View | None) -> Chain | None:
-        """Return all views of a split's images, the data's own ``jitter`` first; None if there are none."""
+        """Return all views of a split's images, starting with the dataset's ``jitter``; None if there are none."""
         views = self.views if split in self.splits else []
         if jitter is not None:
             views = [jitter, *views]

@@ -22,16 +22,16 @@ from metafew.episode import Episode
 
 
 class MetaBatches(Dataset):
-    """The meta-batches of a sampler, as one of several processes loads them.
+    """The part of a sampler's meta-batches that one process loads.
 
     Batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W`` takes every ``W``-th from the
-    ``r``-th on. In evaluation there is at least one task for each rank.
+    ``r``-th on. A meta-batch has at least one task for each rank.
 
     Args:
         sampler: draws the tasks.
-        rank: number of this process.
+        rank: rank of this process.
         world: number of processes.
-        tasks: tasks of a meta-batch, or None for the number in the sampler's specification.
+        tasks: number of tasks in a meta-batch; None takes that of the sampler's specification.
     """
 
     def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
@@ -47,7 +47,7 @@ class MetaBatches(Dataset):
 
 
 class InOrder(data.Sampler):
-    """The numbers ``start .. count - 1``; its length includes those before, as Lightning expects of a resumed run."""
+    """The indices ``start .. count - 1``; its length is ``count``, as Lightning expects of a resumed run."""
 
     def __init__(self, count: int, start: int):
         self.count, self.start = count, start
@@ -60,27 +60,27 @@ class InOrder(data.Sampler):
 
 
 class TaskModule(Protocol):
-    """What a LightningModule offers to the data of its tasks."""
+    """What :class:`FewShot` requires of the LightningModule."""
 
     @property
     def dtype(self) -> torch.dtype: ...
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
-        """Return how many tasks of ``sampler`` are evaluated in a step."""
+        """Return how many tasks of ``sampler`` are evaluated in one step."""
         ...
 
 
 class FewShot(pl.LightningDataModule):
-    """Tasks for fitting, validation and testing.
+    """Provide the tasks for training, validation and testing.
 
     Args:
-        source: where the images come from.
+        source: the dataset.
         train: training tasks, or minibatches.
         val: validation tasks.
-        test: the tasks of each test, on the same classes and queries.
+        test: the tasks of each test; all tests have the same classes and queries.
         augmentation: views of the images, in addition to those that are part of the data.
-        cache: folder of the stores.
-        num_workers: processes that draw tasks ahead.
+        cache: the folder of the stores.
+        num_workers: number of processes that load tasks in advance; 0 loads them in the main process.
         analyzed: the tasks that a checkpoint is analyzed on, or None.
     """
 
@@ -101,21 +101,18 @@ class FewShot(pl.LightningDataModule):
         self._folders: dict[Source, Path] = {}
 
     def prepare_data(self) -> None:
-        """Build the stores, in one process of each machine."""
+        """Build the stores; Lightning calls this in one process of each machine."""
         for source in self.source.all_components():
             build(source, self.cache)
 
     def train_dataloader(self) -> DataLoader:
-        """Return the meta-batches of training."""
         start = self._attached_trainer.global_step * self._attached_trainer.accumulate_grad_batches
         return self._loader(self.sampler(self.train), start=start)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the meta-batches of validation."""
         return self._evaluation_loader(self.val)
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Return the meta-batches of each test."""
         return [self._evaluation_loader(spec) for spec in self.test]
 
     def predict_dataloader(self) -> DataLoader:
@@ -124,7 +121,7 @@ class FewShot(pl.LightningDataModule):
         return self._loader(self.sampler(self.analyzed))
 
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
-        """Return a task of the first test, ready for a model in ``dtype``, on the CPU."""
+        """Return a task of the first test as the input of a model in ``dtype``, on the CPU."""
         (episode,) = self.sampler(self.test[0]).batch([number])
         return to_model_input(episode, dtype)
 
@@ -155,7 +152,7 @@ class FewShot(pl.LightningDataModule):
         return cast(TaskModule, self._attached_trainer.lightning_module)
 
     def _evaluation_loader(self, spec: TaskSpec) -> DataLoader:
-        """Return the tasks of ``spec``, as many in a step as the learner requests."""
+        """Return a loader of the tasks of ``spec``, with as many per step as the LightningModule requests."""
         sampler = self.sampler(spec)
         return self._loader(sampler, self._module.tasks_of_a_step(sampler))
 
@@ -169,7 +166,7 @@ class FewShot(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=ignore_signals,
-            # Otherwise the loader draws from the stream of dropout, more often with fewer workers.
+            # The default is the global generator, which dropout uses too, and the draws depend on num_workers.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
@@ -180,7 +177,7 @@ class FewShot(pl.LightningDataModule):
 
 
 def ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker: they reach all processes of a job, and the main one ends its workers."""
+    """Ignore SIGINT and SIGTERM in a worker: all processes of a job receive them, and the main one ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,8 +1,9 @@
-"""Downloads: verified files, resumed after a cut, from the first mirror that has them.
+"""Download files from mirrors, resuming interrupted downloads and verifying checksums.
 
-pooch verifies a file and moves it into place. Its own `HTTPDownloader` cannot replace `ResumingDownloader`: it always
-starts at the first byte, and its file is deleted when the connection breaks. Given a Range header and the file so far,
-it could not tell a server that resumes from one that sends everything again, and the last bytes before a cut are lost.
+pooch verifies a file and moves it into place. Its ``HTTPDownloader`` cannot replace :class:`ResumingDownloader`: it
+always starts at the first byte, and its file is deleted when the connection breaks. Given a Range header and the
+partial file, it would not distinguish a server that resumes from one that starts over, and would lose the last bytes
+before an interruption.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Remote(NamedTuple):
     """A file on the web.
 
     Attributes:
-        name: Its name on disk.
-        urls: Complete addresses, tried in this order.
-        checksum: 'md5:...' or 'sha256:...'; None if nobody publishes one, so that only the number of bytes is checked.
-        size: Bytes, in case a server does not send the length.
+        name: its name on disk.
+        urls: complete addresses, tried in this order.
+        checksum: ``md5:...`` or ``sha256:...``; None if none is published, in which case only the size is checked.
+        size: number of bytes, used if a server does not send the length.
     """
 
     name: str
@@ -50,25 +51,25 @@ class Remote(NamedTuple):
 
 
 class CutOffError(Exception):
-    """A server stopped sending. The message says after how many bytes."""
+    """A server stopped sending; the message gives the number of bytes received."""
 
 
 def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
-    """Return the path of a file in `folder`, after downloading it if it is missing.
+    """Return the path of a file in ``folder``, downloading it first if it is missing.
 
-    The file gets its name once it is complete and verified. Until then it is a hidden file, which the next attempt
-    resumes. Processes that need the same file wait for the first.
+    An incomplete download is a hidden file, which the next attempt resumes; it is renamed once it is complete and
+    verified. Processes that need the same file wait for the first.
 
     Args:
-        folder: Where the file belongs; created if necessary.
-        remote: The file.
-        download: Whether it may be downloaded.
-        dataset: The choice of `dataset` that needs it.
+        folder: the folder of the file, created if necessary.
+        remote: the file.
+        download: whether it may be downloaded.
+        dataset: the value of ``dataset`` that needs it, for error messages.
 
     Raises:
-        UsageError: Downloading is forbidden or failed.
+        UsageError: if the file is missing, and downloading it is forbidden or failed.
     """
-    folder = folder.absolute()  # pooch would expand '~'
+    folder = folder.absolute()  # pooch would expand ~
     path = folder / remote.name
     if path.is_file():
         return path
@@ -85,7 +86,7 @@ def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
 
 
 def fetch(folder: Path, remote: Remote) -> str | None:
-    """Download a file into `folder` unless it is there; return what prevented it, or None."""
+    """Download a file into ``folder`` unless it exists; return why that failed, or None."""
     unwritable = f"that folder cannot be written, so {' or '.join(remote.urls)} was not downloaded"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def fetch(folder: Path, remote: Remote) -> str | None:
 
 
 def try_mirrors(folder: Path, remote: Remote) -> str | None:
-    """Download a file from the first mirror that has it; return what went wrong at each, or None."""
+    """Download a file from the first mirror that has it; return why each of them failed, or None."""
     part = folder / f".{remote.name}.part"
     waiting, failures = deque(remote.urls), []
     while waiting:
@@ -108,11 +109,11 @@ def try_mirrors(folder: Path, remote: Remote) -> str | None:
             return None
         except (requests.RequestException, CutOffError) as error:
             failures.append(f"{url} ({explain(error)})")
-        except OSError as error:  # of this machine, so another mirror would not help
+        except OSError as error:  # a local error, which every mirror would raise
             failures.append(f"{url} ({explain(error)})")
             break
         except ValueError:  # pooch: the checksum differs, and the file is deleted
-            if resumed:  # its first part may be to blame
+            if resumed:  # the partial file may be damaged, or of another version
                 waiting.appendleft(url)
             else:
                 failures.append(f"{url} (checksum differs)")
@@ -123,21 +124,21 @@ class ResumingDownloader:
     """A downloader for pooch that resumes where an earlier attempt was cut off.
 
     Args:
-        part: The file that collects the bytes.
-        remote: The file to download.
+        part: the partial file.
+        remote: the file to download.
     """
 
     def __init__(self, part: Path, remote: Remote):
         self.part, self.remote = part, remote
 
     def __call__(self, url: str, output: str, _: Any) -> None:
-        """Append the missing bytes to the part, and rename it to `output` once it is complete.
+        """Append the missing bytes to the partial file, and rename it to ``output`` once it is complete.
 
         Raises:
-            CutOffError: The server stopped early.
-            OSError: The disk is full, or the server cannot be reached or refuses (`requests.RequestException`).
+            CutOffError: if the server stops early.
+            OSError: if the disk is full, or the server cannot be reached or refuses (``requests.RequestException``).
         """
-        # Without a checksum nobody would notice that the part is of another version.
+        # Without a checksum, a partial file of another version would go unnoticed.
         held = self.part.stat().st_size if self.remote.checksum and self.part.exists() else 0
         with request(url, held) as response:
             start = held if response.status_code == requests.codes.partial_content else 0
@@ -150,12 +151,12 @@ class ResumingDownloader:
         os.replace(self.part, output)
 
     def _receive(self, response: requests.Response, start: int, total: int | None) -> None:
-        """Write the body after the first `start` bytes of the part."""
+        """Write the body after the first ``start`` bytes of the partial file."""
         with open(self.part, "ab" if start else "wb") as file, Progress(*COLUMNS, transient=True) as progress:
             task = progress.add_task(self.remote.name, total=total, completed=start)
             try:
-                # Not response.iter_content: it loses the last bytes before a cut, and decodes a .tar.gz that the server
-                # calls a tar in gzip encoding.
+                # Not response.iter_content: it loses the last bytes before an interruption, and decompresses a .tar.gz
+                # that the server declares to be a tar file with gzip encoding.
                 for chunk in response.raw.stream(CHUNK, decode_content=False):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
@@ -166,7 +167,7 @@ class ResumingDownloader:
 
 
 def request(url: str, start: int) -> requests.Response:
-    """Request a file from byte `start` on, or all of it if the server has no such byte."""
+    """Request a file from byte ``start`` on, or all of it if the server has no such byte."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     if start and response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -177,7 +178,7 @@ def request(url: str, start: int) -> requests.Response:
 
 
 def explain(error: Exception) -> str:
-    """Return in a few words why a download failed."""
+    """Return a short reason for a failed download."""
     match error:
         case requests.HTTPError(response=requests.Response(status_code=status)):
             return str(status)

@@ -1,4 +1,4 @@
-"""Minibatches of classical training, cut into chunks. Chunk ``i`` is a pure function of (seed, split, i)."""
+"""Minibatches of classical training, divided into chunks. Chunk ``i`` is a pure function of (seed, split, i)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Minibatches:
 
     Attributes:
         split: ``train``.
-        size: images of one minibatch, over all processes.
-        tasks: equal chunks that a minibatch is cut into; each is a task to every norm.
-        total: number of chunks in all.
+        size: number of images in a minibatch, over all processes.
+        tasks: number of equal chunks in a minibatch; normalization treats each as a task.
+        total: total number of chunks.
         seed: seed of the sequence of chunks.
         pairs: whether a chunk consists of pairs of classes with two images each, as regularizers on features need.
     """
@@ -76,7 +76,7 @@ class Minibatches:
 
 
 class MinibatchSampler(Sampler):
-    """Draws chunks: tasks of all classes of the split, whose rows are all support.
+    """Draw chunks: tasks with all classes of the split, whose rows are all support.
 
     Without pairs, chunks are consecutive parts of an endless sequence of epochs, each a permutation of all images of
     the split; an epoch may end within a chunk. With pairs, each chunk draws its classes, all different, and two images
@@ -84,7 +84,7 @@ class MinibatchSampler(Sampler):
 
     Args:
         split: the images.
-        spec: what chunks look like.
+        spec: the minibatches that the chunks are part of.
         views: random views of the images, or None.
     """
 
@@ -123,7 +123,7 @@ class MinibatchSampler(Sampler):
         return self.rows[order], self.classes[order]
 
     def _epoch(self, number: int) -> np.ndarray:
-        """Return the order of all images in an epoch; the latest is cached, as chunks mostly come in order."""
+        """Return the order of all images in an epoch; the latest is cached, since chunks mostly come in order."""
         if self._latest[0] != number:
             # A child stream, which differs from the stream of every chunk.
             stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split]], spawn_key=(number,))

@@ -1,4 +1,4 @@
-"""Checks of single options."""
+"""Validate the values of options."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class DrawnRows(NamedTuple):
 
     Attributes:
         rows: ``(n,)`` rows of the split's images.
-        classes: ``(n,)`` classes of the split that they are drawn for, which determine their rotation.
+        classes: ``(n,)`` classes of the images in the split, which determine their rotation.
         labels: ``(n,)`` int64.
         views: ``(n, k)`` parameters of their views; ``k`` is 0 without views.
     """
@@ -37,11 +37,11 @@ class DrawnTask(NamedTuple):
     """A task before its images are read.
 
     Attributes:
-        support: examples given.
-        query: examples to be labelled.
+        support: the labelled examples.
+        query: the examples to label.
         way: number of classes.
-        index: the number of the task.
-        source: the number of its dataset, in a mixture of several.
+        index: index of the task in its split.
+        source: index of its dataset, in a mixture of several.
     """
 
     support: DrawnRows
@@ -52,19 +52,19 @@ class DrawnTask(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What tasks must have in common to be stacked."""
+        """What tasks must have in common to be stacked: way, support size, query size and source."""
         return self.way, len(self.support.rows), len(self.query.rows), self.source
 
 
 class Sampler:
-    """Draws the tasks of a split.
+    """Draw the tasks of a split.
 
     A task draws its classes, then for each class its queries, then its support, so that queries do not depend on the
-    shot and an ``n``-shot support is part of the ``n+1``-shot one.
+    shot and an ``n``-shot support is a subset of the ``n+1``-shot one.
 
     Args:
         split: the images.
-        spec: what tasks look like.
+        spec: the shape, number and seed of the tasks.
         views: random views of the images, or None.
     """
 
@@ -97,7 +97,7 @@ class Sampler:
         )
 
     def _read(self, drawn: Sequence[DrawnRows]) -> tuple[Labelled, torch.Tensor, torch.Tensor]:
-        """Return the support or query of some tasks: images and labels, ids of the images, and view parameters."""
+        """Read the support or query of several tasks: images and labels, ids of the images, and parameters of views."""
         rows, classes, labels, views = (np.stack(fields) for fields in zip(*drawn, strict=True))
         turns = self.split.turns[classes]
         return (
@@ -139,7 +139,7 @@ class Sampler:
         return classes, self.spec.query, np.full(way, shot)
 
     def _draw_natural_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
-        """Draw the same as Meta-Dataset does (Triantafillou et al. 2020, section 3 and appendix): classes of one group.
+        """Draw the same as in Meta-Dataset (Triantafillou et al. 2020, section 3 and appendix): classes of one group.
 
         With ``n_c`` the images of class ``c``: ``q = min(query, floor(min n_c / 2))`` queries of each class; support
         size ``S = min(support, sum_c ceil(beta min(100, n_c - q)))`` with ``beta ~ U(0, 1]``; shots
@@ -160,19 +160,19 @@ class Sampler:
 
     @cached_property
     def _groups(self) -> list[np.ndarray]:
-        """The classes of each group that has enough of them for a task with natural shots."""
+        """The classes of each group that has enough classes for a task with natural shots."""
         return class_groups(self.split.groups, self.spec.bounds("way")[0])
 
 
 class MixtureSampler(Sampler):
-    """Draws tasks from several datasets, each task from one of them.
+    """Draw tasks from several datasets, each task from one of them.
 
-    Training draws the dataset, with equal chances. Evaluation takes the datasets by turns, so that each is measured on
-    the tasks that it would have by itself, whatever else is in the mixture.
+    Training draws the dataset of a task uniformly. Evaluation cycles through the datasets, so that each is evaluated on
+    the same tasks as without the others.
 
     Args:
-        samplers: one for each dataset.
-        spec: what tasks look like.
+        samplers: the sampler of each dataset.
+        spec: the shape, number and seed of the tasks.
     """
 
     def __init__(self, samplers: Sequence[Sampler], spec: TaskSpec):
@@ -188,5 +188,5 @@ class MixtureSampler(Sampler):
         return self.samplers[number].draw(own)._replace(index=index, source=number)
 
     def stack(self, tasks: Sequence[DrawnTask]) -> Episode:
-        """Return tasks of one shape, and so of one dataset, as one episode."""
+        """Return tasks of one shape, and therefore of one dataset, as one episode."""
         return self.samplers[tasks[0].source].stack(tasks)

@@ -1,4 +1,4 @@
-"""Images on disk: one memory-mapped array for each split, and an index of its classes."""
+"""Store images on disk: a memory-mapped array for each split, and an index of its classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = 2
 
 
 def store_root(cache_dir: str | None) -> Path:
-    """Return the folder of all stores: ``cache_dir``, or else one in the user's cache."""
+    """Return the folder of all stores: ``cache_dir``, or by default a folder in the user's cache."""
     return Path(cache_dir or pooch.os_cache("metafew"))
 
 
@@ -37,11 +37,11 @@ def store_folder(source: Source, root: Path) -> Path:
 def build(source: Source, root: Path) -> Path:
     """Build the store of ``source`` below ``root`` unless it exists, and return its folder.
 
-    Images are written to a temporary folder, which is renamed when complete: a killed build leaves nothing under the
-    final name. Of processes that start together, one builds and the others wait.
+    Images are written to a temporary folder, which is renamed once it is complete: an interrupted build leaves nothing
+    under the final name. If several processes start together, one builds and the others wait.
 
     Raises:
-        UsageError: if the images could not be stored.
+        UsageError: if the images cannot be read or stored.
     """
     path = store_folder(source, root)
     if path.exists():
@@ -93,7 +93,7 @@ def _write_split(folder: Path, split: str, categories: Sequence[Category], sourc
     shape = (source.channels, source.image_size, source.image_size)
     images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
     with (folder / f"{split}.npy").open("wb") as file:
-        # Written one by one, because the pages of a memory map would count as memory in use.
+        # Written one by one, because the pages of a memory map would count as memory used by the process.
         header = {"descr": np.dtype(source.dtype).str, "fortran_order": False, "shape": (len(rows), *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for _, image in zip(rows, images, strict=True):
@@ -104,7 +104,7 @@ def _write_split(folder: Path, split: str, categories: Sequence[Category], sourc
 
 
 def verify(folder: Path) -> None:
-    """Raise UsageError if the images of a store are not those that were written."""
+    """Raise UsageError if the images of a store have changed since they were written."""
     for split, description in json.loads((folder / "store.json").read_text(encoding="utf-8"))["splits"].items():
         if pooch.file_hash(folder / f"{split}.npy") != description["sha256"]:
             raise UsageError(f"the {split} images in {folder} have changed since they were written: delete that folder")
@@ -116,14 +116,14 @@ class Split:
     Args:
         folder: a store.
         split: ``train``, ``val`` or ``test``.
-        channels: what images are converted to: 1 or 3; None leaves them unchanged.
+        channels: number of channels to convert images to, 1 or 3; None leaves them unchanged.
 
     Attributes:
         images: ``(n, c, h, w)``, memory-mapped.
         names: the name of each class.
         groups: the group of each class.
         rows: the rows of the images of each class.
-        turns: ``(classes,)`` quarter turns to apply to the images of each class.
+        turns: ``(classes,)`` numbers of quarter turns to apply to the images of each class.
     """
 
     def __init__(self, folder: Path, split: str, channels: int | None = None):
@@ -136,7 +136,7 @@ class Split:
         self.turns = np.asarray([c["turns"] for c in classes])
 
     def ids(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Return a number for each image that is unique, in the split, to the image and its rotation."""
+        """Return an integer for each image that identifies the image and its rotation within the split."""
         return rows + turns * len(self.images)
 
     def gather(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
@@ -150,12 +150,12 @@ class Split:
         if self.channels > images.shape[-3]:
             images = images.repeat(self.channels, axis=-3)
         elif self.channels < images.shape[-3]:
-            images = np.stack([luma(task) for task in images])  # task by task, as products take 8 times the memory
+            images = np.stack([luma(task) for task in images])  # one by one: the products are float64, 8 times as large
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images
 
 
 def luma(images: np.ndarray) -> np.ndarray:
-    """Return images ``(..., 1, h, w)`` of the luma of colour images ``(..., 3, h, w)``."""
+    """Return the luma ``(..., 1, h, w)`` of colour images ``(..., 3, h, w)``."""
     return np.rint(np.tensordot(images, LUMA, (-3, 0)))[..., None, :, :].astype(images.dtype)

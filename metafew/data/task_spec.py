@@ -1,4 +1,4 @@
-"""What the tasks of a split look like, and whether a dataset has enough classes and images for them."""
+"""Specify the tasks of a split, and check that a dataset has enough classes and images for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metafew.data.sources import Category
 from metafew.errors import UsageError
 
 NATURAL = "natural"
-"""The shot of Meta-Dataset's tasks, drawn for each class according to the number of its images."""
+"""The shot of Meta-Dataset's tasks, drawn for each class, roughly in proportion to the number of its images."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class TaskSpec:
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
-        way: classes of a task: a number, or ``"a..b"`` for one drawn uniformly for each task.
-        shot: support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is at most
-            the number of classes there are and whose shots differ from class to class.
-        query: query images of each class; with natural shots the largest number.
-        tasks: tasks in one meta-batch, over all processes; evaluation on cached features may take more at once.
-        total: number of tasks in all.
+        way: number of classes in a task, or ``"a..b"`` for a number drawn uniformly for each task.
+        shot: number of support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is
+            at most the number of classes in the group and whose shots differ from class to class.
+        query: number of query images of each class; with natural shots the largest number.
+        tasks: number of tasks in a meta-batch, over all processes; evaluation on cached features may use more.
+        total: total number of tasks.
         seed: seed of the sequence of tasks.
         support: largest number of support images of a task with natural shots.
     """

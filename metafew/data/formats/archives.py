@@ -1,9 +1,9 @@
-"""Archives: zip and tar files, of which only ordinary files are extracted, up to a number of bytes.
+"""Read zip and tar files, accepting only ordinary files up to a size limit.
 
-`tarfile.data_filter` does not replace these checks. It accepts links within the folder, extracts '/x' as 'x', and
-passes a name such as 'C:x' where it is a file name; `zipfile` renames members that would lie outside. The archives of a
-data set have no such members, so one that does is refused. Neither library limits the sum of all sizes, but both
-read no more of a member than the size that it declares.
+``tarfile.data_filter`` does not replace these checks. It accepts links within the folder, extracts ``/x`` as ``x``, and
+accepts a name such as ``C:x`` on systems where it is a file name; ``zipfile`` renames members that would lie outside.
+The archives of datasets have no such members, so any that has one is refused. Neither library limits the total size,
+but both read no more of a member than its declared size.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Member(NamedTuple):
     """A file in an archive.
 
     Attributes:
-        name: Its path in the archive.
-        size: Its declared number of bytes.
-        ordinary: Whether it is a file, and not a link or a device.
-        open: Opens it for reading.
+        name: its path in the archive.
+        size: its declared number of bytes.
+        ordinary: whether it is a file, and not a link or a device.
+        open: opens it for reading.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Member(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> None:
-    """Extract an archive into `folder` atomically, unless the folder exists.
+    """Extract an archive into ``folder`` atomically, unless the folder exists.
 
-    Files get the permissions of new files, whatever the archive says.
+    Permissions in the archive are ignored: files have those of new files.
 
     Args:
-        archive: A .zip, .tar, .tar.gz or .tgz file.
-        folder: The folder to create.
-        limit: Bytes that all files together may have.
+        archive: a .zip, .tar, .tar.gz or .tgz file.
+        folder: the folder to create.
+        limit: largest total size of the files, in bytes.
 
     Raises:
-        UsageError: The archive is damaged or encrypted, has more than `limit` bytes, or has a member that is not an
-            ordinary file below `folder`; or the disk is full.
+        UsageError: if the archive is damaged or encrypted, its files exceed ``limit``, or a member is not an ordinary
+            file below ``folder``; or if the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,9 +82,9 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
 
 
 def extract(archive: Path, folder: Path, limit: int) -> None:
-    """Write the members of an archive into a temporary folder, and rename it to `folder`."""
+    """Write the members of an archive into a temporary folder, and rename it to ``folder``."""
     unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted process
     try:
         unfinished.mkdir()
         for member in members(archive):
@@ -105,12 +105,12 @@ def read(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
     """Return the contents of members of an archive, in one pass through it.
 
     Args:
-        archive: A .zip, .tar, .tar.gz or .tgz file.
-        names: The paths of the members.
-        limit: Bytes that each of them may have.
+        archive: a .zip, .tar, .tar.gz or .tgz file.
+        names: the paths of the members.
+        limit: largest size of each of them, in bytes.
 
     Raises:
-        UsageError: The archive is damaged or encrypted, or has no such files of at most `limit` bytes.
+        UsageError: if the archive is damaged or encrypted, a member is missing, or one has more than ``limit`` bytes.
     """
     requested, found = {PurePosixPath(name): name for name in names}, {}
     for member in members(archive):
@@ -123,10 +123,10 @@ def read(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
 
 
 def members(archive: Path) -> Iterator[Member]:
-    """Yield the members of a zip or tar file in their order, without its folders.
+    """Yield the members of a zip or tar file in order, except folders.
 
     Raises:
-        UsageError: The archive is damaged.
+        UsageError: if the archive is damaged.
     """
     try:
         yield from (zip_members if archive.suffix.lower() == ".zip" else tar_members)(archive)
@@ -154,7 +154,7 @@ def tar_members(archive: Path) -> Iterator[Member]:
         file.fileobj.seek(file.offset)  # where tarfile stopped: at the end or, without an error, at a damaged header
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"cut off or damaged after {file.offset} bytes")
-        while file.fileobj.read(CHUNK):  # up to the checksum of gzip
+        while file.fileobj.read(CHUNK):  # to the end, where gzip verifies the checksum
             pass
 
 
@@ -169,7 +169,7 @@ def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
     """Yield a member in chunks.
 
     Raises:
-        UsageError: It is not an intact, ordinary file of at most `limit` bytes.
+        UsageError: if it is not an intact, ordinary file of at most ``limit`` bytes.
     """
     if not member.ordinary:
         raise refusal(archive, member, "is a link or a device")
@@ -184,7 +184,7 @@ def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
 
 
 def refusal(archive: Path, member: Member, fault: str) -> UsageError:
-    """Return the error that names a member and what is wrong with it."""
+    """Return a UsageError that names a member and its fault."""
     return UsageError(
         f"expected {archive} to contain only intact ordinary files, but {member.name} {fault}: replace the archive"
     )

@@ -1,4 +1,4 @@
-"""Arrays of images with labels: in memory, in .npz files and in pickles."""
+"""Read arrays of images with labels: in memory, in .npz files and in pickles."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class LabelledFile(NamedTuple):
     """The content of a file of images and labels.
 
     Attributes:
-        images: loads the images.
+        images: a function that loads the images.
         labels: ``(n,)`` integers or strings.
-        names: the class name of each label, if the file has any.
+        names: the class name of each label, or None if the file has none.
     """
 
     images: Callable[[], ImageSequence]
@@ -44,7 +44,7 @@ class Arrays:
     Args:
         images: uint8 ``(n, h, w)`` or ``(n, h, w, 1 or 3)``, or any sequence of images such as a memory-mapped array or
             a list of encoded images; or a function that loads it. Each :meth:`open` calls the function, and releases
-            what it loaded after the last image.
+            its result after the last image.
         labels: ``(n,)`` integers or strings.
         names: the class name of each label; None takes the labels themselves.
         files: the files that the images come from.
@@ -115,7 +115,7 @@ def npz_images(file: Path) -> Callable[[], np.ndarray]:
 def read_pickle(file: Path) -> LabelledFile:
     """Read a pickled dictionary of images and labels, under the same names as in an .npz file.
 
-    Labels are an array, with class names in ``catname2label`` if at all, or the rows of each class in ``class_dict``.
+    Labels are an array, optionally with class names in ``catname2label``, or the rows of each class in ``class_dict``.
     """
     content = read_dictionary(file)
     kind = "images with one label each, or a place in class_dict"

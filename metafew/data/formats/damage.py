@@ -1,4 +1,4 @@
-"""One message for files that cannot be read."""
+"""Report damaged files to the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metafew.errors import UsageError
 def explain_damage(
     name: object, kind: str, *errors: type[Exception], advice: str = "replace it with a good copy"
 ) -> Iterator[None]:
-    """Raise UsageError, saying that ``name`` cannot be read as ``kind``, if the body raises one of ``errors``."""
+    """Convert ``errors`` raised in the body into a UsageError that ``name`` cannot be read as ``kind``."""
     try:
         yield
     except UsageError:

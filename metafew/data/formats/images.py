@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from metafew.errors import UsageError
 
 FITS = ("crop", "stretch")
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")  # others start programs, as EPS does
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")  # others run external programs, as EPS does
 
 
 def decode(file: Path | BinaryIO, name: str) -> Image.Image:
@@ -30,7 +30,7 @@ def decode(file: Path | BinaryIO, name: str) -> Image.Image:
     try:
         content = file.read_bytes() if isinstance(file, Path) else file.read()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
+            warnings.simplefilter("ignore")  # such as those about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
@@ -39,11 +39,11 @@ def decode(file: Path | BinaryIO, name: str) -> Image.Image:
     except UnidentifiedImageError:
         problem = f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}" if content else "it is empty"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        problem = f"it claims more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+        problem = f"it declares more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     except Exception as error:  # decoders raise errors of any type
         problem = "it is damaged or forbidden: " + " ".join(f"{type(error).__name__}, {error}".split())[:200]
     else:
-        if image.mode != "LAB":  # which Pillow does not convert
+        if image.mode != "LAB":  # which Pillow cannot convert
             return image
         problem = "its colours are CIELAB, not RGB"
     raise UsageError(f"{name} cannot be read as an image ({problem}): replace it or take it out of the folder")
@@ -53,13 +53,13 @@ def to_pixels(image: Image.Image | np.ndarray, channels: int, size: int, fit: st
     """Convert an image to a square of a given size and number of channels.
 
     Transparent pixels become white. White is 65535 in 16-bit grey, as in PNG files, and in floating point the smallest
-    of 1, 255 and 65535 that no pixel exceeds. Images are resampled by a Lanczos filter, unless they have the size.
+    of 1, 255 and 65535 that no pixel exceeds. Images of another size are resampled by a Lanczos filter.
 
     Args:
         image: of any size and mode, or uint8 ``(h, w)`` or ``(h, w, 1, 3 or 4)``.
         channels: 1 (grey, weighted as in ITU-R BT.601) or 3 (red, green, blue).
         size: height and width of the result, in pixels.
-        fit: ``crop`` takes the largest square in the middle, ``stretch`` the whole image.
+        fit: ``crop`` takes the largest square in the middle, ``stretch`` resizes the entire image.
 
     Returns:
         uint8 ``(channels, size, size)``.
@@ -82,7 +82,7 @@ def to_pixels(image: Image.Image | np.ndarray, channels: int, size: int, fit: st
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale values of more than 8 bits to 0..255; Pillow's own conversion clips them at 255."""
+    """Scale values of more than 8 bits to 0..255, because Pillow's own conversion clips them at 255."""
     values = np.nan_to_num(np.asarray(image, np.float32), posinf=0.0, neginf=0.0)
     whites = (1, 255, 65535) if image.mode == "F" else (65535,)
     white = next((white for white in whites if values.max() <= white), 65535)

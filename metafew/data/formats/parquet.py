@@ -1,4 +1,4 @@
-"""Parquet files as written by Hugging Face: a column of encoded images and a column of labels."""
+"""Read parquet files as written by Hugging Face: a column of encoded images and a column of labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parquet:
             or else the only such column.
 
     Raises:
-        UsageError: if pyarrow is not installed, a file is damaged, or it has no such columns.
+        UsageError: if pyarrow is not installed, or a file is damaged or lacks such columns.
     """
 
     def __init__(self, files: Sequence[Path], label: str | None = None):
@@ -59,8 +59,8 @@ class Parquet:
     def open(self, keys: Sequence[tuple[int, int]]) -> Iterator[Image.Image]:
         """Read images in the order of ``keys``.
 
-        The rows of a class may lie anywhere. Each row group is read once, and the encoded images are kept in a
-        temporary file until they are due.
+        The rows of a class may be anywhere. Each row group is read once, and the encoded images are kept in a
+        temporary file until their turn comes.
 
         Raises:
             UsageError: if a file or an image is damaged.
@@ -122,7 +122,6 @@ def _image_column(schema: Schema, file: Path) -> str:
 
 
 def _label_column(schema: Schema, label: str | None, file: Path) -> str:
-    """Return the column of labels."""
     from pyarrow import types
 
     kinds = (types.is_integer, types.is_string, types.is_large_string)
@@ -133,7 +132,7 @@ def _label_column(schema: Schema, label: str | None, file: Path) -> str:
 def _choose_column(
     what: str, found: Sequence[str], usual: Sequence[str], override: str | None, schema: Schema, file: Path
 ) -> str:
-    """Return ``override`` if given, else the first found column of a usual name, else the only one found."""
+    """Return ``override`` if given, else the first column with a usual name, else the only one found."""
     candidates = [override] if override is not None else [*usual, *(found if len(found) == 1 else ())]
     chosen = next((name for name in candidates if name in found), None)
     if chosen is None:
@@ -146,7 +145,7 @@ def _choose_column(
 
 
 def _class_names(schema: Schema, column: str, values: Sequence[int | str | None]) -> dict[int | str, str]:
-    """Return the class name of each label."""
+    """Return the class name of each label: from the metadata of the ``datasets`` library, or else the label itself."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:

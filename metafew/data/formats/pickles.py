@@ -45,7 +45,7 @@ def unpickle(content: bytes | Path, name: str | None = None) -> Any:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler in Python, because that in C does not allow overriding :meth:`load_build`."""
+    """The pure-Python unpickler, because the one in C does not allow overriding :meth:`load_build`."""
 
     stack: list[Any]
 
@@ -54,7 +54,7 @@ class _Unpickler(pickle._Unpickler):
         self.name = name
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return an allowed global."""
+        """Return an allowed global; raises UsageError for any other."""
         if module == "__builtin__":  # of Python 2
             module, name = "builtins", PYTHON_2.get(name, name)
         module = module.replace("numpy.core.", "numpy._core.")  # of NumPy 1
@@ -65,8 +65,8 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """Set the state of an object that is an empty array, or a data type with a state as NumPy writes it.
 
-        NumPy trusts the flags in the state of a type: a type of objects that denies it would turn raw bytes into
-        pointers.
+        NumPy trusts the flags in the state of a data type: an object type without its object flag would turn raw bytes
+        into pointers.
         """
         state, target = self.stack[-1], self.stack[-2]
         if isinstance(target, np.dtype):
@@ -82,7 +82,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _raise_forbidden(self, what: str) -> NoReturn:
         raise UsageError(
-            f"expected only arrays, numbers, strings and containers in {self.name}, but it asks for {what}, which may "
+            f"expected only arrays, numbers, strings and containers in {self.name}, but it requests {what}, which may "
             "run code: save its content as an .npz file, or replace it"
         )
 

@@ -1,4 +1,4 @@
-"""Folders of image files: one folder for each class, or any folder with a list of files and their classes."""
+"""Read folders of image files: one folder for each class, or any folder with a list of files and their classes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Tree:
         if missing:
             raise UsageError(
                 f"expected {len(self.files)} listed files, but {missing[0]} is missing, the first of {len(missing)}: "
-                f"complete {root}, or take them out of the list"
+                f"complete {root}, or remove them from the list"
             )
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
@@ -58,14 +58,14 @@ class Tree:
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file or folder was made by the system, as .DS_Store, ._image.png and __MACOSX."""
+    """Return whether a file or folder is hidden or created by the system, such as .DS_Store or __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _scan(root: Path) -> Iterator[tuple[str, str]]:
     """Yield the image files in folders below ``root`` and the names of these folders, both relative to it."""
     for folder, below, files in os.walk(root, onerror=raise_unreadable, followlinks=True):
-        # A link to a folder that encloses it would be followed forever.
+        # Following a link to a folder that contains it would never end.
         below[:] = [name for name in below if not hidden(name) and not _encloses(os.path.join(folder, name), folder)]
         name = Path(folder).relative_to(root).as_posix()
         if name != ".":
@@ -73,7 +73,7 @@ def _scan(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _encloses(folder: str, path: str) -> bool:
-    """Return whether ``path`` is or lies in ``folder``, links resolved."""
+    """Return whether ``path`` is ``folder`` or lies in it, with links resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

@@ -1,4 +1,4 @@
-"""Sources of images: the protocol of a dataset, and one module for each dataset."""
+"""Datasets: their base class, and one module for each."""
 
 from metafew.data.sources.source import LUMA, SPLITS, Category, Source, shipped_split
 

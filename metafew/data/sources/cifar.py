@@ -48,7 +48,7 @@ class Cifar(Collected):
         raise NotImplementedError
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the images of both files as one collection, and the names of the classes of each split."""
+        """Return the images of both files as one collection, and the class names of each split."""
         files = [self.root / FOLDER / name for name in FILES]
         if not all(file.is_file() for file in files):
             files = [obtain(self.root, ARCHIVE, self.download, self.name)]
@@ -69,11 +69,11 @@ class Cifar(Collected):
         return [Arrays(images, fine, classes, files)], self.divide(superclass)
 
     def _load(self, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-        """Return the content of the authors' files, given either these files or the archive."""
+        """Return the content of the authors' files by name, given either these files or the archive."""
         if len(files) > 1:
             return {file.name: read_dictionary(file) for file in files}
         members = read(files[0], [f"{FOLDER}/{name}" for name in FILES], LIMIT)
-        # Popped, so that no file is in memory both pickled and not.
+        # Popped, so that only one file at a time is in memory both pickled and unpickled.
         return {
             name: read_dictionary(members.pop(f"{FOLDER}/{name}"), f"{FOLDER}/{name} in {files[0]}") for name in FILES
         }
@@ -82,7 +82,7 @@ class Cifar(Collected):
 def check_batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
     """Return the images ``(n, 3072)`` and labels of a file; raises UsageError if it lacks them."""
     kind = "data (uint8, 3072 for each image), fine_labels and coarse_labels"
-    with explain_damage(where, kind, KeyError, ValueError, advice=ADVICE):  # ValueError: rows of several lengths
+    with explain_damage(where, kind, KeyError, ValueError, advice=ADVICE):  # ValueError: rows of different lengths
         found = {key: np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels")}
         count, shapes = found["fine_labels"].size, [array.shape for array in found.values()]
         if shapes != [(count, 3072), (count,), (count,)] or found["data"].dtype != np.uint8:
@@ -96,7 +96,6 @@ class CIFARFS(Cifar):
     name = "cifar_fs"
 
     def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
-        """Return the classes that the authors drew."""
         return {split: [name for _, name in pairs] for split, pairs in shipped_split(self.name).items()}
 
 
@@ -106,7 +105,6 @@ class FC100(Cifar):
     name = "fc100"
 
     def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
-        """Return the classes of each split's superclasses."""
         return {
             split: [name for name, above in superclass.items() if above in superclasses]
             for split, superclasses in shipped_split(self.name).items()

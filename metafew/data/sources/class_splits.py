@@ -1,4 +1,4 @@
-"""Class splits, read from a file or drawn at random."""
+"""Read class splits from a file, or draw them at random."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], 
     Args:
         names: the existing classes.
         listing: a JSON file, ``{"train": [class, ...], "val": [...], "test": [...]}``, or a CSV file with a header and
-            the columns class and split. None draws the splits: the order of the draw depends only on the names and the
-            seed, and sizes follow the fractions by Adams' method of apportionment, with at least one class for each
-            fraction above 0.
-        fractions: of the classes, for each split.
-        seed: of the draw.
+            the columns class and split. None draws the splits: the draw depends only on the names and the seed, and
+            sizes follow the fractions by Adams' method of apportionment, with at least one class for each fraction
+            above 0.
+        fractions: fraction of the classes in each split.
+        seed: seed of the draw.
 
     Raises:
-        UsageError: if the file does not have this form or lists a class twice, or there are too few classes to draw.
+        UsageError: if the file has another form or lists a class twice, or there are too few classes to draw from.
     """
     if listing is not None:
         splits = read_json_splits(listing) if listing.suffix.lower() == ".json" else read_csv_splits(listing)

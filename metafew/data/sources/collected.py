@@ -1,4 +1,4 @@
-"""The base class of datasets whose images lie in files of a known format."""
+"""The base class of datasets whose images are in files of a supported format."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Collected(Source):
     Args:
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` the whole image.
+        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` resizes the entire image.
 
     Raises:
-        UsageError: if an option has another value.
+        UsageError: if an option has an invalid value.
     """
 
     def __init__(self, channels: int, image_size: int, fit: str):
@@ -39,19 +39,21 @@ class Collected(Source):
         self.channels, self.image_size, self.fit = channels, image_size, fit
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return collections, and the names of the classes of ``train``, ``val`` and ``test``.
+        """Return the collections, and the class names of ``train``, ``val`` and ``test``.
 
-        A class that is in several collections has the images of all of them. Raises UsageError if files are missing or
-        damaged.
+        A class that is in several collections has the images of all of them.
+
+        Raises:
+            UsageError: if files are missing or damaged.
         """
         raise NotImplementedError
 
     def group(self, name: str) -> str:
-        """Return the group of the class of this name."""
+        """Return the group of the class called ``name``; ``""`` if there are no groups."""
         return ""
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of each split; a key is the number of a collection and a key in it."""
+        """Return the classes of each split; a key is the index of a collection and a key in it."""
         return self._found[1]
 
     def fingerprint(self) -> str:

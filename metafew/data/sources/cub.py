@@ -28,12 +28,13 @@ LIMIT = 4 * 2**30  # bytes, unpacked
 
 
 class CUB(Collected):
-    """Birds as the authors distribute them, in CUB_200_2011/ or in CUB_200_2011.tgz, which is unpacked next to itself.
+    """Bird species, in the authors' CUB_200_2011/ or in CUB_200_2011.tgz, which is unpacked into the same folder.
 
     Args:
         root: the folder that holds either, or the unpacked folder itself.
-        split: ``hilliard`` (Hilliard et al. 2018): of the species in order, every second for training, the others for
-            validation and testing by turns: 100, 50 and 50. ``meta_dataset`` (Triantafillou et al. 2020): 140, 30, 30.
+        split: ``hilliard`` (Hilliard et al. 2018): of the species in order, every second for training, and the others
+            alternately for validation and testing: 100, 50 and 50. ``meta_dataset`` (Triantafillou et al. 2020): 140,
+            30 and 30.
         boxes: whether images are cropped to the birds' bounding boxes.
         image_size: height and width of the stored images, in pixels.
         download: whether a missing archive is downloaded into ``root``.
@@ -89,7 +90,7 @@ class CroppedTree:
     Args:
         tree: the images.
         file: the authors' list of boxes: number of the image, left, top, width and height in pixels.
-        images: the key of each number.
+        images: the key of each image, by number.
 
     Raises:
         UsageError: if an image has no box of four numbers.

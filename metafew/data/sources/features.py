@@ -1,4 +1,4 @@
-"""features: vectors computed by some network, instead of images."""
+"""features: precomputed feature vectors instead of images."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Features(Source):
 
     def __init__(self, root: str | None):
         if root is None or not Path(root).is_file():
-            came = "is not given" if root is None else f"{root} is not a file"
+            problem = "is not given" if root is None else f"{root} is not a file"
             raise UsageError(
-                f"expected an .npz file for dataset=features, but dataset.root {came}: type dataset.root=FILE.npz"
+                f"expected an .npz file for dataset=features, but dataset.root {problem}: type dataset.root=FILE.npz"
             )
         self.root = Path(root)
 
@@ -50,7 +50,7 @@ class Features(Source):
         return self._length_and_classes[0]
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of each split; a split that is not in the file has none.
+        """Return the classes of each split; a split that is missing from the file has none.
 
         Raises:
             UsageError: if the file does not have the expected arrays.

@@ -1,4 +1,4 @@
-"""folder: your own images in folders of classes, a list of files, or an .npz file, divided into splits by class."""
+"""folder: custom images in class folders, a list of files, or an .npz file, divided into splits by class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from metafew.errors import UsageError
 
 
 class Folder(Collected):
-    """Your own images.
+    """Custom images.
 
     Args:
         root: a folder with a folder of images for each class, at any depth. A class is named by its path in ``root``,
@@ -38,15 +38,15 @@ class Folder(Collected):
             :func:`~metafew.data.sources.class_splits.divide`. Classes that are not listed are not used. None draws the
             splits.
         labels: a CSV file, with a header, of file names in ``root`` and class names; None takes the folders.
-        fractions: of the classes for ``train``, ``val`` and ``test``, if splits are drawn.
+        fractions: fractions of the classes in ``train``, ``val`` and ``test``, if splits are drawn.
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` the whole image.
+        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
 
     Raises:
-        UsageError: if an option has an impossible value.
+        UsageError: if an option has an invalid value.
     """
 
     name = "folder"
@@ -70,7 +70,7 @@ class Folder(Collected):
         self.fractions, self.split_seed, self.invert = fractions, split_seed, invert
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the images, and the names of the classes of each split."""
+        """Return the images, and the class names of each split."""
         if self.root is None:
             raise UsageError("expected a folder of images for dataset=folder, got none: type dataset.root=DIR")
         arrays = self.root.suffix.lower() == ".npz"
@@ -113,7 +113,8 @@ def find_file(root: Path, option: str, name: str) -> Path:
         if path.is_file():
             return path
     raise UsageError(
-        f"expected a file in dataset.{option}, but {name} exists neither here nor in {root}: type dataset.{option}=FILE"
+        f"expected a file in dataset.{option}, but {name} exists neither in the working directory nor in {root}: type "
+        f"dataset.{option}=FILE"
     )
 
 
@@ -148,7 +149,7 @@ def read_arrays(file: Path) -> Arrays:
 
 
 def read_labels(file: Path) -> list[tuple[str, str]]:
-    """Read a CSV file of image files and classes; raises UsageError if it lists an image twice."""
+    """Read a CSV file of image files and classes; raises UsageError if it lists an image more than once."""
     rows = read_csv_pairs(file, "file and class")
     ((image, times),) = Counter(image for image, _ in rows).most_common(1)
     if times > 1:

@@ -18,7 +18,7 @@ STYLES = {
     "DejaVuSansMono": ("", "-Bold", "-BoldOblique", "-Oblique"),
     "DejaVuSerif": ("", "-Bold", "-BoldItalic", "-Italic"),
     "STIXGeneral": ("", "Bol", "BolIta", "Italic"),
-    "cm": ("b10", "mi10", "r10", "ss10", "tt10"),  # cmti10 came later, with matplotlib 3.11
+    "cm": ("b10", "mi10", "r10", "ss10", "tt10"),  # without cmti10, which matplotlib added in 3.11
 }
 FACES = tuple(family + style for family, styles in STYLES.items() for style in styles)
 MIN_DRAWINGS = 12  # of a letter
@@ -77,7 +77,7 @@ def font_path(face: str) -> Path:
 
 @cache
 def checksum(settings: str, files: tuple[Path, ...]) -> str:
-    """Return the checksum of settings and files, which a run asks for several times."""
+    """Return the checksum of settings and files; cached, because a run requests it several times."""
     digest = sha256(settings.encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -109,7 +109,7 @@ def draw(key: str, size: int) -> np.ndarray:
     """Draw one letter, centred, its longer side 5/7 of the image: uint8 ``(size, size)``, ink 255."""
     face, code = key.split("/")
     em = OVERSAMPLING * size
-    canvas = Image.new("L", (3 * em, 3 * em))  # room for the widest letters and their margin
+    canvas = Image.new("L", (3 * em, 3 * em))  # fits the widest letters and their margin
     ImageDraw.Draw(canvas).text((em, 2 * em), chr(int(code, 16)), 255, font(face, em), anchor="ls")
     box = canvas.getbbox()
     assert box is not None  # letters have ink
@@ -122,10 +122,11 @@ def draw(key: str, size: int) -> np.ndarray:
 def choose_letters(size: int = 28) -> dict[str, str]:
     """Choose the letters of ``train`` (60 %), ``val`` (15 %) and ``test`` (25 %) that ship with the package.
 
-    Candidates are letters, not modifier letters or compositions ('é', 'ﬁ'), that are in at least 12 typefaces and have
-    a different drawing in each. In the order of code points, a candidate is dropped if its drawing correlates above
-    ``LOOK_ALIKE`` with that of a letter kept before, in any typeface that has both. The kept letters are assigned to
-    the splits in the order of their SHA-256. This takes seconds, so :class:`Glyphs` reads the stored result.
+    Candidates are letters, except modifier letters and compositions ('é', 'ﬁ'), that are in at least 12 typefaces and
+    have a different drawing in each. In the order of code points, a candidate is dropped if its drawing correlates
+    above ``LOOK_ALIKE`` with that of an already kept letter, in any typeface that has both. The kept letters are
+    assigned to the splits in the order of their SHA-256. This takes seconds, so :class:`Glyphs` reads its stored
+    result.
     """
     candidates = (
         letter
@@ -147,6 +148,6 @@ def choose_letters(size: int = 28) -> dict[str, str]:
         if not similar[kept].any():
             kept.append(column)
     shuffled = sorted((letters[column] for column in kept), key=lambda letter: sha256(letter.encode()).digest())
-    val, test = round(0.60 * len(shuffled)), round(0.75 * len(shuffled))  # where they start
+    val, test = round(0.60 * len(shuffled)), round(0.75 * len(shuffled))  # where they begin
     splits = {"train": shuffled[:val], "val": shuffled[val:test], "test": shuffled[test:]}
     return {split: "".join(sorted(letters)) for split, letters in splits.items()}

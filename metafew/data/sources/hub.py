@@ -1,4 +1,4 @@
-"""hub: image classification datasets of the Hugging Face hub, and parquet files of the same form."""
+"""hub: image classification datasets of the Hugging Face hub, and local parquet files of the same form."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ REFUSED = (401, 403, 404)  # the hub answers 401 for repositories that do not ex
 class Hub(Collected):
     """All images of a repository, its splits pooled and divided by class.
 
-    The hub offers every dataset as parquet files; of a dataset above 5 GB that was published in another form it
-    converts a part.
+    The hub offers every dataset as parquet files. If a dataset was published in another format and exceeds 5 GB, it
+    converts only a part.
 
     Args:
         repo: ``OWNER/NAME`` or ``NAME`` of a public repository; None reads the parquet files in ``root``.
@@ -39,15 +39,15 @@ class Hub(Collected):
         label: the column of labels; see :class:`~metafew.data.formats.parquet.Parquet`.
         splits: a JSON or CSV file of the classes of each split; see
             :func:`~metafew.data.sources.class_splits.divide`. None draws them.
-        fractions: of the classes for ``train``, ``val`` and ``test``, if splits are drawn.
+        fractions: fractions of the classes in ``train``, ``val`` and ``test``, if splits are drawn.
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` the whole image.
+        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image.
         download: whether missing files are downloaded into ``root``.
 
     Raises:
-        UsageError: if an option has an impossible value.
+        UsageError: if an option has an invalid value.
     """
 
     name = "hub"
@@ -73,12 +73,12 @@ class Hub(Collected):
             )
         check_fractions_sum_to_one(fractions)
         self.repo, self.root, self.label = repo, Path(root).expanduser(), label
-        self.config = None if config is None else str(config)  # the command line makes 2023 a number
+        self.config = None if config is None else str(config)  # the command line parses 2023 as a number
         self.listing = None if splits is None else Path(splits).expanduser()
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the images of all files, and the names of the classes of each split."""
+        """Return the images of all files, and the class names of each split."""
         local = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
         files = local if self.repo is None else self._downloads(self.repo)
         if not files:
@@ -108,7 +108,7 @@ class Hub(Collected):
         return files
 
     def _read_listing(self, saved: Path) -> dict[str, dict[str, list[str]]]:
-        """Return the URLs of the files of each configuration and split, requested from the hub unless saved."""
+        """Return the URLs of the files of each configuration and split, from the hub unless they are saved."""
         if not saved.is_file():
             if not self.download:
                 raise UsageError(
@@ -123,7 +123,7 @@ class Hub(Collected):
         return json.loads(saved.read_text(encoding="utf-8"))
 
     def _request_listing(self) -> dict[str, dict[str, list[str]]]:
-        """Return the URLs of the files of each configuration and split, as the hub answers."""
+        """Request the URLs of the files of each configuration and split from the hub."""
         address = f"{HUB}/api/datasets/{self.repo}/parquet"
         try:
             response = requests.get(address, timeout=TIMEOUT)
@@ -144,7 +144,7 @@ class Hub(Collected):
 
 def published_checksum(url: str) -> str | None:
     """Return the checksum of a file, which the hub sends before it redirects to the storage of large files."""
-    with suppress(requests.RequestException):  # the download will fail too, with a message
+    with suppress(requests.RequestException):  # the download that follows reports the failure
         response = requests.head(url, allow_redirects=True, timeout=TIMEOUT)
         for each in (*response.history, response):
             if re.fullmatch("[0-9a-f]{64}", digest := each.headers.get("X-Linked-ETag", "").strip('"')):

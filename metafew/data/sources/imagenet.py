@@ -21,7 +21,7 @@ WNID = re.compile(r"n\d{8}")
 
 
 class ImageNetSubset(Collected):
-    """Classes of ImageNet in colour, stretched to squares; ImageNet's terms allow no download.
+    """Classes of ImageNet in colour, stretched to squares. ImageNet's terms do not allow downloads.
 
     Args:
         root: the folder of the files.
@@ -35,14 +35,14 @@ class ImageNetSubset(Collected):
     def match_published(
         self, collections: Mapping[str, Collection], published: Mapping[str, Sequence[str]]
     ) -> dict[str, Sequence[str]]:
-        """Return the class names of each split: the published ones, unless its files only number their classes.
+        """Return the class names of each split: the published ones, unless the classes in its files are only numbered.
 
         Args:
             collections: the collection of each split.
-            published: the WordNet ids of each split.
+            published: the WordNet ids of each published split.
 
         Raises:
-            UsageError: if a collection has a class of another split, or only numbers and not as many as published.
+            UsageError: if a collection has a class of another split, or numbered classes but not as many as published.
         """
         names = {}
         for split, collection in collections.items():
@@ -74,18 +74,18 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> Tree | None:
-    """Return the class folders in a folder, if any of them is named by WordNet id."""
+    """Return the class folders in a folder if any of them is named by a WordNet id, else None."""
     return Tree(folder) if any(WNID.fullmatch(path.name) for path in subfolders(folder)) else None
 
 
 def split_folders(root: Path) -> dict[str, Tree] | None:
-    """Return the class folders in train/, val/ and test/, if all three exist."""
+    """Return the class folders in train/, val/ and test/ if all three have some, else None."""
     trees = {split: tree for split in SPLITS if (tree := class_folders(root / split))}
     return trees if len(trees) == len(SPLITS) else None
 
 
 def name_labels(labels: np.ndarray, split: str) -> dict[Any, str]:
-    """Return a class name for each label: 7 becomes ``train/07``, and WordNet ids stay."""
+    """Return a class name for each label, such as ``train/07`` for 7; WordNet ids are kept."""
     values = np.unique(labels).tolist()
     width = max((len(str(value)) for value in values), default=0)
     return {value: str(value) if WNID.fullmatch(str(value)) else f"{split}/{value:0>{width}}" for value in values}

@@ -16,7 +16,7 @@ from metafew.data.sources.source import SPLITS, shipped_split
 from metafew.errors import UsageError
 
 ALL_SPLITS = "train, val and test"
-"""The key of a collection of all splits, which only WordNet ids can divide."""
+"""The key of a collection of all splits, which can be divided only by WordNet ids."""
 FILES = (
     [f"mini-imagenet-cache-{split}.pkl" for split in SPLITS],
     [f"miniImageNet_category_split_{split}.pickle" for split in ("train_phase_train", "val", "test")],
@@ -24,11 +24,11 @@ FILES = (
     [f"mini_imagenet_{split}.npz" for split in SPLITS],
     [f"{split}.npz" for split in SPLITS],
 )
-"""The files of the three splits, as named by several authors."""
+"""The files of the three splits, under the names that several authors use."""
 
 
 class MiniImageNet(ImageNetSubset):
-    """mini-ImageNet in any of the forms in which it is distributed.
+    """mini-ImageNet in any of its distributed forms.
 
     Files with WordNet ids are checked against the split of Ravi & Larochelle; files with numbered classes define their
     own split, with classes such as ``train/00``. Parquet files should hold the benchmark's 600 images of each class:
@@ -43,7 +43,7 @@ class MiniImageNet(ImageNetSubset):
     name = "mini_imagenet"
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the collections of the first form found, and the names of the classes of each split."""
+        """Return the collections of the first form found, and the class names of each split."""
         published, root = shipped_split(self.name), self.root
         collections: Mapping[str, Collection] | None = (
             split_folders(root)
@@ -65,7 +65,7 @@ class MiniImageNet(ImageNetSubset):
 
 
 def _undivided_folders(root: Path) -> dict[str, Tree] | None:
-    """Return the class folders of all splits, in a folder or in the first below it that has any."""
+    """Return the class folders of all splits, from a folder or its first subfolder that has any."""
     found = next(filter(None, map(class_folders, [root, *subfolders(root)])), None)
     return {ALL_SPLITS: found} if found else None
 

@@ -15,14 +15,14 @@ class Mixture(Source):
     """Several datasets, each with its own store, splits and jitter.
 
     Args:
-        find: ``find(item, image_size)`` makes the dataset that an item of the lists below describes.
+        find: ``find(item, image_size)`` returns the dataset described by an item of the lists below.
         sources: the datasets of training, validation and testing.
         test_sources: datasets that are only tested on; their images are converted to the channels of training.
         image_size: height and width of all images, in pixels.
         channels: 1 or 3; None for the largest number among the datasets of training.
 
     Raises:
-        UsageError: if there is no dataset, two datasets have one name, or an option has another value.
+        UsageError: if there is no dataset, two datasets have the same name, or an option has an invalid value.
     """
 
     name = "mixture"
@@ -64,11 +64,11 @@ class Mixture(Source):
         self.channels = channels or max(source.channels for source in self.sources)
 
     def components(self, split: str) -> list[Source]:
-        """Return the datasets that the tasks of ``split`` come from; those that are only tested on come last."""
+        """Return the datasets that the tasks of ``split`` come from; those that are only tested on are last."""
         return self.sources + self.test_sources if split == "test" else self.sources
 
     def splits(self) -> dict[str, list[Category]]:
-        """Raise UsageError: classes belong to the components, and no objective trains on those of several datasets."""
+        """Raise UsageError: classes belong to the components, and no objective trains on several datasets at once."""
         raise UsageError(
             "expected the classes of one dataset for objective=classical, but dataset=mixture has several datasets: "
             "type objective=episodic, or train with dataset=NAME and load its backbone by backbone.weights=CKPT"

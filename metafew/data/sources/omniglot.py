@@ -38,10 +38,10 @@ class Omniglot(Source):
 
     Args:
         root: the folder of images_background.zip and images_evaluation.zip.
-        split: ``lake``, the authors' own: 659 evaluation characters for testing; of the 30 background alphabets the
-            five of ``vinyals`` for validation. ``vinyals`` (Vinyals et al. 2016): 1028, 172 and 423 characters, each in
-            four rotations that are separate classes.
-        image_size: height and width of the images, in pixels; the drawings' 105 x 105 are averaged by area.
+        split: ``lake``, that of the authors: the 659 evaluation characters for testing and, of the 30 background
+            alphabets, the five of ``vinyals`` for validation. ``vinyals`` (Vinyals et al. 2016): 1028, 172 and 423
+            characters, each in four rotations that are separate classes.
+        image_size: height and width of the images, in pixels; the drawings of 105 x 105 pixels are averaged by area.
         download: whether missing archives are downloaded into ``root``.
 
     Raises:
@@ -91,7 +91,7 @@ class Omniglot(Source):
         return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._archive(name)).items()}
 
     def _archive(self, name: str) -> Path:
-        """Return an archive, downloaded first if it is missing."""
+        """Return the path of an archive, downloading it first if it is missing."""
         file = f"{name}.zip"
         remote = Remote(file, tuple(base + file for base in URLS), f"md5:{MD5[name]}")
         return obtain(self.root, remote, self.download, self.name)
@@ -113,7 +113,7 @@ def list_drawings(path: Path) -> dict[str, int]:
 
 
 def area_weights(side: int, size: int) -> np.ndarray:
-    """Return the ``(size, side)`` matrix that averages ``side`` pixels by area to ``size`` pixels."""
+    """Return the ``(size, side)`` matrix that resizes ``side`` pixels to ``size`` by averaging over areas."""
     edges, pixels = np.linspace(0, side, size + 1)[:, None], np.arange(side)
     overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
     return overlap.clip(0) * size / side

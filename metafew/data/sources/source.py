@@ -1,4 +1,4 @@
-"""The protocol of a dataset, and the class splits that ship with the package."""
+"""The base class of datasets, and the class splits that ship with the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 SPLITS = ("train", "val", "test")
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's."""
+"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
 
 
 class Category(NamedTuple):
@@ -39,23 +39,23 @@ class Source:
     """
 
     name: str
-    """The word that selects the dataset."""
+    """The name on the command line: ``dataset=NAME``."""
     label: str | None = None
-    """The name in a mixture, which may contain several datasets of the same word; None for :attr:`name`."""
+    """The name in a mixture, which may contain several datasets of one :attr:`name`; None takes :attr:`name`."""
     channels: int
-    """Number of channels of the images: 1 or 3, or the length of a vector."""
+    """Number of channels of the images, 1 or 3; or the length of feature vectors."""
     image_size: int
     """Height and width of the images, in pixels."""
     dtype: type = np.uint8
     """Data type of the stored values."""
     jitter: Any | None = None
-    """The random view that is part of the data (see :mod:`metafew.data.augment`), or None."""
+    """A random view that is part of the dataset (see :mod:`metafew.data.augment`), or None."""
     evaluation_options: tuple[str, ...] = ()
-    """Options that change only what is evaluated: a run whose options differ in these alone may be resumed."""
+    """Options that change only what is evaluated: a run may be resumed if only these differ."""
 
     @property
     def title(self) -> str:
-        """The name in tables and messages."""
+        """The name in tables and error messages."""
         return self.label or self.name
 
     def splits(self) -> dict[str, list[Category]]:

@@ -17,7 +17,7 @@ from metafew.errors import UsageError
 
 
 class TieredImageNet(ImageNetSubset):
-    """tieredImageNet in its authors' form, or selected from ImageNet itself.
+    """tieredImageNet in the form that its authors distribute, or selected from ImageNet.
 
     Files with WordNet ids are checked against the authors' split; files with numbered classes define their own split,
     with classes such as ``train/007``.
@@ -31,7 +31,7 @@ class TieredImageNet(ImageNetSubset):
     name = "tiered_imagenet"
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the collections of the first form found, and the names of the classes of each split."""
+        """Return the collections of the first form found, and the class names of each split."""
         tiers = shipped_split(self.name)
         published = {split: [wnid for wnids in found.values() for wnid in wnids] for split, found in tiers.items()}
         collections = self._files("_images_png.pkl") or self._files("_images.npz") or split_folders(self.root)
@@ -69,7 +69,7 @@ def _image_loader(file: Path) -> Callable[[], ImageSequence]:
     """Return a function that loads the images of a split, in RGB."""
     if file.suffix == ".npz":
         images = npz_images(file)
-        return lambda: images()[..., ::-1]  # OpenCV wrote them, blue first
+        return lambda: images()[..., ::-1]  # written by OpenCV, in BGR
 
     def load() -> ImageSequence:
         content = unpickle(file)

@@ -19,7 +19,7 @@ from metafew.analysis.features import analyze, measures
 from metafew.analysis.features.observer import Observed
 from metafew.analysis.features.projection import discriminant, principal
 from metafew.analysis.features.sufficient_condition import bound, epsilon, one_shot_accuracy, published_bound
-from metafew.analysis.features.weight_distance import adaptation_distances, distances, travels
+from metafew.analysis.features.weight_distance import adaptation_distances, adapts_by_gradient, distances
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Labelled
 from metafew.errors import UsageError
@@ -121,7 +121,7 @@ def test_the_weight_distance_of_one_gradient_step_is_that_of_each_filter():
             total += sum(ratio**2 for ratio in ratios)
             assert found[task][name.removesuffix(".weight")] == pytest.approx(sum(ratio**2 for ratio in ratios) ** 0.5)
         assert found[task]["all"] == pytest.approx(total**0.5) and len(found[task]) == 5
-    assert travels(head) and not travels(MAML(backbone, True, way=3, adapt="output"))
+    assert adapts_by_gradient(head) and not adapts_by_gradient(MAML(backbone, True, way=3, adapt="output"))
 
 
 def test_weight_distance_is_invariant_to_the_scale_of_a_filter():

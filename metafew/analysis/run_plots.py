@@ -26,7 +26,7 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
 
     def series(name: str) -> tuple[list[int], list[float]]:
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
-        return tuple(zip(*points, strict=True)) if points else ((), ())
+        return [step for step, _ in points], [value for _, value in points]
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     left = figure.subplots()

@@ -62,7 +62,9 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     waiting = list(pending_commands(cells))
     runs = {command for commands in waiting for command in commands}
     print_plain(console, f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time")
-    begin, children, failed = time.monotonic(), [], set()
+    begin = time.monotonic()
+    children: list[subprocess.Popen] = []
+    failed: set[Command] = set()
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool:
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metafew.analysis.compare.comparison import Difference, Measurement, difference
+from metafew.errors import UsageError
 
 Measurements = Mapping[tuple[str, str], Measurement]
 """Measurements by row and column."""
@@ -49,10 +50,19 @@ class Evidence:
 
 
 def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: Sequence[str]) -> list[Evidence]:
-    """Return the evidence of every comparison, one for each column if it names none."""
+    """Return the evidence of every comparison, one for each column if it names none.
+
+    Raises:
+        UsageError: if a line is not a comparison.
+    """
     found = []
     for line in lines:
         match = LINE.fullmatch(line)
+        if match is None:
+            raise UsageError(
+                f"expected a claim to compare rows, got {line!r}: write it as 'row > row', 'row[column] < 0.25' or "
+                "'row = row within 0.01'"
+            )
         for column in [match["in"]] if match["in"] else columns:
             full_line = line if match["in"] else line.replace(match["left"], f"{match['left']}[{column}]", 1)
             found.append(compare_cells(full_line, match, measurements, column))
@@ -64,15 +74,14 @@ def compare_cells(line: str, match: re.Match, measurements: Measurements, column
     left = measurements.get((match["left"], column))
     number = re.fullmatch(r"[\d.]+", match["right"])
     right = None if number else measurements.get((match["right"], match["at"] or column))
-    sides = [left] if number else [left, right]
-    if None in sides or len({frozenset(side.seeds) for side in sides}) > 1:
+    if left is None or (right is None and not number) or (right and right.seeds.keys() != left.seeds.keys()):
         return Evidence(line, MISSING)
-    diverged = [side.mean is None for side in sides]
-    if any(diverged):
-        higher = OPEN if all(diverged) or number else (FAILS if diverged[0] else HOLDS)
+    if left.mean is None or (right and right.mean is None):
+        undecided = left.mean is None and (right is None or right.mean is None)
+        higher = OPEN if undecided else FAILS if left.mean is None else HOLDS
         lower = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[higher]
         return Evidence(line, {">": higher, "<": lower, "=": FAILS}[match["sign"]])
-    gap = Difference(left.mean - float(match["right"]), left.ci95, True) if number else difference(left, right)
+    gap = difference(left, right) if right else Difference(left.mean - float(match["right"]), left.ci95, True)
     # A scalar of a single training has no interval, and decides nothing.
     verdict = OPEN if gap.ci95 is None else judge(match["sign"], gap.mean, gap.ci95, match["bound"])
     return Evidence(line, verdict, *gap)

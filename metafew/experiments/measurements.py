@@ -34,8 +34,10 @@ def measure_row(cells: Sequence[Cell], column: str | dict, reference: Sequence[C
     runs: list[Run] = [Run.in_folder(cell.test.folder) for cell in cells if cell.diverged]
     for cell in (cell for cell in cells if cell.finished):
         run = Run.in_folder(cell.test.folder)
-        by_path = isinstance(column, str)
-        value = look_up(column, run) if by_path else time_to_reach(cell, reference_of.get(cell.seed), column)
+        if isinstance(column, str):
+            value = look_up(column, run)
+        else:
+            value = time_to_reach(cell, reference_of.get(cell.seed), column)
         if value is not None:
             found[cell.seed] = value
             runs.append(run)

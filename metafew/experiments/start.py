@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -27,8 +28,9 @@ def start_experiment(cfg: DictConfig) -> int:
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
     overrides = verbatim(chosen.overrides.task)
     shown = [override for override in overrides if not PLACES.match(override)]
-    experiment = OmegaConf.to_container(cfg.experiment, resolve=True) | {
-        "name": chosen.runtime.choices.experiment,
+    experiment: Any = OmegaConf.to_container(cfg.experiment, resolve=True)
+    experiment |= {
+        "name": chosen.runtime.choices["experiment"],
         "budget": cfg.budget,
         "command": " ".join(["python train.py", *shown]),
     }
@@ -39,7 +41,7 @@ def start_experiment(cfg: DictConfig) -> int:
     return run_experiment(experiment, cells, Path(chosen.run.dir), cfg.jobs)
 
 
-def check_experiment(cfg: DictConfig, mode: RunMode) -> None:
+def check_experiment(cfg: DictConfig, mode: RunMode | None) -> None:
     """Check the options of an experiment itself.
 
     Raises:

@@ -50,7 +50,7 @@ def step(problem: Problem, head: str, norm: str) -> Step:
 
     def take() -> Tensor:
         optimizer.zero_grad()
-        loss = learner.objective(learner.backbone, learner.heads[head], [episode])
+        loss = learner.objective(learner.backbone, learner.heads[head], [episode]).loss
         loss.backward()
         commit(learner)
         optimizer.step()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,10 +98,11 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
     comparison = Comparison(rows, columns, cells, common)
     reference = None if against is None else find_row(rows, against)
     for column in columns:
-        measured = {i: cell for (i, own), cell in cells.items() if own == column and cell.mean is not None}
-        if column.baseline or not measured:
+        means = {i: cell.mean for (i, own), cell in cells.items() if own == column and cell.mean is not None}
+        if column.baseline or not means:
             continue
-        best = max(measured, key=lambda i: measured[i].mean)
+        best = max(means, key=lambda i: means[i])
+        measured = {i: cells[i, column] for i in means}
         gaps = {i: difference(cell, measured[best]) for i, cell in measured.items()}
         comparison.top[column] = {i for i, gap in gaps.items() if i == best or contains_zero(gap._asdict())}
         base = best if reference is None else reference
@@ -124,15 +125,28 @@ def measure(row: Row, column: Column) -> Measurement | None:
     accuracies = [column.task_accuracies(run) for run in runs]
     streams = {task_stream(run) for run in runs}
     same = len(streams) == 1 and None not in streams and all(each.keys() == accuracies[0].keys() for each in accuracies)
-    mean = {task: float(np.mean([each[task] for each in accuracies])) for task in accuracies[0]} if same else {}
+    averages = {task: float(np.mean([each[task] for each in accuracies])) for task in accuracies[0]} if same else {}
     count = max(value.get("tasks") or len(each) for value, each in zip(values, accuracies, strict=True))
-    seeds = {run.seed: value["mean"] for run, value in zip(runs, values, strict=True)}
-    stream = streams.pop() if same else None
-    return Measurement(*summarize_seeds(values).values(), count, list(runs), mean, seeds, stream)
+    summary = summarize_seeds(values)
+    return Measurement(
+        mean=summary["mean"],
+        ci95=summary["ci95"],
+        error=summary["se"],
+        tasks=count,
+        runs=list(runs),
+        accuracies=averages,
+        seeds={run.seed: value["mean"] for run, value in zip(runs, values, strict=True)},
+        task_stream=streams.pop() if same else None,
+    )
 
 
 def difference(ours: Measurement, theirs: Measurement) -> Difference:
-    """Return ``ours`` minus ``theirs``, paired by the same seeds, else by the same tasks, else unpaired."""
+    """Return ``ours`` minus ``theirs``, paired by the same seeds, else by the same tasks, else unpaired.
+
+    Neither may have diverged.
+    """
+    assert ours.mean is not None
+    assert theirs.mean is not None
     same = ours.task_stream and ours.task_stream == theirs.task_stream
     same = same and ours.accuracies.keys() == theirs.accuracies.keys()
     if same and share_seeds([ours, theirs]):
@@ -141,7 +155,7 @@ def difference(ours: Measurement, theirs: Measurement) -> Difference:
     if same and ours.accuracies:
         pairs = interval(np.array([value - theirs.accuracies[task] for task, value in ours.accuracies.items()]))
         return Difference(pairs["mean"], pairs["ci95"], True)
-    ci95 = None if None in (ours.ci95, theirs.ci95) else math.hypot(ours.ci95, theirs.ci95)
+    ci95 = None if ours.ci95 is None or theirs.ci95 is None else math.hypot(ours.ci95, theirs.ci95)
     return Difference(ours.mean - theirs.mean, ci95, False)
 
 
@@ -156,14 +170,16 @@ def average_ranks(comparison: Comparison) -> np.ndarray | None:
     pooled = {column._replace(source=None) for column in columns if column.source is not None}
     ranked = []
     for column in columns:
-        cells = [comparison.cells.get((i, column)) for i in rows]
-        if column.baseline or column in pooled or any(cell is None or cell.mean is None for cell in cells):
+        found = [comparison.cells.get((i, column)) for i in rows]
+        cells = [cell for cell in found if cell is not None and cell.mean is not None]
+        if column.baseline or column in pooled or len(cells) < len(rows):
             continue
         if all(difference(cell, cells[0]).paired for cell in cells):
             by_seed = share_seeds(cells)
-            units = [cell.seeds if by_seed else cell.accuracies for cell in cells]
+            units: list[Mapping[Any, float]] = [cell.seeds if by_seed else cell.accuracies for cell in cells]
             values = np.array([[unit[key] for key in units[0]] for unit in units])
-            ranked.append(ranks(values, seed_interval if by_seed else interval))
+            summarize: Callable[..., dict[str, Any]] = seed_interval if by_seed else interval
+            ranked.append(ranks(values, summarize))
     return np.mean(ranked, 0) if len(ranked) > 1 and len(rows) > 1 else None
 
 

@@ -187,7 +187,7 @@ def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) ->
     return labelled
 
 
-def in_percent(cells: Iterable[Measurement]) -> tuple[list[float], list[float]]:
+def in_percent(cells: Iterable[Measurement]) -> tuple[np.ndarray, np.ndarray]:
     """Return means and half widths of 95 % intervals in percent, with 0 for a single task."""
     cells = list(cells)
-    return [100 * cell.mean for cell in cells], [100 * (cell.ci95 or 0.0) for cell in cells]
+    return 100 * np.array([cell.mean for cell in cells]), 100 * np.array([cell.ci95 or 0.0 for cell in cells])

@@ -71,7 +71,7 @@ def weight_distances(folders: Folders, file: Path) -> None:
             "hatch": HATCHES[number % len(HATCHES)],
         }
         label, share = f"median {np.median(values):.3g}, {label}", np.full(len(values), 100 / len(values))
-        axes.hist(values, edges, weights=share, histtype="stepfilled", label=label, **outline, **fill_style)
+        axes.hist(values, edges.tolist(), weights=share, histtype="stepfilled", label=label, **outline, **fill_style)
         axes.axvline(np.median(values), linewidth=2.5, **line)
     legend(figure, f"{task_splits(found)},\nlines at the medians")
     save(figure, file)
@@ -89,7 +89,9 @@ def alpha_curves(folders: Folders, file: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for number, (axes, (label, contents)) in enumerate(zip(panels, found.items(), strict=False)):
         for content in contents:
-            layers = [{int(size): value for size, value in layer.items()} for layer in content["alpha"]["layers"]]
+            layers: list[dict[float, float]] = [
+                {int(size): value for size, value in layer.items()} for layer in content["alpha"]["layers"]
+            ]
             draw_alphas(axes, layers, content["alpha"]["trained"], marked=True)
         set_title(axes, label)
         axes.set_ylabel("" if number % columns else "alpha")

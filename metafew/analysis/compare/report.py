@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from metafew.analysis.compare.comparison import Comparison, Difference
+from metafew.analysis.compare.comparison import Comparison, Difference, Measurement
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.html_page import html_page
 from metafew.analysis.compare.published import published_table
@@ -49,13 +49,20 @@ def accuracy_table(comparison: Comparison, spread: str) -> TextTable:
         line = [row_name(row)]
         for column in comparison.columns:
             cell = comparison.cells.get((i, column))
-            text = format_percent(cell and {"mean": cell.mean, "ci95": cell.ci95 if spread == "ci95" else cell.error})
+            text = format_cell(cell, spread)
             line.append(Bold(text) if len(rows) > 1 and i in comparison.top.get(column, ()) else text)
         line += [seeds[i]] * several
         if average_ranks is not None:
             line.append(f"{average_ranks[i]:.2f}")
         table.rows.append(line)
     return table
+
+
+def format_cell(cell: Measurement | None, spread: str) -> str:
+    """Format an accuracy in percent with its interval, or with its standard error if ``spread`` is ``"se"``."""
+    if cell is None:
+        return format_percent(None)
+    return format_percent({"mean": cell.mean, "ci95": cell.ci95 if spread == "ci95" else cell.error})
 
 
 def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> list[str]:
@@ -73,7 +80,7 @@ def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> 
     notes.append(f"{join_distinct(cell.tasks for cell in comparison.cells.values())} test tasks")
     if comparison.common:
         notes.append(f"all runs: {comparison.common}")
-    selected: dict[str, list[str]] = {}
+    selected: dict[str | None, list[str]] = {}
     for row in comparison.rows:
         for choice in dict.fromkeys(run.report.get("select") for run in row.runs):
             selected.setdefault(choice, []).append(row.label)

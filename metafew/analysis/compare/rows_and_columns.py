@@ -71,11 +71,11 @@ def group_rows(runs: Sequence[Run]) -> list[Row]:
         if max(Counter((task_key(run), run.seed) for run in group).values()) == 1:
             separated.append((group, ()))
             continue
-        starts: dict[str, list[Run]] = {}
+        by_start: dict[str, list[Run]] = {}
         for run in group:
-            starts.setdefault(canonical([run.values.get(start) for start in STARTS]), []).append(run)
+            by_start.setdefault(canonical([run.values.get(start) for start in STARTS]), []).append(run)
         varying = varying_keys(run.values for run in group)
-        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in starts.values()]
+        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start.values()]
     keys = varying_keys(row_settings(group[0]) for group, _ in separated)
     rows = []
     for group, starts in separated:
@@ -96,10 +96,11 @@ def find_columns(runs: Sequence[Run]) -> dict[Column, str]:
     for run in runs:
         heads = [TRAINED] * trained + [head for head in run.heads if head in further]
         baselines = [name for name in run.report.get("baselines", {}) if "/" not in name]
-        numbers = range(len(run.shots))
-        measures = [*product(heads, numbers, (None, *run.sources)), *product(baselines, numbers, [None], [True])]
-        for measure in measures:
-            examples.setdefault(Column(task_key(run), *measure), run)
+        tasks, numbers = task_key(run), range(len(run.shots))
+        measured = [Column(tasks, *measure) for measure in product(heads, numbers, (None, *run.sources))]
+        measured += [Column(tasks, name, number, baseline=True) for name, number in product(baselines, numbers)]
+        for column in measured:
+            examples.setdefault(column, run)
     order = {tasks: number for number, tasks in enumerate(dict.fromkeys(column.tasks for column in examples))}
     columns = dict(sorted(examples.items(), key=lambda item: (item[0].baseline, order[item[0].tasks])))
     keys = varying_keys(map(task_settings, examples.values()))

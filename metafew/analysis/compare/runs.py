@@ -106,9 +106,10 @@ class Run:
         return seconds / steps if seconds and steps and not self.values.get("ckpt") else None
 
     @cached_property
-    def _accuracies(self) -> dict[tuple[str, int], dict[TaskKey, float]]:
+    def _accuracies(self) -> dict[tuple[str | None, int], dict[TaskKey, float]]:
         """The accuracy of each task in tasks.csv, by head and number of the test; empty if unreadable."""
-        found, seen = {}, Counter()
+        found: dict[tuple[str | None, int], dict[TaskKey, float]] = {}
+        seen: Counter[tuple[str, TaskKey]] = Counter()
         for row in self.csv_rows("tasks.csv"):
             try:
                 task = int(row["index"]), row["source"]
@@ -150,10 +151,14 @@ def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
     Raises:
         UsageError: if a place does not exist, or no run is finished.
     """
-    runs, omitted = [], []
+    runs: list[Run] = []
+    omitted: list[Omitted] = []
     for file in dict.fromkeys(file.resolve() for place in places for file in find_results(place)):
         found = read_run(file)
-        (runs if isinstance(found, Run) else omitted).append(found)
+        if isinstance(found, Run):
+            runs.append(found)
+        else:
+            omitted.append(found)
     runs, repeated = drop_repeats(runs)
     omitted += repeated
     if not runs:

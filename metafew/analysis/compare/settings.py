@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Any
 
 import yaml
 
@@ -27,7 +28,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     >>> flatten({"seed": 0, "test": {"way": 5, "shot": [1, 5]}})
     {'seed': 0, 'test.way': 5, 'test.shot': [1, 5]}
     """
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict) and value
         values |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
@@ -48,7 +49,8 @@ def non_default_settings(report: dict) -> dict:
 
 def defaults(choices: dict, config: dict) -> tuple[dict, dict]:
     """Return the choices and the values that follow from ``choices`` without further overrides."""
-    default_choices, default_values = {}, {}
+    default_choices: dict[str, Any] = {}
+    default_values: dict[str, Any] = {}
     files = [("train", "")] + [(f"{group}/{choice}", group) for group, choice in choices.items()]
     files += [(f"head/{name}", f"evaluate.{name}") for name in config.get("evaluate") or ()]
     for name, package in files:

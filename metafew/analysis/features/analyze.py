@@ -15,7 +15,7 @@ from rich.table import Table
 from metafew.analysis.features import measures, plots
 from metafew.analysis.features.observer import Observed, Observer, in_order
 from metafew.analysis.features.projection import project_features
-from metafew.analysis.features.weight_distance import travels
+from metafew.analysis.features.weight_distance import adapts_by_gradient
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.data.task_spec import TaskSpec
@@ -56,11 +56,12 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     take each of its images once if features do not depend on other images, else the rows of all tasks. Features are
     those before adaptation. If features are not finite, this logs a warning and returns None.
     """
+    assert data.analyzed is not None  # set for stages=[analyze]
     sampler = data.sampler(data.analyzed)
     observer = Observer(learner, sampler)
     predictions = trainer.predict(observer, data)
     tasks = in_order([batch for process in gather_objects(predictions) for batch in process])
-    diverged = next((task.index for task in tasks if not task.features.isfinite().all()), None)
+    diverged = next((task.number for task in tasks if not task.features.isfinite().all()), None)
     if diverged is not None:
         log.warning(
             "features of task %d of the %s split are not finite, as training diverged, and are not measured: a smaller "
@@ -69,7 +70,7 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
         )
         return None
     split, names = data.analyzed.split, [name for part in parts(sampler) for name in part.split.names]
-    adapts = travels(learner.heads[learner.trained])
+    adapts = adapts_by_gradient(observer.head)
     content = {
         "split": split,
         "tasks": len(tasks),

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from metafew.analysis.features.sufficient_condition import epsilon, one_shot_accuracy
-from metafew.analysis.features.weight_distance import adaptation_distances, travels
+from metafew.analysis.features.weight_distance import adaptation_distances, adapts_by_gradient
 from metafew.backbones.backbone import Backbone
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.feature_cache import LIMIT, FeatureCache, parts, rows
-from metafew.heads.head import FeatureHead
+from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
 from metafew.precision import precise
@@ -29,7 +29,7 @@ class Observed(NamedTuple):
     """The features and predictions of one task, on the CPU.
 
     Attributes:
-        index: the task's number.
+        number: the index of the task in its split.
         pairs: each measure of :data:`PAIRWISE` by name, for each pair of classes.
         condition: ``eps`` and the one-shot accuracy over all of the task's images, for each pair of classes.
         features: ``(n, d)`` of support and query rows.
@@ -40,7 +40,7 @@ class Observed(NamedTuple):
             empty for heads that do not adapt the backbone.
     """
 
-    index: int
+    number: int
     pairs: list[dict[str, float]]
     condition: list[tuple[float, float]]
     features: Tensor
@@ -67,6 +67,11 @@ class Observer(pl.LightningModule):
         self.numbers = class_numbers(sampler)
         self.split_features: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def head(self) -> Head:
+        """The trained head."""
+        return self.learner.heads[self.learner.trained]
+
     def on_predict_epoch_start(self) -> None:
         """Embed the entire split, if features do not depend on the task."""
         backbone = self.learner.backbone
@@ -78,15 +83,18 @@ class Observer(pl.LightningModule):
         return [task for episode in batch for task in self._observe(episode)]
 
     def _observe(self, episode: Episode) -> list[Observed]:
-        backbone, head = self.learner.backbone, self.learner.heads[self.learner.trained]
+        backbone, head = self.learner.backbone, self.head
         support, query = episode.support, episode.query
         shared = SharedFeatures(backbone, episode)
         embedded = shared.embed(support.images, query.images)
         logits = head(shared if isinstance(head, FeatureHead) else backbone, support, query.images, episode.way)
         count = len(episode.index)
-        paths = adaptation_distances(head, backbone, support, episode.way) if travels(head) else [{}] * count
+        moved: list[dict[str, float]] = [{}] * count
+        if adapts_by_gradient(head):
+            moved = adaptation_distances(head, backbone, support, episode.way)
         features = precise(torch.cat(embedded, 1)).cpu()
         labels = torch.cat([support.labels, query.labels], 1).cpu()
+        assert episode.ids is not None  # the sampler of tasks sets them
         classes = self.numbers[episode.source][torch.cat(episode.ids, 1).cpu()]
         return [
             Observed(
@@ -97,7 +105,7 @@ class Observer(pl.LightningModule):
                 classes[task],
                 query.labels[task].cpu(),
                 logits[task].argmax(-1).cpu(),
-                paths[task],
+                moved[task],
             )
             for task in range(count)
         ]
@@ -151,4 +159,4 @@ def embed_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Ten
 
 def in_order(batches: Sequence[list[Observed]]) -> list[Observed]:
     """Return the tasks of all batches, sorted by number."""
-    return sorted((task for batch in batches for task in batch), key=lambda task: task.index)
+    return sorted((task for batch in batches for task in batch), key=lambda task: task.number)

@@ -69,7 +69,11 @@ def scatter_classes(axes: Axes, content: dict, plane: str) -> list[PathCollectio
     unit = "component" if plane == "principal" else "direction"
     axes.set(xlabel=f"{unit} 1", ylabel=f"{unit} 2")
     axes.margins(0.08)
-    return [axes.scatter(*points[own == c].T, s=22, alpha=0.75, **CLASSES[c]) for c in range(len(content["names"]))]
+    drawn = []
+    for c, style in enumerate(CLASSES[: len(content["names"])]):
+        x, y = points[own == c].T
+        drawn.append(axes.scatter(x, y, s=22, alpha=0.75, **style))
+    return drawn
 
 
 def class_legend(figure: Figure, drawn: Sequence[PathCollection], names: Sequence[str]) -> None:

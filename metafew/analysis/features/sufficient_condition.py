@@ -43,8 +43,10 @@ def one_shot_accuracy(x: ArrayLike, y: ArrayLike) -> float:
 def _accuracy(own: np.ndarray, other: np.ndarray) -> float:
     """Return the accuracy of queries of the class ``own``."""
     near, far = cdist(own, own), np.sort(cdist(own, other), 1)
-    sides = ("left", "right")
-    closer = [sum(np.searchsorted(row, own, side) for side in sides) / 2 for row, own in zip(far, near, strict=True)]
+    closer = [
+        (np.searchsorted(to_other, to_own, "left") + np.searchsorted(to_other, to_own, "right")) / 2
+        for to_other, to_own in zip(far, near, strict=True)
+    ]
     right = 1 - np.array(closer) / len(other)
     return float((right.sum() - right.trace()) / (len(own) * (len(own) - 1)))
 

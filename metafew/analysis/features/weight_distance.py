@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.heads.adapting import AdaptingHead
@@ -11,7 +13,7 @@ from metafew.heads.inner import Weights
 from metafew.objectives.regularizers import WeightClustering
 
 
-def travels(head: Head) -> bool:
+def adapts_by_gradient(head: Head) -> TypeGuard[AdaptingHead]:
     """Return whether ``head`` adapts weights of the backbone by gradient steps."""
     return isinstance(head, AdaptingHead) and head.adapts_backbone
 

@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Random views that have yet to be applied to the images of an episode.
+    """Random views that are not yet applied to the images of an episode.
 
     Attributes:
         chain: applies them, ``chain.apply(images, parameters)``.
@@ -45,15 +45,15 @@ class Episode(NamedTuple):
     """A stack of ``t`` tasks with the same way and the same numbers of support and query rows.
 
     A meta-batch, the input of one Lightning step, is a list of episodes: one if all its tasks have the same shape,
-    several if way or shot is drawn for each task. Nothing is padded, so no statistic can include an absent row.
+    several if way or shot is drawn for each task. Nothing is padded, so no statistic includes padding.
 
     Attributes:
         support: labelled examples given, ``(t, s, ...)``.
         query: examples to be labelled, ``(t, q, ...)``.
         way: number of classes of each task.
         index: ``(t,)`` the numbers of the tasks in their split.
-        views: random views that have yet to be applied, or None.
-        source: the number of the dataset that all tasks come from, in a mixture of several.
+        views: random views that are not yet applied, or None.
+        source: number of the dataset from which all tasks are drawn, in a mixture of several.
         ids: numbers ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that
             their features may be cached; None for a part of an episode, and for images that belong to no split.
     """

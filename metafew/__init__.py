@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
-    """Return the model of a checkpoint, to adapt to tasks of your own.
+    """Load a trained model from a checkpoint, to adapt it to new tasks.
 
-    It is the backbone and the head that were trained, with the weights of the checkpoint in float32, in eval mode and
-    on the CPU; ``.to(device)`` moves it. The data set it was trained on is not needed::
+    The model consists of the backbone and the head that were trained, with weights in float32, in eval mode and on the
+    CPU; ``.to(device)`` moves it. The dataset that it was trained on is not needed::
 
         model = metafew.load("outputs/DATE/TIME/checkpoints/best.ckpt")
         task = model.adapt(images, ["cat", "dog", "cat"])
         task.label(others)  # ["dog", "cat", ...]
         task.predict(others)  # probabilities (q, 2)
 
-    A file from elsewhere cannot run code: its content is data, and of the classes that it names only metafew's own are
-    called, and those that you name.
+    A checkpoint cannot run arbitrary code: only tensors and plain values are read from it, and of the classes that it
+    names only metafew's own and those in ``trust`` are called.
 
     Args:
-        path: a checkpoint that a run left in its folder ``checkpoints``.
-        trust: dotted paths of other classes that it may call, such as the network of ``backbone=module``.
+        path: a checkpoint from the folder ``checkpoints`` of a run.
+        trust: dotted paths of further classes that may be called, such as the network of ``backbone=module``.
 
     Raises:
-        metafew.errors.UsageError: there is no such checkpoint, or one that does not say how its model is made, or one
-            that names a class that is not trusted.
+        metafew.errors.UsageError: if there is no such checkpoint, if it does not describe its model, or if it names a
+            class that is not trusted.
     """
     from metafew import inference
 

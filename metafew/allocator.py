@@ -33,4 +33,4 @@ def use_huge_pages() -> None:
     if platform.libc_ver()[0] == "glibc" and not configured:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
-        libc.mallopt(MMAP_MAX, 0)  # a block with a mapping of its own is returned to the kernel as soon as it is freed
+        libc.mallopt(MMAP_MAX, 0)  # a block that is mapped separately returns to the kernel as soon as it is freed

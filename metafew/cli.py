@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Parse the command line of this process, and run it."""
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(help_text())  # Hydra's own help would first load all files to render its templates
         return
@@ -55,7 +55,7 @@ def launch_experiment(cfg: DictConfig) -> None:
 
     try:
         code = start_experiment(cfg)
-    except UsageError as error:  # its folder may hold results, which stay
+    except UsageError as error:  # not report_error, which would replace results in its folder
         print(f"metafew: {error}", file=sys.stderr)
         code = 2
     if code:
@@ -70,7 +70,7 @@ def run_single(cfg: DictConfig, out: Path) -> None:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
         sys.exit(2)
     except Exception:
-        if already_reported():  # another rank failed, and this one lost its connection to it
+        if already_reported():  # another rank failed, and this one lost the connection to it
             sys.exit(2)
         raise
 
@@ -80,7 +80,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
     try:
         cfg, overrides = compose_run(cfg)
         if finished(out, cfg):
-            print(f"{out} was finished before: delete it to do it anew")
+            print(f"{out} was finished before: delete it to run it again")
         elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
             run_cell(out)
         else:

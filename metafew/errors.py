@@ -2,8 +2,8 @@
 
 
 class UsageError(Exception):
-    """A request that cannot be met. The message says what was expected, what came, and what to type."""
+    """An error that the user can correct. The message says what was expected, what was given, and what to type."""
 
 
 class Diverged(UsageError):
-    """Training or adaptation produced values that are not finite."""
+    """Raised when training or adaptation produces values that are not finite."""

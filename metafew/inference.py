@@ -16,6 +16,7 @@ from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
 from metafew.episode import Labelled
 from metafew.errors import UsageError
+from metafew.heads.head import Head
 from metafew.training import checkpoint
 from metafew.training.factory import make_backbone, make_head
 
@@ -28,7 +29,7 @@ TOLERANCE = 1e-3
 
 
 class Model(nn.Module):
-    """A backbone and the head that trained it, returned by :func:`metafew.load`.
+    """A trained backbone with its head, returned by :func:`metafew.load`.
 
     Attributes:
         backbone: the feature extractor.
@@ -38,7 +39,7 @@ class Model(nn.Module):
         choices: the option chosen for each group in training, such as ``{"head": "svm", ...}``.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, choices: dict[str, str]):
+    def __init__(self, backbone: Backbone, head: Head, choices: dict[str, str]):
         super().__init__()
         self.backbone, self.head, self.choices = backbone, head, choices
         self.channels, self.image_size = backbone.channels, backbone.image_size
@@ -53,7 +54,7 @@ class Model(nn.Module):
             labels: ``n`` strings, numbers or other hashable values; classes may differ in their number of images.
 
         Raises:
-            UsageError: images are not as in training, or labels do not match them or the head.
+            UsageError: if images are not as in training, or labels do not match them or the head.
         """
         support = self.prepare(images)
         # Tensors of the same value have different hashes.
@@ -80,13 +81,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return features ``(n, d)`` of ``n`` images, before any adaptation. For the norm, all of them are context.
+        """Return features ``(n, d)`` of ``n`` images, without adaptation. All images are context to the norm.
 
         Args:
             images: as :meth:`adapt` takes them.
 
         Raises:
-            UsageError: images are not as in training.
+            UsageError: if images are not as in training.
         """
         return self.backbone.embed(self.prepare(images))[0][0].float()
 
@@ -143,7 +144,7 @@ class Task:
             images: ``q`` images, as :meth:`Model.adapt` takes them.
 
         Raises:
-            UsageError: images are not as in training.
+            UsageError: if images are not as in training.
         """
         model, query = self.model, self.model.prepare(images)
         if not query.shape[1]:
@@ -181,7 +182,7 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
     check_called_paths(cfg, path, trust, 'type trust=["..."] with it')
-    # Frozen first: heads that are meant for a frozen backbone warn of any other.
+    # Frozen first: heads that expect a frozen backbone warn of any other.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
     head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]
     model = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: head.requires_grad_(False)})})
@@ -192,13 +193,13 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     except RuntimeError as error:
         raise UsageError(
             f"expected the weights of the model that {path} describes, and it holds others, since code has "
-            "changed: train anew"
+            "changed: train again"
         ) from error
     candidates = head.candidates
     if len(candidates) > 1:
         log.warning(
-            "lr and test_steps of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
+            "%s of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
             "%s of %s is used; set model.head.chosen to another",
-            *(name, next(iter(candidates)), ", ".join(candidates)),
+            *(" and ".join(next(iter(candidates.values()))), name, next(iter(candidates)), ", ".join(candidates)),
         )
     return Model(backbone, head, provenance["choices"]).eval()

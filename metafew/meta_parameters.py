@@ -1,4 +1,4 @@
-"""Meta-parameters: scalars learned over tasks that no task adapts and no weight decay shrinks."""
+"""Meta-parameters: scalars learned across tasks, exempt from adaptation to a task and from weight decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class HasMetaParameters(nn.Module):
     """A module that declares which of its own parameters are meta-parameters."""
 
     meta_parameters: tuple[str, ...] = ()
-    """Names of parameters of this module itself. One that is None, or not registered, is passed over."""
+    """Names of parameters of this module itself. A name whose parameter is None or not registered is ignored."""
 
 
 def meta_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

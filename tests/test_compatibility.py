@@ -94,7 +94,7 @@ def test_a_checkpoint_is_tested(command, name, heads):
 def test_a_training_goes_on_as_the_same(command, name):
     words = ["stages=[fit]", "trainer.max_steps=4", "trainer.log_every_n_steps=1"]
     report, out = command(*words, f"ckpt={HERE / name}.ckpt")  # its other words are in it
-    assert report["steps"] == 4 and "was another one" not in (out / "train.log").read_text()
+    assert report["steps"] == 4 and "is from another training" not in (out / "train.log").read_text()
     with (out / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps == [2, 3]  # a new training would begin with 0

@@ -1,6 +1,7 @@
 """What stops a run with a sentence: losses that are not finite, memory; and solvers that give up."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -87,7 +88,7 @@ def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
         accumulate_grad_batches=1,
         global_step=0,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}])],
-        checkpoint_callback=SimpleNamespace(dirpath="nowhere"),
+        checkpoint_callback=SimpleNamespace(folder=Path("nowhere")),
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         fit_loop=SimpleNamespace(
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=3)))

@@ -109,7 +109,7 @@ def test_loading_needs_no_data_no_other_checkpoint_and_no_hydra(launch, tmp_path
         metafew.load("changed.ckpt")
     del old["metafew"]["model"]
     torch.save(old, "old.ckpt")
-    with pytest.raises(UsageError, match="train anew"):
+    with pytest.raises(UsageError, match="train again"):
         metafew.load("old.ckpt")
 
 

@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     files = {name: tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
     files["last"].write_bytes(files["last"].read_bytes()[:5000])
     command(*words, "ckpt=last", out=tmp_path)
-    assert "last.ckpt cannot be read as one" in caplog.text and "the one before it is tried" in caplog.text
+    assert "last.ckpt cannot be read as one" in caplog.text and "trying the one before it" in caplog.text
     check_equal(tmp_path, whole("protonet"))
     for file in files.values():
         file.write_text("hello world")
@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
 
 def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_error(tmp_path, caplog):
     command("ckpt=last", "save.keep=true", out=tmp_path)
-    assert "where no checkpoint is yet: a new training starts" in caplog.text
+    assert "which has no checkpoint yet: starting a new training" in caplog.text
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["best.ckpt", "last.ckpt", "step-000003.ckpt", "step-000006.ckpt", "step-000009.ckpt"]
     for words in (["ckpt=last"], [f"ckpt={tmp_path}/checkpoints/best.ckpt"]):

@@ -1,1 +1,1 @@
-"""What happens beside the steps of a training."""
+"""Lightning callbacks: checkpoints, signals, losses that are not finite, clustering measures, and progress."""

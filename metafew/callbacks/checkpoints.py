@@ -32,8 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(ModelCheckpoint):
     """Write best.ckpt and last.ckpt, from which a run resumes as if it had never stopped.
 
-    Lightning by itself would skip an interrupted validation, forget the best so far in another folder, and draw other
-    random numbers. A run that gets a signal to end writes last.ckpt.
+    Lightning would skip an interrupted validation, lose the best score in another folder, and draw other random
+    numbers. A run that a signal stops writes last.ckpt.
 
     Args:
         folder: where checkpoints go.
@@ -106,7 +106,7 @@ class Checkpoints(ModelCheckpoint):
         checkpoint["resume"] = {"random": random, "validated": self.validated, "unsolved": unsolved}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Set Lightning's loops: after a complete step, and after its validation or before it."""
+        """Set Lightning's loops to after a complete step, and after its validation or before it."""
         self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
         if trainer.is_global_zero:
             so_far().update(checkpoint["resume"]["unsolved"])
@@ -124,7 +124,7 @@ class Checkpoints(ModelCheckpoint):
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - due
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best so far, now in this folder, wherever it was written."""
+        """Restore the best score and checkpoint, with paths in this folder."""
 
         def here(path: str) -> str:
             return path and str(self.folder / Path(path).name)

@@ -1,4 +1,4 @@
-"""Measure during training how features cluster by class."""
+"""Measure during training how tightly features cluster by class."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LOGGED = ("feature_clustering", "hyperplane_variation")
 class ClusteringMonitor(Callback):
     """Log, at validations, how the features of validation tasks cluster by class.
 
-    ``val/feature_clustering`` and ``val/hyperplane_variation`` are means over pairs of classes,
-    ``val/variance_ratio`` the mean over tasks of that of their classes, under the context of the task.
+    ``val/feature_clustering`` and ``val/hyperplane_variation`` are means over pairs of classes, ``val/variance_ratio``
+    is the mean over tasks of the variance ratio of their classes. The context is that of the task.
 
     Args:
         every: measure at the first validation after each ``every`` steps.

@@ -1,4 +1,4 @@
-"""End a run in good order, all processes after the same step, when one of them gets a signal to end."""
+"""End a run after SIGTERM or Ctrl-C, all processes after the same step."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 
 class GracefulStop(Callback):
-    """End all processes together after SIGTERM, which clusters send before they kill, or Ctrl-C.
+    """End all processes together after SIGTERM, which clusters send before SIGKILL, or Ctrl-C.
 
-    Lightning's own handler communicates with the other processes from wherever the signal interrupted its own. Two
-    processes that get a signal at once, as in a cluster, would then wait for different operations forever.
+    Lightning's handler runs a collective operation wherever the signal interrupts its process. Two processes that get a
+    signal at once, as in a cluster, would then wait for different operations forever.
     """
 
     def __init__(self):
         self.asked = False
 
     def listen(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replace Lightning's signal handlers; it restores those before it at the end."""
+        """Replace Lightning's signal handlers. Lightning restores the original ones at the end."""
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
@@ -34,7 +34,7 @@ class GracefulStop(Callback):
     on_train_start = on_validation_start = on_test_start = listen
 
     def note(self, number: int, _: Any) -> None:
-        """Only remember the signal; a second Ctrl-C ends the process at once."""
+        """Record the signal; a second Ctrl-C ends the process at once."""
         self.asked = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,7 +46,7 @@ class GracefulStop(Callback):
             self.end(trainer)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End between two batches; all processes have equally many."""
+        """End between two batches, of which all processes have the same number."""
         self.end(trainer)
 
     def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from metafew.callbacks.checkpoints import Checkpoints
 from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.errors import Diverged
+from metafew.evaluation.evaluator import Evaluator
+from metafew.objectives.objective import Objective
 
 
 class Step(NamedTuple):
@@ -22,45 +25,48 @@ class Step(NamedTuple):
         number: its number, from 1.
         lr: its learning rate.
         loss: its loss, a scalar.
-        tasks: the loss of each task, ``(t,)``.
-        index: the numbers of the tasks, ``(t,)``.
+        task_losses: the loss of each task, ``(t,)``.
+        task_numbers: the numbers of the tasks, ``(t,)``.
     """
 
     number: int
     lr: float
     loss: Tensor
-    tasks: Tensor
-    index: Tensor
+    task_losses: Tensor
+    task_numbers: Tensor
 
 
 class NanGuard(Callback):
-    """Stop training in all processes when the loss of a step is not finite; no checkpoint ever holds such weights.
+    """Stop training in all processes when the loss of a step is not finite; such weights are never saved.
 
-    On a CPU each loss is checked before its gradient is taken, and last.ckpt gets the weights of the step before. On a
-    GPU the host would have to wait for each loss: those of ``log_every_n_steps`` steps are checked together, and before
-    a checkpoint is written, and last.ckpt stays as it was.
+    On a CPU each loss is checked before its gradient is taken, and last.ckpt receives the weights before the step. On a
+    GPU this would synchronize in every step: losses are checked every ``log_every_n_steps`` steps and before a
+    checkpoint is written, and last.ckpt stays as it is.
 
-    With a gradient scaler (float16) a loss may overflow: the scaler skips the step and halves its factor. Only when the
-    factor is below 1 is the loss itself at fault.
+    With a gradient scaler (float16) a loss may overflow: the scaler skips the step and halves its factor. Training
+    stops only if the factor is below 1.
     """
 
     def __init__(self):
-        self.index = torch.empty(0)
+        self.task_numbers = torch.empty(0)
         self.recent: list[Step] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: list[Episode], _: int
     ) -> None:
-        """Keep the numbers of the step's tasks."""
-        self.index = torch.cat([episode.index for episode in batch])
+        """Record the numbers of the step's tasks."""
+        self.task_numbers = torch.cat([episode.index for episode in batch])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Keep the loss of the step, and check those kept when they are due."""
-        if getattr(trainer.precision_plugin, "scaler", None) is not None and pl_module.objective.loss_scale >= 1:
+        """Record the loss of the step, and check the recorded losses when they are due."""
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and cast(Objective, pl_module.objective).loss_scale >= 1:
             return
+        losses = cast(Tensor, pl_module.task_losses)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.recent.append(Step(trainer.global_step + 1, lr, loss.detach(), pl_module.task_losses, self.index))
-        if pl_module.device.type == "cpu" or len(self.recent) >= trainer.log_every_n_steps:
+        self.recent.append(Step(trainer.global_step + 1, lr, loss.detach(), losses, self.task_numbers))
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it in its constructor
+        if pl_module.device.type == "cpu" or len(self.recent) >= interval:
             self.check_recent(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -73,7 +79,7 @@ class NanGuard(Callback):
             stop(trainer, pl_module, f"a weight is not finite after step {trainer.global_step}", lr)
 
     def check_recent(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        """Stop if the loss of a recent step is not finite in some process, and name the first such step."""
+        """Stop if the loss of a recent step is not finite on any rank, and name the first such step."""
         recent, self.recent = self.recent, []
         if not recent:
             return
@@ -82,7 +88,8 @@ class NanGuard(Callback):
         if not any(failed):
             return
         step = recent[failed.index(1.0)]
-        tasks = sorted(task for part in gather_objects(step.index[~step.tasks.isfinite()].tolist()) for task in part)
+        diverged = step.task_numbers[~step.task_losses.isfinite()].tolist()
+        tasks = sorted(task for part in gather_objects(diverged) for task in part)
         named = f" of task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}" if tasks else ""
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
         if finite(learner) and batch % trainer.accumulate_grad_batches == 0:
@@ -91,9 +98,10 @@ class NanGuard(Callback):
 
 
 def stop(trainer: pl.Trainer, learner: pl.LightningModule, what: str, lr: float) -> NoReturn:
-    """Raise Diverged, saying what went wrong, where the last finite weights are, and what to type."""
+    """Raise Diverged with what is not finite, where the last finite weights are, and what to type."""
     kept = f" ({last(trainer)} holds the weights from before)" if last(trainer).exists() else ""
-    lrs = learner.heads[learner.trained].learning_rates
+    measured = cast(Evaluator, learner)
+    lrs = measured.heads[measured.trained].learning_rates
     inner = f", or a head.lr below {max(lrs):g}" if lrs else ""
     raise Diverged(f"{what}, with a learning rate of {lr:g}{kept}: type optimizer.lr={lr / 10:g}{inner}")
 
@@ -106,4 +114,4 @@ def finite(learner: pl.LightningModule) -> bool:
 
 def last(trainer: pl.Trainer) -> Path:
     """Return the path of the newest checkpoint."""
-    return Path(trainer.checkpoint_callback.dirpath, "last.ckpt")
+    return cast(Checkpoints, trainer.checkpoint_callback).folder / "last.ckpt"

@@ -75,10 +75,11 @@ def predict(values: dict[str, str]) -> None:
     labels = [name for name, keys in examples.classes.items() for _ in keys]
     support = [pixels(image) for keys in examples.classes.values() for image in examples.open(keys)]
     task = model.adapt(np.stack(support), labels)
-    if model.backbone.transductive:
+    if model.backbone.transductive or model.head.transductive:
+        part = "norm" if model.backbone.transductive else "head"
         print(
-            "metafew: the norm of this model is transductive: a prediction depends on the other images of its chunk, "
-            f"{CHUNK} at a time in the order of their names",
+            f"metafew: the {part} of this model is transductive: a prediction depends on the other images of its "
+            f"chunk, {CHUNK} at a time in the order of their names",
             file=sys.stderr,
         )
     out = Path(values["out"])

@@ -1,4 +1,4 @@
-"""The code that a checkpoint may call: its configuration names classes, and a checkpoint from elsewhere any code."""
+"""Restrict the code that a checkpoint may call: its configuration names classes, and could name any code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from metafew.config.groups import CONF
 from metafew.errors import UsageError
 
 CALLS = ("_target_", "_args_", "target")
-"""Keys that name code: two of Hydra, and that of ``backbone=module``, which could also stand in ``_args_``."""
+"""Keys that name code: two of Hydra, and that of ``backbone=module``, which ``_args_`` could also pass."""
 
 
 def called_paths(config: Any) -> Iterator[str]:
@@ -43,13 +43,13 @@ def check_called_paths(config: Any, path: str | PathLike, trusted: Iterable[str]
     """Check that a configuration from a checkpoint calls only what it may.
 
     Args:
-        config: the configuration that is going to be instantiated.
+        config: the configuration to be instantiated.
         path: the checkpoint.
         trusted: dotted paths that the user allows in addition to those of metafew's own YAML files.
         advice: how the user allows more.
 
     Raises:
-        UsageError: ``config`` calls something else.
+        UsageError: if ``config`` calls other code.
     """
     if unknown := set(called_paths(config)) - allowed_paths() - set(trusted):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Compose configurations: from overrides, and from overrides on top of those that a checkpoint carries."""
+"""Compose configurations from overrides, or from overrides on top of those in a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from metafew.config.overrides import merge, verbatim
 from metafew.errors import UsageError
 
 DEFERRED: dict[str, str] = {}
-"""Overrides that :func:`defer_to_checkpoint` changed, with the form in which they were typed."""
+"""Overrides that :func:`defer_to_checkpoint` changed, each with its form on the command line."""
 
 
 def compose_overrides(overrides: Sequence[str]) -> DictConfig:
     """Return the configuration of these overrides, for programs other than ``train.py``.
 
     Raises:
-        UsageError: Hydra rejects an override.
+        UsageError: if Hydra rejects an override.
     """
     register_evaluation_heads()
     try:
@@ -46,26 +46,28 @@ def compose_on_checkpoint(cfg: DictConfig, saved: Sequence[str]) -> tuple[DictCo
         saved: the overrides that the checkpoint carries.
 
     Raises:
-        UsageError: the two sets of overrides do not compose, or those of the checkpoint call code that neither
+        UsageError: if the two sets of overrides do not compose, or those of the checkpoint call code that neither
             metafew's own YAML files nor the command line name.
     """
     chosen = HydraConfig.get()
     # Overrides of Hydra itself are never saved: in a checkpoint from elsewhere they could name any config folder.
     saved = [override for override in saved if not override.lstrip("+~").startswith("hydra")]
-    typed = [DEFERRED.get(override, override) for override in verbatim(chosen.overrides.task)]
-    overrides = merge(saved, typed, group_names())
+    given = [DEFERRED.get(override, override) for override in verbatim(chosen.overrides.task)]
+    overrides = merge(saved, given, group_names())
     # A search path holds for the command line that gives it, and is not saved either.
     of_hydra = verbatim(chosen.overrides.hydra)
     search_path = [override for override in of_hydra if override.lstrip("+").startswith("hydra.searchpath=")]
+    engine = GlobalHydra.instance().hydra
+    assert engine is not None  # a run is a Hydra job
     try:
-        composed = GlobalHydra.instance().hydra.compose_config(
+        composed = engine.compose_config(
             config_name="train", overrides=search_path + overrides, run_mode=RunMode.RUN, with_log_configuration=False
         )
     except HydraException as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"expected overrides that fit the choices that {cfg.ckpt} carries, got others ({reason}): "
-            "type options of those choices, or choose the group anew"
+            "type options of those choices, or choose the group again"
         ) from error
     with open_dict(composed):
         choices = composed.hydra.runtime.choices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +38,6 @@ def register_evaluation_heads() -> None:
 
 def load_option(file: Path) -> DictConfig:
     """Return the content of a YAML file of a group, merged over the files next to it that its defaults list names."""
-    node = OmegaConf.load(file)
+    node = cast(DictConfig, OmegaConf.load(file))
     bases = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return OmegaConf.merge(*(load_option(file.with_name(f"{base}.yaml")) for base in bases), node)
+    return cast(DictConfig, OmegaConf.merge(*(load_option(file.with_name(f"{base}.yaml")) for base in bases), node))

@@ -1,24 +1,38 @@
-"""Check that each option has the type with which the argument that takes it is annotated."""
+"""Check options against the type annotations of the arguments that they set."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.errors import UsageError
 
+
+class Kind(NamedTuple):
+    """A type that options may have.
+
+    Attributes:
+        name: its name in error messages.
+        accepts: whether a value is of this type.
+    """
+
+    name: str
+    accepts: Callable[[Any], bool]
+
+
 KINDS = {
-    "int": ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": ("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "str": ("a word", lambda value: isinstance(value, str)),
-    "None": ("null", lambda value: value is None),
+    "int": Kind("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float": Kind("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    "bool": Kind("true or false", lambda value: isinstance(value, bool)),
+    "str": Kind("a word", lambda value: isinstance(value, str)),
+    "None": Kind("null", lambda value: value is None),
 }
-"""Annotations that are checked, each with its name in a message."""
+"""The annotations that are checked."""
 
 
 def check_option_types(node: DictConfig, path: str = "") -> None:
@@ -31,19 +45,22 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
         path: key of ``node`` in the configuration, with a trailing dot.
 
     Raises:
-        UsageError: an option has another type than its argument, or is not finite.
+        UsageError: if an option does not have the type of its argument, or is not finite.
     """
-    for name, annotation in annotations(node.get("_target_")).items():
-        kinds = [KINDS.get(kind) for kind in annotation.split(" | ")]
-        if name in node and all(kinds) and not any(matches(node[name]) for _, matches in kinds):
-            raise wrong_type(f"{path}{name}", " or ".join(word for word, _ in kinds), node[name])
+    for name, annotation in argument_annotations(node.get("_target_")).items():
+        kinds = annotation.split(" | ")
+        if name not in node or not KINDS.keys() >= set(kinds):
+            continue
+        if not any(KINDS[kind].accepts(node[name]) for kind in kinds):
+            raise wrong_type(f"{path}{name}", " or ".join(KINDS[kind].name for kind in kinds), node[name])
     for key in node:
+        full = path + str(key)
         if OmegaConf.is_missing(node, key):
             continue
         if OmegaConf.is_dict(node[key]):
-            check_option_types(node[key], f"{path}{key}.")
+            check_option_types(node[key], f"{full}.")
         elif isinstance(node[key], float) and not math.isfinite(node[key]):
-            raise wrong_type(f"{path}{key}", "a finite number", node[key])
+            raise wrong_type(full, "a finite number", node[key])
 
 
 def wrong_type(key: str, expected: str, value: Any) -> UsageError:
@@ -51,7 +68,7 @@ def wrong_type(key: str, expected: str, value: Any) -> UsageError:
     return UsageError(f"expected {key} to be {expected}, got {value}: type --cfg job to see its default")
 
 
-def annotations(target: Any) -> dict[str, str]:
+def argument_annotations(target: Any) -> dict[str, str]:
     """Return the annotations of the arguments of ``target``, a dotted path; none where it is not ours."""
     if not isinstance(target, str) or not target.startswith("metafew."):
         return {}

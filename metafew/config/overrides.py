@@ -1,25 +1,27 @@
-"""Overrides of the command line, and how they merge with overrides of an earlier run."""
+"""Overrides of the command line, and how they merge with those of an earlier run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 
-def verbatim(overrides: ListConfig) -> list[str]:
-    """Return overrides as they were typed: iteration would replace ``${data_dir}`` in one of them by its value.
+def verbatim(overrides: Sequence[str]) -> list[str]:
+    """Return a list of overrides with unresolved interpolations; iterating over a ListConfig resolves them.
 
     >>> verbatim(OmegaConf.create(["dataset.root=${data_dir}/birds"]))
     ['dataset.root=${data_dir}/birds']
     """
-    return OmegaConf.to_container(overrides, resolve=False)
+    words: Any = OmegaConf.to_container(overrides, resolve=False)
+    return words
 
 
-def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> list[str]:
-    """Return ``saved`` overrides with ``typed`` ones applied on top.
+def merge(saved: Iterable[str], new: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Return ``saved`` overrides with ``new`` ones applied on top.
 
-    A typed value replaces the saved one, and a typed group also drops the saved options below it.
+    A new value replaces the saved one, and a new choice of a group also drops the saved options below it.
 
     >>> merge(["norm=batch", "norm.eps=0.1", "seed=3", "head.c=1"], ["norm=layer", "ckpt=a.ckpt"], ["norm", "head"])
     ['seed=3', 'head.c=1', 'norm=layer', 'ckpt=a.ckpt']
@@ -30,10 +32,10 @@ def merge(saved: Iterable[str], typed: Iterable[str], groups: Iterable[str]) -> 
     def key(override: str) -> str:
         return override.lstrip("+~").split("=")[0].split("@")[0]
 
-    typed = list(typed)
-    replaced = {key(override) for override in typed}
+    new = list(new)
+    replaced = {key(override) for override in new}
     dropped = tuple(f"{group}." for group in replaced & set(groups))
-    # A saved + added a key. Where that key exists in the meantime, only ++ can set it.
+    # A saved + added a key. If the key exists by now, only ++ can set it.
     saved = [f"+{o}" if o.startswith("+") and not o.startswith("++") else o for o in saved]
     kept = [o for o in saved if key(o) not in replaced | {"ckpt", "stages"} and not key(o).startswith(dropped)]
-    return kept + typed
+    return kept + new

@@ -1,4 +1,4 @@
-"""Who launched the processes of a run: torchrun, SLURM's srun, or Lightning. Imports no torch."""
+"""Find out whether torchrun, SLURM's srun or Lightning launched the processes of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process prints and writes on behalf of all ranks of the run, whoever launched them."""
+    """Return whether this process is rank zero of the run, whatever launched it."""
     ranks = ["RANK"] if "RANK" in os.environ else ["NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"]
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
@@ -33,15 +33,15 @@ def launched_world_size() -> int:
 def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEnvironment]:
     """Return the Lightning plugin for a run inside a SLURM job: srun's or Lightning's own. Elsewhere, none.
 
-    Lightning by default assumes that srun launched any process of a SLURM job, and requeues jobs from checkpoints of
-    its own.
+    By default Lightning assumes that srun launched every process of a SLURM job, and requeues jobs from its own
+    checkpoints.
 
     Args:
         devices: ``trainer.devices``.
         nodes: ``trainer.num_nodes``.
 
     Raises:
-        UsageError: srun launched other processes than the run needs.
+        UsageError: if srun launched another number of processes than the run needs.
     """
     from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
@@ -72,7 +72,7 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
         world_size: number of processes of the Trainer.
 
     Raises:
-        UsageError: it launched another number.
+        UsageError: if it launched another number.
     """
     count = launched_world_size()
     lightning_launches = count == 1 and nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -91,7 +91,7 @@ def require_one_process(what: str) -> None:
         what: the command, such as ``a sweep``.
 
     Raises:
-        UsageError: it does, so that each process would repeat all runs.
+        UsageError: if it does, as each process would repeat all runs.
     """
     if (count := launched_world_size()) > 1:
         raise UsageError(
@@ -115,7 +115,7 @@ class SharedOutputFolder(Callback):
 
         cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
-        # Lightning connects to the same store later, so rank zero has to keep it open.
+        # Lightning connects to the same store later, so rank zero keeps it open.
         self.store, rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
         if rank == 0:
             self.store.set("folder", config.hydra.run.dir)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 TIMEOUT = timedelta(seconds=5)
-"""How long other ranks wait for rank zero, which may be busy, or may not have met the error at all."""
+"""How long other ranks wait for rank zero, which may be busy or may not have failed."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def first_to_report() -> Iterator[bool]:
 
 
 def already_reported() -> bool:
-    """Return whether some rank has reported an error, so that the ranks it leaves behind need not."""
+    """Return whether a rank has reported an error, so that the others need not."""
     store = default_store()
     return store is not None and is_set(store, "reporting", timedelta(milliseconds=1))
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, which share the signals of the process that starts them. Imports no torch."""
+"""Start runs in subprocesses, to which signals are forwarded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
         log: file for its output, if not that of this process.
         threads: number of cores it uses, unless the user's environment sets one.
     """
-    # The subprocess imports this very package, whatever folder the user is in.
+    # The subprocess imports the same package, whatever the working directory.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])]))
     environment = os.environ | {"PYTHONPATH": path}
     if threads:
@@ -41,7 +41,7 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
 
 @contextmanager
 def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
-    """Leave signals to the subprocesses: SIGTERM is forwarded, and Ctrl-C reaches them by itself.
+    """Forward SIGTERM to the subprocesses, and ignore Ctrl-C, which reaches them directly.
 
     Yields:
         The signals received so far.
@@ -71,7 +71,7 @@ def run_subprocess(overrides: list[str]) -> int:
 
 
 def run_cell(out: Path) -> None:
-    """Run a cell of a sweep that uses several ranks in a process of its own, from which Lightning launches the others.
+    """Run a cell of a sweep with several ranks in a subprocess, from which Lightning launches the other ranks.
 
     Lightning repeats the command line of its process in each rank, which would be that of the complete sweep, and
     leaves a process group behind, which the next cell would join.
@@ -80,7 +80,7 @@ def run_cell(out: Path) -> None:
         out: folder of the cell.
 
     Raises:
-        UsageError: the launcher is joblib, or the cell ended without an error message of its own.
+        UsageError: if the launcher is joblib, or the cell failed without an error message.
     """
     hydra = HydraConfig.get()
     if hydra.runtime.choices["hydra/launcher"] == "joblib":

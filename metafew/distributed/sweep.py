@@ -1,4 +1,4 @@
-"""What a sweep reuses of an earlier one, and what it reports at its end."""
+"""Skip the finished cells of a sweep, and report the failed ones at its end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReportFailedCells(Callback):
 
 def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
     """Return when each cell in the folder of a sweep started, by the clock of its file system, in ns."""
-    # Hydra writes this file when a cell starts, in whatever process or machine that is.
+    # Hydra writes this file when a cell starts, in any process and on any machine.
     files = sweep.glob(f"**/{subdir}/overrides.yaml")
     return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
 
@@ -45,9 +45,8 @@ def finished(out: Path, cfg: DictConfig) -> bool:
     saved = read_json(out / "results.json").get("config")
     if saved is None:
         return False
-    return without_own_ckpt(update_paths(saved), out) == without_own_ckpt(
-        OmegaConf.to_container(cfg, resolve=True), out
-    )
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return without_own_ckpt(update_paths(saved), out) == without_own_ckpt(config, out)
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:

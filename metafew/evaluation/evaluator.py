@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from metafew.backbones.backbone import Backbone, targets_at_once
+from metafew.data.datamodule import FewShot, MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
@@ -31,15 +33,18 @@ class Evaluator(pl.LightningModule):
         queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
     """
 
+    backbone: Backbone
+    heads: Mapping[str, Head]
+
     def __init__(self, backbone: Backbone, heads: Mapping[str, Head], queries: str):
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]  # a mapping, whose values are the heads
         self.trained = next(iter(heads))
         self.queries = queries
         self.baseline = "pixels_1nn" if backbone.image_size > 1 else "vectors_1nn"
         self.val_tasks: dict[str, PerTask] = {}
-        self.validation: dict[str, dict[str, float]] = {}
+        self.validation: dict[str, dict[str, Any]] = {}
         self.test_tasks: list[dict[str, PerTask]] = []
         self.feature_caches: list[FeatureCache | None] = []
         self.tables: list[dict[str, Tensor]] = []
@@ -51,12 +56,12 @@ class Evaluator(pl.LightningModule):
 
     @property
     def transductive(self) -> bool:
-        """Whether the backbone or a head lets one query change the logits of another in evaluation."""
+        """Whether, in evaluation, one query may change the logits of another, through the backbone or a head."""
         return self.backbone.transductive or any(head.transductive for head in self.heads.values())
 
     @property
     def measured(self) -> list[str]:
-        """Names of everything that evaluation measures: each head, and under its name its extra readings."""
+        """Names of everything that evaluation measures: each head, and ``HEAD/READING`` for its extra readings."""
         return [n for name, head in self.heads.items() for n in (name, *(f"{name}/{e}" for e in self._extras(head)))]
 
     def _extras(self, head: Head) -> list[str]:
@@ -66,7 +71,8 @@ class Evaluator(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for everything that is measured."""
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
-        self.feature_caches = [self._feature_cache(self.trainer.val_dataloaders)]
+        loader: Any = self.trainer.val_dataloaders  # a single one
+        self.feature_caches = [self._feature_cache(loader)]
 
     def validation_step(self, batch: list[Episode], _: int) -> None:
         """Measure every head on a batch of validation tasks."""
@@ -80,18 +86,19 @@ class Evaluator(pl.LightningModule):
             for measure, mean in self.validation[name].items():
                 shown = name == self.trained and measure == "accuracy"
                 self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+        data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
-            value = alpha(self.trainer.datamodule.train.contexts[1]).mean()
+            value = alpha(data.train.contexts[1]).mean()
             self.log(f"alpha/layer{number}", value, sync_dist=self.trainer.world_size > 1)
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
+        loaders: Any = self.trainer.test_dataloaders  # a list: one for each shot
         self.test_tasks = [
-            {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)}
-            for _ in self.trainer.test_dataloaders
+            {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)} for _ in loaders
         ]
         self.feature_caches = []
-        for loader in self.trainer.test_dataloaders:  # all of one split: one cache serves them
+        for loader in loaders:  # all of one split: one cache serves them
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
@@ -126,7 +133,7 @@ class Evaluator(pl.LightningModule):
 
     def _feature_cache(self, loader: DataLoader) -> FeatureCache | None:
         """Return the features of all images that ``loader`` draws tasks from, where computing them first saves time."""
-        sampler = loader.dataset.sampler
+        sampler = cast(MetaBatches, loader.dataset).sampler
         if not self._pays(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
@@ -136,7 +143,7 @@ class Evaluator(pl.LightningModule):
         self, batch: list[Episode], tables: dict[str, PerTask], cache: FeatureCache | None, at_once: int | None = None
     ) -> None:
         for episode in batch:
-            shared = SharedFeatures(self.backbone, episode, cache(episode) if cache else None)
+            shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
                 readings = self._readings(head, backbone, episode, at_once if head.transductive else None)

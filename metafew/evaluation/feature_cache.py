@@ -14,7 +14,7 @@ from metafew.episode import Episode
 
 AT_ONCE = 256  # images in a pass
 LIMIT = 2**31  # bytes of cached features
-TOGETHER = 2**23  # bytes of tasks in a step: more would leave the processor's cache while heads work on them
+TOGETHER = 2**23  # bytes of tasks in a step: more would not fit in the processor's cache
 
 
 class FeatureCache:
@@ -31,6 +31,7 @@ class FeatureCache:
 
     def __call__(self, episode: Episode) -> tuple[Tensor, Tensor]:
         """Return features ``(t, s, d)`` and ``(t, q, d)`` of the support and the queries."""
+        assert episode.ids is not None  # samplers number the images of each episode
         support, query = episode.ids
         return self.tables[episode.source][support], self.tables[episode.source][query]
 

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from metafew.episode import Episode
-from metafew.evaluation.statistics import interval
+from metafew.evaluation.statistics import Interval, interval
 
 
 class PerTask(Metric):
@@ -53,7 +53,7 @@ class PerTask(Metric):
         return rows[rows[:, 0].argsort()]
 
 
-def summary(table: Tensor, measure: str) -> dict[str, float | None]:
+def summary(table: Tensor, measure: str) -> Interval:
     """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
     return interval(table[:, PerTask.columns.index(measure)].numpy(force=True))
 

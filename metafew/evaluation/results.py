@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from metafew.evaluation.metrics import PerTask, of_source, summary
-from metafew.evaluation.statistics import format_percent, ranks
+from metafew.evaluation.statistics import format_options, format_percent, ranks
 from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
@@ -100,8 +100,9 @@ def print_results(report: dict) -> None:
     """Print a table of accuracies and baselines, and one for each dataset of a mixture."""
     console = Console()
     table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
-    for column, side in (("measured", "left"), ("accuracy", "right"), ("tasks", "right")):
-        table.add_column(column, justify=side)
+    table.add_column("measured")
+    table.add_column("accuracy", justify="right")
+    table.add_column("tasks", justify="right")
     for section in ("metrics", "baselines"):
         for name, value in report[section].items():
             part = set(name.split("/")[2:-1]) & set(report["sources"])  # test/HEAD/.../SOURCE/accuracy
@@ -111,7 +112,7 @@ def print_results(report: dict) -> None:
                 table.add_row(label, percent(value), str(value["tasks"]))
         table.add_section()
     for head, choice in report["chosen"].items():
-        print(f"{head}: lr={choice['lr']:g} test_steps={choice['test_steps']} chosen on validation tasks")
+        print(f"{head}: {format_options(choice)} chosen on validation tasks")
     mode = "transductive" if report["transductive"] else "not transductive"
     table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
     console.print(table)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
+Interval = dict[str, Any]
+"""A mean, the half width ``ci95`` of its 95 % confidence interval, and further values, as in results.json."""
 NORMAL = 1.96
 """Half width of a 95 % confidence interval in standard errors, for many tasks."""
 
 
-def interval(values: np.ndarray) -> dict[str, float | None]:
+def interval(values: np.ndarray) -> Interval:
     """Return the mean over tasks and the half width of its 95 % confidence interval.
 
     ``ci95 = 1.96 s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); None for a single task.
@@ -25,7 +28,7 @@ def interval(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "ci95": ci95, "tasks": count}
 
 
-def seed_interval(means: Sequence[float]) -> dict[str, float]:
+def seed_interval(means: Sequence[float]) -> Interval:
     """Return the mean over seeds, its standard error and the half width of its 95 % t-interval.
 
     ``ci95 = t(0.975, n - 1) s / sqrt(n)`` over the ``n`` means of two or more seeds.
@@ -37,7 +40,7 @@ def seed_interval(means: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(means)), "ci95": float(stdtrit(len(means) - 1, 0.975)) * error, "se": error}
 
 
-def summarize_seeds(measures: Sequence[dict]) -> dict[str, float | None]:
+def summarize_seeds(measures: Sequence[Mapping[str, Any]]) -> Interval:
     """Return mean, ``ci95`` and ``se`` of one measure, given its mean and ``ci95`` for each seed.
 
     A single seed keeps its interval over tasks; several have the interval over seeds. All are None if a seed diverged.
@@ -54,7 +57,7 @@ def summarize_seeds(measures: Sequence[dict]) -> dict[str, float | None]:
     return {"mean": means[0], "ci95": ci95, "se": None if ci95 is None else ci95 / NORMAL}
 
 
-def ranks(accuracies: np.ndarray, difference_of: Callable[[np.ndarray], dict] = interval) -> np.ndarray:
+def ranks(accuracies: np.ndarray, difference_of: Callable[[np.ndarray], Interval] = interval) -> np.ndarray:
     """Return the rank of each method, 1 for the best; indistinguishable methods share the mean of their ranks.
 
     Two methods differ if the 95 % confidence interval of the mean of their paired differences excludes 0. The rank of a
@@ -79,12 +82,12 @@ def ranks(accuracies: np.ndarray, difference_of: Callable[[np.ndarray], dict] = 
     return placed
 
 
-def contains_zero(difference: dict) -> bool:
+def contains_zero(difference: Mapping[str, Any]) -> bool:
     """Return whether the confidence interval of a difference contains 0."""
     return abs(difference["mean"]) <= (difference["ci95"] or 0.0)
 
 
-def format_percent(measure: dict | None) -> str:
+def format_percent(measure: Mapping[str, Any] | None) -> str:
     """Format an accuracy in percent with its confidence interval, if it has one.
 
     >>> format_percent({"mean": 0.875, "ci95": 0.0123}), format_percent({"mean": 1.0, "ci95": None})
@@ -98,3 +101,15 @@ def format_percent(measure: dict | None) -> str:
         return "diverged"
     spread = "" if measure["ci95"] is None else f" ± {100 * measure['ci95']:.2f}"
     return f"{100 * measure['mean']:.2f}{spread}"
+
+
+def format_options(choice: Mapping[str, Any]) -> str:
+    """Format the options of a head that were chosen on validation tasks.
+
+    >>> format_options({"lr": 0.5, "test_steps": 10, "validation_accuracy": 0.8})
+    'lr=0.5 test_steps=10'
+    """
+    options = {name: value for name, value in choice.items() if name != "validation_accuracy"}
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in options.items()
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from metafew.analysis.compare.text_table import DAGGER, TextTable
-from metafew.evaluation.statistics import format_percent
+from metafew.evaluation.statistics import format_options, format_percent
 from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
 from metafew.experiments.measurements import measure_row
 from metafew.experiments.plan import Cell
@@ -141,7 +141,7 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
     notes = [f"mean ± {over}; accuracies in percent"]
     notes += [DAGGER] * any(row["transductive"] for row in rows.values()) + published
     notes += [
-        f"{name}: lr={picked['lr']:g} test_steps={picked['test_steps']} of head={head} chosen on validation tasks"
+        f"{name}: {format_options(picked)} of head={head} chosen on validation tasks"
         for name, row in rows.items()
         for choice in row["chosen"]
         for head, picked in choice.items()

@@ -24,7 +24,7 @@ from metafew.heads.fast import (
 from metafew.heads.head import Head
 from metafew.heads.inner import SGD, Adam, Rates, Weights, adapting_shapes
 from metafew.heads.output import Output, classify, prototypes
-from metafew.norms.norm import Norm
+from metafew.norms.running import RunningNorm
 
 Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
@@ -32,12 +32,12 @@ Model = FunctionalBackbone | PrecomputedFeatures
 
 
 class AdaptingHead(Head):
-    """Fit weights to the support set of each task by gradient steps, and label its queries with the weights adapted.
+    """Fit weights to the support set of each task by gradient steps, and label its queries with the adapted weights.
 
     Each step descends :meth:`loss`, the mean cross-entropy of the support set, whose rows are the context of every
-    norm. The queries then pass together with the support set, which gives the context's moments under the adapted
-    weights. In training the gradient of the queries' loss passes through the steps. Where no weight of the backbone
-    adapts, features are computed once.
+    norm. The queries are then embedded together with the support set, which provides the context moments under the
+    adapted weights. In training the gradient of the queries' loss passes through the steps. Where no weight of the
+    backbone adapts, features are computed once.
 
     Args:
         backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
@@ -48,9 +48,9 @@ class AdaptingHead(Head):
         rule: how weights descend (:mod:`metafew.heads.inner`).
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
         first_order: take the outer gradient as if inner gradients were constant.
-        inner: how the tasks of a meta-batch are worked through, with the same numbers: one by one in a ``loop``, a
-            ``chunk`` or all at once by ``vmap``; ``auto`` is ``vmap`` on a GPU and ``loop`` on a CPU. In training no
-            more tasks than these are held in memory at once.
+        inner: how the tasks of a meta-batch are batched, which does not change results: one by one in a ``loop``, a
+            ``chunk`` of them by ``vmap``, or all by ``vmap``; ``auto`` is ``vmap`` on a GPU and ``loop`` on a CPU. In
+            training no more tasks than these are held in memory at once.
         chunk: tasks in a chunk.
     """
 
@@ -82,7 +82,7 @@ class AdaptingHead(Head):
         return self.learning_rates[0], self.steps
 
     def tasks_at_once(self, device: torch.device) -> int | None:
-        """Return how many tasks are worked through together; None for all of a meta-batch."""
+        """Return how many tasks are processed together; None for all of a meta-batch."""
         inner = ("vmap" if device.type == "cuda" else "loop") if self.inner == "auto" else self.inner
         return {"loop": 1, "chunk": self.chunk, "vmap": None}[inner]
 
@@ -125,7 +125,7 @@ class AdaptingHead(Head):
         return True
 
     def keep(self, states: Sequence[Weights]) -> None:
-        """Take note of the final states of the inner optimizer, one for each task of a meta-batch in lock step."""
+        """Record the final states of the inner optimizer, one for each task of a meta-batch in lock step."""
 
     def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy, in nats, of the support rows that step ``step`` uses."""
@@ -155,10 +155,10 @@ class AdaptingHead(Head):
         self, model: Model, way: int, readout: Readout, images: Tensor, labels: Tensor, query: Tensor
     ) -> dict[str, Tensor]:
         """Return the results ``(t, q, w)`` of several tasks at once."""
-        norms: list[Norm] = []
+        norms: list[RunningNorm] = []
 
         def one(images: Tensor, labels: Tensor, query: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-            ledger: dict[Norm, Tensor] = {}
+            ledger: dict[RunningNorm, Tensor] = {}
             task = SupportSet(images, labels, way)
             logits = dict(self._results(model, task, query, readout, vmap_safe_gradient, record=ledger))
             norms[:] = ledger
@@ -191,7 +191,7 @@ class AdaptingHead(Head):
         outer = self.training and torch.is_grad_enabled()
         weights = self.start(model, task)
         state = self.first_state(weights)
-        # Without an outer gradient no history is kept.
+        # Without an outer gradient the history is not needed.
         hold = dict if outer else detached
         weights, state = hold(weights), hold(state)
         yield weights

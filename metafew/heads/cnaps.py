@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,14 +82,14 @@ class Classifier(nn.Module):
 class CNAPs(Head):
     """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set.
 
-    A set encoder makes one vector of the support images. From it come, through a dense layer and ReLU for each stage
-    of the backbone, gamma and beta for each of its FiLM places; the class means of the features under this modulation
-    give the classifier. Nothing takes gradient steps on a task, and any number of classes will do. The backbone is
-    meant to be pre-trained and frozen, all but the scalars by which TaskNorm blends.
+    A set encoder maps the support images to one vector. A dense layer and ReLU for each stage of the backbone turn it
+    into gamma and beta for each FiLM place; the classifier is generated from the class means of the features under this
+    modulation. There are no gradient steps on a task, and tasks may have any number of classes. The backbone is meant
+    to be pre-trained and frozen, except for the alphas of TaskNorm.
 
     The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16:
-    relative to the mean over tasks it weighs 0.016 there. It also lets the vectors of a residual block start from
-    the same draw; here each has its own. The auto-regressive variant is not implemented.
+    relative to the mean over tasks it weighs 0.016 there. It also draws the initial vectors of a residual block once;
+    here each is drawn separately. The auto-regressive variant is not implemented.
 
     Args:
         backbone: the backbone to modulate; only its dimensions and FiLM places matter here.
@@ -134,7 +134,9 @@ class CNAPs(Head):
 
     def penalty(self) -> Tensor:
         """Return the penalty on modulation: its weight times the sum of squares of the vectors."""
-        return self.strength * torch.stack([place.vectors.square().sum() for place in self.places]).sum()
+        return (
+            self.strength * torch.stack([cast(Modulation, place).vectors.square().sum() for place in self.places]).sum()
+        )
 
     def modulation(self, backbone: Backbone, images: Tensor) -> dict[FiLM, tuple[Tensor, Tensor]]:
         """Return gamma and beta ``(t, c)`` for each FiLM place, from support images ``(t, s, c, h, w)``."""

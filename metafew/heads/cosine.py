@@ -11,8 +11,8 @@ from metafew.heads.head import FeatureHead, class_means
 class Cosine(FeatureHead):
     """Cosine to the class means: ``logit_m = scale * cos(f(x), p_m)`` with ``p_m`` the mean feature of class ``m``.
 
-    Gidaris & Komodakis and Qi et al. average features of unit length; here, as in the prototypical networks, they
-    keep their length until they are averaged. A feature without direction, shorter than 1e-8, gets logits 0.
+    Gidaris & Komodakis and Qi et al. average features of unit length; here, as in the prototypical networks, they are
+    averaged as they are and normalised afterwards. A feature shorter than 1e-8 has no direction and gets logits 0.
 
     Args:
         scale: initial value of the learned scale of the logits.

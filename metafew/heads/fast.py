@@ -15,7 +15,7 @@ from metafew.meta_parameters import meta_parameters
 from metafew.norms.norm import Norm
 
 BACKBONE = "backbone."
-"""Prefix of the names of a backbone's weights, which tells them from those of an output layer."""
+"""Prefix of the names of a backbone's weights, as opposed to those of an output layer."""
 NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 Loss = Callable[[Weights], Tensor]
 Gradient = Callable[[Loss, Weights, bool], tuple[Weights, Tensor]]
@@ -28,22 +28,22 @@ class SupportSet(NamedTuple):
         images: ``(s, c, h, w)``, or features ``(s, d)`` where the backbone does not adapt.
         labels: ``(s,)``.
         way: number of classes.
-        index: number of the task among those of training, where it matters.
+        number: number of the task among those of training; None in evaluation.
     """
 
     images: Tensor
     labels: Tensor
     way: int
-    index: int | None = None
+    number: int | None = None
 
 
 class FunctionalBackbone(nn.Module):
-    """A backbone that embeds the images of one task with the weights it is given."""
+    """A backbone that embeds the images of one task with given weights."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
-        # Searching for weights with several names is slow: do it once instead of in every call.
+        # The search for weights with several names is slow: once here, instead of in every call.
         self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class FunctionalBackbone(nn.Module):
         return self.backbone.embed(*args, **kwargs)
 
     def embed(self, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, Tensor]:
-        """Return the features ``(1, n, d)`` of context and targets ``(n, c, h, w)``; other names are passed over."""
+        """Return the features ``(1, n, d)`` of context and targets ``(n, c, h, w)``; ignore other weights."""
         named = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
         args = tuple(part.unsqueeze(0) for part in images)
         return torch.func.functional_call(self, named, args, options, tie_weights=self.tied)
@@ -63,7 +63,7 @@ class FunctionalBackbone(nn.Module):
 
 
 class PrecomputedFeatures:
-    """Stand for a :class:`FunctionalBackbone` where no weight of the backbone adapts: its images are features."""
+    """Replace a :class:`FunctionalBackbone` where no weight of the backbone adapts: images are features already."""
 
     def embed(self, weights: Weights, *features: Tensor, **options) -> tuple[Tensor, ...]:
         """Return ``features`` ``(n, d)`` of context and targets as ``(1, n, d)``."""
@@ -84,9 +84,9 @@ def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str]
         freeze: prefixes of further names that do not adapt, such as ``blocks.0``.
 
     Raises:
-        UsageError: a prefix matches no name.
+        UsageError: if a prefix matches no name.
     """
-    kinds = {"all": (), "no_norm": NORMS, "output": nn.Module}[adapt]
+    kinds: tuple[type[nn.Module], ...] = {"all": (), "no_norm": NORMS, "output": (nn.Module,)}[adapt]
     fixed = {id(p) for module in backbone.modules() if isinstance(module, kinds) for p in module.parameters()}
     fixed |= {id(p) for p in meta_parameters(backbone).values()}
     names = [name for name, p in backbone.named_parameters() if id(p) not in fixed]
@@ -109,8 +109,8 @@ def detached(weights: Weights) -> Weights:
 def inner_scale(weights: Weights) -> float:
     """Return the factor of an inner loss while its gradient is taken, by which the gradient is divided afterwards.
 
-    Where autocast computes in float16, gradients below 6e-8 underflow to 0. A fixed power of two keeps adaptation the
-    same in training and in evaluation, which no gradient scaler watches.
+    Where autocast computes in float16, gradients below 6e-8 underflow to 0. With a fixed power of two adaptation is the
+    same in training and in evaluation, where there is no gradient scaler.
     """
     device = next(iter(weights.values())).device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
@@ -119,7 +119,7 @@ def inner_scale(weights: Weights) -> float:
 
 def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the gradient of ``loss(weights)``, differentiable again if ``graph``, and the loss."""
-    # Views: one weight may have been computed from another, and is differentiated as if it had not.
+    # Views, since one weight may be computed from another and must be differentiated independently of it.
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
     scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():

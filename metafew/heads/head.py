@@ -17,7 +17,7 @@ class Head(HasMetaParameters):
     """Turn a labelled support set and query images into logits. Subclasses implement :meth:`forward`.
 
     Training, evaluation and :func:`metafew.load` all call ``head(backbone, support, query, way)``. A head never
-    receives the labels of queries. The attributes below are all that the rest of the package knows of a head.
+    receives the labels of queries. The rest of the package relies on the attributes below only.
     """
 
     adapts_backbone: bool = False
@@ -25,11 +25,11 @@ class Head(HasMetaParameters):
     transductive: bool = False
     """Whether, in evaluation, one query may change the logits of another. Results of such a head are marked."""
     fixed_way: int | None = None
-    """The only number of classes that the head can tell apart, if there is one."""
+    """The number of classes of every task, or None if the head takes any number."""
     learning_rates: tuple[float, ...] = ()
     """Learning rates of the inner loop; several are candidates of which evaluation chooses one."""
     lock_step: bool = False
-    """Whether ``objective=reptile`` can drive the inner loop, all tasks of a meta-batch in step."""
+    """Whether ``objective=reptile`` can run the inner loop, with all tasks of a meta-batch in lock step."""
     evaluation_options: tuple[str, ...] = ()
     """Names of constructor arguments that have no effect on training: a run may be resumed with others."""
     memory_option: str | None = None
@@ -46,7 +46,7 @@ class Head(HasMetaParameters):
 
     @property
     def extra_readings(self) -> list[str]:
-        """Names of what :meth:`readings` measures besides the result."""
+        """Names of what :meth:`readings` measures in addition to the result."""
         return []
 
     def penalty(self) -> Tensor | float:
@@ -54,14 +54,14 @@ class Head(HasMetaParameters):
         return 0.0
 
     def tasks_at_once(self, device: torch.device) -> int | None:
-        """Return how many tasks the head works on together; None for all of a meta-batch."""
+        """Return how many tasks the head processes together; None for all of a meta-batch."""
         return None
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return the logits of the queries.
 
         Args:
-            backbone: the feature extractor, or what stands for it and embeds each image once.
+            backbone: the feature extractor, or a stand-in that embeds each image of the episode once.
             support: images ``(t, s, c, h, w)`` and labels ``(t, s)`` in ``0..way-1``; classes may have unequal numbers
                 of rows.
             query: images ``(t, q, c, h, w)``.

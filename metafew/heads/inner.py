@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from metafew.heads.output import Output
 
 Weights = dict[str, Tensor]
 """Weights that adapt to a task, by name."""
+StepRates = Mapping[str, Tensor | float]
+"""The learning rate of each weight in one step."""
 
 
 class SGD:
@@ -23,7 +25,7 @@ class SGD:
         """Return the state before the first step: none."""
         return {}
 
-    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
+    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: StepRates) -> tuple[Weights, Weights]:
         """Return the weights after a step, and the state."""
         return {name: stepped(value, rates[name], grads[name]) for name, value in weights.items()}, state
 
@@ -48,9 +50,10 @@ class Adam:
         zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
         return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()}
 
-    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: Weights) -> tuple[Weights, Weights]:
+    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: StepRates) -> tuple[Weights, Weights]:
         """Return the weights after a step, and the state."""
-        moved, after = {}, {}
+        moved: Weights = {}
+        after: Weights = {}
         for name, value in weights.items():
             steps = state[f"{name}/steps"] + 1
             square = self.beta2 * state[name] + (1 - self.beta2) * grads[name].square()
@@ -59,7 +62,7 @@ class Adam:
         return moved, after
 
 
-RULES = {"sgd": SGD, "adam": Adam}
+RULES: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
 
 
 class Shape(NamedTuple):
@@ -107,7 +110,7 @@ class Rates(nn.Module):
                 size = (steps,) if kind == "layer" else shape.size
                 self.register_parameter(entry(shape.name), nn.Parameter(torch.full(size, float(lr))))
 
-    def at(self, step: int, lr: float) -> dict[str, Tensor | float]:
+    def at(self, step: int, lr: float) -> StepRates:
         """Return the rate of each weight in step ``step``, from 0; ``lr`` where rates are not learned."""
         if self.kind == "fixed":
             return dict.fromkeys(self.names, lr)

@@ -23,9 +23,9 @@ CHOICES = {
 class MAML(AdaptingHead):
     """Fit the backbone and a linear output layer to the support set by a few steps of gradient descent.
 
-    With ``adapt="output"`` only the layer is fitted (ANIL, Raghu et al. 2020), on features that are computed once.
-    With ``first_order`` the outer gradient is taken at the end of the steps as if they had been constant (FOMAML).
-    TaskNorm's own scalars take part in the outer gradient only.
+    With ``adapt="output"`` only the layer is fitted (ANIL, Raghu et al. 2020), on features that are computed once. With
+    ``first_order`` the outer gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned
+    by the outer gradient only.
 
     The inner learning rate is on the mean over support rows. Finn et al. sum over classes: their rate times the way is
     ours, so their 0.4 on 5-way Omniglot is 2.0 here.
@@ -54,7 +54,7 @@ class MAML(AdaptingHead):
             Bronskill et al. (2020) report.
     """
 
-    evaluation_options = ("test_steps", "each_step")
+    evaluation_options: tuple[str, ...] = ("test_steps", "each_step")
     exemptions: ClassVar = {"exchangeable_classes": "a linear output layer has a row for each class"}
 
     def __init__(
@@ -130,6 +130,6 @@ class MAML(AdaptingHead):
         return readout
 
 
-def as_list(value) -> list:
-    """Return a list, be it of several values or of one."""
+def as_list(value: Any) -> list:
+    """Return the values of a list or tuple, or a list of the single value."""
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -39,12 +39,12 @@ class Output(nn.Module):
                 f"got train.way={way}: type head.output=shared"
             )
         self.kind, self.features = kind, features
-        self.way = way if kind == "linear" else None
+        self.way = way if kind == "linear" and isinstance(way, int) else None
         if kind in ("linear", "shared"):
-            size = way if kind == "linear" else 1
-            self.weight = nn.Parameter(torch.empty(size, features))
+            rows = self.way or 1
+            self.weight = nn.Parameter(torch.empty(rows, features))
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-            self.bias = nn.Parameter(torch.zeros(size))
+            self.bias = nn.Parameter(torch.zeros(rows))
 
     def start(self, way: int, like: Tensor) -> dict[str, Tensor]:
         """Return ``weight`` and ``bias`` for ``way`` classes; zeros have the dtype and device of ``like``."""

@@ -21,13 +21,13 @@ from metafew.norms.running import kept_finite
 class Reptile(MAML):
     """Fit all weights to the support set by Adam on small minibatches of it; train by ``objective=reptile``.
 
-    Minibatches go through random orders of the support rows, one order after the other: in training a function of
-    (seed, task, step), in evaluation of the step only.
+    Minibatches traverse random permutations of the support rows, one permutation after the other: in training a
+    function of (seed, task, step), in evaluation of the step only.
 
     The inner Adam has no momentum, and its second moments carry over from task to task. They are buffers, replaced once
     a step by their mean over the tasks of the meta-batch; evaluation starts from them and never changes them. The
     authors' tasks update a single state one after another, which depends on the order of tasks and on the number of
-    processes: a departure. With ``fresh`` every task starts from zero.
+    processes; this is a deviation. With ``fresh`` every task starts from zero.
 
     Args:
         backbone: the backbone that it will adapt.
@@ -42,7 +42,7 @@ class Reptile(MAML):
         adapt: ``all`` weights, ``no_norm`` or ``output``, as in :class:`~metafew.heads.maml.MAML`.
         freeze: prefixes of names of backbone weights that do not adapt.
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
-        inner: how the tasks of a meta-batch are worked through in evaluation.
+        inner: how the tasks of a meta-batch are batched in evaluation.
         chunk: tasks in a chunk.
         each_step: also measure after every step of evaluation.
         seed: of the minibatches of training.
@@ -94,7 +94,7 @@ class Reptile(MAML):
         self.pending: Tensor | None = None
 
     def lasts(self, name: str) -> bool:
-        """Return whether a weight carries over from task to task: that of an output layer made anew does not."""
+        """Return whether a weight carries over from task to task: a new output layer for each task does not."""
         return self.output.kind == "linear" or name not in ("weight", "bias")
 
     def first_state(self, weights: Weights) -> Weights:
@@ -103,7 +103,7 @@ class Reptile(MAML):
 
     def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy, in nats, of the minibatch of step ``step``."""
-        rows = self.rows(step, len(task.labels), task.index).to(task.labels.device)
+        rows = self.rows(step, len(task.labels), task.number).to(task.labels.device)
         return super().loss(model, SupportSet(task.images[rows], task.labels[rows], task.way), step, weights)
 
     def rows(self, step: int, count: int, task: int | None = None) -> Tensor:

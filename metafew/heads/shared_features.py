@@ -11,16 +11,16 @@ from metafew.episode import Episode
 
 
 class SharedFeatures:
-    """Stand in for a backbone that embeds the images of one episode only once.
+    """Wrap a backbone so that the images of one episode are embedded only once.
 
-    ``embed`` returns the same features for the tensors of the episode themselves, its support images with or without
-    its queries. Any other call, and every other attribute, is the backbone's own.
+    ``embed`` caches the features of the episode's own tensors: its support images, with or without its queries. Other
+    calls and attributes are passed to the backbone.
 
     Args:
         backbone: the feature extractor.
         episode: the episode whose images are embedded once.
-        features: its features ``(t, s, d)`` and ``(t, q, d)``, where they are cached; else the first call computes
-            them.
+        features: its features ``(t, s, d)`` and ``(t, q, d)`` if they are cached already; otherwise the first call
+            computes them.
     """
 
     def __init__(self, backbone: Backbone, episode: Episode, features: tuple[Tensor, Tensor] | None = None):

@@ -72,7 +72,7 @@ def to_wandb(
 
 @contextmanager
 def staged(folder: Path) -> Iterator[None]:
-    """Stage artifacts for upload in ``folder``, not in the home directory, unless the user's environment says where."""
+    """Stage artifacts for upload in ``folder`` and not the home directory, unless the environment sets a folder."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return

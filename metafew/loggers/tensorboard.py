@@ -20,7 +20,7 @@ class TensorBoard(TensorBoardLogger):
         save_dir: folder of the run.
 
     Raises:
-        UsageError: TensorBoard is not installed.
+        UsageError: if TensorBoard is not installed.
     """
 
     def __init__(self, save_dir: str):

@@ -17,7 +17,7 @@ KEPT = ("best", "last")
 
 
 class Wandb(WandbLogger):
-    """Log to Weights & Biases; without an API key only to disk, so that it never prompts.
+    """Log to Weights & Biases; without an API key only to disk, so that there is never a prompt.
 
     Args:
         project: name of the project.
@@ -30,7 +30,7 @@ class Wandb(WandbLogger):
         save_dir: folder of the run; ``wandb sync`` uploads an offline run later.
 
     Raises:
-        UsageError: ``checkpoints`` names others.
+        UsageError: if ``checkpoints`` names others.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
     """Return the mean variance within classes over the variance between them, of a complete split.
 
     ``(1/C) sum_i (1/N_i) sum_j |x_ij - m_i|^2 / ((1/C) sum_i |m_i - m|^2 + 1e-6)`` with the class means ``m_i`` and
-    their mean ``m``: every class weighs the same, whatever its number of images ``N_i``. It does not grow with the
+    their mean ``m``: every class has the same weight, whatever its number of images ``N_i``. It does not grow with the
     number of classes ``C``.
 
     Args:
@@ -91,7 +91,7 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
 def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
     """Return ``R_FC`` as printed, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
 
-    This is ``C`` times :func:`variance_ratio`, which also says how classes of unequal size are weighed.
+    This is ``C`` times :func:`variance_ratio`, which also explains how classes of unequal size are weighted.
 
     Args:
         features: ``(n, d)``.
@@ -108,7 +108,7 @@ def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
 
     The pairs of a task depend only on its number and labels: not on the other tasks, the number of processes or torch's
     random state, so that regularized runs are as reproducible as others. Classes of fewer than two rows are left out,
-    and one of an odd number of classes. Every task is cut to the number of pairs of the task with the fewest.
+    and one class if their number is odd. Every task is cut to the number of pairs of the task with the fewest.
 
     Args:
         features: ``(t, n, d)``, support and query rows together.
@@ -119,7 +119,7 @@ def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         ``(t, p, 2, 2, d)``: task, pair, class, image.
 
     Raises:
-        UsageError: a task has fewer than two classes of two rows.
+        UsageError: if a task has fewer than two classes of two rows.
     """
     drawn = [_rows(task, number) for task, number in zip(labels.cpu().numpy(), index.tolist(), strict=True)]
     rows = np.stack([task[: min(map(len, drawn))] for task in drawn])

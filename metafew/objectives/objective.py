@@ -1,10 +1,11 @@
-"""What every objective shares: tasks a few at a time, penalties, regularizers, and what may be trained."""
+"""The base class of objectives, which handles chunks of tasks, penalties, regularizers and frozen weights."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple
+from functools import reduce
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PIXELS = 2**18
 """Pixels of the images that a CPU embeds at once: those of 4 tasks of 80 images of 28 x 28, or of one of 84 x 84. With
-fewer the fixed cost of a pass weighs more; more take memory and are slower."""
+fewer, the fixed cost of a pass dominates; more need more memory and are slower."""
 
 
 class StepLoss(NamedTuple):
@@ -64,7 +65,7 @@ class Objective(nn.Module):
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/objectives.py that the objective does not keep, each with the reason."""
     loss_scale: float | Tensor = 1.0
-    """Factor of losses while gradients are taken within the objective, against underflow in float16."""
+    """Factor of losses while the objective itself takes gradients, against underflow in float16."""
 
     def __init__(self, regularizer: NoRegularizer | Regularizer):
         super().__init__()
@@ -77,7 +78,7 @@ class Objective(nn.Module):
         """Freeze what the loss cannot reach.
 
         Raises:
-            UsageError: objective, regularizer and head do not go together.
+            UsageError: if objective, regularizer and head do not go together.
         """
         if self.trains_head:
             check_one_rate(head)
@@ -119,7 +120,7 @@ class Objective(nn.Module):
         return draw_pairs(torch.cat(features, 1), labels, episode.index)
 
     def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
-        """Return the mean over tasks and each task's loss. Override where tasks cannot be taken a few at a time."""
+        """Return the mean over tasks and each task's loss. Override where tasks cannot be split into chunks."""
         tasks = sum(len(episode.index) for episode in batch)
         pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, head, episode))]
         seen: list[Tensor] = []
@@ -134,12 +135,12 @@ class Objective(nn.Module):
             modules = (backbone, head, self) if self.trains_head else (backbone, self)
             mean = in_turn(shares(), [p for m in modules for p in m.parameters() if p.requires_grad], self.loss_scale)
         else:
-            mean = sum(shares())
+            mean = reduce(torch.add, shares())
         return StepLoss(mean, torch.cat(seen))
 
     def _regularized(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
         if isinstance(head, FeatureHead) or not self.trains_head:
-            backbone = SharedFeatures(backbone, episode)
+            backbone = cast(Backbone, SharedFeatures(backbone, episode))
         losses = self.task_losses(backbone, head, episode)
         return losses + self.regularizer(self.pairs(backbone, episode)) if self.regularizer.on_features else losses
 
@@ -155,21 +156,23 @@ def tasks_at_once(backbone: Backbone, head: Head, episode: Episode) -> int | Non
 
 
 def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:
-    """Return the sum of ``losses`` with its gradient, having differentiated one after the other.
+    """Return the sum of ``losses`` with its gradient, differentiating one loss at a time.
 
-    The graph of a loss is freed before the next is computed. The gradients ``g`` come back as those of
-    ``sum((p - stopgrad(p)) * g)``, which is 0.
+    The graph of a loss is freed before the next is computed. The gradients ``g`` are returned as those of
+    ``sum((p - stopgrad(p)) * g)``, whose value is 0.
 
     Args:
         losses: computed one at a time.
         weights: parameters to differentiate with respect to.
         scale: factor of each loss while its gradient is taken.
     """
-    total, grads = 0.0, [None] * len(weights)
+    values: list[Tensor] = []
+    grads: list[Tensor | None] = [None] * len(weights)
     for loss in losses:
         parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
-        total = total + loss.detach()
+        values.append(loss.detach())
+    total = reduce(torch.add, values)
     for p, g in zip(weights, grads, strict=True):
         if g is not None:
             total = total + ((p - p.detach()) * (g / scale)).sum()
@@ -177,7 +180,7 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
 
 
 def check_one_rate(head: Head) -> None:
-    """Raise UsageError if a head to be trained has several inner learning rates to choose from."""
+    """Raise UsageError if a head that trains has several inner learning rates."""
     if len(lrs := head.learning_rates) > 1:
         raise UsageError(
             f"expected one head.lr to train with, got {[*lrs]}: a list of head.lr is for evaluation: "

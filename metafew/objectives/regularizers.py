@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from metafew.errors import UsageError
@@ -40,7 +42,7 @@ class Regularizer(nn.Module):
 
 
 class FeatureClustering(Regularizer):
-    """Draw images of a class together and classes apart: ``weight * R_FC``.
+    """Pull images of a class together and push classes away from each other: ``weight * R_FC``.
 
     Args:
         weight: factor of the measure.
@@ -54,7 +56,7 @@ class FeatureClustering(Regularizer):
 
 
 class HyperplaneVariation(Regularizer):
-    """Keep the plane between two classes where it is when their images are redrawn: ``weight * (2 R_HV)^2``.
+    """Penalize changes of the plane between two classes when their images are redrawn: ``weight * (2 R_HV)^2``.
 
     Args:
         weight: factor of the measure; 1 in the authors' code, which calls this feature clustering.
@@ -68,7 +70,7 @@ class HyperplaneVariation(Regularizer):
 
 
 class WeightClustering(Regularizer):
-    """Draw together the weights of tasks that adapt in parallel: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
+    """Pull together the weights of tasks that adapt in parallel: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
 
     ``w_f`` are the filters of convolutions and the rows of linear layers of one task, ``m_f`` their detached means over
     the tasks of the meta-batch: a squared distance normalised by filters as in Li et al. (2018). The papers give
@@ -87,4 +89,4 @@ class WeightClustering(Regularizer):
         for name, centre in mean.items():
             gap = (weights[name] - centre).flatten(1).square().sum(1)
             terms.append((gap / (centre.flatten(1).square().sum(1) + 1e-12)).sum())
-        return self.weight * sum(terms)
+        return self.weight * reduce(torch.add, terms)

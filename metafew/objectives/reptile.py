@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
-from typing import ClassVar
+from functools import partial, reduce
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Reptile(Objective):
 
     ``theta_i`` are the weights after the inner steps of ``head=reptile`` on the support set of task ``i``. The step is
     the gradient step of plain SGD on ``1/2 mean_i ||theta - stopgrad(theta_i)||^2``, so that optimizers, schedules and
-    processes are those of any other training. The value of the loss is that of the last inner step, before it.
+    ranks work as in any other training. The value of the loss is that before the last inner step.
 
     Tasks advance in lock step. With ``regularizer=weight_clustering`` each inner loss but the first also draws the
     weights of convolutions and linear layers towards their mean over the tasks. Meta-parameters, such as TaskNorm's
@@ -48,7 +48,7 @@ class Reptile(Objective):
         """Freeze what no task adapts.
 
         Raises:
-            UsageError: the inner loop of ``head`` cannot advance in lock step, or the regularizer is one of features.
+            UsageError: if the inner loop of ``head`` cannot advance in lock step, or the regularizer takes features.
         """
         if self.regularizer.on_features:
             raise UsageError(
@@ -61,8 +61,9 @@ class Reptile(Objective):
                 "type head=reptile"
             )
         check_one_rate(head)
+        adapting = cast(AdaptingHead, head).names
         for name, p in backbone.named_parameters():
-            p.requires_grad_(p.requires_grad and name in head.names)
+            p.requires_grad_(p.requires_grad and name in adapting)
 
     def advise(self, optimizer: Optimizer) -> None:
         """Log a warning unless the step is the published one."""
@@ -73,19 +74,19 @@ class Reptile(Objective):
                 "Adam make something else: type optimizer=plain_sgd"
             )
 
-    def batch_losses(self, backbone: Backbone, head: AdaptingHead, batch: list[Episode]) -> StepLoss:
+    def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
         """Return the mean loss of ``batch`` and each task's; only the support sets are used."""
-        model = FunctionalBackbone(backbone)
+        model, inner = FunctionalBackbone(backbone), cast(AdaptingHead, head)  # as prepare() has checked
         tasks = [
             SupportSet(images, labels, episode.way, index)
             for episode in batch
             for images, labels, index in zip(*episode.support, episode.index.tolist(), strict=True)
         ]
-        weights, losses = self._adapt(head, model, tasks)
+        weights, losses = self._adapt(inner, model, tasks)
         self._record(model, tasks, weights)
-        parameters = dict(model.named_parameters()) | dict(head.output.named_parameters())
-        theta = {name: parameters[name] for name in weights[0] if head.lasts(name)}
-        squares = [sum((p - end[name]).square().sum() for name, p in theta.items()) for end in weights]
+        parameters = dict(model.named_parameters()) | dict(inner.output.named_parameters())
+        theta = {name: parameters[name] for name in weights[0] if inner.lasts(name)}
+        squares = [reduce(torch.add, ((p - end[name]).square().sum() for name, p in theta.items())) for end in weights]
         surrogate = 0.5 * torch.stack(squares).mean()
         return StepLoss(surrogate + (losses.mean() - surrogate).detach(), losses.detach())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ log = logging.getLogger(__name__)
 EXPECTED = "expected ckpt to be the path of a checkpoint of metafew, such as outputs/.../checkpoints/best.ckpt"
 
 
-def read(path: str | Path) -> dict:
-    """Return the content of a checkpoint of a run; code inside it is never executed.
+def read(path: str | PathLike) -> dict:
+    """Return the content of a checkpoint; code in it is never executed.
 
     Raises:
-        UsageError: there is no such file, it is something else, or an earlier metafew wrote it.
+        UsageError: if there is no such file, or it is not a checkpoint of this version of metafew.
     """
     if not Path(path).is_file():
         found = Path(path, "checkpoints", "best.ckpt")
@@ -31,13 +32,15 @@ def read(path: str | Path) -> dict:
         raise UsageError(f"{EXPECTED}, and there is no file {path}{advice}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch does not say which errors a file of another kind raises
+    except Exception as error:  # torch does not document which errors files of other kinds raise
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{EXPECTED}, and {path} cannot be read as one ({reason})") from error
     if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
         raise UsageError(f"{EXPECTED}, and {path} is something else")
     if "model" not in checkpoint["metafew"]:
-        raise UsageError(f"{EXPECTED}, and {path} is of an earlier version that built models otherwise: train anew")
+        raise UsageError(
+            f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
+        )
     return checkpoint | {"metafew": update_paths(checkpoint["metafew"])}
 
 
@@ -53,7 +56,7 @@ def load_backbone(backbone: Backbone, path: str) -> None:
     """Load weights and running moments of the backbone of a checkpoint, but not its meta-parameters.
 
     Raises:
-        UsageError: the checkpoint at ``path`` holds another backbone.
+        UsageError: if the checkpoint at ``path`` holds another backbone.
     """
     model = nn.ModuleDict({"backbone": backbone})
     kept, saved = meta_parameters(model), read(path)["state_dict"].items()
@@ -81,7 +84,7 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
         fit: whether the model will be trained, which can fit what is missing.
 
     Raises:
-        UsageError: the checkpoint at ``path`` does not fit.
+        UsageError: if the checkpoint at ``path`` does not fit.
     """
     own = model.state_dict()
     layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}

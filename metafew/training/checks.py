@@ -1,6 +1,6 @@
-"""Every check of the options of a run, in two steps: each option by itself, then whether they go together.
+"""Check the options of a run in two steps: each option by itself, then their combination.
 
-All of them run before an image is read. Constructors of components check the arguments that only they use.
+All checks run before an image is read. Constructors of components check their own arguments.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_options(cfg: DictConfig) -> None:
     """Check each option by itself.
 
     Raises:
-        UsageError: one of them has a value that it cannot have.
+        UsageError: if one of them has an invalid value.
     """
     check_stages(as_list(cfg.stages))
     for key, allowed in CHOICES.items():
@@ -62,7 +62,7 @@ def check_options(cfg: DictConfig) -> None:
 
 
 def check_stages(stages: list) -> None:
-    """Check that there are stages, and no others than ours."""
+    """Check that stages is not empty and holds known stages only."""
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
 
@@ -97,10 +97,10 @@ def check_test_shots(shots: list) -> None:
 
 
 def check_parts(parts: Parts) -> None:
-    """Check that the parts of a run go together.
+    """Check that the parts of a run fit together.
 
     Raises:
-        UsageError: they do not.
+        UsageError: if they do not.
     """
     check_model_is_trained(parts)
     check_tasks_can_be_drawn(parts)
@@ -137,13 +137,14 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
             categories = classes[component][spec.split]
             spec.check_drawable(categories, component.title)
             data.augmentation.check_applicable(spec.split, component.image_size, categories)
-    if "analyze" in used:
+    if "analyze" in used and data.analyzed is not None:
         analyze.check_analysis_tasks(data.analyzed, parts.source)
 
 
 def check_objective_has_queries(parts: Parts) -> None:
-    """Check that tasks have queries if the loss is theirs."""
-    if parts.learner.objective.needs_queries and parts.data.train.query == 0:
+    """Check that tasks have queries if the loss needs them."""
+    train = parts.data.train
+    if parts.learner.objective.needs_queries and isinstance(train, TaskSpec) and train.query == 0:
         raise UsageError("expected train.query to be at least 1, as this objective needs queries: type train.query=15")
 
 
@@ -161,7 +162,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
             f"a meta-batch as one batch: type {instead}"
         )
     low, high = train.contexts
-    if low < high:
+    if isinstance(train, TaskSpec) and low < high:
         raise UsageError(
             f"expected tasks all of one size, as {norm} treats the tasks of a meta-batch as one batch, got train.way"
             f"={train.way} with train.shot={train.shot}: type train.way=5 train.shot=1, or norm=batch"

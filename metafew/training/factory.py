@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def as_list(value: Any) -> list:
-    """Return a list, also for an option that was set to a bare word."""
+    """Return the values of a list, or a list of the single value."""
     return list(value) if isinstance(value, ListConfig | list) else [value]
 
 
@@ -51,13 +51,13 @@ def make(node: DictConfig, **injected: Any) -> Any:
     """Instantiate ``node``.
 
     Raises:
-        UsageError: the constructor rejects the options.
+        UsageError: if the constructor rejects the options.
     """
     return attempt(node._get_full_key(None), instantiate, node, **injected, _convert_="all")
 
 
 def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call ``constructor`` and turn its errors into a UsageError that names ``group``."""
+    """Call ``constructor``, and raise UsageError that names ``group`` if it fails."""
     try:
         return constructor(*args, **kwargs)
     except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
@@ -66,7 +66,7 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
             raise cause from None
         reason = " ".join(str(cause).split()).rstrip(".")
         raise UsageError(
-            f"{group} cannot be made as typed ({reason}): --cfg job shows every value of {group}"
+            f"{group} cannot be made with these options ({reason}): --cfg job shows every value of {group}"
         ) from error
 
 
@@ -88,7 +88,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
         image_size: height and width of its images.
 
     Raises:
-        UsageError: there is no such dataset, it has other options, or it cannot be part of a mixture.
+        UsageError: if there is no such dataset, it has other options, or it cannot be part of a mixture.
     """
     options = dict(item) if isinstance(item, Mapping) else {"dataset": str(item)}
     dataset = options.pop("dataset", "folder")
@@ -133,7 +133,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     nodes = {provenance["choices"]["head"]: cfg.head}
     nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
     heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
-    # Lightning makes optimizer and schedule when training starts. Made here, they raise their errors before.
+    # Lightning makes optimizer and schedule when training starts. A trial here raises their errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
     attempt("schedule", schedule, trial)
@@ -167,8 +167,9 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
     if not backbone.own_norms:  # a custom network receives images in the default memory format
-        backbone.to(memory_format=torch.channels_last)  # that of the images; otherwise each pass would copy the weights
-    return accelerate(backbone)
+        backbone.to(memory_format=torch.channels_last)  # like the images; otherwise each pass would copy the weights
+    accelerate(backbone)
+    return backbone
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:
@@ -184,7 +185,7 @@ def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objec
 
 
 def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
-    """Return a head; one whose YAML says ``_partial_: true`` gets ``backbone`` and ``trained``."""
+    """Return a head; one with ``_partial_: true`` in its YAML file receives ``backbone`` and ``trained``."""
     head, group = make(node), node._get_full_key(None)
     if not isinstance(head, nn.Module):
         head = attempt(group, head, backbone=backbone, trained=trained)
@@ -193,7 +194,8 @@ def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
             f"expected {group} to make a metafew.heads.head.Head, got {type(head).__name__}: "
             f"type {group}=protonet, or derive its class from Head or FeatureHead"
         )
-    return accelerate(head)
+    accelerate(head)
+    return head
 
 
 def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:

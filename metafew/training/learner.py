@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
@@ -18,7 +20,7 @@ from metafew.training.schedules import follow
 
 
 class Learner(Evaluator):
-    """Trains a backbone through a head and measures it through that head and others.
+    """Train a backbone through a head, and measure it through that head and others.
 
     Args:
         backbone: the feature extractor.
@@ -61,12 +63,12 @@ class Learner(Evaluator):
         """Update running moments and inner optimizers with what the step recorded."""
         commit(self)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and a schedule that advances once a step."""
         undecayed = {id(p) for p in meta_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in trainable if id(p) not in undecayed]
-        groups = [{"params": decayed}]
+        groups: list[dict[str, Any]] = [{"params": decayed}]
         if len(decayed) < len(trainable):
             groups.append({"params": [p for p in trainable if id(p) in undecayed], "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)

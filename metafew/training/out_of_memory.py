@@ -1,4 +1,4 @@
-"""Running out of memory raises UsageError with settings that need less."""
+"""Raise UsageError with settings that need less memory when memory runs out."""
 
 from __future__ import annotations
 

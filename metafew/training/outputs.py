@@ -1,4 +1,4 @@
-"""What a run leaves: results.json, tasks.csv, figures, and what it sends to loggers."""
+"""Write the outputs of a run: results.json, tasks.csv, figures, and what loggers receive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import cast
 
+import torch
 from torch import Tensor
 
 from metafew.analysis import run_plots
@@ -31,12 +33,12 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     Args:
         parts: the parts of the run.
         outcome: what its stages returned.
-        unsolved: how many tasks each solver gave up on this rank.
+        unsolved: number of tasks that each solver did not solve on this rank.
     """
     learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
     trained_on = source.components("train")
     sources = {component.title: component in trained_on for component in source.components("test")}
-    best = trainer.checkpoint_callback.best_model_score  # None without a validation
+    best = parts.checkpoints.best_model_score  # None without a validation
     report = {
         **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
         "analysis": outcome.analysis,
@@ -80,14 +82,14 @@ def write_outputs(report: dict, parts: Parts) -> None:
         for episode, probabilities in predicted_tasks(parts, 1):
             run_plots.episode_sheet(episode, probabilities, out / "episode.png")
         results.print_results(report)
-    publish(learner.loggers, report, predicted_tasks(parts, SHOWN), out)
+    publish(parts.trainer.loggers, report, predicted_tasks(parts, SHOWN), out)
     print(f"results, figures and checkpoints are in {out}")
 
 
 def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor]]:
-    """Yield the first ``count`` test tasks with predictions for them; none without a test, or without images."""
+    """Yield the first ``count`` test tasks with their predictions; none without a test or without images."""
     learner, data = parts.learner, parts.data
     if learner.tables and data.source.image_size > 1:
         for index in range(min(count, data.test[0].total)):
-            episode = data.test_episode(index, learner.dtype)
+            episode = data.test_episode(index, cast(torch.dtype, learner.dtype))
             yield episode, learner.predict(episode)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
+from metafew.callbacks.checkpoints import Checkpoints
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.evaluation import results
@@ -54,6 +57,11 @@ class Parts:
         return any(len(head.candidates) > 1 for head in self.learner.heads.values())
 
     @property
+    def checkpoints(self) -> Checkpoints:
+        """The callback that writes best.ckpt and last.ckpt."""
+        return cast(Checkpoints, self.trainer.checkpoint_callback)
+
+    @property
     def choices(self) -> dict[str, str]:
         """The option chosen for each group."""
         return self.learner.provenance["choices"]
@@ -69,7 +77,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         out: folder of the run.
 
     Raises:
-        UsageError: a component rejects its options, or the checkpoint does not fit the model.
+        UsageError: if a component rejects its options, or the checkpoint does not fit the model.
     """
     stages = as_list(cfg.stages)
     fits = "fit" in stages
@@ -93,8 +101,11 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect)
-    loggers = [MetricsFile(out / "metrics.csv", start["global_step"] if resumes else 0)] if fits else []
+    loggers: list[Logger] = []
+    if fits:
+        loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
     loggers += [make(node) for node in cfg.get("logger", {}).values()]
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return Parts(
         source=source,
         learner=learner,
@@ -103,7 +114,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         stages=stages,
         start=start,
         resumes=resumes,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=config,
         out=out,
     )
 
@@ -115,13 +126,13 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
         learner: the model.
         start: the content of ``ckpt``.
         ckpt: a checkpoint.
-        weights: another one, of which only the backbone is used. A checkpoint that was trained from it contains it.
+        weights: a checkpoint of which only the backbone is loaded, unless ``ckpt`` was trained from it.
         fits: whether the model will be trained.
 
     Raises:
-        UsageError: a checkpoint does not fit the model.
+        UsageError: if a checkpoint does not fit the model.
     """
-    if start:
+    if start is not None and ckpt is not None:
         state = checkpoint.trained_state(start)
         learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
     contained = start and start["metafew"]["model"]["backbone"]["weights"]

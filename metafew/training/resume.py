@@ -1,4 +1,4 @@
-"""Resume a training: from which checkpoint, whether it is the same training, and how a signal stops one."""
+"""Resume a training: find its checkpoint, compare options, copy its history, and exit after a signal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -34,21 +35,21 @@ def newest_of_this_run() -> str | None:
     """Return the newest checkpoint in the folder of this run; None if there is none yet.
 
     Raises:
-        UsageError: the command line does not say which folder that is.
+        UsageError: if the command line does not set this folder.
     """
     hydra = HydraConfig.get()
     key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
     if not any(override.lstrip("+").startswith(f"{key}=") for override in verbatim(hydra.overrides.hydra)):
         raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
     file = newest(Path(hydra.runtime.output_dir))
-    return file and str(file)
+    return None if file is None else str(file)
 
 
 def newest(out: Path) -> Path | None:
     """Return the newest readable checkpoint of the run in ``out``, and warn of newer ones that cannot be read.
 
     Raises:
-        UsageError: there are checkpoints, and none can be read.
+        UsageError: if there are checkpoints, and none can be read.
     """
     files = sorted((out / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for number, file in enumerate(files, 1):
@@ -57,16 +58,16 @@ def newest(out: Path) -> Path | None:
         except UsageError as error:
             if number == len(files):
                 raise
-            log.warning("%s: the one before it is tried", error)
+            log.warning("%s: trying the one before it", error)
         else:
             return file
-    log.warning("ckpt=last resumes the training in %s, where no checkpoint is yet: a new training starts", out)
+    log.warning("ckpt=last resumes the training in %s, which has no checkpoint yet: starting a new training", out)
     return None
 
 
 def training_options(cfg: DictConfig) -> dict:
     """Return the parts of a configuration that a training depends on, with unresolved interpolations."""
-    training = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(TRAINING)))
+    training: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(TRAINING)))
     return training | {"trainer": OmegaConf.to_container(OmegaConf.masked_copy(cfg.trainer, list(STEP)))}
 
 
@@ -83,7 +84,7 @@ def is_same_training(
         evaluation_options: for groups, the names of their options that have no effect on training.
 
     Raises:
-        UsageError: another training would start in the folder of the checkpoint.
+        UsageError: if another training would start in the folder of the checkpoint.
     """
     before, now = (
         without_evaluation(options, evaluation_options) for options in (start["metafew"]["training"], training)
@@ -97,7 +98,7 @@ def is_same_training(
             f"{' and '.join(changed)} are not those of {ckpt}: leave them out, or type another hydra.run.dir with "
             f"ckpt={ckpt} for a new training from its weights"
         )
-    log.warning("the training of %s was another one: a new training starts from its weights", ckpt)
+    log.warning("%s is from another training: starting a new training from its weights", ckpt)
     return False
 
 
@@ -121,7 +122,7 @@ def copy_history(ckpt: Path, out: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def exit_after_signal(out: Path) -> None:
+def exit_after_signal(out: Path) -> NoReturn:
     """Report how to resume the run in ``out``, which a signal stopped, and exit with the code of that signal."""
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing

@@ -25,10 +25,10 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
         cfg: the composed configuration.
         choices: the option chosen for each group.
         overrides: the overrides, which checkpoints carry.
-        out: folder for everything that the run leaves.
+        out: folder for all outputs of the run.
 
     Raises:
-        UsageError: the configuration cannot be run; raised before images are read where possible.
+        UsageError: if the configuration cannot be run; raised before images are read where possible.
     """
     silence_lightning()
     try:
@@ -55,7 +55,7 @@ def log_configuration(parts: Parts) -> None:
 
 
 def silence_lightning() -> None:
-    """Silence messages of Lightning and torch that are not about anything the user did."""
+    """Silence messages of Lightning and torch that the user cannot act on."""
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     for message in (

@@ -26,7 +26,7 @@ def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since:
         since: where each factor begins, as a fraction of ``steps``: increasing, from 0.
 
     Raises:
-        UsageError: ``since`` is not one increasing fraction for each factor.
+        UsageError: if ``since`` is not one increasing fraction for each factor.
     """
     if len(factors) != len(since) or list(since) != sorted(since) or list(since[:1]) != [0]:
         raise UsageError(

@@ -24,7 +24,7 @@ class Outcome:
     Attributes:
         seconds: duration of each stage.
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
-        chosen: for each head with several values of an option, those that were best on validation tasks.
+        chosen: for each head with candidates, the options that were best on validation tasks.
         analysis: the main figures of ``analyze``.
     """
 
@@ -38,11 +38,11 @@ def run_stages(parts: Parts) -> Outcome:
     """Run the stages in order.
 
     Raises:
-        UsageError: memory runs out, or training diverges.
+        UsageError: if memory runs out, or training diverges.
     """
     learner, data, trainer = parts.learner, parts.data, parts.trainer
     outcome = Outcome()
-    # Before Lightning launches other ranks, which would wait forever for one that fails to build a store.
+    # Before Lightning launches other ranks, which would wait forever if this one failed to build a store.
     data.prepare_data()
     with enough_memory(trainer, learner):
         if parts.fits:
@@ -69,7 +69,7 @@ def resumed(parts: Parts) -> Path | None:
 
 def load_selected(parts: Parts) -> str:
     """Load the weights of the checkpoint that ``test.select`` names, and return which it was."""
-    folder, which = Path(parts.trainer.checkpoint_callback.dirpath), parts.config["test"]["select"]
+    folder, which = parts.checkpoints.folder, parts.config["test"]["select"]
     if which == "best" and not (folder / "best.ckpt").exists():
         log.warning("no validation took place in this run, so that the last weights are tested")
         which = "last"

@@ -1,5 +1,6 @@
 """Fixtures of several test files: stores built once, composed configurations, runs, and the real data."""
 
+import logging
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -27,6 +28,16 @@ def cache(tmp_path_factory):
         environment.setenv("METAFEW_CACHE", str(path / "cache"))
         register_evaluation_heads()
         yield path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def _log_files():
+    """Close the log file of a run in this process, which Hydra leaves open until the next run."""
+    yield
+    for handler in logging.root.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

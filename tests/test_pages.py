@@ -86,6 +86,7 @@ def test_a_run_asks_for_them_before_torch_comes(tmp_path, entry):
     code = f"""
 import os, sys
 from metafew import cli
+from metafew.config.groups import register_evaluation_heads
 sys.argv = ["train.py", "hydra.run.dir={tmp_path}"]
 register_evaluation_heads()
 cli.use_huge_pages = lambda: os._exit(8 if "torch" in sys.modules else 9)

@@ -87,7 +87,7 @@ def meta_gradient(head, inner, scale, dtype):
     objective = Episodic(NoRegularizer())
     objective.loss_scale = scale
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = objective(backbone, head, [Episode(given, asked, 3, torch.arange(2))])
+        loss, _ = objective(backbone, head, [Episode(given, asked, 3, torch.arange(2))])
     (loss * scale).backward()
     return backbone.body[4].weight.grad / scale
 

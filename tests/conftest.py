@@ -32,12 +32,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _log_files():
-    """Close the log file of a run in this process, which Hydra leaves open until the next run."""
+    """Restore the handlers of logging after a run in this process, and close its log file, which Hydra leaves open."""
+    before = logging.root.handlers[:]
     yield
-    for handler in logging.root.handlers[:]:
-        if isinstance(handler, logging.FileHandler):
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler) and handler not in before:
             handler.close()
-            logging.root.removeHandler(handler)
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,7 @@ def test_only_the_splits_that_are_named_are_augmented():
         ),
     ],
 )
-def test_what_makes_no_sense_is_a_sentence(make, said):
+def test_what_makes_no_sense_is_refused(make, said):
     with pytest.raises(UsageError, match=said):
         make()
 

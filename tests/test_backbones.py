@@ -116,7 +116,7 @@ def test_first_convolution_starts_by_he(word):
         ("resnet18", {"width": 0}),
     ],
 )
-def test_bad_values_are_sentences(word, changes):
+def test_bad_values_are_refused(word, changes):
     (key,) = changes
     with pytest.raises(UsageError, match=f"not .*: type backbone.{key}="):
         backbone(word, **changes)

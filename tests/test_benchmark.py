@@ -164,7 +164,7 @@ def test_medians_leave_out_the_first_round():
 
 
 class Twin:
-    """A worker that takes as many seconds as it is told."""
+    """A worker that takes a given number of seconds."""
 
     def __init__(self, title: str, *seconds: float):
         self.title, self.steps, self.left = title, ["maml"], iter(seconds)

@@ -251,7 +251,7 @@ def test_regularizers_weigh_their_measure(word):
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", REGULARIZERS.values())
-def test_a_weight_that_makes_no_sense_is_a_sentence(kind, weight):
+def test_a_weight_that_makes_no_sense_is_refused(kind, weight):
     with pytest.raises(UsageError, match=r"at least 0, got .*: type regularizer.weight=1.0"):
         kind(weight)
 

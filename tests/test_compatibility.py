@@ -6,7 +6,6 @@ to let these tests pass.
 
 import csv
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -42,9 +41,7 @@ def command(tmp_path, monkeypatch):
         cli.main()
         return json.loads((tmp_path / "results.json").read_text()), tmp_path
 
-    before = logging.root.handlers[:]
-    yield go
-    logging.root.handlers[:] = before
+    return go
 
 
 def test_every_checkpoint_has_its_command_and_its_logits(tensors):

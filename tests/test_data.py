@@ -359,7 +359,7 @@ def test_workers_draw_the_same_tasks_in_the_same_order(split, workers):
         ({"shot": "1..9"}, "train.shot=8 or less"),
     ],
 )
-def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
+def test_a_plan_that_cannot_be_drawn_is_refused(changes, said):
     with pytest.raises(UsageError, match=said):
         plan(**changes).check_drawable(Numbered().splits()["train"], "numbered")
 
@@ -376,7 +376,7 @@ def test_a_plan_that_cannot_be_drawn_is_a_sentence(changes, said):
         {"tasks": 1.5},
     ],
 )
-def test_a_plan_that_makes_no_sense_is_a_sentence(changes):
+def test_a_plan_that_makes_no_sense_is_refused(changes):
     with pytest.raises(UsageError, match=f"{changes.get('split', 'train')}.{next(iter(changes))} to be an integer"):
         plan(**changes)
 

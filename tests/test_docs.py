@@ -4,7 +4,6 @@ All commands of a page are typed in one folder, in their order, so that later on
 """
 
 import io
-import logging
 import os
 import re
 import shlex
@@ -224,9 +223,7 @@ def place(tmp_path, drawings, monkeypatch):
     Path("data").mkdir()
     Path("data/omniglot").symlink_to(drawings)
     Path("scripts").symlink_to(ROOT / "scripts")
-    before = logging.root.handlers[:]
     yield tmp_path
-    logging.root.handlers[:] = before
 
 
 def bring(text):

@@ -46,11 +46,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.answer(206 if asked else 200, body[start:], span, CUT if "cut" in ways else None, "untold" not in ways)
 
-    def answer(self, status, body, headers, end=None, told=True):
+    def answer(self, status, body, headers, end=None, sized=True):
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        if told:
+        if sized:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.server.seen.append((self.path, self.headers.get("Range"), status, len(body[:end])))

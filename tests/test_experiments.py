@@ -414,7 +414,7 @@ def test_it_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def told(words):
+def choices_of(words):
     """Yield each word, an option of a component with the word that chooses it."""
     chosen = dict(word.split("=", 1) for word in words)
     for word in words:
@@ -452,8 +452,8 @@ def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path
             )
             for words in (cell.pretraining.overrides if cell.pretraining else (), cell.fit.overrides, tuple(tested)):
                 words = [word for word in words if not word.startswith(("ckpt=", "backbone.weights=", "stages="))]
-                if not seen.issuperset(told(words)):
-                    seen.update(told(words))
+                if not seen.issuperset(choices_of(words)):
+                    seen.update(choices_of(words))
                     assert "experiment" not in composed(*words)[0]
     typed = ["dataset=glyphs", "trainer.max_steps=10", "test.total=6"]
     cell = plan_cells(whole, typed, "small", [3], tmp_path / "out", group_names())[-1]

@@ -89,12 +89,12 @@ def test_a_head_that_learns_can_be_trained_on_vectors(launch, vectors):
         ({"x_test": np.zeros((160, 5))}, r"vectors of one length .* x_test \(160, 5\)"),
     ],
 )
-def test_a_file_that_is_not_as_it_should_be_is_a_sentence(launch, vectors, changes, said):
+def test_a_file_that_is_not_as_it_should_be_is_refused(launch, vectors, changes, said):
     with pytest.raises(UsageError, match=said):
         launch("dataset=features", f"dataset.root={vectors(**changes)}")
 
 
-def test_what_is_no_file_of_vectors_is_a_sentence(launch, tmp_path, vectors):
+def test_what_is_no_file_of_vectors_is_refused(launch, tmp_path, vectors):
     with pytest.raises(UsageError, match=r"dataset\.root is not given: type dataset\.root=FILE\.npz"):
         launch("dataset=features")
     with pytest.raises(UsageError, match=r"nowhere\.npz is not a file"):

@@ -1,4 +1,4 @@
-"""Whole runs over the grid of choices: what goes together trains and is finite, what does not is a sentence."""
+"""Whole runs over the grid of choices: what goes together trains and is finite, what does not is refused."""
 
 import copy
 import csv
@@ -138,7 +138,7 @@ def test_every_head_norm_and_backbone_go_together(cell, head, norm, backbone):
 
 
 @pytest.mark.parametrize(("head", "norm", "backbone"), [cell for cell in CELLS if sentence(*cell)])
-def test_what_does_not_go_together_is_a_sentence(cell, head, norm, backbone):
+def test_what_does_not_go_together_is_refused(cell, head, norm, backbone):
     with pytest.raises(UsageError, match=sentence(head, norm, backbone)):
         cell(head, norm, backbone)
 
@@ -161,7 +161,7 @@ def test_shots_that_differ_from_class_to_class_go_through_every_head_and_norm(qu
     assert report["choices"]["norm"] == norm
 
 
-def test_shots_that_differ_are_a_sentence_where_all_tasks_are_one_batch(quick):
+def test_shots_that_differ_is_refused_where_all_tasks_are_one_batch(quick):
     with pytest.raises(UsageError, match=r"tasks all of one size, .* got train\.way=2\.\.4 with train\.shot=natural"):
         quick(*choose(norm="batch_shared"), *NATURAL)
 
@@ -240,7 +240,7 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
         (["head=reptile", "head.output=shared"], "type head.output=zero"),
     ],
 )
-def test_objectives_that_do_not_fit_are_sentences(quick, words, said):
+def test_objectives_that_do_not_fit_are_refused(quick, words, said):
     with pytest.raises(UsageError, match=said):
         quick("backbone.width=4", *words)
 
@@ -300,7 +300,7 @@ def test_piecewise_schedule_changes_at_its_boundaries():
 @pytest.mark.parametrize(
     ("factors", "since"), [([1, 0.1], [0.0]), ([1, 0.1], [0.1, 0.5]), ([1, 0.1, 0.01], [0.0, 0.5, 0.2]), ([], [])]
 )
-def test_a_piecewise_schedule_that_makes_no_sense_is_a_sentence(factors, since):
+def test_a_piecewise_schedule_that_makes_no_sense_is_refused(factors, since):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     with pytest.raises(UsageError, match="one increasing fraction from 0"):
         piecewise(optimizer, 12, factors, since)
@@ -367,7 +367,7 @@ def test_a_head_without_weights_trains_only_tasknorm_on_frozen_weights(quick, pr
     assert all(state(out)[key].item() != 0 for key in new)
 
 
-def test_weights_of_another_width_are_a_sentence(quick, pretrained):
+def test_weights_of_another_width_is_refused(quick, pretrained):
     with pytest.raises(UsageError, match=r"expected backbone\.blocks\.0\.0\.weight of shape .* type backbone="):
         quick("head=cnaps", *pretrained[1], "backbone.width=8")
 

@@ -167,7 +167,7 @@ def server(tmp_path, monkeypatch):
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
-        wrong = False  # whether the checksum that it tells is
+        wrong = False  # whether its checksum is
 
         def do_GET(self):
             asked.append(self.path)

@@ -86,7 +86,7 @@ def test_awkward_tasks_are_solved(case, c):
     solve_checked(*AWKWARD[case](support, labels), way, c)
 
 
-def test_without_features_the_intercept_tells_the_class_frequencies():
+def test_without_features_the_intercept_gives_the_class_frequencies():
     labels = torch.tensor([[0, 0, 0, 1, 2, 2]])
     logits = solve_checked(torch.zeros(1, 6, 4, dtype=torch.double), labels, 3, 1.0)
     torch.testing.assert_close(logits.softmax(-1)[0, 0], torch.tensor([3, 1, 2], dtype=torch.double) / 6)

@@ -306,7 +306,7 @@ def test_readings_are_what_each_setting_gives_alone(episode):
         ({"output": "best"}, "expected head.output to be one of"),
     ],
 )
-def test_bad_options_are_sentences(options, said):
+def test_bad_options_are_refused(options, said):
     with pytest.raises(UsageError, match=said):
         learner("none", **options)
 

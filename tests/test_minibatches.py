@@ -178,12 +178,12 @@ def test_contexts_are_chunks():
         ({"size": 12, "tasks": 2, "pairs": True}, "train.tasks=2 equal chunks of pairs.*: type train.batch_size=16"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_a_sentence(changes, said):
+def test_a_plan_that_makes_no_sense_is_refused(changes, said):
     with pytest.raises(UsageError, match=said):
         plan(**changes)
 
 
-def test_a_plan_that_cannot_be_drawn_is_a_sentence():
+def test_a_plan_that_cannot_be_drawn_is_refused():
     categories = Numbered().splits()["train"]
     plan(size=24, tasks=2, pairs=True).check_drawable(categories, "numbered")
     large = plan(size=32, tasks=2, pairs=True)

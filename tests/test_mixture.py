@@ -265,6 +265,6 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
         (["dataset.sources=[glyphs]", "train.support=20"], "train.support to be an integer of at least 50, got 20"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_a_sentence(launch, words, said):
+def test_a_mixture_that_cannot_be_is_refused(launch, words, said):
     with pytest.raises(UsageError, match=said):
         launch("dataset=mixture", *words)

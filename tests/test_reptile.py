@@ -225,7 +225,7 @@ def test_another_optimizer_is_advised_against(caplog):
     assert caplog.text.count("optimizer=plain_sgd") == 2
 
 
-def test_what_does_not_go_together_is_a_sentence():
+def test_what_does_not_go_together_is_refused():
     backbone, _ = learner()
     with pytest.raises(UsageError, match="type head=reptile"):
         Reptile(OFF).prepare(backbone, ProtoNet())

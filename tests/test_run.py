@@ -185,9 +185,9 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
 
     cfg, choices, _ = composed("optimizer.weight_decay=0.1")
     learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True, fit=True)
-    decayed, spared = learner.configure_optimizers()["optimizer"].param_groups
-    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
-    assert len(spared["params"]) == 8 and all(p.ndim == 0 for p in spared["params"])
+    decayed, exempt = learner.configure_optimizers()["optimizer"].param_groups
+    assert decayed["weight_decay"] == 0.1 and exempt["weight_decay"] == 0.0
+    assert len(exempt["params"]) == 8 and all(p.ndim == 0 for p in exempt["params"])
 
 
 @pytest.mark.parametrize(

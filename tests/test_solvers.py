@@ -220,7 +220,7 @@ def test_residual_sees_every_violation():
     assert kkt_residual(gram, alpha + 1e-3, labels) > 2.9e-3 / scale  # rows no longer sum to zero
     assert kkt_residual(gram, alpha + 1e-3 * across, labels) > 0.9e-3 / scale  # beyond C
     assert kkt_residual(gram, alpha - 1e-3 * across, labels) > 0.9e-3 / scale  # feasible but not stationary
-    assert kkt_residual(1e6 * gram, 0.1 * across, labels) > 1e-2  # only complementarity tells at this scale
+    assert kkt_residual(1e6 * gram, 0.1 * across, labels) > 1e-2  # only complementarity shows it at this scale
 
 
 def test_an_unsolved_task_is_reported(monkeypatch):

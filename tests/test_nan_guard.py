@@ -1,4 +1,4 @@
-"""What stops a run with a sentence: losses that are not finite, memory; and solvers that give up."""
+"""What stops a run with a message: losses that are not finite, too little memory; and solvers that give up."""
 
 import json
 from pathlib import Path

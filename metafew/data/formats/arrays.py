@@ -168,8 +168,11 @@ def check_labels(labels: np.ndarray) -> np.ndarray:
 @contextmanager
 def open_npz(file: Path) -> Iterator[Mapping[str, np.ndarray]]:
     """Open an .npz file; raises UsageError if NumPy cannot read it."""
-    with explain_damage(file, "an .npz file of arrays", BadZipFile, EOFError, OSError, ValueError, ZlibError):
-        arrays = np.load(file, allow_pickle=False)
+    with (
+        explain_damage(file, "an .npz file of arrays", BadZipFile, EOFError, OSError, ValueError, ZlibError),
+        file.open("rb") as stream,  # NumPy would leave a damaged file open
+    ):
+        arrays = np.load(stream, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with arrays:

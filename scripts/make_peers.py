@@ -16,19 +16,23 @@ from pathlib import Path
 PEERS: dict[str, tuple[str, ...]] = {
     "torchopt==0.7.3": ("optree", "graphviz"),
     "higher==0.2.1": (),
-    "torchcross==0.0.6": ("torchopt==0.7.3", "optree", "graphviz"),  # it requires a second Lightning, of no use here
+    "torchcross==0.0.6": (
+        "torchopt==0.7.3",
+        "optree",
+        "graphviz",
+    ),  # it also requires another version of Lightning, unused here
     "iteryne==0.1.0": (),
     "parallel-metalearn==0.5.6": ("tqdm",),
     # It requires torchvision, whose wheels require the torch that they were built with.
     "meta-learning-toolkit==2.5.0": ("scipy", "scikit-learn", "pyyaml", "requests", "rich", "tqdm", "pillow"),
     "qpth==0.0.18": ("cvxpy",),  # it requires NumPy 1
 }
-"""What the steps of each library import besides torch and NumPy."""
+"""The packages that the steps of each library import besides torch and NumPy."""
 NAMES = {requirement.partition("==")[0]: requirement for requirement in PEERS}
 
 
 class Failure(Exception):
-    """Why an environment cannot be created, in one line."""
+    """An environment cannot be created; the message is the reason, in one line."""
 
 
 def run(*command: str | Path) -> None:

@@ -118,7 +118,7 @@ def test_first_convolution_starts_by_he(word):
 )
 def test_bad_values_are_refused(word, changes):
     (key,) = changes
-    with pytest.raises(UsageError, match=f"not .*: type backbone.{key}="):
+    with pytest.raises(UsageError, match=f"expected backbone.{key} to be .*, got .*: type backbone.{key}="):
         backbone(word, **changes)
 
 
@@ -320,15 +320,19 @@ class TestModule:
     @pytest.mark.parametrize(
         ("target", "arguments", "reason"),
         [
-            (None, None, "expects the dotted path of a network, and backbone.target is null: type backbone.target="),
+            (
+                None,
+                None,
+                "expected backbone.target to be the dotted path of a network, got null: type backbone.target=",
+            ),
             ("no_such_package.Net", None, "no_such_package.*type backbone.target="),
-            ("torch.nn.Conv2d", None, r"backbone.arguments=\{\} does not.*missing.*type backbone.target="),
-            ("builtins.dict", None, "makes a dict.*type backbone.target="),
-            ("torch.nn.Flatten", {"start_dim": 0}, "maps images to one row each.*3x32x32.*type backbone.arguments="),
+            ("torch.nn.Conv2d", None, r"backbone.arguments=\{\}, which does not.*missing.*type backbone.target="),
+            ("builtins.dict", None, "returns a dict.*type backbone.target="),
+            ("torch.nn.Flatten", {"start_dim": 0}, "map each image to one row.*3x32x32.*type backbone.arguments="),
             ("torch.nn.Conv2d", {"in_channels": 1, "out_channels": 2, "kernel_size": 3}, "3x32x32.*1 channels"),
         ],
     )
-    def test_sentences(self, target, arguments, reason):
+    def test_what_is_not_a_network_is_refused(self, target, arguments, reason):
         node = yaml("module")
         with pytest.raises(UsageError, match=reason) as caught:
             make(

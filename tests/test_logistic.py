@@ -145,5 +145,5 @@ def test_an_unsolved_task_is_reported(monkeypatch):
 
 def test_c_must_be_positive():
     support, labels, query = draw(1, 3, 2, 5)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected c to be positive"):
         logistic(support, labels, 3, 0.0, query)

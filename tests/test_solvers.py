@@ -253,9 +253,9 @@ def test_a_hole_in_one_task_stays_there(hole):
 
 def test_arguments_are_checked():
     x, labels = draw(2, 5, 1, 4)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected c to be positive"):
         crammer_singer(gram_of(x), labels, 5, 0.0)
-    with pytest.raises(ValueError, match="gram must be"):
+    with pytest.raises(ValueError, match="expected gram"):
         crammer_singer(gram_of(x), labels[:1], 5)
 
 
@@ -343,7 +343,7 @@ def test_ridge_limits():
 @pytest.mark.parametrize("penalty", [0.0, -1.0, torch.nan, torch.tensor(0.0)])
 def test_ridge_needs_a_positive_penalty(penalty):
     support, targets, query = regression(5, 9)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected penalty to be positive"):
         ridge(support, targets, penalty, query)
 
 

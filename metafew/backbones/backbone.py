@@ -20,7 +20,7 @@ _at_once: ContextVar[int | None] = ContextVar("at_once", default=None)
 def targets_at_once(count: int | None) -> Iterator[None]:
     """Limit every ``embed`` inside to ``count`` consecutive targets a pass, each pass with the same context.
 
-    A norm that lets targets influence one another then sees only these. None means all targets in one pass.
+    Under a transductive norm, only targets of the same pass then influence one another. None means one pass for all.
     """
     token = _at_once.set(count)
     try:
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
     features: int
     """Dimension ``d`` of the features."""
     own_norms = False
-    """Whether the network has normalization layers of its own, which ignore the context."""
+    """Whether the network brings its normalization layers, which ignore the context, instead of using ``norm``."""
 
     def __init__(self, channels: int, image_size: int):
         super().__init__()
@@ -59,7 +59,7 @@ class Backbone(nn.Module):
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
     ) -> tuple[Tensor, Tensor]:
-        """Embed the rows of ``t`` tasks and give every norm the division into context and targets.
+        """Embed the rows of ``t`` tasks, in a scope from which every norm reads which rows are context.
 
         Args:
             context: ``(t, s, c, h, w)``, the rows that every norm may take moments from.
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         if targets.shape[1] and self.context_and_targets_separate:
             share = size / (size + targets.shape[1])
             features, _ = self._pass(context, size, record, share)
-            # Two passes are faster; rows that see only each other are the context of theirs.
+            # Two passes are faster. In the second, targets are normalized as its context.
             of_parts = [self._pass(part, part.shape[1], record, 1 - share)[0] for part in parts]
             return features, torch.cat(of_parts, 1)
         passed = [self._pass(torch.cat([context, part], 1), size, record) for part in parts]
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     @property
     def per_image(self) -> bool:
-        """Whether no image changes the features of another, in the present mode."""
+        """Whether no image changes the features of another, in the current mode."""
         return not self.own_norms and all(norm.fixed_moments or norm.per_image for norm in self.norms)
 
     @property

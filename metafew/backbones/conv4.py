@@ -42,13 +42,14 @@ class Conv4(Backbone):
         for key, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UsageError(
-                    f"backbone.{key} is {' or '.join(allowed)}, not {value}: type backbone.{key}={allowed[0]}"
+                    f"expected backbone.{key} to be {' or '.join(allowed)}, got {value}: "
+                    f"type backbone.{key}={allowed[0]}"
                 )
         if width < 1:
-            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if downsample == "pool" and image_size < 16:
             raise UsageError(
-                f"backbone=conv4 halves the image four times and needs 16 pixels, not {image_size}: "
+                f"expected images of at least 16 pixels, which backbone=conv4 halves four times, got {image_size}: "
                 "type dataset.image_size=28"
             )
         strided = downsample == "stride"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metafew.errors import UsageError
 
 RAMP = 20 * 2000
-"""Calls until the drop rate is reached; Lee et al. (2019) divide by 20 epochs of 2,000."""
+"""Calls until the drop rate is reached: 20 epochs of 2,000 in Lee et al. (2019)."""
 
 
 class DropBlock(nn.Module):
@@ -18,31 +18,31 @@ class DropBlock(nn.Module):
     With a map ``F`` positions wide, a square starts at each place where it fits with probability
     ``gamma = (1 - keep) / size^2 * F^2 / (F - size + 1)^2``, so that about ``keep`` of the positions remain (more where
     squares overlap). What remains is multiplied by positions / remaining positions, counted over the batch. The
-    fraction falls slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. A map smaller than the square is dropped
-    whole, channel by channel.
+    fraction falls slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. Of a map smaller than the square entire
+    channels are dropped.
 
-    A call is one pass in training mode, however many tasks and images it holds, and the present one counts. A head on
-    frozen features makes one a step for support set and queries together, where Lee et al. make two; a head that adapts
-    makes one for each inner step and one for the queries, for each task or for as many as it adapts together.
+    A call is one pass in training mode, whatever the number of its tasks and images, and includes the current one. A
+    head on frozen features makes one per step, for support set and queries together, where Lee et al. make two; a head
+    that adapts the backbone makes one per inner step and one for the queries, for all tasks that it adapts together.
 
     Args:
-        drop: fraction of the positions that is dropped in the end.
+        drop: fraction of positions dropped after :data:`RAMP` calls.
         size: width of the squares.
     """
 
     def __init__(self, drop: float, size: int):
         super().__init__()
         if not 0 <= drop < 1:
-            raise UsageError(f"the fraction to drop is from 0 to below 1, not {drop}: type backbone.drop=0.1")
+            raise UsageError(f"expected backbone.drop to be from 0 to below 1, got {drop}: type backbone.drop=0.1")
         if not isinstance(size, int) or size < 1:
-            raise UsageError(f"a block to drop is at least 1 wide, not {size}: type backbone.block_size=5")
+            raise UsageError(f"expected backbone.block_size to be at least 1, got {size}: type backbone.block_size=5")
         self.drop, self.size = drop, size
-        # A number, since transforms such as torch.func.grad refuse in-place changes of buffers.
+        # Not a buffer, since transforms such as torch.func.grad do not allow in-place changes of buffers.
         self.calls = 0
 
     @property
     def keep(self) -> float:
-        """The fraction of positions that is kept after so many calls."""
+        """The fraction of positions that is kept at present."""
         return max(1 - self.drop * self.calls / RAMP, 1 - self.drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,5 +63,5 @@ class DropBlock(nn.Module):
         return torch.tensor(self.calls)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Continue from a checkpoint's number of calls."""
+        """Restore the number of calls from a checkpoint."""
         self.calls = int(state)

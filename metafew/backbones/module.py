@@ -15,9 +15,9 @@ from metafew.errors import UsageError
 
 
 class Wrapped(Backbone):
-    """What ``target(**arguments)`` makes, its output flattened to ``(b, d)``.
+    """The network that ``target(**arguments)`` returns, its output flattened to ``(b, d)``.
 
-    Its normalization layers ignore tasks: they get support sets and queries of all tasks as one flat batch. In
+    Its normalization layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In
     training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
     updates its running moments in every pass.
 
@@ -25,8 +25,8 @@ class Wrapped(Backbone):
         channels: channels of the images.
         image_size: height and width of the images.
         norm: not used.
-        target: dotted path of a class or function that makes an ``nn.Module``, on Python's path.
-        arguments: what it is called with.
+        target: dotted path of an importable class or function that returns an ``nn.Module``.
+        arguments: its keyword arguments.
     """
 
     own_norms = True
@@ -43,25 +43,25 @@ class Wrapped(Backbone):
         super().__init__(channels, image_size)
         if not target:
             raise UsageError(
-                f"backbone=module expects the dotted path of a network, and backbone.target is {target or 'null'}: "
+                f"expected backbone.target to be the dotted path of a network, got {target or 'null'}: "
                 "type backbone.target=my_package.MyNetwork"
             )
         try:
             self.network = resolve_name(target)(**(arguments or {}))
             if not isinstance(self.network, nn.Module):
-                raise TypeError(f"it makes a {type(self.network).__name__}")
+                raise TypeError(f"it returns a {type(self.network).__name__}")
         except Exception as error:  # custom code may raise anything
             raise UsageError(
-                f"backbone=module expects a path that makes an nn.Module, and backbone.target={target} with "
-                f"backbone.arguments={dict(arguments or {})} does not ({reason(error)}): type backbone.target="
+                f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="
+                f"{dict(arguments or {})}, which does not ({reason(error)}): type backbone.target="
                 "my_package.MyNetwork backbone.arguments={name:value}"
             ) from error
         try:
             self.features = self._dimension()
         except Exception as error:  # custom code may raise anything
             raise UsageError(
-                f"backbone=module expects a network that maps images to one row each, and backbone.target={target} "
-                f"does not for {channels}x{image_size}x{image_size} images ({reason(error)}): type backbone.arguments="
+                f"expected backbone.target to map each image to one row, got {target}, which does not for "
+                f"{channels}x{image_size}x{image_size} images ({reason(error)}): type backbone.arguments="
                 "{name:value} to fit it, or dataset.image_size=84"
             ) from error
 

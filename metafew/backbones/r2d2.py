@@ -12,15 +12,15 @@ from metafew.errors import UsageError
 
 
 class R2D2(Backbone):
-    """Four blocks of 3x3 convolution, norm, 2x2 max-pooling and LeakyReLU(0.1); features of the last two, joined.
+    """Four blocks of 3x3 convolution, norm, 2x2 max-pooling and LeakyReLU(0.1); features of the last two, concatenated.
 
     The last block has no activation. Blocks 3 and 4 end in dropout. With the defaults (96, 192, 384 and 512 channels)
     it has 51,200 features for 84x84 images and 8,192 for 32x32.
 
     The network of Bertinetto et al. differs: block 4 pools with stride 1 and ends in LeakyReLU too, the features of
-    block 3 pass one more max-pooling of stride 1, and both dropouts have one rate (0.1 on mini-ImageNet, 0.4 on
-    CIFAR-FS), which makes 72,576 and 8,064 features. Convolutions start by He's rule and have no bias, which the norm's
-    shift replaces; Lee et al. have biases and PyTorch's default start.
+    block 3 pass one more max-pooling of stride 1, and both dropouts have the same rate (0.1 on mini-ImageNet, 0.4 on
+    CIFAR-FS); it has 72,576 and 8,064 features. Here convolutions are initialised by He's rule and have no bias, which
+    the norm's shift replaces; Lee et al. use biases and PyTorch's default initialisation.
 
     Args:
         channels: channels of the images.
@@ -40,14 +40,15 @@ class R2D2(Backbone):
     ):
         super().__init__(channels, image_size)
         if width < 1:
-            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=96")
+            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=96")
         if not isinstance(dropout, Sequence) or len(dropout) != 2 or not all(0 <= rate < 1 for rate in dropout):
             raise UsageError(
-                f"backbone.dropout is two rates from 0 to below 1, not {dropout}: type backbone.dropout=[0.1,0.3]"
+                f"expected backbone.dropout to be two rates from 0 to below 1, got {dropout}: "
+                "type backbone.dropout=[0.1,0.3]"
             )
         if image_size < 16:
             raise UsageError(
-                f"backbone=r2d2 halves the image four times and needs 16 pixels, not {image_size}: "
+                f"expected images of at least 16 pixels, which backbone=r2d2 halves four times, got {image_size}: "
                 "type dataset.image_size=28"
             )
 

@@ -22,7 +22,7 @@ class Block(nn.Module):
         inputs: channels before.
         outputs: channels after.
         norm: ``norm(channels)`` makes a normalization layer.
-        drop: what the block ends in.
+        drop: the last layer, a form of dropout.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: MakeNorm, drop: nn.Module):
@@ -48,14 +48,15 @@ class ResNet12(Backbone):
     """Four residual blocks; dropout ends the first two, DropBlock the last two.
 
     With the defaults (64, 160, 320 and 640 channels) it has 16,000 features for 84x84 images and 2,560 for 32x32: they
-    are not averaged over positions, as in Lee et al. (2019). Convolutions start by He's rule over the outgoing fan.
+    are not averaged over positions, as in Lee et al. (2019). Convolutions are initialised by He's rule over the
+    outgoing fan.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images, at least 16.
         norm: ``norm(channels)`` makes a normalization layer.
         width: channels of the first block; the others have 2.5, 5 and 10 times as many.
-        drop: rate of dropout and, in the end, of DropBlock.
+        drop: rate of dropout, and the one that DropBlock reaches.
         block_size: width of the squares of DropBlock; Lee et al. take 5 for 84x84 images and 2 for 32x32.
         readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
@@ -72,12 +73,14 @@ class ResNet12(Backbone):
     ):
         super().__init__(channels, image_size)
         if readout not in ("flatten", "mean"):
-            raise UsageError(f"backbone.readout is flatten or mean, not {readout}: type backbone.readout=flatten")
+            raise UsageError(
+                f"expected backbone.readout to be flatten or mean, got {readout}: type backbone.readout=flatten"
+            )
         if width < 1:
-            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if image_size < 16:
             raise UsageError(
-                f"backbone=resnet12 halves the image four times and needs 16 pixels, not {image_size}: "
+                f"expected images of at least 16 pixels, which backbone=resnet12 halves four times, got {image_size}: "
                 "type dataset.image_size=28"
             )
         # DropBlock checks the rate for both.

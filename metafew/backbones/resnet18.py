@@ -15,7 +15,7 @@ MakeNorm = Callable[[int], nn.Module]
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    """Return a convolution without bias that starts by He's rule over the outgoing fan."""
+    """Return a convolution without bias, initialised by He's rule over the outgoing fan."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -55,9 +55,9 @@ class Block(nn.Module):
 class ResNet18(Backbone):
     """A 5x5 convolution of stride 2, four stages of two residual blocks, and the mean over positions.
 
-    There is no max-pooling, so that 84x84 images end as 6x6 maps. With the default width the stages have 64, 128, 256
-    and 512 channels, and 512 features come out. The norms of the residual branches may be modulated, those of the first
-    convolution and of the shortcuts not (Requeima et al. 2019).
+    There is no max-pooling: 84x84 images end as 6x6 maps. With the default width the stages have 64, 128, 256 and 512
+    channels, and there are 512 features. The norms of the residual branches can be modulated, those of the first
+    convolution and of the shortcuts cannot (Requeima et al. 2019).
 
     Args:
         channels: channels of the images.
@@ -69,10 +69,10 @@ class ResNet18(Backbone):
     def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64):
         super().__init__(channels, image_size)
         if width < 1:
-            raise UsageError(f"backbone.width is at least 1, not {width}: type backbone.width=64")
+            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if image_size < 3:
             raise UsageError(
-                f"backbone=resnet18 begins with a 5x5 convolution and needs 3 pixels, not {image_size}: "
+                f"expected images of at least 3 pixels for backbone=resnet18, got {image_size}: "
                 "type dataset.image_size=28"
             )
         self.stem = nn.Sequential(conv(channels, width, 5, 2, 1), norm(width), nn.ReLU())

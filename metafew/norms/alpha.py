@@ -29,7 +29,9 @@ class Alpha(HasMetaParameters):
     def __init__(self, form: str, channels: int | None):
         super().__init__()
         if form not in FORMS:
-            raise UsageError(f"norm.alpha is functional or independent, not {form}: type norm.alpha=functional")
+            raise UsageError(
+                f"expected norm.alpha to be functional or independent, got {form}: type norm.alpha=functional"
+            )
         shape = () if channels is None else (channels,)
         self.offset = nn.Parameter(torch.zeros(shape))
         self.scale = nn.Parameter(torch.zeros(shape)) if form == "functional" else None

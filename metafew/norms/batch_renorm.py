@@ -16,8 +16,8 @@ class BatchRenorm(GroupedNorm):
         y = weight * ((x - mean_B) / s_B * r + d) + bias,
         r = clip(s_B / s_r, 1 / r_max, r_max),    d = clip((mean_B - mean_r) / s_r, -d_max, d_max)
 
-    and no gradient passes through r and d. Ioffe widens both bounds during training, from 1 to 3 and from 0 to 5;
-    here they stay at their final values, since neither paper says how to stretch them over a meta-training run.
+    and no gradient passes through r and d. Ioffe widens both bounds during training, from 1 to 3 and from 0 to 5. Here
+    they are constant, at their final values, as neither paper has a schedule for meta-training.
 
     Args:
         channels: number of channels.
@@ -47,9 +47,9 @@ class BatchRenorm(GroupedNorm):
         if own is None:
             return self.running_mean, self.running_var
         mean, var = self.record(*group_moments(own, context, self.over))
-        spread, running = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
-        r = (spread.detach() / running).clamp(1 / self.r_max, self.r_max)
-        d = ((mean.detach() - self.running_mean) / running).clamp(-self.d_max, self.d_max)
+        std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
+        r = (std.detach() / running_std).clamp(1 / self.r_max, self.r_max)
+        d = ((mean.detach() - self.running_mean) / running_std).clamp(-self.d_max, self.d_max)
         # (x - mean) r / s + d = (x - (mean - d s / r)) / (s / r)
-        wide = spread / r
-        return mean - d * wide, wide.square() - self.eps
+        corrected_std = std / r
+        return mean - d * corrected_std, corrected_std.square() - self.eps

@@ -29,7 +29,7 @@ class BatchShared(GroupedNorm):
         if own is None:
             return self.running_mean, self.running_var
         mean, var = self.record(*group_moments(own, context, self.over))
-        # Groups of one size: the moments of their union need those of each group alone.
+        # Groups have equal sizes, so that the moments of their union follow from theirs.
         shared_mean = mean_over_processes(mean.mean(0, keepdim=True))
-        spread = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))
-        return shared_mean, spread
+        shared_var = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))
+        return shared_mean, shared_var

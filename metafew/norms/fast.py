@@ -1,15 +1,16 @@
 """Fast execution of normalization layers: the results of :meth:`Norm.forward` in less time and memory.
 
-:func:`accelerate` chooses it, for the backbones and heads that a run or :func:`metafew.load` builds; a layer that is
-called without it runs its definition. What applies, in this order:
+:func:`accelerate` installs it, in the backbones and heads that a run or :func:`metafew.load` builds; any other layer
+runs its definition. The first of these that applies is used, and pooling may come first in each:
 
 - Rows of one task that share their moments (batch norm in an inner step of MAML), on a CPU, outside the transforms of
-  ``torch.func``, weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, few calls.
+  ``torch.func``, weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, in few calls.
 - Rows of a task that share their moments: the moments of a group in one pass, instead of those of every image.
 - Everything else: moments of images and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
   CPU, with hand-written derivatives of both orders.
-- A max-pooling directly after a norm whose weights are not negative, on a CPU: it comes first and leaves a quarter of
-  the values to normalize. (On a GPU the check would make the host wait.)
+
+A max-pooling directly after a norm without negative weights runs first on a CPU, which leaves a quarter of the values
+to normalize. (On a GPU the check of the weights would make the host wait.)
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from metafew.norms.scope import current
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """Let every :class:`Norm` in ``network`` run fast, and every ``nn.Sequential`` hand it the max-pooling after it.
+    """Replace ``forward`` of every :class:`Norm` in ``network``, and of every ``nn.Sequential``, by a fast one.
 
-    Layers whose class overrides ``forward`` are left alone.
+    Layers whose class overrides ``forward`` are not changed.
 
     Args:
-        network: changed in place: its layers get a ``forward`` of their own.
+        network: changed in place: the attribute ``forward`` of its layers is set.
 
     Returns:
         ``network``.
@@ -49,7 +50,7 @@ def accelerate(network: nn.Module) -> nn.Module:
 
 
 def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Apply layers one after the other; an accelerated norm gets the max-pooling that follows it."""
+    """Apply layers one after the other; an accelerated norm receives the max-pooling that follows it."""
     rest = [layer for layer in layers if not isinstance(layer, FiLM) or layer.active]
     while rest:
         match rest:
@@ -98,7 +99,7 @@ def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
 
 
 def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_first: bool) -> bool:
-    """Tell whether :class:`OneGroup` takes such tensors and such a pooling."""
+    """Return whether :class:`OneGroup` supports these tensors and this pooling."""
     return (
         (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))
         and x.device.type == "cpu"
@@ -107,13 +108,13 @@ def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_firs
 
 
 def _monotone(norm: Norm, x: Tensor) -> bool:
-    """Tell whether no weight is negative, where that can be read without waiting for a device or breaking ``vmap``."""
+    """Return whether no weight is negative; False where reading it would wait for a device or fail under ``vmap``."""
     tensors = norm.weight, norm.bias, x
     return norm.weight.device.type == "cpu" and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
 
 
 def _has_memory(*tensors: Tensor) -> bool:
-    """Tell whether tensors have memory of their own, as those of the transforms of ``torch.func`` have not."""
+    """Return whether tensors have storage; those inside transforms of ``torch.func`` have none."""
     try:
         return all(tensor.data_ptr() is not None for tensor in tensors)
     except RuntimeError:

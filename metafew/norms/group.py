@@ -20,7 +20,7 @@ class GroupNorm(Norm):
     def __init__(self, channels: int, eps: float = 1e-5, groups: int = 4):
         super().__init__(channels, eps)
         if groups < 1 or channels % groups:
-            raise UsageError(f"norm.groups={groups} does not divide {channels} channels: type norm.groups=1")
+            raise UsageError(f"expected norm.groups to divide {channels} channels, got {groups}: type norm.groups=1")
         self.groups = groups
 
     def moments(self, own: Moments, context: int) -> Moments:

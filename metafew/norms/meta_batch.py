@@ -14,7 +14,7 @@ class MetaBatchNorm(Norm):
     """
 
     def pooled_moments(self, context: int, rows: int) -> bool:
-        """Tell whether all rows are context."""
+        """Return whether all rows are context."""
         return context == rows
 
     def moments(self, own: Moments, context: int) -> Moments:

@@ -1,4 +1,4 @@
-"""No normalization: the learned scale and shift alone."""
+"""No normalization: only the learned scale and shift."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metafew.norms.norm import Moments, Norm
 class Identity(Norm):
     """Mean 0 and variance 1 everywhere: ``y = weight * x + bias``.
 
-    The weight and bias stay, so that networks with and without normalization differ in nothing else.
+    Weight and bias remain, so that networks with and without normalization have the same parameters.
 
     Args:
         channels: number of channels.

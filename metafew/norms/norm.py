@@ -43,7 +43,7 @@ class Norm(nn.Module):
     """Normalize each image and channel by a scheme's moments, then scale and shift.
 
     ``y = weight * (x - mean) / sqrt(var + eps) + bias``, with one weight and bias a channel. A scheme is its
-    :meth:`moments`; subclasses say only where these come from. They are never smaller than float32.
+    :meth:`moments`, all that a subclass has to define. Moments are in float32 or better.
 
     Args:
         channels: number of channels ``c``.
@@ -76,9 +76,9 @@ class Norm(nn.Module):
         return False
 
     def pooled_moments(self, context: int, rows: int) -> bool:
-        """Tell whether :meth:`moments` needs no more than the moments of all rows of a task together.
+        """Return whether :meth:`moments` only needs the pooled moments of all rows of a task.
 
-        It may then be called with those, ``(t, 1, c)``, and a context of 1.
+        It may then be called with these, ``(t, 1, c)``, and a context of 1.
 
         Args:
             context: number of context rows of a task.
@@ -87,7 +87,7 @@ class Norm(nn.Module):
         return False
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Tell whether the running moments must come from an earlier training, given whether training follows."""
+        """Return whether running moments must come from an earlier training; ``fit`` is whether this run trains."""
         return False
 
     def moments(self, own: Moments, context: int) -> Moments:

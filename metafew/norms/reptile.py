@@ -28,7 +28,7 @@ class ReptileNorm(GroupedNorm):
 
     @property
     def uses_batch_moments(self) -> bool:
-        """Whether rows are normalized by the moments of their own batch: in training."""
+        """Whether rows are normalized by the moments of their group: in training."""
         return self.training
 
     def moments(self, own: Moments, context: int) -> Moments:

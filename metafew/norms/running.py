@@ -45,7 +45,7 @@ class RunningNorm(Norm):
         return self.evaluates_with_running and not self.training
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Tell whether evaluation uses running moments that no training of this run provides."""
+        """Return whether evaluation uses running moments that no training of this run provides."""
         return self.evaluates_with_running and not fit
 
     def record(self, mean: Tensor, var: Tensor) -> Moments:
@@ -93,7 +93,7 @@ class GroupedNorm(RunningNorm):
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, over: str = "apart"):
         super().__init__(channels, eps, momentum)
         if over not in ("apart", "joined"):
-            raise UsageError(f"norm.over is apart or joined, not {over}: type norm.over=apart")
+            raise UsageError(f"expected norm.over to be apart or joined, got {over}: type norm.over=apart")
         self.over = over
 
     @property
@@ -107,7 +107,7 @@ class GroupedNorm(RunningNorm):
         return self.training or not self.evaluates_with_running
 
     def pooled_moments(self, context: int, rows: int) -> bool:
-        """Tell whether all rows of a task are one group."""
+        """Return whether all rows of a task are one group."""
         return self.uses_batch_moments and (context == rows or self.over == "joined")
 
 

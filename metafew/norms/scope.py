@@ -13,7 +13,7 @@ class Rows(NamedTuple):
 
     Attributes:
         tasks: number of tasks; task ``i`` owns the ``i``-th contiguous block of rows.
-        context: the first so many rows of each task are its context, the rest its targets.
+        context: number of context rows: the first ones of each task; the rest are its targets.
         record: whether norms record this pass for their running moments (inner steps of an adapting head do not); or a
             dictionary, norm to moments, that they record it in, for passes inside ``vmap``.
         share: the fraction of each task's rows that this pass holds, where context and targets pass separately.

@@ -50,9 +50,9 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
         ValueError: if the shapes disagree, or ``c`` is not positive.
     """
     if gram.shape != (*labels.shape, labels.shape[-1]):
-        raise ValueError(f"gram must be (t, n, n) for labels (t, n), not {[*gram.shape]} for {[*labels.shape]}.")
+        raise ValueError(f"expected gram (t, n, n) for labels (t, n), got {[*gram.shape]} for {[*labels.shape]}")
     if c <= 0:
-        raise ValueError(f"c must be positive, not {c}.")
+        raise ValueError(f"expected c to be positive, got {c}")
     return _CrammerSinger.apply(gram.double(), one_hot(labels, way).double(), c).to(gram.dtype)
 
 

@@ -45,7 +45,7 @@ def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor)
         ValueError: if ``c`` is not positive.
     """
     if not c > 0:
-        raise ValueError(f"c must be positive, not {c}.")
+        raise ValueError(f"expected c to be positive, got {c}")
     rows, queries = support.double(), query.double()
     centre = rows.mean(1, keepdim=True)  # absorbed by the intercept; keeps the digits of K far from the origin
     rows, queries = rows - centre, queries - centre

@@ -25,7 +25,7 @@ def ridge(support: Tensor, targets: Tensor, penalty: float | Tensor, query: Tens
         ValueError: if the penalty is not positive.
     """
     if not penalty > 0:
-        raise ValueError(f"The ridge penalty must be positive, not {float(penalty)}.")
+        raise ValueError(f"expected penalty to be positive, got {float(penalty)}")
     rows, targets = support.double(), targets.double()
     if rows.shape[1] <= rows.shape[2]:
         weights = rows.mT @ _solve(rows @ rows.mT, penalty, targets)

@@ -20,7 +20,7 @@ ROWS = {
 def tables(bench: Bench) -> Tables:
     """Test a checkpoint of each norm; seconds are those of results.json, ratios are relative to the first row.
 
-    The first two rows compute the same: "rows that differ" counts the tasks whose accuracies in tasks.csv differ.
+    The first two rows give the same results: "rows that differ" counts the tasks whose accuracies in tasks.csv differ.
     """
     s, rows, measured = bench.setting, {}, {}
     shape = [f"test.{key}={getattr(s, key)}" for key in ("way", "shot", "query")]

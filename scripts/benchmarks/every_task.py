@@ -1,4 +1,4 @@
-"""train.py with an evaluation that embeds the images of every task, even if features could be cached."""
+"""Run train.py with an evaluation that embeds the images of every task, even if features could be cached."""
 
 import metafew.evaluation.evaluator
 from metafew.cli import main

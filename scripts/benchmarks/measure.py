@@ -1,4 +1,4 @@
-"""Measure calls in turns, their medians, and the memory that a call needs."""
+"""Measure the time of calls that take turns, and the memory that a call needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peers.problem import Problem, Setting, timed
 from rich.progress import track
 
 Call = Callable[[], float]
-"""Runs once and returns its seconds."""
+"""A function that runs once and returns its seconds."""
 Rows = dict[str, dict[str, float | str]]
 """A table: the values of each row by column."""
 Tables = dict[str, Rows]
@@ -27,11 +27,11 @@ class Bench:
 
     Attributes:
         setting: the sizes of everything.
-        rounds: how often each row is measured, after a warm-up round.
+        rounds: measurements of each row, after a warm-up round.
         device: where the steps run.
         peers: a folder of environments, each with another library, or None.
         variables: the environment variables of the processes of peers; None for those of this process.
-        launches: how often these processes are started, each time for all rounds.
+        launches: number of times that these processes are started, each for all rounds.
     """
 
     setting: Setting
@@ -60,7 +60,7 @@ class Bench:
         Args:
             title: of the progress bar.
             calls: by name.
-            most: the maximum of rounds, for slow calls.
+            most: the largest number of rounds, for slow calls.
         """
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in track(range(1 + min(self.rounds, most or self.rounds)), title, transient=True):
@@ -69,7 +69,7 @@ class Bench:
         return {name: values[1:] for name, values in seconds.items()}
 
     def memory(self, call: Callable[[], object]) -> float:
-        """Return the MiB by which memory, of the GPU or else of the process, grows at most during ``call``."""
+        """Return the peak growth of memory during ``call`` in MiB: of the GPU, or else of the process."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -87,7 +87,7 @@ def medians(seconds: dict[str, list[float]]) -> Rows:
 
 
 def growth(call: Callable[[], object]) -> int:
-    """Return the bytes by which the memory of this process grows at most during ``call`` (Linux only)."""
+    """Return the peak growth of this process's memory during ``call`` in bytes (Linux only)."""
 
     def status(which: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

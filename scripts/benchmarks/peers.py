@@ -1,7 +1,7 @@
 """The same steps by a plain loop as the papers' code writes it and, with --peers DIR, by other libraries.
 
-Everyone has a process of its own. One can be slower than its twin for as long as it lives, so that one launch says less
-than its many rounds suggest: --launches starts all of them several times.
+Each peer runs in a separate process. Two processes with the same code can differ in speed for as long as they run, so
+that many rounds of one launch are not independent: --launches starts all processes several times.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from benchmarks.workers import OWN, Failure, Worker, launched
 
 @dataclass
 class Found:
-    """What is known of one algorithm.
+    """The measurements of one algorithm.
 
     Attributes:
-        exact: loss and norm of the gradient of the first step in float64; empty if unknown.
+        exact: loss and norm of the gradient of the first step in float64; empty if not computed.
         seconds: of each row, in each round.
         firsts: for each row, loss and norm of the gradient in the first step of a fresh network.
         broken: rows that could not be measured.
@@ -31,7 +31,7 @@ class Found:
     broken: Rows = field(default_factory=dict)
 
     def add(self, bench: Bench, algorithm: str, workers: list[Worker]) -> None:
-        """Let those take turns that offer the algorithm."""
+        """Measure the algorithm in turns by all workers that have it."""
         calls: dict[str, Call] = {}
         for worker in workers:
             for step in worker.steps:
@@ -47,7 +47,7 @@ class Found:
             self.seconds[name] += values
 
     def rows(self) -> Rows:
-        """Return the table; loss and gradient of the first step are off from the exact ones, or from ours."""
+        """Return the table, with the relative errors of the first step: to the exact values, or else to metafew's."""
         table = medians(self.seconds)
         reference = self.exact or self.firsts[OWN]
         for name, row in table.items():
@@ -56,7 +56,7 @@ class Found:
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure every algorithm by everyone that offers it, each from the same weights and data."""
+    """Measure every algorithm by each peer that has it, from the same weights and data."""
     found: dict[str, Found] = {}
     steps = exact(bench)
     for _ in range(bench.launches):
@@ -64,16 +64,16 @@ def tables(bench: Bench) -> Tables:
             for algorithm in workers[OWN].steps:
                 found.setdefault(algorithm, Found(steps.get(algorithm, {}))).add(bench, algorithm, [*workers.values()])
             failed = {name: {"note": worker.error} for name, worker in workers.items() if worker.error}
-    known = {f"{algorithm}, {bench.setting}": each.rows() for algorithm, each in found.items()}
-    return known | ({"peers that did not start": failed} if failed else {})
+    measured = {f"{algorithm}, {bench.setting}": each.rows() for algorithm, each in found.items()}
+    return measured | ({"peers that did not start": failed} if failed else {})
 
 
 def exact(bench: Bench) -> dict[str, dict[str, float]]:
-    """Return loss and gradient of the plain loop's first steps in float64: in float32 its own are off by rounding."""
+    """Return loss and gradient of the plain loop's first steps in float64, free of the rounding errors of float32."""
     found = {}
     with launched(bench, ["plain"], "float64") as workers:
         for step in workers["plain"].steps:
-            with suppress(Failure):  # it wants twice the memory
+            with suppress(Failure):  # float64 takes twice the memory
                 found[step] = first(workers["plain"], step)
     return found
 

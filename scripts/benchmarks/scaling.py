@@ -1,4 +1,4 @@
-"""Measure how cost grows: a step per task and per image for more tasks and classes, and the memory of MAML."""
+"""Measure how the time of a step grows with tasks and classes, and how the memory of MAML does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADS = ("protonet", "ridge", "svm")
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure what should grow linearly: time with tasks and images; and memory, which should not grow."""
+    """Measure time per task and per image, which should be constant, and memory, which should not grow."""
     s = bench.setting
     batches = [replace(s, tasks=tasks) for tasks in s.more_tasks]
     takes = {

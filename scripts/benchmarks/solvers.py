@@ -50,7 +50,7 @@ def rows(bench: Bench, shot: int, qpth) -> Rows:
 
 
 def own(way: int, features: Tensor, labels: Tensor, slope: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return each of our solvers as a call that returns its solution; support rows are also the queries."""
+    """Return a call for each solver of metafew that returns its solution; support rows are also the queries."""
 
     def call(solve: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def take() -> Tensor:

@@ -60,7 +60,7 @@ def step(problem: Problem, head: str, norm: str) -> Step:
 
 
 def floor(problem: Problem) -> Callable[[], None]:
-    """Return a pass of only the backbone: forward and backward of the same images, task by task, at its fastest."""
+    """Return a forward and backward pass of only the backbone on the same images, in its fastest form."""
     net = backbone(problem, early=True).to(memory_format=torch.channels_last)
     tasks = problem.tasks()
     images = [channels_last(torch.cat(parts)) for parts in zip(tasks.support, tasks.query, strict=True)]

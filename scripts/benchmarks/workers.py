@@ -21,7 +21,7 @@ PEERS = (*HERE, "torchopt", "higher", "torchcross", "iteryne", "parallel-metalea
 
 
 class Failure(Exception):
-    """Why a peer could not take a step."""
+    """A peer could not take a step; the message is the reason."""
 
 
 class Worker:
@@ -92,7 +92,7 @@ class Worker:
 
 @contextmanager
 def launched(bench: Bench, names: Sequence[str] = PEERS, dtype: str = "float32") -> Iterator[dict[str, Worker]]:
-    """Start processes, and end them on exit; other libraries only if there is a folder of environments."""
+    """Start processes, and end them on exit; other libraries require a folder of environments."""
     workers = {name: Worker(name, bench, dtype) for name in names if bench.peers or name in HERE}
     try:
         yield workers

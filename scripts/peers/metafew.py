@@ -1,4 +1,4 @@
-"""Our own steps with batch norm, in a process and with memory as train.py has them."""
+"""The steps of metafew with batch norm, with the memory allocator of train.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ALGORITHMS = ("maml", "fomaml", "protonet", "svm")
 
 
 def own(problem: Problem, algorithm: str) -> Step:
-    """Return our step, from the weights of all others."""
-    from benchmarks import steps  # whose imports make tensors
+    """Return a step of metafew that starts from the same weights as the other peers."""
+    from benchmarks import steps  # importing it creates tensors, which use_huge_pages must precede
 
     step = steps.step(problem, algorithm, "batch")
     network = plain.network(problem)
@@ -30,6 +30,6 @@ def own(problem: Problem, algorithm: str) -> Step:
 
 
 def steps(problem: Problem) -> Steps:
-    """Return what is compared with others."""
+    """Return the steps that are compared with those of other libraries."""
     use_huge_pages()
     return {name: own(problem, name) for name in ALGORITHMS if name in (problem.setting.heads or ALGORITHMS)}

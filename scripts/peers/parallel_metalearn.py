@@ -1,6 +1,6 @@
 """MAML, first-order MAML and a prototypical network by parallel-metalearn, with its own batch norm.
 
-By vmap over tasks, its default, and one task after the other.
+With vmap over tasks, its default, and with one task after the other.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .problem import Problem, Step, Steps
 
 
 class Silent(nn.Module):
-    """A module that takes no notice of keywords."""
+    """A module that ignores keyword arguments."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
     def forward(self, x: Tensor, **_) -> Tensor:
-        """Return what the module makes of ``x``."""
+        """Apply the module to ``x``."""
         return self.module(x)
 
 
@@ -78,7 +78,7 @@ def step(problem: Problem, algorithm: nn.Module) -> Step:
 
 
 def steps(problem: Problem) -> Steps:
-    """Return what parallel-metalearn offers, each with two ways through the tasks."""
+    """Return the steps of parallel-metalearn, each over tasks by vmap and one after the other."""
     found = {}
     for suffix, backend in (("", "vmap"), (" sequential", "sequential")):
         found[f"maml{suffix}"] = maml(problem, False, backend)

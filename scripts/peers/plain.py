@@ -1,7 +1,7 @@
 """Training steps in plain PyTorch, as the code of their papers writes them: one task after the other.
 
-Support and query rows pass apart, each normalized by their own moments (nn.BatchNorm2d in training), in torch's default
-layout; ReLU comes before pooling.
+Support and query rows are separate batches, each normalized by its own moments (nn.BatchNorm2d in training), in torch's
+default memory format; ReLU comes before pooling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is measured: sizes, random data that is the same in every process, and what a step is."""
+"""The problem to measure: its sizes, random data that are the same in every process, and its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 BRIEF = 0.05
-"""Seconds that calls of a millisecond are repeated for: one alone pays for caches that others emptied."""
+"""Seconds for which short calls are repeated: a single one would be slowed by caches that other calls emptied."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Setting:
         way: classes of a task.
         shot: support images of a class.
         query: query images of a class.
-        inner: gradient steps of MAML.
-        rate: their learning rate.
-        heads: the heads whose steps are measured; all if there are none.
-        solver_tasks: tasks that a solver gets at once.
-        solver_shots: support rows of a class, one table each.
-        features: dimension of their features.
-        more_tasks: meta-batches over which a step should grow linearly.
-        more_ways: numbers of classes over which it should.
-        memory_tasks: meta-batches whose memory MAML is asked for.
+        inner: number of inner steps of MAML.
+        rate: learning rate of the inner steps.
+        heads: the heads whose steps are measured; empty for all.
+        solver_tasks: tasks in a batch of a solver.
+        solver_shots: support rows of a class for the solvers, one table for each.
+        features: dimension of the features for the solvers.
+        more_tasks: sizes of the meta-batch for which the time of a step is measured.
+        more_ways: numbers of classes for which it is measured.
+        memory_tasks: sizes of the meta-batch for which the memory of MAML is measured.
         test_tasks: test tasks of the evaluation.
-        draws: meta-batches over which the memory of the loader is watched.
+        draws: meta-batches drawn to measure the memory of the loader.
     """
 
     backbone: str = "conv4"
@@ -83,14 +83,14 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Problem:
-    """A setting on a device; weights and data are drawn in torch's default precision, whatever ``dtype`` they get."""
+    """A setting on a device; weights and data are drawn in torch's default precision, then converted to ``dtype``."""
 
     setting: Setting
     device: torch.device
     dtype: torch.dtype = torch.float32
 
     def tasks(self) -> Tasks:
-        """Return the meta-batch that every step of this setting gets."""
+        """Return the meta-batch of every step."""
         s, generator = self.setting, torch.Generator().manual_seed(0)
 
         def part(count: int) -> tuple[Tensor, Tensor]:
@@ -101,10 +101,7 @@ class Problem:
         return Tasks(*part(s.shot), *part(s.query))
 
     def solved(self, shot: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features ``(t, n, d)`` for a solver, their labels ``(t, n)``, and what its solution is multiplied by.
-
-        The gradient that goes back through the solution ``(t, n, w)`` is the last one.
-        """
+        """Return features ``(t, n, d)``, labels ``(t, n)`` and the gradient of a solver's solution ``(t, n, w)``."""
         s, generator = self.setting, torch.Generator().manual_seed(shot)
         rows = s.way * shot
         features = torch.randn(s.solver_tasks, rows, s.features, generator=generator).relu()
@@ -114,7 +111,7 @@ class Problem:
 
 
 def timed(call: Callable[[], T], device: torch.device, least: float = 0.0) -> tuple[float, T]:
-    """Return the seconds of a call, repeated until ``least`` seconds are over, and what it returned last."""
+    """Return the mean seconds of a call, repeated for at least ``least`` seconds, and its last result."""
     begin, count, seconds = time.perf_counter(), 0, -1.0
     while seconds < least:
         value = call()
@@ -126,18 +123,18 @@ def timed(call: Callable[[], T], device: torch.device, least: float = 0.0) -> tu
 
 
 class Step(NamedTuple):
-    """Something to be measured.
+    """A step to measure.
 
     Attributes:
-        take: does it once, and returns a loss or a solution.
-        network: whose gradients it leaves behind.
+        take: runs the step once and returns its loss or solution.
+        network: the module whose gradients the step sets.
     """
 
     take: Callable[[], Tensor]
     network: nn.Module = nn.Identity()
 
     def gradient(self) -> float:
-        """Return the norm of the gradient that the last step left behind."""
+        """Return the norm of the gradient of the last step."""
         grads = [p.grad.detach().flatten() for p in self.network.parameters() if p.grad is not None]
         return float(torch.cat(grads).norm()) if grads else 0.0
 

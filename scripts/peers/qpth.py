@@ -1,6 +1,6 @@
 """The support vector machine of MetaOptNet (Lee et al. 2019) by qpth's batched interior-point solver.
 
-As its authors: the dual in all n * w variables at once, in float32, 15 iterations at most.
+As by its authors: the dual problem in all n * w variables at once, in float32, with at most 15 iterations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def solve(features: Tensor, labels: Tensor, way: int) -> Tensor:
     return solver(quadratic, -target, bounds, BOUND * target, sums, zeros).view(tasks, rows, way)
 
 
-def alone(problem: Problem, shot: int) -> Step:
-    """Return the solver forward and backward."""
+def solver_step(problem: Problem, shot: int) -> Step:
+    """Return a step that only solves, forward and backward."""
     features, labels, slope = problem.solved(shot)
 
     def take() -> Tensor:
@@ -62,6 +62,6 @@ def svm(problem: Problem) -> Step:
 
 
 def steps(problem: Problem) -> Steps:
-    """Return what qpth takes part in."""
-    solvers = {f"crammer_singer {shot}-shot": alone(problem, shot) for shot in problem.setting.solver_shots}
+    """Return the steps that use qpth: the SVM, and its solver for each number of shots."""
+    solvers = {f"crammer_singer {shot}-shot": solver_step(problem, shot) for shot in problem.setting.solver_shots}
     return {"svm": svm(problem), **solvers}

@@ -1,4 +1,4 @@
-"""MAML by TorchOpt's MetaSGD, as its own example: the module is adapted in place and put back."""
+"""MAML by TorchOpt's MetaSGD, as in its example: the module is adapted in place and then restored."""
 
 from __future__ import annotations
 

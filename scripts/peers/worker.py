@@ -1,4 +1,4 @@
-"""A process that takes a step of a peer on request: python -m peers.worker NAME.
+"""Take steps of a peer on request, as a separate process: python -m peers.worker NAME.
 
 Requests and replies are lines of JSON. The first request is ``{"setting": ..., "device": ..., "dtype": ..., "threads":
 ...}``; its reply names the steps and the peer. Every other is the name of a step; its reply has the seconds, the loss
@@ -19,7 +19,7 @@ from .problem import BRIEF, Problem, Setting, Step, timed
 
 
 def take(step: Step, device: torch.device) -> dict:
-    """Take a step and say what it took."""
+    """Take a step and return its seconds, value and gradient."""
     moves = any(True for _ in step.network.parameters())
     seconds, value = timed(step.take, device, 0.0 if moves else BRIEF)
     return {"seconds": seconds, "value": value.tolist(), "gradient": step.gradient()}
@@ -28,7 +28,7 @@ def take(step: Step, device: torch.device) -> dict:
 def main() -> None:
     """Answer requests until there are no more."""
     name = sys.argv[1]
-    # What libraries print goes to where errors go.
+    # Output of the libraries goes to stderr, so that stdout holds only replies.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     steps, device = {}, torch.device("cpu")
@@ -44,7 +44,7 @@ def main() -> None:
                 module = import_module(f"peers.{name.replace('-', '_')}")
                 steps = module.steps(problem)
                 reply = {"steps": list(steps), "title": getattr(module, "TITLE", None) or f"{name} {version(name)}"}
-        except Exception as error:  # a peer may fail in any way, and the table says how
+        except Exception as error:  # a peer may fail in any way; the table shows the error
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(reply), file=replies)
 

@@ -65,7 +65,7 @@ class GroupMoments(Function):
 
 
 class GroupMomentsBackward(Function):
-    """The backward pass of :class:`GroupMoments`, with a derivative of its own."""
+    """The backward pass of :class:`GroupMoments`, with a hand-written derivative."""
 
     generate_vmap_rule = True
 

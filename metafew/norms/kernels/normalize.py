@@ -40,7 +40,7 @@ class Normalize(Function):
 
 
 class NormalizeBackward(Function):
-    """The backward pass of :class:`Normalize`, with a derivative of its own.
+    """The backward pass of :class:`Normalize`, with a hand-written derivative.
 
     It needs two sums over the values of a group: ``dots``, of ``grad * (x - mean)``, is the gradient of the scale at
     fixed mean and bias, and ``sums``, of ``grad``, that of the bias. Both are outputs too, so that the second

@@ -1,8 +1,8 @@
 """Batch normalization of one group of rows, and the max-pooling after it, as one function.
 
-MAML calls it hundreds of times a step on tensors so small that the number of calls decides. PyTorch's own batch norm
-takes few calls, but its second derivative many, on values before pooling; :mod:`metafew.norms.kernels.normalize`, for
-which moments may be any, takes more.
+MAML calls it hundreds of times a step on tensors so small that the number of kernel calls dominates its time. PyTorch's
+batch norm needs few calls, but many for its second derivative, on values before pooling;
+:mod:`metafew.norms.kernels.normalize`, which accepts arbitrary moments, needs more.
 
 The functions save their tensors in ``forward``, which costs less than ``setup_context`` and excludes the transforms of
 ``torch.func``; :mod:`metafew.norms.fast` never calls them there.
@@ -50,7 +50,7 @@ class OneGroup(Function):
 
 
 class OneGroupBackward(Function):
-    """The backward pass of :class:`OneGroup`, with a derivative of its own; higher ones by ordinary operations."""
+    """The backward pass of :class:`OneGroup`, with a hand-written derivative; higher ones by ordinary operations."""
 
     @staticmethod
     def forward(ctx, *inputs: Any) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ def pooling(layer: nn.MaxPool2d | None) -> Pooling:
 
 
 def is_plain_pooling(layer: nn.Module | None) -> bool:
-    """Tell whether a layer is a max-pooling of PyTorch without hooks, whose work another function may do."""
+    """Return whether a layer is PyTorch's max-pooling without hooks, so that a fused function can replace it."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(layer) is nn.MaxPool2d and not any(getattr(layer, name) for name in hooks)
 

@@ -44,6 +44,9 @@ def command(tmp_path, monkeypatch):
 
     before = logging.root.handlers[:]
     yield go
+    for handler in logging.root.handlers:
+        if handler not in before:
+            handler.close()
     logging.root.handlers[:] = before
 
 

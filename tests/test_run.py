@@ -224,7 +224,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["head=maml", "head.lr=[0.1,0.2]"], "a list of head.lr is for evaluation"),
         (["head._target_=metafew.heads.nope.Head"], "nope"),
         (["head=reptile", "head.lr=[0.1,0.2]"], "a list of head.lr is for evaluation"),
-        (["head=svm", "head.c=-1"], "bound c of the support vector machine is positive"),
+        (["head=svm", "head.c=-1"], "the bound of dual variables, to be positive"),
     ],
 )
 def test_errors_are_raised_before_any_image_is_read(launch, monkeypatch, overrides, said):

@@ -7,20 +7,39 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from contracts import node, takes_steps
+from contracts import norm as make_norm
 from runs import TINY
 from torch import nn
 
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.training import checkpoint
+from metafew.training.factory import make, make_head
 from metafew.training.run import run
 from metafew.training.schedules import piecewise
 
 HEADS, NORMS = (sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("head", "norm"))
 WIDTHS = {"conv4": 4, "r2d2": 6, "resnet12": 4, "resnet18": 4}
 OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"module", "identity"})
-ADAPTING = {"maml", "fomaml", "reptile"}
-STEPPING = ADAPTING | {"anil"}
+
+
+def make_network(word):
+    options = node(CONF / "backbone" / f"{word}.yaml")
+    options.pop("weights")  # the run reads them
+    return make(options, channels=1, image_size=28, norm=make_norm("layer"))
+
+
+def adapts_backbone(word):
+    return make_head(node(CONF / "head" / f"{word}.yaml"), make_network("conv4"), trained=True).adapts_backbone
+
+
+STEPPING = set(filter(takes_steps, HEADS))
+ADAPTING = set(filter(adapts_backbone, HEADS))
+COUPLING = {word for word in NORMS if make_norm(word)(64).couples_tasks}
+"""Norms that treat a meta-batch as one batch: heads that adapt the backbone cannot be trained with them."""
+MODULATED = {word for word in OURS if make_network(word).films}
+"""Backbones with FiLM places, which only head=cnaps needs."""
 
 QUICK = [word for word in TINY if not word.startswith("backbone.")]
 QUICK += ["trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]
@@ -94,9 +113,9 @@ def choose(head="protonet", norm="tasknorm", backbone="conv4"):
 
 def sentence(head, norm, backbone):
     """Return what is said of choices that do not go together, or None."""
-    if head == "cnaps" and backbone not in ("conv4", "resnet18"):
+    if head == "cnaps" and backbone not in MODULATED:
         return "expected a backbone with FiLM places"
-    if head in ADAPTING and norm == "batch_shared":
+    if head in ADAPTING and norm in COUPLING:
         return f"head={head} adapts the backbone to one task at a time, and this norm"
     return None
 
@@ -125,7 +144,7 @@ def test_the_suite_meets_every_pair_of_choices():
     for choices in ((HEADS, NORMS), (HEADS, None, OURS), (None, NORMS, OURS)):
         (i, first), (j, second) = ((k, words) for k, words in enumerate(choices) if words)
         for a, b in product(first, second):
-            senseless = (a == "cnaps" and b in ("r2d2", "resnet12")) or (a in ADAPTING and b == "batch_shared")
+            senseless = (a == "cnaps" and b in set(OURS) - MODULATED) or (a in ADAPTING and b in COUPLING)
             assert (((i, a), (j, b)) in met) == (not senseless), (a, b)
     assert set(OURS) == set(WIDTHS) and len(COVERING) < len(SENSIBLE) / 3
 
@@ -143,7 +162,7 @@ def test_what_does_not_go_together_is_refused(cell, head, norm, backbone):
         cell(head, norm, backbone)
 
 
-UNEQUAL = [(head, norm) for head, norm in product(HEADS, NORMS) if norm != "batch_shared"]
+UNEQUAL = [(head, norm) for head, norm in product(HEADS, NORMS) if norm not in COUPLING]
 DIAGONAL = [(head, NORMS[i % len(NORMS)]) for i, head in enumerate(HEADS * 2)]
 NATURAL = [
     f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "shot=natural", "support=9")

@@ -167,11 +167,12 @@ def test_names_and_order_of_the_support_set_do_not_matter(model, head):
     assert task.label(query) == [task.classes[i] for i in task.predict(query).argmax(1)]
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     again = built.adapt(images[order], [labels[i] for i in order])
-    torch.testing.assert_close(again.predict(query), task.predict(query), rtol=0, atol=1e-12)
+    # Probabilities are converted from double to single precision, where the last digit may round either way.
+    torch.testing.assert_close(again.predict(query), task.predict(query), rtol=0, atol=1e-7)
     renamed = {"a": ("x",), "b": 3, "c": None}
     other = built.adapt(images, [renamed[label] for label in labels])
     assert other.classes == [None, ("x",), 3]
-    torch.testing.assert_close(other.predict(query), task.predict(query)[:, [2, 0, 1]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(other.predict(query), task.predict(query)[:, [2, 0, 1]], rtol=0, atol=1e-7)
     for numbers in (
         torch.tensor([2, 0, 1, 0, 0, 1]),
         np.array([2, 0, 1, 0, 0, 1]),

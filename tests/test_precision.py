@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from contracts import takes_steps
 from runs import HALF, TINY, state
 from smooth import Smooth
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
 
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
-STEPPING = {"maml", "fomaml", "anil", "reptile"}
+STEPPING = list(filter(takes_steps, HEADS))
 QUICK = [*TINY, "trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]
 
 
@@ -124,7 +125,7 @@ def test_moments_that_overflowed_are_left_out():
         ),
     ],
 )
-@pytest.mark.parametrize("head", ["maml", "fomaml", "anil", "reptile"])
+@pytest.mark.parametrize("head", STEPPING)
 def test_training_in_float16_is_that_of_float32(launch, tmp_path, head, device):
     words = [*few(head), "trainer.max_steps=6", "stages=[fit]", "val.every=6", f"trainer.accelerator={device}"]
     _, single = launch(*words, out=tmp_path / "single")

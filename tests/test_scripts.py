@@ -18,6 +18,7 @@ from runs import SCRIPTS
 from metafew.commands import predict, prepare
 from metafew.data.formats.images import decode, to_pixels
 from metafew.data.store import Split
+from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
@@ -188,6 +189,13 @@ def test_predict_labels_one_image_and_warns_of_a_transductive_norm(launch, shade
     assert predict.main([*typed, f"query={tmp_path / 'query' / file}", f"out={tmp_path / 'a.csv'}"]) == 0
     assert [row["file"] for row in rows_of(tmp_path / "a.csv")] == [file]
     assert "a prediction depends on the other images of its chunk" in capsys.readouterr().err
+
+
+def test_predict_warns_of_a_transductive_head(ckpt, shades, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Head, "transductive", True)
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 0
+    assert "the head of this model is transductive" in capsys.readouterr().err
 
 
 def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):

@@ -37,3 +37,8 @@ def skip_exempt(component, contract: str) -> None:
     """Skip the test if ``component`` is exempt from ``contract``."""
     if reason := component.exemptions.get(contract):
         pytest.skip(reason)
+
+
+def takes_steps(head: str) -> bool:
+    """Return whether a head adapts by gradient steps, whose number is an option."""
+    return "test_steps" in node(CONF / "head" / f"{head}.yaml")

@@ -1,4 +1,8 @@
-"""Meta-parameters: scalars learned across tasks, exempt from adaptation to a task and from weight decay."""
+"""Meta-parameters: learned across tasks, exempt from adaptation to a task and from weight decay.
+
+The optimizer groups of ``training.learner`` and the fast weights of ``heads.fast_weights`` leave them out; they stay
+trainable when a checkpoint's backbone is frozen.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
-from metafew.heads.fast import FunctionalBackbone, adapting_names
+from metafew.heads.fast_weights import FunctionalBackbone, adapting_names
 from metafew.heads.inner import Adam
 from metafew.heads.maml import MAML
 from metafew.heads.output import classify, prototypes

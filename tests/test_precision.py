@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
-from metafew.heads.fast import autograd_gradient, vmap_safe_gradient
+from metafew.heads.fast_weights import autograd_gradient, vmap_safe_gradient
 from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic

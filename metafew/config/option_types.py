@@ -33,10 +33,12 @@ KINDS = {
     "None": Kind("null", lambda value: value is None),
 }
 """The annotations that are checked."""
+OTHERS = ("torch", "pytorch_lightning", "wandb", "hydra")
+"""Packages that check their arguments themselves."""
 
 
 def check_option_types(node: DictConfig, path: str = "") -> None:
-    """Check the type of each option of our own components, and that every number is finite.
+    """Check the type of each option of a component, and that every number is finite.
 
     Only annotations made of :data:`KINDS` are checked. Components check lists themselves.
 
@@ -69,11 +71,13 @@ def wrong_type(key: str, expected: str, value: Any) -> UsageError:
 
 
 def argument_annotations(target: Any) -> dict[str, str]:
-    """Return the annotations of the arguments of ``target``, a dotted path; none where it is not ours."""
-    if not isinstance(target, str) or not target.startswith("metafew."):
+    """Return the annotations of the arguments of ``target``, a dotted path; none for classes of :data:`OTHERS`."""
+    if not isinstance(target, str) or target.partition(".")[0] in OTHERS:
         return {}
     try:
         signature = inspect.signature(get_object(target))
     except Exception:  # the error is reported where the target is called
         return {}
-    return {name: str(parameter.annotation) for name, parameter in signature.parameters.items()}
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    # Types themselves without ``from __future__ import annotations``, their names with it.
+    return {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in annotations.items()}

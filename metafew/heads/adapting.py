@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
-from metafew.heads.fast import (
+from metafew.heads.fast_weights import (
     FunctionalBackbone,
     Gradient,
     PrecomputedFeatures,

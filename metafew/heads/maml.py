@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead, Readout
-from metafew.heads.fast import adapting_names
+from metafew.heads.fast_weights import adapting_names
 from metafew.heads.inner import RULES
 from metafew.heads.output import Output
 

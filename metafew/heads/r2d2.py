@@ -28,7 +28,7 @@ class R2D2(Ridge):
         super().__init__(penalty, learn_penalty, scale)
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
-        """Return adjusted predictions ``(t, q, w)`` of the one-hot labels."""
+        """Return scaled predictions ``(t, q, w)`` of the one-hot labels."""
         targets = F.one_hot(labels, way).to(support.dtype)
         support, query = (F.pad(features, (0, 1), value=1.0) for features in (support, query))
         return self.scale * ridge(support, targets, support.shape[1] * self.strength, query)

@@ -37,8 +37,8 @@ class SetEncoder(nn.Module):
         for module in self.blocks:
             if isinstance(module, RunningNorm):
                 raise UsageError(
-                    "expected a norm of the set encoder that takes its moments from the support set, got the running "
-                    f"ones of {type(module).__name__}: type head.norm._target_=metafew.norms.meta_batch.MetaBatchNorm"
+                    "expected a norm of the set encoder without running moments, which it would not update, got "
+                    f"{type(module).__name__}: type head.norm._target_=metafew.norms.meta_batch.MetaBatchNorm"
                 )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class SVM(FeatureHead):
     Gradients pass through the solution by the implicit function theorem.
 
     Args:
-        c: upper bound of the dual variables: the price of a margin violation.
+        c: upper bound of the dual variable of a row's own class: the price of a margin violation.
         scale: initial value of the learned scale of the logits.
     """
 

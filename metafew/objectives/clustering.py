@@ -38,7 +38,7 @@ def feature_clustering(pairs: Tensor) -> Tensor:
 
 
 def hyperplane_variation(pairs: Tensor) -> Tensor:
-    """Return the hyperplane variation ``(2 R_HV)^2``, the mean over pairs: the form that the paper tabulates.
+    """Return the hyperplane variation ``(2 R_HV)^2``, the mean over pairs: the form of the authors' code.
 
     ``(|d1 - d2| / ((|d1| + |d2|) / 2 + 1e-4))^2``, from 0 to 4, where ``d_i = x_i - y_i`` is the normal of the plane
     that separates image ``i`` of both classes: how much a one-shot classifier changes when its support is redrawn.
@@ -91,7 +91,8 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
 def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
     """Return ``R_FC`` as printed, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
 
-    This is ``C`` times :func:`variance_ratio`, which also explains how classes of unequal size are weighted.
+    This is ``C`` times :func:`variance_ratio`, with its epsilon; that also explains how classes of unequal size are
+    weighted.
 
     Args:
         features: ``(n, d)``.

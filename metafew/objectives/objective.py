@@ -75,7 +75,7 @@ class Objective(nn.Module):
         """Make what depends on the backbone or the classes of ``source``; called once, after construction."""
 
     def prepare(self, backbone: Backbone, head: Head) -> None:
-        """Freeze what the loss cannot reach.
+        """Prepare both for training: check that they fit, and freeze parameters that the loss does not depend on.
 
         Raises:
             UsageError: if objective, regularizer and head do not go together.

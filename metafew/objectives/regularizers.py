@@ -73,9 +73,10 @@ class WeightClustering(Regularizer):
     """Pull together the weights of tasks that adapt in parallel: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
 
     ``w_f`` are the filters of convolutions and the rows of linear layers of one task, ``m_f`` their detached means over
-    the tasks of the meta-batch: a squared distance normalised by filters as in Li et al. (2018). The papers give
-    neither the normalisation nor the weight. It acts in the inner loop of ``objective=reptile`` only: as a term of the
-    outer loss it would have no gradient.
+    the tasks of the meta-batch. The paper penalizes a filter-normalized distance and gives neither its exact form nor
+    the weight: here it is the square, normalized by filters as in Li et al. (2018). It acts in the inner loop of
+    ``objective=reptile`` only: the outer loss depends on the adapted weights as constants, so that a term of theirs
+    would have no gradient there.
 
     Args:
         weight: factor of the distance.

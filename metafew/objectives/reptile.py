@@ -16,7 +16,7 @@ from metafew.distributed.collective import mean_over_processes
 from metafew.episode import Episode
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead
-from metafew.heads.fast import FunctionalBackbone, SupportSet, autograd_gradient, detached
+from metafew.heads.fast_weights import FunctionalBackbone, SupportSet, autograd_gradient, detached
 from metafew.heads.head import Head
 from metafew.heads.inner import Weights
 from metafew.norms.running import RunningNorm

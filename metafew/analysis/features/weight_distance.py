@@ -7,7 +7,7 @@ from typing import TypeGuard
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.heads.adapting import AdaptingHead
-from metafew.heads.fast import BACKBONE
+from metafew.heads.fast_weights import BACKBONE
 from metafew.heads.head import Head
 from metafew.heads.inner import Weights
 from metafew.objectives.regularizers import WeightClustering

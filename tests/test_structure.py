@@ -18,7 +18,7 @@ config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
 distributed/launcher.py: on_multirun_start on_run_start
 distributed/sweep.py: finished on_multirun_end on_multirun_start
-experiments/start.py: check_experiment start_experiment
+experiments/start.py: check_experiment_options start_experiment
 training/checks.py: check_options
 training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source make_trainer
 training/parts.py: make_parts

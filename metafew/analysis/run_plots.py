@@ -69,8 +69,8 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
     """
     way = min(episode.way, 10)
     support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
-    asked = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(way)]
-    shots, columns, size, gap = max(map(len, support)), max(map(len, asked)), 0.75, 0.6
+    queried = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(way)]
+    shots, columns, size, gap = max(map(len, support)), max(map(len, queried)), 0.75, 0.6
     width, height = size * (shots + columns + 1.2), size * 1.25 * way + 0.6
     figure = Figure(figsize=(width, height))
     frame = {"left": 0.6 / width, "right": 0.99, "top": 1 - 0.45 / height, "bottom": 0.04}
@@ -89,7 +89,7 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
         for axes, image in zip(row, support[label], strict=False):
             draw_image(axes, image)
         row[0].set_ylabel(f"class {label + 1}", fontsize=8)
-        for axes, query in zip(row[shots + 1 :], asked[label], strict=False):
+        for axes, query in zip(row[shots + 1 :], queried[label], strict=False):
             draw_image(axes, episode.query.images[0, query])
             confidence, prediction = probabilities[0, query].max(-1)
             right = prediction == label

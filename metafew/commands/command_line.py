@@ -1,4 +1,4 @@
-"""What every command shares: its usage on request, and errors as one line and an exit code."""
+"""Run a command: its usage on request, errors as one line and an exit code."""
 
 from __future__ import annotations
 

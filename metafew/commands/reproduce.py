@@ -28,11 +28,11 @@ from metafew.io import atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 REFUSED = 2
-"""Exit code of an experiment that was not run: what is in its folder is from another command."""
+"""Exit code of an experiment that was not run: the contents of its folder are from an earlier command."""
 
 
 def main(arguments: Sequence[str] | None = None, docs: Path = Path("docs")) -> int:
-    """Run the command, whose page goes to ``docs``, and return its exit code."""
+    """Run the command, write its page to ``docs``, and return the exit code."""
     return run_command(partial(reproduce, docs=docs), arguments, __doc__)
 
 

@@ -1,1 +1,1 @@
-"""Published tables and figures, each one command: its runs, what came out, and whether that bears out the paper."""
+"""Published tables and figures, one command each: the runs, their results, and whether the paper's claims hold."""

@@ -120,13 +120,13 @@ def run_in_process(
 ) -> bool:
     """Run one command, with its output in log.txt, and return whether it succeeded.
 
-    A process that ends without results gets a results.json with an error message.
+    If the process ends without results, a results.json with an error message is written.
 
     Args:
         command: the run.
         children: holds its process while it runs.
         signals: receives the signal that ended it, if any, to stop other runs too.
-        threads: the cores that it may use, unless the environment says otherwise.
+        threads: the cores that it may use, unless the environment sets their number.
     """
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def compare_cells(line: str, match: re.Match, measurements: Measurements, column
         lower = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[higher]
         return Evidence(line, {">": higher, "<": lower, "=": FAILS}[match["sign"]])
     gap = difference(left, right) if right else Difference(left.mean - float(match["right"]), left.ci95, True)
-    # A scalar of a single training has no interval, and decides nothing.
+    # Without an interval, as for a scalar of a single training, a comparison is undecided.
     verdict = OPEN if gap.ci95 is None else judge(match["sign"], gap.mean, gap.ci95, match["bound"])
     return Evidence(line, verdict, *gap)
 

@@ -53,7 +53,7 @@ def reproduction_page(results: Path) -> str:
     parts = [INTRO, "## Claims", claims_table(reports)]
     for name, report in reports.items():
         remarks = results / f"{name}.md"
-        parts += section(name, report)
+        parts += experiment_section(name, report)
         parts += [remarks.read_text(encoding="utf-8").strip()] if remarks.exists() else []
     return "\n\n".join(parts) + "\n"
 
@@ -72,7 +72,7 @@ def read_yaml(name: str) -> Mapping:
     return yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))["experiment"]
 
 
-def section(name: str, report: Mapping) -> list[str]:
+def experiment_section(name: str, report: Mapping) -> list[str]:
     """Return the paragraphs on one experiment."""
     about = report or read_yaml(name)
     command = report.get("command", f"python train.py experiment={name}")

@@ -18,13 +18,13 @@ from metafew.experiments.cells import run_experiment
 from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
 
 PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
-"""Overrides that say where and how an experiment computes, not what."""
+"""Overrides of where and how an experiment computes, which do not change its results."""
 
 
 def start_experiment(cfg: DictConfig) -> int:
     """Run all cells of an experiment with the overrides of the command line, and return the exit code."""
     chosen = HydraConfig.get()
-    check_experiment(cfg, chosen.mode)
+    check_experiment_options(cfg, chosen.mode)
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
     overrides = verbatim(chosen.overrides.task)
     shown = [override for override in overrides if not PLACES.match(override)]
@@ -41,11 +41,11 @@ def start_experiment(cfg: DictConfig) -> int:
     return run_experiment(experiment, cells, Path(chosen.run.dir), cfg.jobs)
 
 
-def check_experiment(cfg: DictConfig, mode: RunMode | None) -> None:
+def check_experiment_options(cfg: DictConfig, mode: RunMode | None) -> None:
     """Check the options of an experiment itself.
 
     Raises:
-        UsageError: one of them has another form, or the experiment is started in a way for single runs.
+        UsageError: if one of them is invalid, or the experiment is started with options for single runs.
     """
     if mode == RunMode.MULTIRUN:
         raise UsageError("expected one experiment, which is a command for many runs, got -m: leave out -m")

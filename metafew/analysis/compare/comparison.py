@@ -120,7 +120,7 @@ def measure(row: Row, column: Column) -> Measurement | None:
     if not measured:
         return None
     runs, values = zip(*measured, strict=True)
-    if column.baseline and all(value == values[0] for value in values):  # without training, seeds are no repetitions
+    if column.baseline and all(value == values[0] for value in values):  # nothing is trained: seeds are not repetitions
         runs, values = runs[:1], values[:1]
     accuracies = [column.task_accuracies(run) for run in runs]
     streams = {task_stream(run) for run in runs}

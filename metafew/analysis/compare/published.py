@@ -1,4 +1,4 @@
-"""Published results for the settings of our measurements. Imports no torch."""
+"""Published results for the settings of a comparison. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def published_results() -> list[tuple[dict, dict, str]]:
 
 
 def published_table(comparison: Comparison) -> TextTable | None:
-    """Return our measurements with the published results for the same setting; None if there are none."""
+    """Return the measurements with the published results for the same settings; None if there are none."""
     table = TextTable("Published results", ["ours", "published", "gap", "source"], notes=NOTES)
     for (i, column), cell in comparison.cells.items():
         for theirs, source in matching_results(cell.runs[0], column):

@@ -22,7 +22,7 @@ TRAINED = "trained head"
 
 @dataclass
 class Row:
-    """Runs that are equal but for the seed and the test tasks."""
+    """Runs with equal settings, except for the seed and the test tasks."""
 
     label: str
     runs: list[Run]
@@ -62,7 +62,7 @@ class Column(NamedTuple):
 
 
 def group_rows(runs: Sequence[Run]) -> list[Row]:
-    """Group runs that are equal but for seed and tasks; checkpoints only separate runs of the same seed."""
+    """Group runs whose settings only differ in seed and tasks; checkpoints only separate runs of the same seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(canonical(row_settings(run)), []).append(run)

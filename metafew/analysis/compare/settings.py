@@ -19,7 +19,7 @@ NOT_COMPARED = re.compile(
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|seed))"
 )
-"""Keys that say where and how a run computes, which leaves its results unchanged, and the seed."""
+"""Keys of the seed, and of where and how a run computes, which does not change its results."""
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -75,8 +75,10 @@ def interpolate(value: object, values: dict) -> object:
     """Resolve the interpolations ``${key}`` of a default."""
     if not isinstance(value, str) or "${" not in value:
         return value
-    whole = re.fullmatch(r"\$\{([\w.]+)\}", value)
-    return values.get(whole[1]) if whole else re.sub(r"\$\{([\w.]+)\}", lambda key: str(values.get(key[1])), value)
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", value)
+    if reference:
+        return values.get(reference[1])
+    return re.sub(r"\$\{([\w.]+)\}", lambda key: str(values.get(key[1])), value)
 
 
 def varying_keys(mappings: Iterable[Mapping]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``stages=[analyze]``: measure the features of a checkpoint, and leave a file, a table and figures."""
+"""``stages=[analyze]``: measure the features of a checkpoint, write them and their figures, and print a table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_analysis_tasks(tasks: TaskSpec, source: Source) -> None:
     """Check that the split has enough classes and images.
 
     Raises:
-        UsageError: if it has not; its message names test.way and test.shot, which hold for the analysis too.
+        UsageError: if it does not; the message names test.way and test.shot, which apply to the analysis too.
     """
     for component in source.components(tasks.split):
         try:

@@ -79,7 +79,7 @@ class Observer(pl.LightningModule):
             self.split_features = embed_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
 
     def predict_step(self, batch: list[Episode], _: int) -> list[Observed]:
-        """Return an observation of each task of the batch."""
+        """Return the observation of each task of the batch."""
         return [task for episode in batch for task in self._observe(episode)]
 
     def _observe(self, episode: Episode) -> list[Observed]:

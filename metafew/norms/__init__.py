@@ -1,1 +1,1 @@
-"""Normalization schemes. One a file; a scheme is its ``moments(x, context)``."""
+"""Normalization schemes. One a file; a scheme is its ``moments(own, context)``."""

@@ -15,7 +15,7 @@ FORMS = ("functional", "independent")
 class Alpha(HasMetaParameters):
     """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
 
-    Both scalars start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they have no
+    ``scale`` and ``offset`` start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they have no
     weight decay.
 
     Args:

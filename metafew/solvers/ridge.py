@@ -10,7 +10,7 @@ def ridge(support: Tensor, targets: Tensor, penalty: float | Tensor, query: Tens
     W = (Sᵀ S + λ I)⁻¹ Sᵀ Y = Sᵀ (S Sᵀ + λ I)⁻¹ Y; the smaller of the two systems is solved, in float64, which autocast
     does not change. Differentiable to any order. A task whose system cannot be factored, because features are infinite
     or too large for λ, gets NaN and does not affect the other tasks. MetaOptNet-RR (Lee et al. 2019) is twice these
-    predictions: its quadratic program lacks the factor ½.
+    predictions: the linear term of its quadratic program is twice as large.
 
     Args:
         support: S ``(t, n, d)``.

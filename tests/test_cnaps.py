@@ -260,7 +260,7 @@ class TestSentences:
             cnaps(backbone, **change)
 
     def test_running_moments_in_the_encoder(self, backbone):
-        with pytest.raises(UsageError, match="without running moments.*BatchNorm"):
+        with pytest.raises(UsageError, match=r"without running moments.*BatchNorm"):
             cnaps(backbone, norm={"_target_": "metafew.norms.batch.BatchNorm"})
 
     def test_a_backbone_that_trains_along(self, backbone, caplog):

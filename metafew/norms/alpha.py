@@ -15,8 +15,8 @@ FORMS = ("functional", "independent")
 class Alpha(HasMetaParameters):
     """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
 
-    ``scale`` and ``offset`` start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they have no
-    weight decay.
+    ``scale`` and ``offset`` start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they
+    have no weight decay.
 
     Args:
         form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, for tasks of one

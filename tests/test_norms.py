@@ -1,6 +1,9 @@
 """Contracts that every scheme under conf/norm keeps, formulas transcribed in NumPy, and fast execution against both."""
 
 import copy
+import gc
+import pickle
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +96,22 @@ def test_copies_of_an_accelerated_layer_are_layers_of_their_own(x):
         other.weight.zero_()
     torch.testing.assert_close(apply(other, x), other.bias[:, None, None].expand_as(x))
     assert (apply(norm, x) - apply(other, x)).abs().max() > 0.1
+
+
+def test_an_accelerated_layer_is_pickled_and_is_freed_with_its_last_reference(x):
+    layers = accelerate(nn.Sequential(scheme("batch"), MAX))
+    other = pickle.loads(pickle.dumps(layers))
+    with torch.no_grad():
+        other[0].weight.zero_()
+    with rows(T, S):
+        assert (other(x.flatten(0, 1)) - layers(x.flatten(0, 1))).abs().max() > 0.1
+    gone = weakref.ref(layers)
+    gc.disable()
+    try:
+        del layers
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_hooks_of_norms_and_poolings_fire(x):

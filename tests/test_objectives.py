@@ -89,6 +89,17 @@ def test_classical_adds_the_measure_of_its_pairs(backbone, regularizer, measure)
     )
 
 
+@pytest.mark.parametrize("head", [ProtoNet(), None])
+def test_classical_takes_one_pass_whatever_the_head(backbone, head, monkeypatch):
+    monkeypatch.setattr("metafew.objectives.objective.PIXELS", 1)
+    head = head or MAML(backbone, True, 3, inner="loop")
+    passes = []
+    backbone.register_forward_pre_hook(lambda _, images: passes.append(len(images[0])))
+    episode = chunk()
+    classical(OFF)(backbone, head, [episode])
+    assert passes == [episode.support.images.shape[:2].numel()]
+
+
 def test_classical_leaves_the_head_alone(backbone):
     head = Ridge()
     classical(OFF).prepare(backbone, head)

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 from run_folders import TASKS, accuracies, comparison_of, finished
 from scipy import stats
 
 from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
-from metafew.analysis.compare.runs import find_runs
+from metafew.analysis.compare.runs import find_runs, read_run
 from metafew.analysis.compare.settings import non_default_settings
 from metafew.analysis.compare.text_table import Bold, TextTable
 from metafew.commands import report
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import interval, ranks, seed_interval
 
@@ -159,6 +161,29 @@ def test_rows_are_settings_that_other_choices_do_not_imply(tmp_path):
         "head": "reptile",
         "train.way": 20,
     }
+
+
+@pytest.mark.parametrize("head", sorted(file.stem for file in (CONF / "head").glob("*.yaml")))
+def test_a_head_with_its_defaults_has_no_settings_but_its_name(composed, head):
+    cfg, choices, _ = composed(f"head={head}")
+    config = OmegaConf.to_container(cfg, resolve=True)
+    settings = non_default_settings({"choices": choices, "config": config})
+    assert settings == ({} if head == "protonet" else {"head": head})
+
+
+def test_paths_of_an_earlier_version_are_those_of_today(composed, tmp_path):
+    cfg, choices, _ = composed("schedule=classical", "regularizer=feature_clustering")
+    report = {"metrics": {"test/protonet/accuracy": {"mean": 0.5, "ci95": 0.1, "tasks": 6}}, "seed": 0}
+    report |= {"choices": choices, "config": OmegaConf.to_container(cfg, resolve=True)}
+    text = json.dumps(report)
+    (tmp_path / "new").mkdir(), (tmp_path / "old").mkdir()
+    (tmp_path / "new" / "results.json").write_text(text)
+    old = text.replace("metafew.training.schedules", "metafew.schedules")
+    (tmp_path / "old" / "results.json").write_text(
+        old.replace("metafew.objectives.regularizers", "metafew.regularizers")
+    )
+    new, old = (read_run(tmp_path / name / "results.json") for name in ("new", "old"))
+    assert new.settings == old.settings == {"schedule": "classical", "regularizer": "feature_clustering"}
 
 
 def test_runs_that_differ_only_in_seed_are_one_row_with_a_t_interval(tmp_path):

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MOVED = {
+    "metafew.loggers.TensorBoard": "metafew.loggers.tensorboard.TensorBoard",
+    "metafew.loggers.Wandb": "metafew.loggers.wandb.Wandb",
     "metafew.regularizers.": "metafew.objectives.regularizers.",
     "metafew.schedules.": "metafew.training.schedules.",
 }
 """Prefixes of dotted paths: old and new."""
+OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
+"""A path by itself, or as the value of an override."""
 
 
 def update_paths(config: Any) -> Any:
-    """Return plain values in which each ``_target_`` is the current dotted path.
+    """Return plain values in which each dotted path, also as the value of an override, is the current one.
 
     >>> update_paths({"schedule": {"_target_": "metafew.schedules.piecewise", "since": [0]}})
     {'schedule': {'_target_': 'metafew.training.schedules.piecewise', 'since': [0]}}
+    >>> update_paths(["schedule._target_=metafew.schedules.piecewise", "seed=1"])
+    ['schedule._target_=metafew.training.schedules.piecewise', 'seed=1']
     """
+    if isinstance(config, dict):
+        return {key: update_paths(value) for key, value in config.items()}
     if isinstance(config, list):
         return [update_paths(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    config = {key: update_paths(value) for key, value in config.items()}
-    target = config.get("_target_")
-    for old, new in MOVED.items():
-        if isinstance(target, str) and target.startswith(old):
-            config["_target_"] = new + target.removeprefix(old)
-    return config
+    return OLD.sub(lambda path: MOVED[path[1]], config) if isinstance(config, str) else config

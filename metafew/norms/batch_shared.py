@@ -11,8 +11,8 @@ class BatchShared(GroupedNorm):
     """Moments of the context rows of all tasks, and of the target rows of all tasks, in training; running ones after.
 
     Tasks of a meta-batch are flattened into one batch, once for their support sets and once for their queries, over
-    all processes and with gradient. All of them must have the same way and shot. Running moments are, as in every other
-    scheme, means over tasks of the moments of each: their variance leaves out the differences between the means of tasks.
+    all processes and with gradient. All of them must have the same way and shot. Running moments are those of every
+    scheme, means over tasks of the moments of each: their variance leaves out how the means of tasks differ.
 
     Args:
         channels: number of channels.

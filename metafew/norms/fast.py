@@ -15,7 +15,8 @@ to normalize. (On a GPU the check of the weights would make the host wait.)
 
 from __future__ import annotations
 
-from functools import partial
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,10 +44,31 @@ def accelerate(network: nn.Module) -> nn.Module:
     """
     for module in network.modules():
         if isinstance(module, Norm) and type(module).forward is Norm.forward:
-            module.forward = partial(normalize, module)  # type: ignore[method-assign]  # of this one layer
+            module.forward = FastForward(normalize, module)  # type: ignore[method-assign, assignment]  # of this one layer
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            module.forward = partial(run_in_order, module)  # type: ignore[method-assign]  # of this one layer
+            module.forward = FastForward(run_in_order, module)  # type: ignore[method-assign]  # of this one layer
     return network
+
+
+class FastForward:
+    """A ``forward`` that calls a function with its layer, which it does not keep alive; copies belong to the copy.
+
+    Args:
+        function: called with the layer and the arguments of ``forward``.
+        layer: the layer.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], layer: nn.Module):
+        self.function, self.layer = function, weakref.ref(layer)
+
+    def __call__(self, input: Tensor, *args: Any) -> Tensor:
+        return self.function(self.layer(), input, *args)
+
+    def __deepcopy__(self, memo: dict) -> FastForward:
+        return FastForward(self.function, memo[id(self.layer())])
+
+    def __reduce__(self) -> tuple:
+        return FastForward, (self.function, self.layer())
 
 
 def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Classical(Objective):
     minibatches = True
     trains_head = False
     needs_queries = False
+    splits_batches = False  # one pass a minibatch, as DropBlock counts them
+    splits_batches = False  # one pass a minibatch, as DropBlock counts them
 
     def __init__(self, regularizer: NoRegularizer | Regularizer, label_smoothing: float = 0.0):
         super().__init__(regularizer)

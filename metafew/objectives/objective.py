@@ -60,6 +60,8 @@ class Objective(nn.Module):
     """Whether the head takes part in training."""
     needs_queries: bool = True
     """Whether the tasks of training need queries."""
+    splits_batches: bool = True
+    """Whether tasks may be differentiated a few at a time."""
     regularizes_weights: bool = False
     """Whether a regularizer of adapted weights applies."""
     exemptions: ClassVar[dict[str, str]] = {}
@@ -122,7 +124,9 @@ class Objective(nn.Module):
     def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
         """Return the mean over tasks and each task's loss. Override where tasks cannot be split into chunks."""
         tasks = sum(len(episode.index) for episode in batch)
-        pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, head, episode))]
+        trained, pieces = head if self.trains_head else None, batch
+        if self.splits_batches:
+            pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, trained, episode))]
         seen: list[Tensor] = []
 
         def shares() -> Iterator[Tensor]:
@@ -131,7 +135,8 @@ class Objective(nn.Module):
                 seen.append(losses.detach())
                 yield losses.sum() / tasks
 
-        if torch.is_grad_enabled() and (head.adapts_backbone or len(pieces) > 1):
+        adapts = trained is not None and trained.adapts_backbone
+        if torch.is_grad_enabled() and self.splits_batches and (adapts or len(pieces) > 1):
             modules = (backbone, head, self) if self.trains_head else (backbone, self)
             mean = in_turn(shares(), [p for m in modules for p in m.parameters() if p.requires_grad], self.loss_scale)
         else:
@@ -145,10 +150,16 @@ class Objective(nn.Module):
         return losses + self.regularizer(self.pairs(backbone, episode)) if self.regularizer.on_features else losses
 
 
-def tasks_at_once(backbone: Backbone, head: Head, episode: Episode) -> int | None:
-    """Return how many tasks of an episode are differentiated together; None for all."""
+def tasks_at_once(backbone: Backbone, head: Head | None, episode: Episode) -> int | None:
+    """Return how many tasks of an episode are differentiated together; None for all.
+
+    Args:
+        backbone: the feature extractor.
+        head: the head that trains, if one does.
+        episode: tasks of the meta-batch.
+    """
     support, query = episode.support.images, episode.query.images
-    if head.adapts_backbone:
+    if head is not None and head.adapts_backbone:
         return head.tasks_at_once(query.device)
     if query.device.type != "cpu" or backbone.couples_tasks:
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metafew.analysis.compare.settings import flatten, non_default_settings
+from metafew.config.moved import update_paths
 from metafew.errors import UsageError
 
 TaskKey = tuple[int, str]
@@ -37,7 +38,7 @@ class Run:
     @classmethod
     def in_folder(cls, folder: Path) -> Run:
         """Return the run of a folder, finished or not."""
-        return cls(folder / "results.json", read_object(folder / "results.json"))
+        return cls(folder / "results.json", update_paths(read_object(folder / "results.json")))
 
     @property
     def folder(self) -> Path:
@@ -201,7 +202,7 @@ def read_run(file: Path) -> Run | Omitted:
         return Omitted(file.parent, "the table of an experiment: pass the folders of its runs instead")
     if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
         return Omitted(file, "foreign: it does not hold the results of a run")
-    run = Run(file, report)
+    run = Run(file, update_paths(report))
     if run.heads or report.get("analysis"):
         return run
     return Omitted(file.parent, "finished without a test: there is nothing to compare")

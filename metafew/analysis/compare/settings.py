@@ -66,7 +66,10 @@ def load_config(name: str) -> tuple[dict, dict, bool]:
     file = CONF / f"{name}.yaml"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""  # an option of an earlier version
     content = yaml.safe_load(text) or {}
-    listed = [entry for entry in content.pop("defaults", ()) if isinstance(entry, dict)]
+    listed = content.pop("defaults", ())
+    for base in (entry for entry in listed if isinstance(entry, str) and entry != "_self_"):
+        content = load_config(f"{name.rpartition('/')[0]}/{base}")[1] | content
+    listed = [entry for entry in listed if isinstance(entry, dict)]
     chosen = {re.sub(r"override /|@.*", "", key): choice for entry in listed for key, choice in entry.items()}
     return chosen, content, text.startswith("# @package _global_")
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from metafew.norms.film import FiLM
-from metafew.norms.kernels.group_moments import GroupMoments
+from metafew.norms.kernels.group_moments import GroupMoments, batch_moments
 from metafew.norms.kernels.normalize import Normalize
 from metafew.norms.kernels.one_group import OneGroup
 from metafew.norms.kernels.pooling import is_plain_pooling, pooling
 from metafew.norms.norm import Moments, Norm
-from metafew.norms.scope import current
+from metafew.norms.scope import current, rows
 
 
 def accelerate(network: nn.Module) -> nn.Module:
@@ -94,21 +94,32 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
     tasks, context, *_ = current()
     one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
     pool_first = pool is not None and _monotone(norm, x)
-    given = x
+    if one_moment and tasks == 1 and _in_one_function(norm, x, pool, pool_first):
+        return _normalize_one_group(norm, x, pool)
     own: Any = None
     if not norm.fixed_moments:
         # A group that shares its moments is, to the scheme, one context image.
         groups, context = (tasks, 1) if one_moment else (x.shape[0], context)
         x, *own = GroupMoments.apply(x, tasks, groups)
-    mean, var = norm.moments(own, context)
-    unchanged = own is not None and mean is own[0] and var is own[1]
-    if one_moment and tasks == 1 and unchanged and _in_one_function(norm, given, pool, pool_first):
-        moments = mean.detach().flatten(), var.detach().flatten()
-        return OneGroup.apply(given, *moments, norm.weight, norm.bias, norm.eps, pooling(pool))
+    moments = _per_task(*norm.moments(own, context), tasks)
     if pool is not None and pool_first:
         x = pool(x)
-    y = Normalize.apply(x, *_per_task(mean, var, tasks), norm.weight, norm.bias, norm.eps)
+    y = Normalize.apply(x, *moments, norm.weight, norm.bias, norm.eps)
     return y if pool is None or pool_first else pool(y)
+
+
+def _normalize_one_group(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None) -> Tensor:
+    """Return ``pool(norm(x))`` where all rows share their moments and :class:`OneGroup` supports them."""
+    mean, var = batch_moments(x.detach())
+    own = mean.view(1, 1, -1), var.view(1, 1, -1)
+    given = norm.moments(own, 1)
+    if given[0] is own[0] and given[1] is own[1]:
+        return OneGroup.apply(x, mean, var, norm.weight, norm.bias, norm.eps, pooling(pool))
+    # A scheme that changes them needs them as functions of x; they are recorded by now.
+    x, *own = GroupMoments.apply(x, 1, 1)
+    with rows(1, 1, record=False):
+        moments = _per_task(*norm.moments(own, 1), 1)
+    return Normalize.apply(x if pool is None else pool(x), *moments, norm.weight, norm.bias, norm.eps)
 
 
 def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:

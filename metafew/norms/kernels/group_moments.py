@@ -35,7 +35,7 @@ class GroupMoments(Function):
         if rows == 1:
             mean, var = by_piece(_image_moments, x)
         elif x.device.type == "cpu":
-            mean, var = concatenate([_batch_moments(group) for group in x.split(rows)])
+            mean, var = concatenate([batch_moments(group) for group in x.split(rows)])
         else:
             parts = precise(x).unflatten(0, (groups, rows))
             mean = parts.mean(IN_GROUP, keepdim=True)
@@ -91,7 +91,7 @@ class GroupMomentsBackward(Function):
         return v, sums / count, torch.addcmul(dots, mean, sums, value=-1) * (2 / count), of_x, None
 
 
-def _batch_moments(group: Tensor) -> tuple[Tensor, Tensor]:
+def batch_moments(group: Tensor) -> tuple[Tensor, Tensor]:
     """Return means and variances ``(c,)`` over rows and positions, by the fastest kernel on a CPU."""
     return torch.ops.aten.batch_norm_update_stats(precise(group), None, None, 0.0)
 

@@ -34,7 +34,7 @@ class ReportFailedCells(Callback):
 
 
 def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
-    """Return when each cell in the folder of a sweep started, by the clock of its file system, in ns."""
+    """Return the start times of the runs of a sweep, in ns by the clock of their file system."""
     # Hydra writes this file when a cell starts, in any process and on any machine.
     files = sweep.glob(f"**/{subdir}/overrides.yaml")
     return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
@@ -50,6 +50,6 @@ def finished(out: Path, cfg: DictConfig) -> bool:
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:
-    """Return ``config`` without a ``ckpt`` that lies in ``out`` itself, which only resumed the run."""
+    """Return ``config`` without a ``ckpt`` in ``out`` itself, with which the run was only resumed."""
     own = config["ckpt"] is not None and Path(config["ckpt"]).resolve().is_relative_to(out.resolve())
     return config | {"ckpt": None} if own else config

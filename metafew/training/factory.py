@@ -118,7 +118,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
 
 
 def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
-    """Return the LightningModule. An evaluation head with the name of the trained head is the trained head.
+    """Return the LightningModule. An entry of ``evaluate`` that names the trained head adds no second head.
 
     Args:
         cfg: the composed configuration.

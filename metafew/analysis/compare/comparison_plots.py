@@ -27,7 +27,7 @@ from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, save
 from metafew.errors import UsageError
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
-ROW = "row"  # in settings: keeps lines of different rows separate, without appearing in labels
+ROW = "row"  # a setting that separates the lines of different rows and is left out of labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 

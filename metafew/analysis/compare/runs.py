@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict:
-        """Those of the values that its other choices do not imply, without seed and paths."""
+        """The values that its other choices do not imply, without seed and paths."""
         return non_default_settings(self.report) | self._distinct
 
     @property

@@ -99,7 +99,7 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
 
 @torch.no_grad()
 def alpha_by_context(layers: Sequence[Alpha], trained: tuple[int, int]) -> dict:
-    """Return the alpha of each TaskNorm layer, from first to last, by context size; of channels, the mean.
+    """Return the alpha of each TaskNorm layer, from first to last, by context size; the mean over channels.
 
     Args:
         layers: the alphas of the layers.

@@ -25,7 +25,7 @@ ARCHIVE = Remote(
     169001437,
 )
 ADVICE = f"replace it with the authors' {ARCHIVE.name}"
-LIMIT = 2**29  # bytes of a file in the archive, the largest of which has 155 million
+LIMIT = 2**29  # bytes allowed for a file in the archive; the largest has 155 million
 
 
 class Cifar(Collected):

@@ -119,7 +119,9 @@ def started(monkeypatch):
 
 def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cells_module, "start_subprocess", lambda typed, log, _: Copy(command(typed, tmp_path), log, log))
+    monkeypatch.setattr(
+        cells_module, "start_subprocess", lambda typed, log, _: Copy(command(typed, tmp_path), log, log)
+    )
     rows = {"panel/good": {}, "panel/bad": {"train": ["train.way=999"]}}
     columns = {"ProtoNet": "test/trained/accuracy", "RR": "test/ridge/accuracy"}
     whole = table(settings=TINY, budgets={"small": []}, rows=rows, columns=columns, test=["evaluate=[ridge]"])

@@ -11,6 +11,9 @@ runs its definition. The first of these that applies is used, and pooling may co
 
 A max-pooling directly after a norm without negative weights runs first on a CPU, which leaves a quarter of the values
 to normalize. (On a GPU the check of the weights would make the host wait.)
+
+With one thread, a step of ``scripts/benchmark.py steps`` takes 1.8 (ProtoNet, TaskNorm) and 1.55 (MAML, batch norm)
+times as long by the definition; without the one function MAML takes 1.07 to 1.1 times, without pooling first 1.16.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.option_values import check_choice
 from metafew.errors import UsageError
 from metafew.norms.film import FiLM
 
@@ -38,13 +39,8 @@ class Conv4(Backbone):
         readout: str = "flatten",
     ):
         super().__init__(channels, image_size)
-        choices = {"downsample": (downsample, ("pool", "stride")), "readout": (readout, ("flatten", "mean"))}
-        for key, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise UsageError(
-                    f"expected backbone.{key} to be {' or '.join(allowed)}, got {value}: "
-                    f"type backbone.{key}={allowed[0]}"
-                )
+        check_choice("backbone.downsample", downsample, ("pool", "stride"))
+        check_choice("backbone.readout", readout, ("flatten", "mean"))
         if width < 1:
             raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if downsample == "pool" and image_size < 16:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.dropblock import DropBlock
+from metafew.config.option_values import check_choice
 from metafew.errors import UsageError
 
 MakeNorm = Callable[[int], nn.Module]
@@ -72,10 +73,7 @@ class ResNet12(Backbone):
         readout: str = "flatten",
     ):
         super().__init__(channels, image_size)
-        if readout not in ("flatten", "mean"):
-            raise UsageError(
-                f"expected backbone.readout to be flatten or mean, got {readout}: type backbone.readout=flatten"
-            )
+        check_choice("backbone.readout", readout, ("flatten", "mean"))
         if width < 1:
             raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if image_size < 16:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.data.options import check_integer
+from metafew.config.option_values import check_integer
 from metafew.data.sources import LUMA, SPLITS, Category
 from metafew.errors import UsageError
 

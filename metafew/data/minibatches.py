@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metafew.config.option_values import check_integer
 from metafew.data.augment import Chain
-from metafew.data.options import check_integer
 from metafew.data.sampler import STREAMS, DrawnRows, DrawnTask, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metafew.data.options import check_integer
+from metafew.config.option_values import check_integer
 from metafew.data.sources import Category
 from metafew.errors import UsageError
 

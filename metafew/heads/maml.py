@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.option_values import check_choice
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead, Readout
 from metafew.heads.fast_weights import adapting_names
@@ -76,9 +77,7 @@ class MAML(AdaptingHead):
         each_step: bool = False,
     ):
         for key, value in {"adapt": adapt, "rates": rates, "optimizer": optimizer, "inner": inner}.items():
-            if value not in CHOICES[key]:
-                words = " or ".join(CHOICES[key])
-                raise UsageError(f"expected head.{key} to be {words}, got {value}: type head.{key}={CHOICES[key][0]}")
+            check_choice(f"head.{key}", value, CHOICES[key])
         lrs, test_steps = as_list(lr), as_list(test_steps)
         for key, values, least in (("steps", [steps], 0), ("test_steps", test_steps, 0), ("chunk", [chunk], 1)):
             if not values or not all(isinstance(v, int) and v >= least for v in values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafew.errors import UsageError
+from metafew.config.option_values import check_choice
 from metafew.meta_parameters import HasMetaParameters
 from metafew.norms.norm import Moments
 
@@ -28,10 +28,7 @@ class Alpha(HasMetaParameters):
 
     def __init__(self, form: str, channels: int | None):
         super().__init__()
-        if form not in FORMS:
-            raise UsageError(
-                f"expected norm.alpha to be functional or independent, got {form}: type norm.alpha=functional"
-            )
+        check_choice("norm.alpha", form, FORMS)
         shape = () if channels is None else (channels,)
         self.offset = nn.Parameter(torch.zeros(shape))
         self.scale = nn.Parameter(torch.zeros(shape)) if form == "functional" else None

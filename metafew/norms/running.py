@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metafew.config.option_values import check_choice
 from metafew.distributed.collective import distributed
-from metafew.errors import UsageError
 from metafew.norms.norm import Moments, Norm, pool
 from metafew.norms.scope import current
 
@@ -92,8 +92,7 @@ class GroupedNorm(RunningNorm):
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, over: str = "apart"):
         super().__init__(channels, eps, momentum)
-        if over not in ("apart", "joined"):
-            raise UsageError(f"expected norm.over to be apart or joined, got {over}: type norm.over=apart")
+        check_choice("norm.over", over, ("apart", "joined"))
         self.over = over
 
     @property

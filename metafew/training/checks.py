@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metafew.analysis.features import analyze
 from metafew.config.option_types import check_option_types
+from metafew.config.option_values import check_choice, check_integer
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
@@ -65,18 +66,6 @@ def check_stages(stages: list) -> None:
     """Check that stages is not empty and holds known stages only."""
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
-
-
-def check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Check that an option is one of a few values."""
-    if value not in allowed:
-        raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {value}: type {key}={allowed[0]}")
-
-
-def check_integer(key: str, value: Any, least: int) -> None:
-    """Check that an option is a large enough integer."""
-    if not isinstance(value, int) or value < least:
-        raise UsageError(f"expected {key} to be an integer of at least {least}, got {value}: type {key}={least}")
 
 
 def check_path(key: str, value: Any) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from metafew.config.option_values import check_choice, check_integer
 from metafew.data.formats.collection import Collection, fingerprint_files
 from metafew.data.formats.images import FITS, to_pixels
-from metafew.data.options import check_choice, check_integer
 from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 

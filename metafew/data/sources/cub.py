@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from metafew.config.option_values import check_choice
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.archives import unpack
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.tree import Tree
-from metafew.data.options import check_choice
 from metafew.data.sources.collected import Collected
 from metafew.data.sources.source import shipped_split
 from metafew.errors import UsageError

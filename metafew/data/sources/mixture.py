@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metafew.data.options import check_choice, check_integer
+from metafew.config.option_values import check_choice, check_integer
 from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 

@@ -14,9 +14,9 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from PIL import Image
 
+from metafew.config.option_values import check_choice
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.damage import explain_damage
-from metafew.data.options import check_choice
 from metafew.data.sources.source import SPLITS, Category, Source, shipped_split
 from metafew.errors import UsageError
 

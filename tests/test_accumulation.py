@@ -16,7 +16,7 @@ CLASSICAL = ["objective=classical", "regularizer=feature_clustering"]
         ["head=svm", "norm=batch", "schedule=linear", "train.way=2..4", "trainer.gradient_clip_val=0.1"],
         ["head=maml", "norm=batch_renorm", *STEPS],
         ["head=reptile", "norm=transductive", *STEPS, "head.steps=2"],
-        ["head=cnaps", "norm=tasknorm_r"],
+        ["head=cnaps", "head.width=4", "norm=tasknorm_r"],
     ],
     ids=lambda words: words[0],
 )

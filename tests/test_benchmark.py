@@ -95,6 +95,7 @@ def test_evaluation_measures_the_same_with_cached_features_and_without(tmp_path,
     assert cached["ratio"] == 1 and embedded["seconds"] > 0 and embedded["rows that differ"] == 0
 
 
+@pytest.mark.slow
 def test_peers_that_are_not_installed(tmp_path):
     """One has no environment; the other has one in which it is not installed."""
     (tmp_path / "higher").symlink_to(sys.prefix)

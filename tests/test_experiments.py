@@ -464,7 +464,7 @@ def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path
     assert run.seed == 3
 
 
-@pytest.mark.parametrize("budget", ["small", "paper"])
+@pytest.mark.parametrize("budget", ["small", pytest.param("paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_published_table_starts(name, budget, launch, tmp_path):
     """Train and test its first row at a tiny size, on glyphs instead of its data."""

@@ -107,7 +107,7 @@ def distance(ours, theirs):
     return max((value - theirs[key]).abs().max().item() for key, value in ours.items())
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
     one, many = tmp_path / "one", tmp_path / "many"
     cases = compose_cases(one)

@@ -94,7 +94,7 @@ class NormContract:
             skip_exempt(norm, "gradients_in_training")
         f, inputs = as_function(norm, x[:2, :3, :, :2, :2])
         assert torch.autograd.gradcheck(f, inputs)
-        assert torch.autograd.gradgradcheck(f, inputs)
+        assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)  # along random directions
 
     @pytest.mark.parametrize("train", [True, False])
     def test_vmap_of_gradients_equals_a_loop(self, file, train, x):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone, targets_at_once
 from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
+from metafew.data.formats.conversion import Conversion
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.head import Head
@@ -37,10 +39,15 @@ class Model(nn.Module):
         channels: channels of the images.
         image_size: height and width of the images.
         choices: the option chosen for each group in training, such as ``{"head": "svm", ...}``.
+        trained_conversion: how training converted images; None if its dataset had no image files, or it is not known.
+        conversion: converts a PIL image, an array or an image file as in training: ``model.conversion(file)`` is uint8
+            ``(c, h, w)``.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, choices: dict[str, str]):
+    def __init__(self, backbone: Backbone, head: Head, choices: dict[str, str], conversion: Mapping[str, Any] | None):
         super().__init__()
+        self.trained_conversion = conversion
+        self.conversion = Conversion(backbone.channels, backbone.image_size, **(conversion or {}))
         self.backbone, self.head, self.choices = backbone, head, choices
         self.channels, self.image_size = backbone.channels, backbone.image_size
 
@@ -49,8 +56,8 @@ class Model(nn.Module):
 
         Args:
             images: ``(n, c, h, w)``, or ``(n, h, w)`` for images of one channel; uint8, or floating point in [0, 1].
-                They should look as in training: of the same size, and drawings bright (255 or 1) on a dark background
-                (0). Vectors ``(n, d)`` for a model of ``dataset=features``.
+                They should look as in training, which :attr:`conversion` takes care of: of the same size, and drawings
+                bright (255 or 1) on a dark background (0). Vectors ``(n, d)`` for a model of ``dataset=features``.
             labels: ``n`` strings, numbers or other hashable values; classes may differ in their number of images.
 
         Raises:
@@ -202,4 +209,10 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
             "%s of %s is used; set model.head.chosen to another",
             *(" and ".join(next(iter(candidates.values()))), name, next(iter(candidates)), ", ".join(candidates)),
         )
-    return Model(backbone, head, provenance["choices"]).eval()
+    if "conversion" not in provenance["model"]:
+        log.warning(
+            "%s is of an earlier version, which did not save how images were converted: model.conversion has fit=crop "
+            "and invert=false",
+            path,
+        )
+    return Model(backbone, head, provenance["choices"], provenance["model"].get("conversion")).eval()

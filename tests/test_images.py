@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metafew.data.formats.images import FORMATS, decode, to_pixels
+from metafew.data.formats.conversion import Conversion
+from metafew.data.formats.images import FORMATS, decode
 from metafew.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def encode(image, kind="PNG", **options):
 
 
 def read(content, channels=3, size=12, fit="crop"):
-    return to_pixels(decode(io.BytesIO(content), "the image"), channels, size, fit)
+    return Conversion(channels, size, fit)(decode(io.BytesIO(content), "the image"))
 
 
 def forge_png(width, height, data=b"", depth=8, colour=2):
@@ -285,5 +286,5 @@ def test_stretch_takes_all_by_lanczos():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_are_images(channels):
     for array in (COLOURS, GREYS, GREYS[..., None], COLOURS[::2, ::-1]):
-        expected = to_pixels(Image.fromarray(np.ascontiguousarray(array.squeeze())), channels, 6, "crop")
-        np.testing.assert_array_equal(to_pixels(array, channels, 6, "crop"), expected)
+        expected = Conversion(channels, 6)(Image.fromarray(np.ascontiguousarray(array.squeeze())))
+        np.testing.assert_array_equal(Conversion(channels, 6)(array), expected)

@@ -1,25 +1,26 @@
 """Label images with a trained model, given a few examples of each class.
 
-  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv] [invert=false] [fit=crop]
+  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
-support contains a folder of example images for each class; query is a folder of images to label, or one image. Of an
-image that is not square, fit=crop uses the central square and fit=stretch all of it. Models trained on drawings
-(glyphs, omniglot) expect bright ink on a dark background: type invert=true for dark ink on paper. A model with a custom
-network (backbone=module) may construct it only if you type trust=my_package.MyNetwork.
+support contains a folder of example images for each class; query is a folder of images to label, or one image. Images
+are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on paper),
+white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models trained on
+glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) may construct it only if
+you type trust=my_package.MyNetwork.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -27,15 +28,17 @@ from rich.table import Table
 
 import metafew
 from metafew.commands.command_line import run_command
-from metafew.data.formats.images import FITS, decode, to_pixels
+from metafew.data.formats.conversion import BACKGROUNDS, CHOICES, FITS, Conversion
+from metafew.data.formats.damage import UnreadableImages, intact
+from metafew.data.formats.remarks import remarks
 from metafew.data.formats.tree import SUFFIXES, Tree, hidden
 from metafew.errors import UsageError
 from metafew.io import atomic_write
 
 if TYPE_CHECKING:
-    from metafew.inference import Task
+    from metafew.inference import Model, Task
 
-DEFAULTS = {"out": "predictions.csv", "invert": "false", "fit": FITS[0], "trust": ""}
+DEFAULTS = {"out": "predictions.csv", "trust": ""} | dict.fromkeys(CHOICES, "")
 KEYS = ("ckpt", "support", "query", *DEFAULTS)
 USAGE = __doc__.split("\n\n")[1].strip()
 CHUNK = 256  # queries that are in memory at a time
@@ -43,7 +46,19 @@ CHUNK = 256  # queries that are in memory at a time
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(lambda given: predict(parse(given)), arguments, __doc__)
+
+    def run(given: Sequence[str]) -> None:
+        try:
+            predict(parse(given))
+        except UsageError as error:
+            raise UsageError(as_typed_here(str(error))) from error
+
+    return run_command(run, arguments, __doc__)
+
+
+def as_typed_here(sentence: str) -> str:
+    """Return a sentence with the options of a conversion as this command takes them, without their group."""
+    return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", sentence)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -57,8 +72,8 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     if missing := [key for key in KEYS if key not in values]:
         required = " and ".join(f"{key}=..." for key in missing)
         raise UsageError(f"expected {required} too, got {' '.join(arguments)}: type {USAGE}")
-    for key, allowed in {"invert": ("true", "false"), "fit": FITS}.items():
-        if values[key] not in allowed:
+    for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": BACKGROUNDS}.items():
+        if values[key] not in ("", *allowed):
             raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
     return values
 
@@ -67,13 +82,9 @@ def predict(values: dict[str, str]) -> None:
     """Label the queries, write the CSV file, and print how many there are of each class."""
     files, examples = list_images(Path(values["query"])), Tree(Path(values["support"]))
     model = metafew.load(values["ckpt"], values["trust"].split(","))
-
-    def pixels(image: Image.Image) -> np.ndarray:
-        converted = to_pixels(image, model.channels, model.image_size, values["fit"])
-        return 255 - converted if values["invert"] == "true" else converted
-
+    conversion = choose_conversion(model, values)
     labels = [name for name, keys in examples.classes.items() for _ in keys]
-    support = [pixels(image) for keys in examples.classes.values() for image in examples.open(keys)]
+    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
     task = model.adapt(np.stack(support), labels)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
@@ -83,14 +94,35 @@ def predict(values: dict[str, str]) -> None:
             file=sys.stderr,
         )
     out = Path(values["out"])
-    counts = write_predictions(out, task.classes, probabilities(task, readable(files, pixels)))
+    counts = write_predictions(out, task.classes, probabilities(task, readable(files, conversion)))
     table = Table("class")
     for column in ("examples", "predicted"):
         table.add_column(column, justify="right")
     for name in task.classes:
         table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
     Console().print(table)
+    for sentence in remarks(conversion.seen):
+        print(f"metafew: {as_typed_here(sentence)}", file=sys.stderr)
     print(f"{counts.total()} of {len(files)} images are labelled in {out}")
+
+
+def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
+    """Return the conversion of the model with the choices that were typed, and print which differ from training."""
+    parsers = {"invert": "true".__eq__, "white": parse_number}
+    typed = {key: parsers.get(key, str)(values[key]) for key in CHOICES if values[key]}
+    for key, value in typed.items():
+        trained = (model.trained_conversion or typed)[key]
+        if value != trained:
+            print(f"metafew: {key}={values[key]} differs from the training of this model: {trained}", file=sys.stderr)
+    return Conversion(model.channels, model.image_size, **model.conversion.options | typed)
+
+
+def parse_number(word: str) -> float:
+    """Return the number that a word spells; raises UsageError for another word."""
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"expected white to be a number, got {word}: type white=65535") from None
 
 
 def list_images(query: Path) -> dict[str, Path]:
@@ -110,13 +142,13 @@ def list_images(query: Path) -> dict[str, Path]:
     return images
 
 
-def readable(files: dict[str, Path], pixels: Callable[[Image.Image], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and pixels of each image, and print which files cannot be read."""
     bar = Console(stderr=True)
     for name, path in track(files.items(), "images", console=bar, transient=True, disable=not bar.is_terminal):
         try:
-            yield name, pixels(decode(path, str(path)))
-        except UsageError as error:
+            yield name, conversion(path)
+        except UnreadableImages as error:
             print(f"metafew: left out: {error}", file=sys.stderr)
 
 

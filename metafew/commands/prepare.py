@@ -8,6 +8,7 @@ FILE.png (default DATASET.png) shows three training tasks and three test tasks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from metafew.analysis.contact_sheet import contact_sheet, draw_sample
 from metafew.commands.command_line import run_command
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
-from metafew.data.store import Split, build, store_root, verify
+from metafew.data.store import Split, build, remarks_on, store_root, verify
 
 TASKS = 3  # of each split on the contact sheet
 
@@ -39,8 +40,10 @@ def prepare(arguments: Sequence[str]) -> None:
     cfg = compose_overrides([word for word in arguments if not word.startswith("out=")])
     source = make_source(cfg)
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
-    for folder in stores.values():
+    for each, folder in stores.items():
         verify(folder)
+        for sentence in remarks_on(each, folder):
+            print(f"metafew: {sentence}", file=sys.stderr)
     print_stores(stores)
     if all(each.dtype is np.uint8 for each in stores):
         draw_tasks(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))

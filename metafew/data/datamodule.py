@@ -137,10 +137,14 @@ class FewShot(pl.LightningDataModule):
         samplers = [Sampler(split, spec, views) for split, views in parts]
         return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
 
-    def _split(self, source: Source, split: str) -> Split:
+    def folder(self, source: Source) -> Path:
+        """Return the folder of the store of a component."""
         if source not in self._folders:  # a fingerprint reads the names of all files
             self._folders[source] = store_folder(source, self.cache)
-        return Split(self._folders[source], split, self.source.channels)
+        return self._folders[source]
+
+    def _split(self, source: Source, split: str) -> Split:
+        return Split(self.folder(source), split, self.source.channels)
 
     @property
     def _attached_trainer(self) -> pl.Trainer:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
@@ -16,11 +16,13 @@ import pooch
 from filelock import FileLock
 from rich.progress import track
 
+from metafew.data.formats.damage import UnreadableImages
+from metafew.data.formats.remarks import remarks
 from metafew.data.sources import LUMA, Category, Source
 from metafew.errors import UsageError
 from metafew.io import write_json
 
-FORMAT = 2
+FORMAT = 3
 
 
 def store_root(cache_dir: str | None) -> Path:
@@ -78,13 +80,28 @@ def _build(source: Source, path: Path) -> None:
             "fingerprint": source.fingerprint(),
             "image_size": source.image_size,
             "channels": source.channels,
-            "splits": {split: _write_split(unfinished, split, found, source) for split, found in splits.items()},
+            "splits": _write_splits(unfinished, splits, source),
+            "conversion": source.conversion and source.conversion.options,
+            "summary": {"seen": source.seen},
         }
         write_json(unfinished / "store.json", description)
         unfinished.chmod(0o755)  # others may share the cache
         os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_splits(folder: Path, splits: Mapping[str, Sequence[Category]], source: Source) -> dict:
+    """Write all splits and return their entries in store.json; raises UnreadableImages that lists those of all."""
+    entries, faults = {}, []
+    for split, categories in splits.items():
+        try:
+            entries[split] = _write_split(folder, split, categories, source)
+        except UnreadableImages as error:
+            faults += error.faults
+    if faults:
+        raise UnreadableImages(faults)
+    return entries
 
 
 def _write_split(folder: Path, split: str, categories: Sequence[Category], source: Source) -> dict:
@@ -103,9 +120,20 @@ def _write_split(folder: Path, split: str, categories: Sequence[Category], sourc
     return {"classes": len(categories), "images": len(rows), "sha256": pooch.file_hash(folder / f"{split}.npy")}
 
 
+def describe(folder: Path) -> dict:
+    """Return the content of the store.json of a store."""
+    return json.loads((folder / "store.json").read_text(encoding="utf-8"))
+
+
+def remarks_on(source: Source, folder: Path) -> list[str]:
+    """Return what the user should know of the images in the store of ``source``, if they are the user's own."""
+    seen = describe(folder)["summary"]["seen"] if source.own_images else {}
+    return [f"dataset={source.title}: {sentence}" for sentence in remarks(seen)]
+
+
 def verify(folder: Path) -> None:
     """Raise UsageError if the images of a store have changed since they were written."""
-    for split, description in json.loads((folder / "store.json").read_text(encoding="utf-8"))["splits"].items():
+    for split, description in describe(folder)["splits"].items():
         if pooch.file_hash(folder / f"{split}.npy") != description["sha256"]:
             raise UsageError(f"the {split} images in {folder} have changed since they were written: delete that folder")
 

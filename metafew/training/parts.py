@@ -16,6 +16,7 @@ from metafew.data.sources import Source
 from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
+from metafew.training.conversion import follow_training
 from metafew.training.factory import as_list, make, make_data, make_learner, make_source, make_trainer
 from metafew.training.learner import Learner
 
@@ -82,8 +83,10 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     stages = as_list(cfg.stages)
     fits = "fit" in stages
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    source = make_source(cfg)
     start = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
+    if start is not None and not fits:
+        follow_training(cfg, start, overrides)
+    source = make_source(cfg)
     training = resume.training_options(cfg)
     provenance = {
         "overrides": overrides,

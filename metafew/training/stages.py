@@ -11,6 +11,7 @@ from typing import Any
 
 from metafew.analysis.features import analyze
 from metafew.training import checkpoint, resume
+from metafew.training.conversion import conversion_of_training, warn_of_images
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
 
@@ -44,6 +45,8 @@ def run_stages(parts: Parts) -> Outcome:
     outcome = Outcome()
     # Before Lightning launches other ranks, which would wait forever if this one failed to build a store.
     data.prepare_data()
+    warn_of_images(data)
+    learner.provenance["model"]["conversion"] = conversion_of_training(data)
     with enough_memory(trainer, learner):
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)

@@ -76,8 +76,7 @@ class Arrays:
                 f"expected one label for each image in {where}, got {self.count} labels for {len(images)} images: "
                 "replace it"
             )
-        for row in keys:
-            yield _as_image(images[row], f"image {row} of {where}")
+        return map(lambda row: _as_image(images[row], f"image {row} of {where}"), keys)
 
 
 def _as_image(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarray:

@@ -28,8 +28,11 @@ class Collection(Protocol):
     def open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
         """Read the images of ``keys`` in order: PIL images of any size, or uint8 ``(h, w)`` or ``(h, w, 1 or 3)``.
 
+        The iterator goes on with the next image after it raised UnreadableImages, so that all can be listed at once.
+
         Raises:
-            UsageError: if a file is damaged.
+            UnreadableImages: if an image is damaged.
+            UsageError: if no image can be read.
         """
         ...
 

@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from metafew.errors import UsageError
+
+T = TypeVar("T")
+
+LISTED = 20
+"""Damaged images that a message names."""
+
+
+class UnreadableImages(UsageError):
+    """Raised for images that cannot be read; its message names the first of them.
+
+    Args:
+        faults: the name of each image, and what is wrong with it.
+    """
+
+    def __init__(self, faults: Sequence[tuple[str, str]]):
+        self.faults = list(faults)
+        named = [f"{name} ({problem})" for name, problem in self.faults[:LISTED]]
+        if len(self.faults) > LISTED:
+            named.append(f"and {len(self.faults) - LISTED} more")
+        (name, problem), *others = self.faults
+        super().__init__(
+            f"{len(self.faults)} images cannot be read: {', '.join(named)}: replace them or take them out of the folder"
+            if others
+            else f"{name} cannot be read as an image ({problem}): replace it or take it out of the folder"
+        )
+
+
+def readable(images: Iterator[T], faults: list[tuple[str, str]]) -> Iterator[T]:
+    """Yield the images that can be read, and append the others to ``faults``.
+
+    Args:
+        images: raises UnreadableImages for a damaged image, and goes on with the next, as ``map`` does.
+        faults: the name of each damaged image, and what is wrong with it.
+    """
+    while True:
+        try:
+            yield next(images)
+        except StopIteration:
+            return
+        except UnreadableImages as error:
+            faults += error.faults
+
+
+def intact(images: Iterator[T]) -> Iterator[T]:
+    """Yield the images that can be read; after the last, raise UnreadableImages for all others at once."""
+    faults: list[tuple[str, str]] = []
+    yield from readable(images, faults)
+    if faults:
+        raise UnreadableImages(faults)
 
 
 @contextmanager

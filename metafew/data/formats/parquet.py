@@ -63,8 +63,13 @@ class Parquet:
         temporary file until their turn comes.
 
         Raises:
-            UsageError: if a file or an image is damaged.
+            UnreadableImages: for each damaged image.
+            UsageError: if a file is damaged.
         """
+        return map(lambda row: decode(*row), self._encoded(keys))
+
+    def _encoded(self, keys: Sequence[tuple[int, int]]) -> Iterator[tuple[BytesIO, str]]:
+        """Yield the encoded images of ``keys`` with their names."""
         rows: dict[int, set[int]] = {}
         for number, row in keys:
             rows.setdefault(number, set()).add(row)
@@ -76,7 +81,7 @@ class Parquet:
             for number, row in keys:
                 start, length = stored[number, row]
                 encoded.seek(start)
-                yield decode(BytesIO(encoded.read(length)), f"row {row} of {self.files[number]}")
+                yield BytesIO(encoded.read(length)), f"row {row} of {self.files[number]}"
 
 
 @contextmanager

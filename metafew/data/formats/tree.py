@@ -53,8 +53,8 @@ class Tree:
             )
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
-        """Decode the images of ``keys``; raises UsageError with the name of a damaged file."""
-        return (decode(self.root / key, str(self.root / key)) for key in keys)
+        """Decode the images of ``keys``; raises UnreadableImages for each damaged file."""
+        return map(lambda key: decode(self.root / key, str(self.root / key)), keys)
 
 
 def hidden(name: str) -> bool:

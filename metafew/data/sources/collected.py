@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from metafew.config.option_values import check_choice, check_integer
 from metafew.data.formats.collection import Collection, fingerprint_files
-from metafew.data.formats.images import FITS, to_pixels
+from metafew.data.formats.conversion import Conversion
+from metafew.data.formats.damage import intact, readable
 from metafew.data.sources.source import Category, Source
 from metafew.errors import UsageError
 
-VERSION = 1  # of the conversion
+VERSION = 2  # of the conversion
 
 
 class Collected(Source):
@@ -26,17 +28,21 @@ class Collected(Source):
     Args:
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` resizes the entire image.
+        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` resizes the entire image, and ``pad``
+            adds margins to it.
+        choices: ``invert``, ``white`` and ``background``; see :class:`~metafew.data.formats.conversion.Conversion`.
 
     Raises:
         UsageError: if an option has an invalid value.
     """
 
-    def __init__(self, channels: int, image_size: int, fit: str):
+    def __init__(self, channels: int, image_size: int, fit: str, **choices: Any):
         check_choice("dataset.channels", channels, (3, 1))
         check_integer("dataset.image_size", image_size, 1, 84)
-        check_choice("dataset.fit", fit, FITS)
-        self.channels, self.image_size, self.fit = channels, image_size, fit
+        self.channels, self.image_size = channels, image_size
+        self.conversion: Conversion = Conversion(channels, image_size, fit, **choices)
+        # Copied before the conversion decides any of them: the fingerprint must not depend on what was read.
+        self._settings = (VERSION, channels, image_size, *self.conversion.options.values())
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the collections, and the class names of ``train``, ``val`` and ``test``.
@@ -59,17 +65,30 @@ class Collected(Source):
     def fingerprint(self) -> str:
         """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""
         collections, splits = self._found
-        settings = (VERSION, self.channels, self.image_size, self.fit)
-        digest = sha256(repr((self.name, settings, splits)).encode())
+        digest = sha256(repr((self.name, self._settings, splits)).encode())
         for collection in collections:
             digest.update(fingerprint_files(collection.files).encode())
         return digest.hexdigest()
 
     def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
-        """Read images one by one: uint8 ``(channels, image_size, image_size)``."""
-        for number, group in groupby(keys, itemgetter(0)):
-            for image in self._found[0][number].open([key for _, key in group]):
-                yield to_pixels(image, self.channels, self.image_size, self.fit)
+        """Read images one by one: uint8 ``(channels, image_size, image_size)``.
+
+        Raises:
+            UnreadableImages: after the last image, if some of them are damaged.
+        """
+        return intact(map(self._convert, self._open(keys)))
+
+    def _open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
+        """Open images; the iterator goes on after a damaged one."""
+        groups = groupby(keys, itemgetter(0))
+        return chain.from_iterable(self._found[0][number].open([key for _, key in group]) for number, group in groups)
+
+    def _convert(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Convert an image, after a look at all others if their white or background is not given."""
+        if self.conversion.depends_on_dataset(image):
+            keys = [key for categories in self.splits().values() for each in categories for key in each.keys]
+            self.conversion.decide(readable(self._open(keys), []))
+        return self.conversion(image)
 
     @cached_property
     def _found(self) -> tuple[list[Collection], dict[str, list[Category]]]:

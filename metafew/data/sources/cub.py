@@ -107,14 +107,16 @@ class CroppedTree:
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
         """Read the images of ``keys``, in order, cropped to the part of their boxes that lies within them."""
-        for key, image in zip(keys, self.tree.open(keys), strict=True):
-            left, top, right, bottom = np.rint(np.array(self.boxes[key]).clip(0, image.size * 2)).astype(int).tolist()
-            if right <= left or bottom <= top:
-                raise UsageError(
-                    f"expected the box of {key} in {self.files[-1]} to lie within the image of {image.width} x "
-                    f"{image.height} pixels, got {self.boxes[key]}: replace the list with the authors'"
-                )
-            yield image.crop((left, top, right, bottom))
+        return map(self._crop, keys, self.tree.open(keys))
+
+    def _crop(self, key: str, image: Image.Image) -> Image.Image:
+        left, top, right, bottom = np.rint(np.array(self.boxes[key]).clip(0, image.size * 2)).astype(int).tolist()
+        if right <= left or bottom <= top:
+            raise UsageError(
+                f"expected the box of {key} in {self.files[-1]} to lie within the image of {image.width} x "
+                f"{image.height} pixels, got {self.boxes[key]}: replace the list with the authors'"
+            )
+        return image.crop((left, top, right, bottom))
 
 
 def read_table(file: Path) -> dict[str, str]:

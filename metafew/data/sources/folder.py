@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from metafew.data.formats.arrays import Arrays, open_npz, read_npz
 from metafew.data.formats.collection import Collection
@@ -42,14 +38,18 @@ class Folder(Collected):
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image.
+        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image, ``pad`` adds margins.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
+        white: the value of white in images of more than 8 bits; None decides it for all of them (see
+            :meth:`~metafew.data.formats.conversion.Conversion.decide`).
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
 
     Raises:
         UsageError: if an option has an invalid value.
     """
 
     name = "folder"
+    own_images = True
 
     def __init__(
         self,
@@ -62,12 +62,14 @@ class Folder(Collected):
         image_size: int,
         fit: str,
         invert: bool,
+        white: float | None,
+        background: str | None,
     ):
-        super().__init__(channels, image_size, fit)
+        super().__init__(channels, image_size, fit, invert=invert, white=white, background=background)
         check_fractions_sum_to_one(fractions)
         self.root = Path(root).expanduser() if root else None
         self.listing, self.labels = splits, labels
-        self.fractions, self.split_seed, self.invert = fractions, split_seed, invert
+        self.fractions, self.split_seed = fractions, split_seed
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images, and the class names of each split."""
@@ -96,15 +98,6 @@ class Folder(Collected):
     def group(self, name: str) -> str:
         """Return the path above the folder of a class, such as its alphabet; ``""`` if there is none."""
         return name.rpartition("/")[0]
-
-    def fingerprint(self) -> str:
-        """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""
-        return sha256(f"{super().fingerprint()} {self.invert}".encode()).hexdigest()
-
-    def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
-        """Read images one by one: uint8 ``(channels, image_size, image_size)``."""
-        images = super().read(keys)
-        return (255 - image for image in images) if self.invert else images
 
 
 def find_file(root: Path, option: str, name: str) -> Path:

@@ -43,7 +43,9 @@ class Hub(Collected):
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image.
+        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image, ``pad`` adds margins.
+        white: the value of white in images of more than 8 bits; None decides it for all of them.
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
         download: whether missing files are downloaded into ``root``.
 
     Raises:
@@ -51,6 +53,7 @@ class Hub(Collected):
     """
 
     name = "hub"
+    own_images = True
 
     def __init__(
         self,
@@ -64,9 +67,11 @@ class Hub(Collected):
         channels: int,
         image_size: int,
         fit: str,
+        white: float | None,
+        background: str | None,
         download: bool,
     ):
-        super().__init__(channels, image_size, fit)
+        super().__init__(channels, image_size, fit, white=white, background=background)
         if repo is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repo):
             raise UsageError(
                 f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"

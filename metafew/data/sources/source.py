@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from metafew.data.formats.conversion import Conversion
 
 SPLITS = ("train", "val", "test")
 LUMA = (0.299, 0.587, 0.114)
@@ -50,6 +52,10 @@ class Source:
     """Data type of the stored values."""
     jitter: Any | None = None
     """A random view that is part of the dataset (see :mod:`metafew.data.augment`), or None."""
+    conversion: Conversion | None = None
+    """How images in files become those of the dataset; None if it has no such files."""
+    own_images: bool = False
+    """Whether the images are the user's own, who can choose how they are converted."""
     evaluation_options: tuple[str, ...] = ()
     """Options that change only what is evaluated: a run may be resumed if only these differ."""
 
@@ -76,6 +82,11 @@ class Source:
         Drawings have ink 255 on background 0.
         """
         raise NotImplementedError
+
+    @property
+    def seen(self) -> Mapping[str, Any]:
+        """What the images read so far were like, as plain values: counts and ranges."""
+        return self.conversion.seen if self.conversion else {}
 
     def components(self, split: str) -> list[Source]:
         """Return the datasets that the tasks of ``split`` come from, each task from one of them.

@@ -1,0 +1,50 @@
+"""How images are converted is a choice of the model: checkpoints carry it, and tests of a checkpoint follow it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from metafew.data.datamodule import FewShot
+from metafew.data.store import describe, remarks_on
+
+log = logging.getLogger(__name__)
+
+
+def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> None:
+    """Set the options of the dataset that convert images to those of a checkpoint, except those that were typed.
+
+    Args:
+        cfg: the composed configuration; its dataset is changed.
+        start: the content of the checkpoint.
+        overrides: the overrides.
+    """
+    model = start["metafew"]["model"]
+    if not (conversion := model.get("conversion")):  # an earlier version, or a dataset without image files
+        return
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for option, value in {**model["images"], **conversion}.items():
+        own = cfg.dataset.get(option, value)
+        if value is None or own == value:
+            continue
+        if f"dataset.{option}" in typed:
+            log.warning("dataset.%s=%s differs from the training of %s: %s", option, own, cfg.ckpt, value)
+        else:
+            if own is not None:
+                log.warning("dataset.%s=%s is taken from the training of %s, not %s", option, value, cfg.ckpt, own)
+            cfg.dataset[option] = value
+
+
+def conversion_of_training(data: FewShot) -> dict | None:
+    """Return the choices of the conversion of the training images; None if the components have no common one."""
+    found = [describe(data.folder(source))["conversion"] for source in data.source.components("train")]
+    return found[0] if all(each == found[0] for each in found) else None
+
+
+def warn_of_images(data: FewShot) -> None:
+    """Log what the user should know of the images in the stores."""
+    for source in data.source.all_components():
+        for sentence in remarks_on(source, data.folder(source)):
+            log.warning("%s", sentence)

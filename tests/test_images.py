@@ -23,8 +23,8 @@ def encode(image, kind="PNG", **options):
     return file.getvalue()
 
 
-def read(content, channels=3, size=12, fit="crop"):
-    return Conversion(channels, size, fit)(decode(io.BytesIO(content), "the image"))
+def read(content, channels=3, size=12, fit="crop", **choices):
+    return Conversion(channels, size, fit, **choices)(decode(io.BytesIO(content), "the image"))
 
 
 def forge_png(width, height, data=b"", depth=8, colour=2):
@@ -159,9 +159,9 @@ def test_floating_point_white(white):
     numbers = (GREYS / 255 * white).astype(np.float32)
     numbers[0, :2] = 0, white
     expected = np.rint(numbers / white * 255)
-    np.testing.assert_allclose(read(encode(numbers, "TIFF"), 1)[0], expected, atol=1)
+    np.testing.assert_allclose(read(encode(numbers, "TIFF"), 1, white=white)[0], expected, atol=1)
     numbers[5, :3] = np.nan, np.inf, -np.inf
-    pixels = read(encode(numbers, "TIFF"), 1)[0]
+    pixels = read(encode(numbers, "TIFF"), 1, white=white)[0]
     assert pixels[5, :3].tolist() == [0, 0, 0]
     np.testing.assert_allclose(pixels[6:], expected[6:], atol=1)
 

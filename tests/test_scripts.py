@@ -16,7 +16,7 @@ from PIL import Image
 from runs import SCRIPTS
 
 from metafew.commands import predict, prepare
-from metafew.data.formats.images import decode, to_pixels
+from metafew.data.formats.conversion import Conversion
 from metafew.data.store import Split
 from metafew.heads.head import Head
 
@@ -166,10 +166,10 @@ def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, mon
     typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
     assert predict.main([*typed, f"out={tmp_path / 'a.csv'}", *changes]) == 0
     ((images, labels),) = seen
-    image = decode(tmp_path / "support" / labels[0] / "0.png", "")
-    fitted = to_pixels(image, 1, 28, "stretch" if "fit=stretch" in changes else "crop")
+    image = tmp_path / "support" / labels[0] / "0.png"
+    fitted = Conversion(1, 28, "stretch" if "fit=stretch" in changes else "crop")(image)
     np.testing.assert_array_equal(images[0], 255 - fitted if "invert=true" in changes else fitted)
-    assert not np.array_equal(images[0], to_pixels(image, 1, 28, "crop"))
+    assert not np.array_equal(images[0], Conversion(1, 28)(image))
 
 
 def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):
@@ -228,7 +228,18 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
             ["ckpt=a", "support=b", "query=c", "invert=yes"],
             "expected invert to be true or false, got yes: type invert=true",
         ),
-        (["ckpt=a", "support=b", "query=c", "fit=pad"], "expected fit to be crop or stretch, got pad: type fit=crop"),
+        (
+            ["ckpt=a", "support=b", "query=c", "fit=cut"],
+            "expected fit to be crop or stretch or pad, got cut: type fit=crop",
+        ),
+        (
+            ["ckpt={ckpt}", "support={}/support", "query={}/query", "white=bright"],
+            "expected white to be a number, got bright: type white=65535",
+        ),
+        (
+            ["ckpt={ckpt}", "support={}/support", "query={}/query", "white=-1"],
+            "expected white to be a number above 0, or null, got -1.0: type white=65535",
+        ),
         (["ckpt=a", "support=b", "query=nowhere"], "expected query to be an image or a folder of images (.png, .jpg"),
         (["ckpt=none.ckpt", "support={}/support", "query={}/query"], "there is no file none.ckpt"),
         (["ckpt=a", "support={}/none", "query={}/query"], "none is not a folder"),

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from metafew.config.option_values import check_choice
-from metafew.data.formats.images import UPPER_BYTES, decode
+from metafew.data.formats.images import (
+    UPPER_BYTES,
+    as_image,
+    blend,
+    decode,
+    has_further_frames,
+    is_deep,
+    is_transparent,
+    opaque_where,
+)
 from metafew.errors import UsageError
 
 FITS = ("crop", "stretch", "pad")
 BACKGROUNDS = ("white", "black")
-CHOICES = ("fit", "invert", "white", "background")
+RESAMPLINGS = ("lanczos", "area")
+CHOICES = ("fit", "invert", "white", "background", "resample")
 """The arguments of a conversion other than the form of its result."""
 WHITES = (1, 255, 65535)
 OVERSHOOT = 1.25
@@ -37,8 +46,8 @@ class Conversion:
     3. Transparent pixels are blended with the background.
     4. Colours become grey (0.299 red + 0.587 green + 0.114 blue, ITU-R BT.601) or grey becomes colours. Colour profiles
        are ignored; CMYK is (1 - ink) (1 - black).
-    5. An image of another size is resampled by a Lanczos filter, first its rows, then its columns. ``pad`` resizes the
-       longer side and fills the margins with the background.
+    5. An image of another size is resampled by a Lanczos filter, first its rows, then its columns; or averaged over
+       areas. ``pad`` resizes the longer side and fills the margins with the background.
     6. ``invert`` subtracts all of it from 255.
 
     ``white`` and ``background`` may be None. :meth:`decide` then sets both, once for all images of a dataset. A single
@@ -51,6 +60,7 @@ class Conversion:
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
         white: the value of white in images of more than 8 bits.
         background: ``white`` or ``black``: what is behind transparent pixels, and the margins of ``fit=pad``.
+        resample: ``lanczos``, or ``area`` for averages over areas.
 
     Raises:
         UsageError: if ``fit``, ``invert``, ``white`` or ``background`` has another value.
@@ -64,6 +74,7 @@ class Conversion:
         invert: bool = False,
         white: float | None = None,
         background: str | None = None,
+        resample: str = RESAMPLINGS[0],
     ):
         check_choice("dataset.fit", fit, FITS)
         check_choice("dataset.invert", invert, (False, True))
@@ -73,7 +84,7 @@ class Conversion:
                 f"expected dataset.white to be a number above 0, or null, got {white}: type dataset.white=65535"
             )
         self.channels, self.size, self.fit, self.invert = channels, size, fit, invert
-        self.white, self.background = white, background
+        self.white, self.background, self.resample = white, background, resample
         self._decided = False
         self._counts: Counter[str] = Counter()
         self._values: dict[str, Any] = {}
@@ -155,9 +166,14 @@ class Conversion:
             self._counts["transparent"] += is_transparent(image)
             image = blend(image, self.background or BACKGROUNDS[0])
         image = image.convert("L" if self.channels == 1 else "RGB")
-        pixels = np.atleast_3d(np.asarray(self._resize(image))).transpose(2, 0, 1)
+        if self.resample == "area":
+            values = channels_first(image).astype(np.float64)
+            pixels = np.rint(average(255 - values if self.invert else values, self.size)).astype(np.uint8)
+        else:
+            pixels = channels_first(self._resize(image))
+            pixels = 255 - pixels if self.invert else pixels
         self._counts["constant"] += bool((pixels == pixels[:, :1, :1]).all())
-        return 255 - pixels if self.invert else pixels
+        return pixels
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """Resample to the size of the result; an exact copy if the image has that size."""
@@ -213,50 +229,19 @@ class Conversion:
         }
 
 
-def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """Return the image in an array, or the image itself, upright by its EXIF orientation.
-
-    Raises:
-        UsageError: if the array has another shape or type.
-    """
-    if isinstance(image, np.ndarray):
-        pixels = image[..., 0] if image.shape[2:] == (1,) else image
-        try:
-            return Image.fromarray(pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels)
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"expected an image (h, w), or uint8 (h, w, 1, 3 or 4), got {image.dtype} of shape {image.shape}: "
-                "convert it, with channels last"
-            ) from error
-    with suppress(Exception):  # a damaged orientation is ignored
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # not yet by decode
-            return ImageOps.exif_transpose(image)
-    return image
+def channels_first(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image, ``(c, h, w)``."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Return whether an image has more than 8 bits a pixel in one channel: integers, or floating point."""
-    return image.mode[0] in "IF"
+def average(images: np.ndarray, size: int) -> np.ndarray:
+    """Return images ``(..., h, w)`` resized to squares by averages over areas."""
+    rows, columns = (area_weights(length, size) for length in images.shape[-2:])
+    return rows @ images @ columns.T
 
 
-def is_transparent(image: Image.Image) -> bool:
-    """Return whether any pixel is transparent, at least partly."""
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255)
-
-
-def has_further_frames(image: Image.Image | np.ndarray) -> bool:
-    """Return whether the file has further pages or frames; the second picture of a photograph (MPO) does not count."""
-    with suppress(Exception):  # further frames may be damaged
-        return isinstance(image, Image.Image) and image.format in ("GIF", "PNG", "TIFF", "WEBP") and image.is_animated  # type: ignore[attr-defined]
-    return False
-
-
-def blend(image: Image.Image, background: str) -> Image.Image:
-    """Return a transparent image on a background, in RGBA."""
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-
-
-def opaque_where(opaque: np.ndarray) -> Image.Image:
-    """Return an alpha channel of 255 where ``opaque`` is true, and else 0."""
-    return Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8))
+def area_weights(side: int, size: int) -> np.ndarray:
+    """Return the ``(size, side)`` matrix that resizes ``side`` pixels to ``size`` by averaging over areas."""
+    edges, pixels = np.linspace(0, side, size + 1)[:, None], np.arange(side)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return overlap.clip(0) * size / side

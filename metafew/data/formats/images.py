@@ -1,4 +1,4 @@
-"""Decode images of any format, mode and size."""
+"""Decode images of any format, mode and size, and find out what they are like."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from metafew.data.formats.damage import UnreadableImages
+from metafew.errors import UsageError
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")  # others run external programs, as EPS does
 UPPER_BYTES = "upper bytes"
@@ -50,3 +52,54 @@ def decode(file: Path | BinaryIO, name: str) -> Image.Image:
             return image
         problem = "its colours are CIELAB, not RGB"
     raise UnreadableImages([(name, problem)])
+
+
+def as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    """Return the image in an array, or the image itself, upright by its EXIF orientation.
+
+    Raises:
+        UsageError: if the array has another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        pixels = image[..., 0] if image.shape[2:] == (1,) else image
+        try:
+            if image.ndim not in (2, 3) or not image.size:
+                raise ValueError("it is no image")
+            return Image.fromarray(pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"expected an image (h, w), or uint8 (h, w, 1, 3 or 4), got {image.dtype} of shape {image.shape}: "
+                "convert it, with channels last"
+            ) from error
+    with suppress(Exception):  # a damaged orientation is ignored
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # not yet by decode
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image has more than 8 bits a pixel in one channel: integers, or floating point."""
+    return image.mode[0] in "IF"
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether any pixel is transparent, at least partly."""
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255)
+
+
+def has_further_frames(image: Image.Image | np.ndarray) -> bool:
+    """Return whether the file has further pages or frames; the second picture of a photograph (MPO) does not count."""
+    with suppress(Exception):  # further frames may be damaged
+        return isinstance(image, Image.Image) and image.format in ("GIF", "PNG", "TIFF", "WEBP") and image.is_animated  # type: ignore[attr-defined]
+    return False
+
+
+def blend(image: Image.Image, background: str) -> Image.Image:
+    """Return a transparent image on a background, in RGBA."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+
+
+def opaque_where(opaque: np.ndarray) -> Image.Image:
+    """Return an alpha channel of 255 where ``opaque`` is true, and else 0."""
+    return Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8))

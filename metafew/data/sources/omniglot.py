@@ -12,16 +12,17 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from PIL import Image
 
 from metafew.config.option_values import check_choice
 from metafew.data.download import Remote, obtain
-from metafew.data.formats.damage import explain_damage
+from metafew.data.formats.conversion import Conversion
+from metafew.data.formats.damage import explain_damage, intact
+from metafew.data.formats.images import decode
 from metafew.data.sources.source import SPLITS, Category, Source, shipped_split
 from metafew.errors import UsageError
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
-DRAWINGS, SIDE = 20, 105  # of each character; in pixels
+DRAWINGS = 20  # of each character
 URLS = (
     "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
     "https://github.com/brendenlake/omniglot/raw/master/python/",
@@ -54,6 +55,7 @@ class Omniglot(Source):
     def __init__(self, root: str, split: str, image_size: int, download: bool):
         published = shipped_split(self.name)
         check_choice("dataset.split", split, list(published))
+        self.conversion: Conversion = Conversion(self.channels, image_size, invert=True, resample="area")
         self.root, self.split, self.image_size, self.download = Path(root), split, image_size, download
         self._held_out = {part: tuple(prefixes) for part, prefixes in published[split].items()}
 
@@ -75,15 +77,16 @@ class Omniglot(Source):
 
     def read(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
         """Read drawings one by one: uint8 ``(1, image_size, image_size)``, ink 255."""
-        weights = area_weights(SIDE, self.image_size)
         with ExitStack() as stack:
             archives = {name: stack.enter_context(ZipFile(self._archive(name))) for name in CHARACTERS}
-            for key in keys:
+
+            def read_drawing(key: str) -> np.ndarray:
                 archive = archives[key.partition("/")[0]]
                 where = f"{key} in {archive.filename}"
                 with explain_damage(where, "an image", BadZipFile, OSError), archive.open(key) as file:
-                    ink = 255.0 - np.asarray(Image.open(file).convert("L"))
-                yield np.rint(weights @ ink @ weights.T).astype(np.uint8)[None]
+                    return self.conversion(decode(file, where))
+
+            yield from intact(map(read_drawing, keys))
 
     @cached_property
     def _drawings(self) -> dict[str, int]:
@@ -110,10 +113,3 @@ def list_drawings(path: Path) -> dict[str, int]:
             "PATH/omniglot"
         )
     return found
-
-
-def area_weights(side: int, size: int) -> np.ndarray:
-    """Return the ``(size, side)`` matrix that resizes ``side`` pixels to ``size`` by averaging over areas."""
-    edges, pixels = np.linspace(0, side, size + 1)[:, None], np.arange(side)
-    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    return overlap.clip(0) * size / side

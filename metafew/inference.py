@@ -44,7 +44,9 @@ class Model(nn.Module):
             ``(c, h, w)``.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, choices: dict[str, str], conversion: Mapping[str, Any] | None):
+    def __init__(
+        self, backbone: Backbone, head: Head, choices: dict[str, str], conversion: Mapping[str, Any] | None = None
+    ):
         super().__init__()
         self.trained_conversion = conversion
         self.conversion = Conversion(backbone.channels, backbone.image_size, **(conversion or {}))
@@ -208,11 +210,5 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
             "%s of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
             "%s of %s is used; set model.head.chosen to another",
             *(" and ".join(next(iter(candidates.values()))), name, next(iter(candidates)), ", ".join(candidates)),
-        )
-    if "conversion" not in provenance["model"]:
-        log.warning(
-            "%s is of an earlier version, which did not save how images were converted: model.conversion has fit=crop "
-            "and invert=false",
-            path,
         )
     return Model(backbone, head, provenance["choices"], provenance["model"].get("conversion")).eval()

@@ -190,6 +190,10 @@ def test_a_crop_that_cuts_much_away_is_remarked(shapes, shares):
             "got only 0 to 4095, of which 17 of 256 grey levels are left: type dataset.white=4095$",
         ),
         ([square(0, 1000, np.uint16)], "type dataset.white=1023"),
+        (
+            [square(0, 4095, np.uint16)] * 2 + [square(0, 65535, np.uint16)],
+            "got 2 of 3 that stay below 1/8 of it: type dataset.white=NUMBER",
+        ),
         ([square(0, 255, np.int32)], "type dataset.white=255"),
         ([square(40_000, 44_000, np.uint16)], "got only 40000 to 44000, .*: convert the files to 8 bits"),
         ([square(0, 1.5)], "got only 0 to 1.5, .*: type dataset.white=1.5"),

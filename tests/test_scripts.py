@@ -143,6 +143,7 @@ def test_predict_labels_every_image(ckpt, shades, tmp_path, capsys):
         assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
         assert float(row["probability"]) == chances[row["predicted"]] == max(chances.values())
     shown = capsys.readouterr()
+    assert "type fit=... and invert=... where crop and false are wrong" in shown.err  # of glyphs, which are drawn
     assert "20 of 20 images are labelled" in shown.out and not [f for f in out.parent.iterdir() if f != out]
     for name in BRIGHT:
         count = list(shades.values()).count(name)
@@ -170,6 +171,32 @@ def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, mon
     fitted = Conversion(1, 28, "stretch" if "fit=stretch" in changes else "crop")(image)
     np.testing.assert_array_equal(images[0], 255 - fitted if "invert=true" in changes else fitted)
     assert not np.array_equal(images[0], Conversion(1, 28)(image))
+
+
+def test_predict_converts_images_as_the_model_was_trained(launch, folder, tmp_path, monkeypatch, capsys):
+    for file in folder.rglob("*.png"):
+        picture(file, 130, len(file.parent.name), (40, 30))
+    words = [f"dataset.root={folder}", "dataset.image_size=16", "dataset.fit=stretch", "dataset.invert=true"]
+    words += ["dataset.fractions=[0.5,0.25,0.25]", "train.query=1", "val.query=1", "test.query=1"]
+    words += ["train.way=2", "val.way=2", "test.way=2"]
+    launch("dataset=folder", *words, "stages=[fit]", "trainer.max_steps=1", "norm=none", out=tmp_path / "run")
+    adapted, original = [], predict.metafew.load
+
+    def load(*typed):
+        model = original(*typed)
+        model.adapt = lambda images, labels: adapted.append(images) or type(model).adapt(model, images, labels)
+        return model
+
+    monkeypatch.setattr(predict.metafew, "load", load)
+    ckpt = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    typed = [f"ckpt={ckpt}", f"support={folder}", f"query={folder}", f"out={tmp_path / 'a.csv'}"]
+    assert predict.main(typed) == 0
+    assert "differs" not in capsys.readouterr().err
+    assert predict.main([*typed, "fit=crop", "invert=true"]) == 0
+    assert "fit=crop differs from the training of this model: stretch\n" in capsys.readouterr().err
+    files = sorted(folder.rglob("*.png"))
+    for images, fit in zip(adapted, ("stretch", "crop"), strict=True):
+        np.testing.assert_array_equal(images, np.stack([Conversion(3, 16, fit, invert=True)(file) for file in files]))
 
 
 def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ distributed/launcher.py: on_multirun_start on_run_start
 distributed/sweep.py: finished on_multirun_end on_multirun_start
 experiments/start.py: check_experiment_options start_experiment
 training/checks.py: check_options
+training/conversion.py: follow_training
 training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source make_trainer
 training/parts.py: make_parts
 training/resume.py: training_options

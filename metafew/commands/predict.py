@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(run, arguments, __doc__)
 
 
-def as_typed_here(sentence: str) -> str:
-    """Return a sentence with the options of a conversion as this command takes them, without their group."""
-    return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", sentence)
+def as_typed_here(message: str) -> str:
+    """Return a message with the options of a conversion as this command takes them, without their group."""
+    return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
@@ -101,8 +101,7 @@ def predict(values: dict[str, str]) -> None:
     for name in task.classes:
         table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
     Console().print(table)
-    for sentence in remarks(conversion.seen):
-        print(f"metafew: {as_typed_here(sentence)}", file=sys.stderr)
+    print_remarks(model, conversion)
     print(f"{counts.total()} of {len(files)} images are labelled in {out}")
 
 
@@ -115,6 +114,21 @@ def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
         if value != trained:
             print(f"metafew: {key}={values[key]} differs from the training of this model: {trained}", file=sys.stderr)
     return Conversion(model.channels, model.image_size, **model.conversion.options | typed)
+
+
+def print_remarks(model: Model, conversion: Conversion) -> None:
+    """Print what the user should know of the images that were converted."""
+    # Of a model that was trained on cropped images, it is no news that it crops others.
+    seen = {key: value for key, value in conversion.seen.items() if not (model.trained_conversion and "cut" in key)}
+    found = remarks(seen)
+    if model.trained_conversion is None:
+        found.append(
+            "expected a checkpoint that holds how training converted image files, got one of an earlier version, of a "
+            f"dataset without such files, or of several: type fit=... and invert=... where {conversion.fit} and "
+            f"{str(conversion.invert).lower()} are wrong"
+        )
+    for remark in found:
+        print(f"metafew: {as_typed_here(remark)}", file=sys.stderr)
 
 
 def parse_number(word: str) -> float:

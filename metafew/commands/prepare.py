@@ -42,8 +42,8 @@ def prepare(arguments: Sequence[str]) -> None:
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
     for each, folder in stores.items():
         verify(folder)
-        for sentence in remarks_on(each, folder):
-            print(f"metafew: {sentence}", file=sys.stderr)
+        for remark in remarks_on(each, folder):
+            print(f"metafew: {remark}", file=sys.stderr)
     print_stores(stores)
     if all(each.dtype is np.uint8 for each in stores):
         draw_tasks(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))

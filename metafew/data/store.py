@@ -128,7 +128,7 @@ def describe(folder: Path) -> dict:
 def remarks_on(source: Source, folder: Path) -> list[str]:
     """Return what the user should know of the images in the store of ``source``, if they are the user's own."""
     seen = describe(folder)["summary"]["seen"] if source.own_images else {}
-    return [f"dataset={source.title}: {sentence}" for sentence in remarks(seen)]
+    return [f"dataset={source.title}: {remark}" for remark in remarks(seen)]
 
 
 def verify(folder: Path) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from metafew.data.datamodule import FewShot
 from metafew.data.store import describe, remarks_on
+from metafew.distributed.launcher import is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def conversion_of_training(data: FewShot) -> dict | None:
 
 
 def warn_of_images(data: FewShot) -> None:
-    """Log what the user should know of the images in the stores."""
-    for source in data.source.all_components():
-        for sentence in remarks_on(source, data.folder(source)):
-            log.warning("%s", sentence)
+    """Log what the user should know of the images in the stores, once for all ranks."""
+    for source in data.source.all_components() if is_rank_zero() else []:
+        for remark in remarks_on(source, data.folder(source)):
+            log.warning("%s", remark)

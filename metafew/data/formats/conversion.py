@@ -221,6 +221,7 @@ class Conversion:
         self._counts["deep"] += 1
         self._counts["below_0"] += low < 0
         self._counts["above_white"] += high > 1.01 * white
+        self._counts["dim"] += high < white / 8
         seen = self._values
         self._values = {
             "smallest": min(low, seen.get("smallest", low)),

@@ -42,7 +42,8 @@ def decode(file: Path | BinaryIO, name: str) -> Image.Image:
             with suppress(Exception):  # a damaged orientation is ignored
                 ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError:
-        problem = f"its content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}" if content else "it is empty"
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        problem = f"its content is not {kinds}, or in a form that Pillow cannot read" if content else "it is empty"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         problem = f"it declares more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     except Exception as error:  # decoders raise errors of any type

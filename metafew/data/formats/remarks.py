@@ -7,7 +7,7 @@ from typing import Any
 
 
 def remarks(seen: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each property of images that a user should know of.
+    """Return a remark on each property of images that a user should know of.
 
     Args:
         seen: :attr:`~metafew.data.formats.conversion.Conversion.seen` of all images.
@@ -40,7 +40,7 @@ def remarks(seen: Mapping[str, Any]) -> list[str]:
 
 
 def _remarks_on_range(seen: Mapping[str, Any]) -> list[str]:
-    """Return the sentences for images of more than 8 bits."""
+    """Return the remarks on images of more than 8 bits."""
     found, low, high, white = [], seen["smallest"], seen["largest"], seen["white"]
     if min(high, white) - max(low, 0) < white / 8:
         better = high if white <= 255 else 2 ** int(max(high, 1)).bit_length() - 1  # as of 10, 12 or 14 bits
@@ -51,6 +51,11 @@ def _remarks_on_range(seen: Mapping[str, Any]) -> list[str]:
             f"expected images of more than 8 bits to use the range from 0 to white, {white:g}, got only {low:g} to "
             f"{high:g}, of which {round((min(high, white) - max(low, 0)) / white * 255) + 1} of 256 grey levels are "
             f"left: {advice}"
+        )
+    elif 2 * seen.get("dim", 0) > seen["deep"]:
+        found.append(
+            f"expected images of more than 8 bits to use the range from 0 to white, {white:g}, got {seen['dim']} of "
+            f"{seen['deep']} that stay below 1/8 of it: type dataset.white=NUMBER"
         )
     for key, problem in {
         "not_finite": "pixels that are not finite, which are stored as 0",

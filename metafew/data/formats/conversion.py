@@ -98,7 +98,7 @@ class Conversion:
     @property
     def seen(self) -> dict[str, Any]:
         """What the images so far were like: numbers of images, and shares and values; nothing that did not occur."""
-        found = {name: count for name, count in self._counts.items() if count}
+        found: dict[str, Any] = {name: count for name, count in self._counts.items() if count}
         if self._cut_away:
             share = sum(self._cut_away) / self._counts["images"]
             found |= {"cut_away": round(share, 4), "most_cut_away": round(max(self._cut_away), 4)}
@@ -212,9 +212,9 @@ class Conversion:
                 f"expected 8 bits for images in colour with dataset.white={self.white:g}, got 16 bits, of which only "
                 "the upper 8 are read: convert the files to 8 bits, or type dataset.white=null"
             )
-        extrema = [image.getchannel(band).getextrema() for band in image.getbands() if band not in "Aa"]
+        colours = np.asarray(image)[..., [band not in "Aa" for band in image.getbands()]]
         self._counts["upper_bytes"] += 1
-        self._count_values(257 * min(low for low, _ in extrema), 257 * max(high for _, high in extrema), 65535)  # type: ignore[operator,type-var]
+        self._count_values(257 * int(colours.min()), 257 * int(colours.max()), 65535)
 
     def _count_values(self, low: float, high: float, white: float) -> None:
         """Count an image of more than 8 bits whose pixels are from ``low`` to ``high``."""

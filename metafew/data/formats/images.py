@@ -6,7 +6,7 @@ import io
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -19,7 +19,7 @@ UPPER_BYTES = "upper bytes"
 """The entry in ``info`` of images in 16-bit colour, of which Pillow decodes the upper 8 bits."""
 
 
-def decode(file: Path | BinaryIO, name: str) -> Image.Image:
+def decode(file: Path | IO[bytes], name: str) -> Image.Image:
     """Decode an image: the first frame of an animation, rotated upright by its EXIF orientation.
 
     Args:
@@ -85,7 +85,7 @@ def is_deep(image: Image.Image) -> bool:
 
 def is_transparent(image: Image.Image) -> bool:
     """Return whether any pixel is transparent, at least partly."""
-    return image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255)
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def has_further_frames(image: Image.Image | np.ndarray) -> bool:

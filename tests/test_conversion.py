@@ -278,7 +278,11 @@ def test_reading_goes_on_after_a_damaged_image_in_an_array():
     ("typed", "expected", "logged"),
     [
         ([], {"fit": "stretch", "invert": True, "white": 4095, "background": None, "image_size": 28}, "is taken from"),
-        (["dataset.fit=pad"], {"fit": "pad", "invert": True}, "dataset.fit=pad differs from the training of a.ckpt"),
+        (
+            ["dataset.fit=pad"],
+            {"fit": "pad", "invert": True},
+            "dataset.fit=stretch, as in the training of a.ckpt, got pad:",
+        ),
     ],
 )
 def test_a_test_follows_the_training(typed, expected, logged, caplog):
@@ -290,12 +294,14 @@ def test_a_test_follows_the_training(typed, expected, logged, caplog):
     options |= {"white": None, "background": None} | dict(word.removeprefix("dataset.").split("=") for word in typed)
     cfg = OmegaConf.create({"ckpt": "a.ckpt", "dataset": options})
     with caplog.at_level(logging.WARNING):
-        follow_training(cfg, {"metafew": {"model": model}}, ["dataset=folder", *typed])
+        follow_training(cfg, {"metafew": {"model": model, "training": {"dataset": {}}}}, ["dataset=folder", *typed])
     assert {key: cfg.dataset[key] for key in expected} == expected and "resample" not in cfg.dataset
     assert logged in caplog.text
-    before = cfg.copy()
-    follow_training(cfg, {"metafew": {"model": {"images": model["images"]}}}, [])  # of an earlier version
-    assert cfg == before
+    followed = cfg.copy()
+    for saved, trained_on in (({"images": model["images"]}, {}), (model, {**options})):
+        cfg = OmegaConf.create({"ckpt": "a.ckpt", "dataset": options})
+        follow_training(cfg, {"metafew": {"model": saved, "training": {"dataset": trained_on}}}, [])
+        assert cfg.dataset == options != followed.dataset  # of an earlier version, or the dataset of training
 
 
 # store, predictions and the loaded model have the same pixels

@@ -191,9 +191,9 @@ def test_predict_converts_images_as_the_model_was_trained(launch, folder, tmp_pa
     ckpt = tmp_path / "run" / "checkpoints" / "last.ckpt"
     typed = [f"ckpt={ckpt}", f"support={folder}", f"query={folder}", f"out={tmp_path / 'a.csv'}"]
     assert predict.main(typed) == 0
-    assert "differs" not in capsys.readouterr().err
+    assert "as in training" not in capsys.readouterr().err
     assert predict.main([*typed, "fit=crop", "invert=true"]) == 0
-    assert "fit=crop differs from the training of this model: stretch\n" in capsys.readouterr().err
+    assert "expected fit=stretch, as in training, got crop: leave it out" in capsys.readouterr().err
     files = sorted(folder.rglob("*.png"))
     for images, fit in zip(adapted, ("stretch", "crop"), strict=True):
         np.testing.assert_array_equal(images, np.stack([Conversion(3, 16, fit, invert=True)(file) for file in files]))

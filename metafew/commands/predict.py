@@ -112,7 +112,11 @@ def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
     for key, value in typed.items():
         trained = (model.trained_conversion or typed)[key]
         if value != trained:
-            print(f"metafew: {key}={values[key]} differs from the training of this model: {trained}", file=sys.stderr)
+            print(
+                f"metafew: expected {key}={trained}, as in training, got {values[key]}: leave it out to convert images as "
+                "in training",
+                file=sys.stderr,
+            )
     return Conversion(model.channels, model.image_size, **model.conversion.options | typed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metafew.data.datamodule import FewShot
 from metafew.data.store import describe, remarks_on
@@ -17,13 +17,16 @@ log = logging.getLogger(__name__)
 def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> None:
     """Set the options of the dataset that convert images to those of a checkpoint, except those that were typed.
 
+    Checkpoints of earlier versions and of datasets without image files have no such options.
+
     Args:
         cfg: the composed configuration; its dataset is changed.
         start: the content of the checkpoint.
         overrides: the overrides.
     """
     model = start["metafew"]["model"]
-    if not (conversion := model.get("conversion")):  # an earlier version, or a dataset without image files
+    conversion, trained_on = model.get("conversion"), start["metafew"]["training"]["dataset"]
+    if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # whose store is used again
         return
     typed = {override.lstrip("+").partition("=")[0] for override in overrides}
     for option, value in {**model["images"], **conversion}.items():
@@ -31,7 +34,10 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
         if value is None or own == value:
             continue
         if f"dataset.{option}" in typed:
-            log.warning("dataset.%s=%s differs from the training of %s: %s", option, own, cfg.ckpt, value)
+            log.warning(
+                "expected dataset.%s=%s, as in the training of %s, got %s: leave it out to convert images as in training",
+                *(option, value, cfg.ckpt, own),
+            )
         else:
             if own is not None:
                 log.warning("dataset.%s=%s is taken from the training of %s, not %s", option, value, cfg.ckpt, own)

@@ -24,8 +24,8 @@ def remarks(seen: Mapping[str, Any]) -> list[str]:
     if seen.get("transparent") and seen.get("constant"):
         found.append(
             f"expected {seen['transparent']} transparent images to be visible on their background, got "
-            f"{seen['constant']} images of a single colour: type dataset.background=white or dataset.background=black, or "
-            "give the files a background"
+            f"{seen['constant']} images of a single colour: type dataset.background=white or dataset.background=black, "
+            "or give the files a background"
         )
     elif seen.get("constant"):
         found.append(

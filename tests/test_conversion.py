@@ -281,7 +281,7 @@ def test_reading_goes_on_after_a_damaged_image_in_an_array():
         (
             ["dataset.fit=pad"],
             {"fit": "pad", "invert": True},
-            "dataset.fit=stretch, as in the training of a.ckpt, got pad:",
+            "dataset.fit=stretch, as in the training of a.ckpt, got pad",
         ),
     ],
 )

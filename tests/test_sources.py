@@ -10,6 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
+from metafew.data.formats.conversion import Conversion
 from metafew.data.sources import glyphs, omniglot, shipped_split
 from metafew.data.sources.glyphs import Glyphs
 from metafew.data.sources.omniglot import Omniglot
@@ -159,12 +160,14 @@ def test_omniglot_classes(small):
 def test_omniglot_reads_in_order_and_averages_by_area(small, size):
     root, originals = small
     keys = np.random.default_rng(1).choice(list(originals), 10)
-    images = list(source(root, image_size=size).read(keys))
+    drawings = source(root, image_size=size)
+    images, convert = list(drawings.read(keys)), Conversion(1, size, **drawings.conversion.options)
     for key, image in zip(keys, images, strict=True):
         rows = 255 * (~originals[key]).repeat(size, axis=0).reshape(size, 105, 105).mean(1)
         exact = rows.repeat(size, axis=1).reshape(size, size, 105).mean(2)
         assert image.shape == (1, size, size) and image.dtype == np.uint8
         assert np.abs(image[0] - exact).max() <= 0.5 + 1e-9
+        np.testing.assert_array_equal(convert(Image.fromarray(originals[key])), image)  # as for predictions
 
 
 def test_omniglot_fingerprint_follows_content_and_settings(small):

@@ -35,7 +35,7 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
             continue
         if f"dataset.{option}" in typed:
             log.warning(
-                "expected dataset.%s=%s, as in the training of %s, got %s: leave it out to convert images as in training",
+                "expected dataset.%s=%s, as in the training of %s, got %s: leave it out to follow the training",
                 *(option, value, cfg.ckpt, own),
             )
         else:

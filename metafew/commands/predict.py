@@ -113,7 +113,8 @@ def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
         trained = (model.trained_conversion or typed)[key]
         if value != trained:
             print(
-                f"metafew: expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the training",
+                f"metafew: expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the "
+                "training",
                 file=sys.stderr,
             )
     return Conversion(model.channels, model.image_size, **model.conversion.options | typed)

@@ -19,6 +19,7 @@ from metafew.data.formats.conversion import Conversion
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.head import Head
+from metafew.predictions import NO_ANSWER, answers, probabilities
 from metafew.training import checkpoint
 from metafew.training.factory import make_backbone, make_head
 
@@ -149,6 +150,8 @@ class Task:
     def predict(self, images: Tensor | np.ndarray) -> Tensor:
         """Return probabilities ``(q, w)`` in float32, one column for each of :attr:`classes`.
 
+        The row of an image whose logits are not all finite, such as one of a model that diverged, is NaN.
+
         Args:
             images: ``q`` images, as :meth:`Model.adapt` takes them.
 
@@ -160,11 +163,15 @@ class Task:
             return torch.zeros(0, len(self.classes), device=query.device)
         with targets_at_once(None if model.backbone.transductive else AT_ONCE):
             logits = model.head(model.backbone, self.support, query, len(self.classes))
-        return logits[0].float().softmax(-1)
+        return probabilities(logits[0].float())
 
     def label(self, images: Tensor | np.ndarray) -> list:
-        """Return the most probable label of each image."""
-        return [self.classes[number] for number in self.predict(images).argmax(-1).tolist()]
+        """Return the most probable label of each image; None for an image whose logits are not all finite."""
+        return self.most_probable(self.predict(images))
+
+    def most_probable(self, found: Tensor) -> list:
+        """Return the most probable label of each row of what :meth:`predict` returns; None for a row of NaN."""
+        return [None if number == NO_ANSWER else self.classes[number] for number in answers(found).tolist()]
 
 
 def ordered(labels: list[Hashable]) -> list:

@@ -15,6 +15,7 @@ from metafew.analysis.features.plots import draw_alphas
 from metafew.analysis.style import BLUE, ORANGE, save
 from metafew.episode import Episode
 from metafew.norms.alpha import Alpha
+from metafew.predictions import NO_ANSWER, answers
 
 
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
@@ -63,7 +64,7 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
-        probabilities: ``(t, q, w)``.
+        probabilities: ``(t, q, w)``, NaN for a query without an answer.
         path: the PNG to write; an SVG is written next to it.
         queries: the largest number of queries of a class to draw.
     """
@@ -91,9 +92,10 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
         row[0].set_ylabel(f"class {label + 1}", fontsize=8)
         for axes, query in zip(row[shots + 1 :], queried[label], strict=False):
             draw_image(axes, episode.query.images[0, query])
-            confidence, prediction = probabilities[0, query].max(-1)
-            right = prediction == label
-            text = f"{'✓' if right else '✗'} {int(prediction) + 1} ({100 * confidence:.0f} %)"
+            found = int(answers(probabilities[0, query]))
+            right = found == label
+            named = "none" if found == NO_ANSWER else f"{found + 1} ({100 * probabilities[0, query, found]:.0f} %)"
+            text = f"{'✓' if right else '✗'} {named}"
             style = {"color": "black", "weight": "normal"} if right else {"color": ORANGE, "weight": "bold"}
             axes.set_xlabel(text, fontsize=6.5, labelpad=2, **style)
     for axes in figure.axes:

@@ -14,6 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from metafew.distributed.collective import gather_objects
+from metafew.evaluation.statistics import score
 from metafew.io import atomic_write
 from metafew.solvers.unsolved import so_far
 
@@ -37,7 +38,7 @@ class Checkpoints(ModelCheckpoint):
 
     Args:
         folder: where checkpoints go.
-        head: the head whose accuracy on validation tasks chooses the best.
+        head: the head whose :func:`~metafew.evaluation.statistics.score` on validation tasks chooses the best.
         every: steps between writes of last.ckpt; each validation writes it too.
         keep: whether to keep the checkpoint of each of these steps.
     """
@@ -46,6 +47,7 @@ class Checkpoints(ModelCheckpoint):
         monitor = f"val/{head}/accuracy"
         super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
         self.every, self.keep = every, keep
+        self.failed = 0  # the failed tasks of the best validation
         self.saved = self.validated = 0  # the steps after which this happened last
         self.begun = -1  # the steps before the one under way
         self.random: dict[str, torch.Tensor] = {}  # the random state then
@@ -81,6 +83,16 @@ class Checkpoints(ModelCheckpoint):
             self.validated = trainer.global_step
             super().on_validation_end(trainer, pl_module)
             self.write(trainer)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Return whether this validation is the best: fewer tasks failed, or as many with a higher accuracy."""
+        if current is None:
+            return False
+        failed = int(trainer.callback_metrics[f"{str(self.monitor).rpartition('/')[0]}/failed"])
+        best = self.best_model_score
+        better = best is None or score(current.item(), failed) > score(best.item(), self.failed)
+        self.failed = failed if better else self.failed
+        return better
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last weights."""
@@ -123,6 +135,10 @@ class Checkpoints(ModelCheckpoint):
         loops["epoch_loop.val_loop.batch_progress"]["total"] = progress(ready=missing, started=missing)
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - due
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return Lightning's state and the failed tasks of the best validation."""
+        return super().state_dict() | {"failed": self.failed}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and checkpoint, with paths in this folder."""
 
@@ -133,6 +149,7 @@ class Checkpoints(ModelCheckpoint):
             scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
             paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": scores})
+            self.failed = state_dict.get("failed", 0)  # checkpoints of earlier versions have none
 
 
 def progress(ready: int = 0, started: int = 0) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from metafew.evaluation.statistics import format_failed
+
 
 class Progress(RichProgressBar):
     """Lightning's bar with steps instead of epochs and short names of measures."""
@@ -15,7 +17,9 @@ class Progress(RichProgressBar):
         return "Training"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the training loss and the validation accuracy of the trained head."""
+        """Return the training loss and the validation accuracy of the trained head, with the tasks that failed."""
         names = {"train/loss": "loss", f"val/{pl_module.trained}/accuracy": "validation accuracy"}
         values = trainer.progress_bar_metrics
-        return {short: f"{values[name]:.3f}" for name, short in names.items() if name in values}
+        shown = {short: f"{values[name]:.3f}" for name, short in names.items() if name in values}
+        failed = format_failed(values.get(f"val/{pl_module.trained}/failed"))
+        return {short: value + failed * (short != "loss") for short, value in shown.items()}

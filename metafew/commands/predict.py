@@ -38,10 +38,13 @@ from metafew.io import atomic_write
 if TYPE_CHECKING:
     from metafew.inference import Model, Task
 
+    Row = tuple[str, str | None, np.ndarray]
+
 DEFAULTS = {"out": "predictions.csv", "trust": ""} | dict.fromkeys(CHOICES, "")
 KEYS = ("ckpt", "support", "query", *DEFAULTS)
 USAGE = __doc__.split("\n\n")[1].strip()
 CHUNK = 256  # queries that are in memory at a time
+NONE = ""  # the prediction for an image whose logits are not all finite; no class has this name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +82,11 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def predict(values: dict[str, str]) -> None:
-    """Label the queries, write the CSV file, and print how many there are of each class."""
+    """Label the queries, write the CSV file, and print how many there are of each class.
+
+    Raises:
+        UsageError: if an input cannot be used, or, once the file is written, if queries have no prediction.
+    """
     files, examples = list_images(Path(values["query"])), Tree(Path(values["support"]))
     model = metafew.load(values["ckpt"], values["trust"].split(","))
     conversion = choose_conversion(model, values)
@@ -94,7 +101,7 @@ def predict(values: dict[str, str]) -> None:
             file=sys.stderr,
         )
     out = Path(values["out"])
-    counts = write_predictions(out, task.classes, probabilities(task, readable(files, conversion)))
+    counts = write_predictions(out, task.classes, predictions(task, readable(files, conversion)))
     table = Table("class")
     for column in ("examples", "predicted"):
         table.add_column(column, justify="right")
@@ -102,7 +109,13 @@ def predict(values: dict[str, str]) -> None:
         table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
     Console().print(table)
     print_remarks(model, conversion)
+    unanswered = counts.pop(NONE, 0)
     print(f"{counts.total()} of {len(files)} images are labelled in {out}")
+    if unanswered:
+        raise UsageError(
+            f"expected finite logits for every image, got others for {unanswered} of {len(files)}, whose rows in {out} "
+            f"are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or head.lr"
+        )
 
 
 def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
@@ -170,15 +183,16 @@ def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[s
             print(f"metafew: left out: {error}", file=sys.stderr)
 
 
-def probabilities(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name of each image and its probability of each class."""
+def predictions(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterator[Row]:
+    """Yield the name of each image, the class predicted, None for none, and the probability of each class."""
     while chunk := list(islice(queries, CHUNK)):
         names, images = zip(*chunk, strict=True)
-        yield from zip(names, task.predict(np.stack(images)).numpy(), strict=True)
+        found = task.predict(np.stack(images))
+        yield from zip(names, task.most_probable(found), found.numpy(), strict=True)
 
 
-def write_predictions(out: Path, classes: list[str], rows: Iterable[tuple[str, np.ndarray]]) -> Counter[str]:
-    """Write the CSV file atomically and return how often each class is predicted.
+def write_predictions(out: Path, classes: list[str], rows: Iterable[Row]) -> Counter[str]:
+    """Write the CSV file atomically and return how often each class, or :data:`NONE`, is predicted.
 
     Raises:
         UsageError: there are no rows, or the file cannot be written.
@@ -189,10 +203,10 @@ def write_predictions(out: Path, classes: list[str], rows: Iterable[tuple[str, n
         with atomic_write(out, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in classes)])
-            for name, row in rows:
-                predicted = classes[row.argmax()]
-                counts[predicted] += 1
-                writer.writerow([name, predicted, *(f"{p:.6f}" for p in (row.max(), *row))])
+            for name, predicted, row in rows:
+                counts[predicted or NONE] += 1
+                shown = [NONE] * (1 + len(row)) if predicted is None else [f"{p:.6f}" for p in (row.max(), *row)]
+                writer.writerow([name, predicted or NONE, *shown])
             if not counts:
                 raise UsageError("expected at least one query that can be read, got none: type query=PATH of others")
     except OSError as error:

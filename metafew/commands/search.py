@@ -26,6 +26,7 @@ from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
 from metafew.distributed.subprocesses import forward_signals
 from metafew.errors import UsageError
+from metafew.evaluation.statistics import format_percent, score
 from metafew.experiments.cells import print_plain, run_in_process
 from metafew.experiments.plan import Command
 from metafew.io import read_json
@@ -104,15 +105,17 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     if signals:
         raise KeyboardInterrupt
     report = read_json(folder / "results.json")
-    accuracy = next(iter(report.get("validation", {}).values()), None)
-    if accuracy is None:
+    validation = {name.rpartition("/")[2]: value for name, value in report.get("validation", {}).items()}
+    if not validation:
         error = report.get("error", "it was never validated")
         trial.set_user_attr("error", error)
         study.tell(trial, 0.0)  # its sampler ignores trials in the state FAIL, and would propose similar ones again
         print_plain(console, f"  failed: {error}")
     else:
-        study.tell(trial, accuracy)
-        print_plain(console, f"  {100 * accuracy:.2f} %")
+        failed = validation.get("failed", 0)
+        trial.set_user_attr("validation", {"mean": validation["accuracy"], "ci95": None, "failed": failed})
+        study.tell(trial, score(validation["accuracy"], failed))
+        print_plain(console, f"  {format_percent(trial.user_attrs['validation'], ' %')}")
 
 
 def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str]:
@@ -136,9 +139,9 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
     table.add_column("validation accuracy", justify="right")
     for trial in ranked + failed:
         values = (escape(str(value)) for value in rounded(trial.params).values())
-        table.add_row(
-            f"{trial.number:03d}", *values, "failed" if trial in failed else f"{100 * (trial.value or 0):.2f} %"
-        )
+        # Trials of earlier versions told the study the accuracy itself.
+        accuracy = trial.user_attrs.get("validation", {"mean": trial.value, "ci95": None})
+        table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else format_percent(accuracy, " %"))
     console.print(table)
     for trial in failed:
         print_plain(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")

@@ -125,6 +125,11 @@ class FewShot(pl.LightningDataModule):
         (episode,) = self.sampler(self.test[0]).batch([number])
         return to_model_input(episode, dtype)
 
+    def test_images(self) -> list[dict[str, int]]:
+        """Return how many classes and distinct images the tests draw from, for each dataset."""
+        splits = [self._split(source, "test") for source in self.source.components("test")]
+        return [{"classes": len(split.names), "images": len(split.images)} for split in splits]
+
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
         """Return a sampler of the tasks of ``spec``, from stores that have been built."""
         parts = [

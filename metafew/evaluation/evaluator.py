@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -19,9 +20,13 @@ from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.feature_cache import FeatureCache, pays, together
 from metafew.evaluation.metrics import PerTask, summary
+from metafew.evaluation.statistics import score
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.norms.alpha import Alpha, alphas
+from metafew.predictions import probabilities
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator(pl.LightningModule):
@@ -79,13 +84,15 @@ class Evaluator(pl.LightningModule):
         self._measure(batch, self.val_tasks, self.feature_caches[0])
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy and loss of every head, and TaskNorm's alphas at the largest context of training."""
+        """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas at the largest training context."""
         for name, metric in self.val_tasks.items():
             table = metric.compute()
-            self.validation[name] = {measure: summary(table, measure)["mean"] for measure in ("accuracy", "loss")}
-            for measure, mean in self.validation[name].items():
-                shown = name == self.trained and measure == "accuracy"
-                self.log(f"val/{name}/{measure}", mean, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+            accuracy = summary(table, "accuracy")
+            found = {"accuracy": accuracy["mean"], "loss": summary(table, "loss")["mean"], "failed": accuracy["failed"]}
+            self.validation[name] = found
+            for measure, value in found.items():
+                shown = name == self.trained and measure != "loss"
+                self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()
@@ -117,10 +124,10 @@ class Evaluator(pl.LightningModule):
 
     @torch.no_grad()
     def predict(self, episode: Episode) -> Tensor:
-        """Return the probabilities ``(t, q, w)`` that the trained head gives to the queries of ``episode``."""
+        """Return the :func:`probabilities` ``(t, q, w)`` that the trained head gives to the queries of ``episode``."""
         self.eval()
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
-        return logits.softmax(-1)
+        return probabilities(logits)
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
         """Return the number of tasks in a step of evaluation on the tasks of ``sampler``."""
@@ -159,15 +166,26 @@ class Evaluator(pl.LightningModule):
         return readings[0] if len(readings) == 1 else {n: torch.cat([r[n] for r in readings], 1) for n in readings[0]}
 
     def choose(self) -> dict[str, dict]:
-        """Set every head that has candidates to the best of the last validation; return what was chosen."""
+        """Set every head that has candidates to the best of the last validation; return what was chosen.
+
+        Candidates are compared by :func:`~metafew.evaluation.statistics.score`: one with failed tasks is chosen only if
+        every other has failed tasks too, which logs a warning.
+        """
         chosen = {}
         for name, head in self.heads.items():
             candidates = [extra for extra in self._extras(head) if extra in head.candidates]
             if candidates:
-                best = max(candidates, key=lambda extra: self.validation[f"{name}/{extra}"]["accuracy"])
-                head.chosen = best
-                accuracy = self.validation[f"{name}/{best}"]["accuracy"]
-                chosen[name] = {**head.candidates[best], "validation_accuracy": accuracy}
+                found = {extra: self.validation[f"{name}/{extra}"] for extra in candidates}
+                scores = {extra: score(value["accuracy"], value["failed"]) for extra, value in found.items()}
+                head.chosen = best = max(scores, key=scores.__getitem__)
+                measured = {f"validation_{measure}": found[best][measure] for measure in ("accuracy", "failed")}
+                chosen[name] = {**head.candidates[best], **measured}
+                if failed := found[best]["failed"]:
+                    log.warning(
+                        "all %d candidates of head=%s have validation tasks that failed, as some of their logits are "
+                        "not finite: one with the fewest is chosen (%d failed), and a smaller head.lr may help",
+                        *(len(found), name, failed),
+                    )
         return chosen
 
 

@@ -10,15 +10,18 @@ from torchmetrics.utilities import dim_zero_cat
 
 from metafew.episode import Episode
 from metafew.evaluation.statistics import Interval, interval
+from metafew.predictions import NO_ANSWER, answers
 
 
 class PerTask(Metric):
     """The accuracy and loss of every task, sorted by task number.
 
-    ``compute`` returns float64 ``(tasks, 6)`` with the columns of :attr:`columns`, gathered over all processes.
+    A query without an answer (:func:`~metafew.predictions.answers`) is wrong, and its task has failed: ``failed`` is 1
+    and the loss NaN. ``compute`` returns float64 ``(tasks, 7)`` with the columns of :attr:`columns`, gathered over all
+    processes.
     """
 
-    columns = ("index", "source", "way", "shot", "accuracy", "loss")
+    columns = ("index", "source", "way", "shot", "accuracy", "loss", "failed")
     full_state_update = False
     rows: list[Tensor]
 
@@ -41,11 +44,13 @@ class PerTask(Metric):
             episode: the tasks; ``loss`` is the mean cross-entropy of their queries, in nats.
         """
         labels = episode.query.labels
-        accuracy = (logits.argmax(-1) == labels).double().mean(1)
-        loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1)
+        found = answers(logits)
+        accuracy = (found == labels).double().mean(1)
+        failed = (found == NO_ANSWER).any(1)
+        loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1).masked_fill(failed, torch.nan)
         shot = episode.support.labels.shape[1] / episode.way
         source, way, shot = (torch.full_like(loss, value) for value in (episode.source, episode.way, shot))
-        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss], 1))
+        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss, failed.double()], 1))
 
     def compute(self) -> Tensor:
         """Return the rows, sorted by task number."""
@@ -54,8 +59,12 @@ class PerTask(Metric):
 
 
 def summary(table: Tensor, measure: str) -> Interval:
-    """Return the mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`."""
-    return interval(table[:, PerTask.columns.index(measure)].numpy(force=True))
+    """Return mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`, and how many tasks failed.
+
+    The mean loss is NaN if a task failed.
+    """
+    values = {name: table[:, PerTask.columns.index(name)].numpy(force=True) for name in (measure, "failed")}
+    return interval(values[measure]) | {"failed": int(values["failed"].sum())}
 
 
 def of_source(table: Tensor, number: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from metafew.evaluation.metrics import PerTask, of_source, summary
-from metafew.evaluation.statistics import format_options, format_percent, ranks
+from metafew.evaluation.statistics import format_failed, format_options, format_percent, ranks, score
 from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
@@ -33,7 +34,9 @@ def versions() -> dict[str, str]:
 
 
 def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
-    """Return ``metrics`` of the heads and ``baselines``, each with its mean, 95 % interval and number of tasks.
+    """Return ``metrics`` of the heads and ``baselines``: mean, 95 % interval, number of tasks, and how many failed.
+
+    A mean that is not finite, as that of a loss if a task failed, becomes None.
 
     A mixture of datasets adds the metrics of each head on each dataset and, with several heads, ``average_rank``.
 
@@ -63,8 +66,11 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
                 name: summary(table, "accuracy") for name, table in test.items() if name.startswith(f"{head}/step")
             }
             if steps:
-                best = max(steps, key=lambda name: steps[name]["mean"])
+                best = max(steps, key=lambda name: score(steps[name]["mean"], steps[name]["failed"]))
                 metrics[f"test/{head}/{prefix}{BEST}"] = steps[best] | {"step": int(best.split("/step")[1])}
+    for value in metrics.values():
+        if not math.isfinite(value["mean"]):
+            value |= {"mean": None, "ci95": None}
     average = {"average_rank": average_ranks(tables[0], heads, len(sources))} if parts and len(heads) > 1 else {}
     return {"metrics": metrics, "baselines": baselines, **average}
 
@@ -89,11 +95,26 @@ def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str])
     """
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "source", "head", "way", "shot", "accuracy", "loss"])
+        writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:]])
         for test in tables:
             for name, table in test.items():
-                for index, source, way, shot, accuracy, loss in table.tolist():
-                    writer.writerow([int(index), sources[int(source)], name, int(way), f"{shot:g}", accuracy, loss])
+                for index, source, way, shot, accuracy, loss, failed in table.tolist():
+                    task = [int(index), sources[int(source)], name, int(way), f"{shot:g}"]
+                    writer.writerow([*task, accuracy, loss, int(failed)])
+
+
+def failures(metrics: dict[str, dict]) -> list[str]:
+    """Return a phrase for each accuracy with failed tasks; single steps and the datasets of a mixture are left out.
+
+    >>> failures({"test/svm/accuracy": {"tasks": 600, "failed": 12}, "test/maml/accuracy": {"tasks": 600, "failed": 0}})
+    ['12 of 600 tasks failed in test/svm/accuracy']
+    """
+    plain = re.compile(r"test/[^/]+/(shot[^/]+/)?accuracy")
+    return [
+        f"{value['failed']} of {value['tasks']} tasks failed in {name}"
+        for name, value in metrics.items()
+        if plain.fullmatch(name) and value["failed"]
+    ]
 
 
 def print_results(report: dict) -> None:
@@ -114,10 +135,22 @@ def print_results(report: dict) -> None:
     for head, choice in report["chosen"].items():
         print(f"{head}: {format_options(choice)} chosen on validation tasks")
     mode = "transductive" if report["transductive"] else "not transductive"
-    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}"
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}; {tested_on(report)}"
     console.print(table)
     if len(report["sources"]) > 1:
         console.print(table_by_source(report))
+
+
+def tested_on(report: dict) -> str:
+    """Return how many distinct images and classes the tests rest on.
+
+    >>> tested_on({"tested_on": {"glyphs": {"classes": 12, "images": 60}}})
+    'test: 12 classes, 60 images'
+    """
+    return "test: " + "; ".join(
+        f"{source} " * (len(report["tested_on"]) > 1) + f"{found['classes']} classes, {found['images']} images"
+        for source, found in report["tested_on"].items()
+    )
 
 
 def table_by_source(report: dict) -> Table:
@@ -140,9 +173,10 @@ def table_by_source(report: dict) -> Table:
 
 def percent(value: dict) -> str:
     """Format a mean and its interval for a table."""
-    return format_percent(value) if value["mean"] is None else f"{format_percent(value)} %"
+    return format_percent(value, " %")
 
 
 def short(value: dict) -> str:
     """Format a mean and its interval with one digit, for tables of many columns."""
-    return re.sub(r"(\.\d)\d| %| ", r"\1", percent(value))
+    measured = format_percent(value | {"failed": 0})
+    return re.sub(r"(\.\d)\d| ", r"\1", measured) + format_failed(value["failed"])

@@ -53,6 +53,7 @@ def measure_row(cells: Sequence[Cell], column: str | dict, reference: Sequence[C
         seeds={seed: value["mean"] for seed, value in found.items()},
         task_stream=TASK_STREAM,
         lower_bound=any(value.get("over") for value in values),
+        failed=sum(value.get("failed", 0) for value in values),
     )
 
 

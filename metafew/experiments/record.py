@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from metafew.analysis.compare.text_table import DAGGER, TextTable
+from metafew.analysis.compare.text_table import DAGGER, FAILED, TextTable
 from metafew.evaluation.statistics import format_options, format_percent
 from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
 from metafew.experiments.measurements import measure_row
@@ -74,6 +74,7 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
         if own == row:
             seeds = {str(seed): mean for seed, mean in found.seeds.items()}
             figures[column] = {"mean": found.mean, "ci95": found.ci95, "tasks": found.tasks, "seeds": seeds}
+            figures[column] |= {"failed": found.failed}
             figures[column] |= {"over": True} if found.lower_bound else {}
     return {
         "words": [word for word in cells[0].fit.overrides if not NOT_RECORDED.match(word)],
@@ -139,7 +140,8 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
     seeds = f"95 % t-interval over {' or '.join(map(str, sorted(counts - {1})))} seeds"
     over = " or, for one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
     notes = [f"mean ± {over}; accuracies in percent"]
-    notes += [DAGGER] * any(row["transductive"] for row in rows.values()) + published
+    failed = any(figure.get("failed") for row in rows.values() for figure in row["figures"].values())
+    notes += [FAILED] * failed + [DAGGER] * any(row["transductive"] for row in rows.values()) + published
     notes += [
         f"{name}: {format_options(picked)} of head={head} chosen on validation tasks"
         for name, row in rows.items()

@@ -14,21 +14,25 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from metafew.episode import Episode
+from metafew.predictions import NO_ANSWER, answers
 
 QUERIES, IMAGES = 100, 5
 """The most queries of a task in a table, and the most support images of a class."""
 
 
 class Prediction(NamedTuple):
-    """A query of a test task, its label and prediction, and the support images of both; classes count from 1."""
+    """A query of a test task, its label and prediction, and the support images of both; classes count from 1.
+
+    The prediction is None for a query without an answer.
+    """
 
     task: int
     query: Image.Image
     label: int
     support: Image.Image
-    predicted: int
-    confidence: float
-    support_of_predicted: Image.Image
+    predicted: int | None
+    confidence: float | None
+    support_of_predicted: Image.Image | None
 
 
 def publish(loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor]], out: Path) -> None:
@@ -96,16 +100,16 @@ def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Pa
 
 
 def summary(report: dict) -> dict[str, Any]:
-    """Return means and intervals of all metrics, the best validation accuracy, and the duration of each stage.
+    """Return mean, interval and failed tasks of all metrics, the best validation, and the duration of each stage.
 
-    >>> summary({"metrics": {"test/svm/accuracy": {"mean": 0.8, "ci95": 0.1}}, "baselines": {}, "validation": {},
-    ...          "seconds": {"fit": 2.5}})
-    {'test/svm/accuracy': 0.8, 'test/svm/accuracy_ci95': 0.1, 'seconds/fit': 2.5}
+    >>> summary({"metrics": {"test/svm/accuracy": {"mean": 0.8, "ci95": 0.1, "failed": 0}}, "baselines": {},
+    ...          "validation": {}, "seconds": {"fit": 2.5}})
+    {'test/svm/accuracy': 0.8, 'test/svm/accuracy_ci95': 0.1, 'test/svm/accuracy_failed': 0, 'seconds/fit': 2.5}
     """
     measured = report["metrics"] | {f"test/{name}/accuracy": value for name, value in report["baselines"].items()}
     values: dict[str, Any] = {}
     for name, value in measured.items():
-        values |= {name: value["mean"], f"{name}_ci95": value["ci95"]}
+        values |= {name: value["mean"], f"{name}_ci95": value["ci95"], f"{name}_failed": value["failed"]}
     values |= {f"{name}_best": value for name, value in report["validation"].items()}
     return values | {f"seconds/{stage}": seconds for stage, seconds in report["seconds"].items()}
 
@@ -120,10 +124,12 @@ def predictions(episode: Episode, probabilities: Tensor) -> Iterator[Prediction]
     (support, classes), (query, labels) = ([part[0] for part in pair] for pair in (episode.support, episode.query))
     strips = [strip(support[classes == c][:IMAGES]) for c in range(episode.way)]
     for number in range(0, len(labels), -(-len(labels) // QUERIES)):
-        label, (confidence, best) = int(labels[number]), probabilities[0, number].max(-1)
-        image, predicted = strip(query[number : number + 1]), int(best)
-        task = int(episode.index[0])
-        yield Prediction(task, image, label + 1, strips[label], predicted + 1, float(confidence), strips[predicted])
+        label, best = int(labels[number]), int(answers(probabilities[0, number]))
+        true = (int(episode.index[0]), strip(query[number : number + 1]), label + 1, strips[label])
+        if best == NO_ANSWER:
+            yield Prediction(*true, None, None, None)
+        else:
+            yield Prediction(*true, best + 1, float(probabilities[0, number, best]), strips[best])
 
 
 def strip(images: Tensor) -> Image.Image:

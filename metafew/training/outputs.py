@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import cast
@@ -38,17 +37,19 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
     trained_on = source.components("train")
     sources = {component.title: component in trained_on for component in source.components("test")}
-    best = parts.checkpoints.best_model_score  # None without a validation
+    best, failed = parts.checkpoints.best_model_score, parts.checkpoints.failed  # None, and 0, without a validation
+    validation = {} if best is None else {"accuracy": best.item(), "failed": failed}
     report = {
         **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
         "analysis": outcome.analysis,
         "sources": sources,
+        "tested_on": dict(zip(sources, parts.data.test_images(), strict=True)) if learner.tables else {},
         "chosen": outcome.chosen,
         "transductive": learner.transductive,
         "over": config["norm"].get("over"),
         "queries": config["test"]["queries"],
         "select": outcome.selected,
-        "validation": {} if best is None else {f"val/{learner.trained}/accuracy": best.item()},
+        "validation": {f"val/{learner.trained}/{measure}": value for measure, value in validation.items()},
         "choices": parts.choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
         "steps": trainer.global_step if parts.fits else parts.start["global_step"] if parts.start else 0,
         "seconds": outcome.seconds,
@@ -58,14 +59,12 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
         "versions": results.versions(),
         "config": config,
     }
-    for name, value in report["metrics"].items():
-        if not math.isfinite(value["mean"]):
-            value |= {"mean": None, "ci95": None}
-            log.warning(
-                "%s is not finite: training, or adaptation to a task, diverged; a smaller optimizer.lr or head.lr may "
-                "help",
-                name,
-            )
+    if failed := results.failures(report["metrics"]):
+        log.warning(
+            "%s, where queries have logits that are not finite and count as wrong: training, or adaptation to a task, "
+            "diverged; a smaller optimizer.lr or head.lr may help",
+            ", ".join(failed),
+        )
     return report
 
 

@@ -76,6 +76,12 @@ def load_selected(parts: Parts) -> str:
     if which == "best" and not (folder / "best.ckpt").exists():
         log.warning("no validation took place in this run, so that the last weights are tested")
         which = "last"
+    if parts.checkpoints.failed:
+        log.warning(
+            "every validation had tasks that failed, as some of their logits are not finite: best.ckpt is of the one "
+            "with the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
+            *(parts.checkpoints.failed, parts.config["val"]["total"]),
+        )
     parts.learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])
     return which
 

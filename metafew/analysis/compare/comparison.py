@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from metafew.analysis.compare.rows_and_columns import Column, Row, find_columns,
 from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, format_value, varying_keys
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import contains_zero, interval, ranks, seed_interval, summarize_seeds
+from metafew.evaluation.statistics import contains_zero, interval, ranks, summarize_seeds
 
 TASK_STREAM = ("test.seed", "test.query", "test.total")
 """Settings that, with those of a column, determine the test tasks."""
@@ -33,6 +33,7 @@ class Measurement:
         seeds: the mean of each seed.
         task_stream: the values of :data:`TASK_STREAM`, or another key that equal test tasks share; None if unknown.
         lower_bound: whether some seed would have measured more had its training continued.
+        failed: the number of test tasks that failed, over all seeds; 0 if unknown.
     """
 
     mean: float | None
@@ -44,6 +45,7 @@ class Measurement:
     seeds: dict[int, float]
     task_stream: tuple | None
     lower_bound: bool = False
+    failed: int = 0
 
 
 class Difference(NamedTuple):
@@ -137,6 +139,7 @@ def measure(row: Row, column: Column) -> Measurement | None:
         accuracies=averages,
         seeds={run.seed: value["mean"] for run, value in zip(runs, values, strict=True)},
         task_stream=streams.pop() if same else None,
+        failed=sum(value.get("failed", 0) for value in values),
     )
 
 
@@ -150,10 +153,10 @@ def difference(ours: Measurement, theirs: Measurement) -> Difference:
     same = ours.task_stream and ours.task_stream == theirs.task_stream
     same = same and ours.accuracies.keys() == theirs.accuracies.keys()
     if same and share_seeds([ours, theirs]):
-        pairs = seed_interval([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
+        pairs = interval([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
         return Difference(pairs["mean"], pairs["ci95"], True)
     if same and ours.accuracies:
-        pairs = interval(np.array([value - theirs.accuracies[task] for task, value in ours.accuracies.items()]))
+        pairs = interval([value - theirs.accuracies[task] for task, value in ours.accuracies.items()])
         return Difference(pairs["mean"], pairs["ci95"], True)
     ci95 = None if ours.ci95 is None or theirs.ci95 is None else math.hypot(ours.ci95, theirs.ci95)
     return Difference(ours.mean - theirs.mean, ci95, False)
@@ -178,8 +181,7 @@ def average_ranks(comparison: Comparison) -> np.ndarray | None:
             by_seed = share_seeds(cells)
             units: list[Mapping[Any, float]] = [cell.seeds if by_seed else cell.accuracies for cell in cells]
             values = np.array([[unit[key] for key in units[0]] for unit in units])
-            summarize: Callable[..., dict[str, Any]] = seed_interval if by_seed else interval
-            ranked.append(ranks(values, summarize))
+            ranked.append(ranks(values))
     return np.mean(ranked, 0) if len(ranked) > 1 and len(rows) > 1 else None
 
 

@@ -13,14 +13,14 @@ from metafew.analysis.compare.html_page import html_page
 from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Row
 from metafew.analysis.compare.runs import Omitted, Run
-from metafew.analysis.compare.text_table import CAPTION, DAGGER, Bold, TextTable
+from metafew.analysis.compare.text_table import CAPTION, DAGGER, FAILED, Bold, TextTable
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_percent
 
 UNPAIRED = "‡ unpaired, as the test tasks may differ: an interval of two means, wider than one of paired differences"
 TOP = "bold: the best of a column and all rows whose difference to it has a 95 % interval that contains 0"
 TABLES = ("table.md", "table.tex", "table.csv")
-FIELDS = ("mean", "ci95", "standard_error", "seeds", "tasks", "transductive", "top")
+FIELDS = ("mean", "ci95", "standard_error", "seeds", "tasks", "failed", "transductive", "top")
 
 
 def report_tables(comparison: Comparison, against: str | None, spread: str) -> list[TextTable]:
@@ -62,7 +62,8 @@ def format_cell(cell: Measurement | None, spread: str) -> str:
     """Format an accuracy in percent with its interval, or with its standard error if ``spread`` is ``"se"``."""
     if cell is None:
         return format_percent(None)
-    return format_percent({"mean": cell.mean, "ci95": cell.ci95 if spread == "ci95" else cell.error})
+    ci95 = cell.ci95 if spread == "ci95" else cell.error
+    return format_percent({"mean": cell.mean, "ci95": ci95, "failed": cell.failed})
 
 
 def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> list[str]:
@@ -77,6 +78,8 @@ def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> 
         notes.append("average rank over columns: rows that do not differ on the same tasks share their ranks")
     if any(row.transductive for row in comparison.rows):
         notes.append(DAGGER)
+    if any(cell.failed for cell in comparison.cells.values()):
+        notes.append(FAILED)
     notes.append(f"{join_distinct(cell.tasks for cell in comparison.cells.values())} test tasks")
     if comparison.common:
         notes.append(f"all runs: {comparison.common}")
@@ -188,7 +191,7 @@ def write_csv(file: TextIO, comparison: Comparison) -> None:
     writer.writerow(["runs", "measure", *FIELDS, "difference", "difference_ci95", "paired", "average_rank", "folders"])
     for (i, column), cell in comparison.cells.items():
         row, gap = comparison.rows[i], comparison.differences.get((i, column))
-        figures = [cell.mean, cell.ci95, cell.error, len(cell.runs), cell.tasks]
+        figures = [cell.mean, cell.ci95, cell.error, len(cell.runs), cell.tasks, cell.failed]
         flags = [row.transductive, "" if column.baseline else i in comparison.top.get(column, ())]
         rank = "" if comparison.average_ranks is None else comparison.average_ranks[i]
         folders = " ".join(str(run.folder) for run in cell.runs)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 CAPTION = "mean ± 95 % confidence interval over test tasks, in percent"
 DAGGER = "† transductive: the prediction of a query may depend on the other queries of its task"
+FAILED = "failed: tasks, of all seeds, with queries whose logits are not finite; such queries count as wrong"
 LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

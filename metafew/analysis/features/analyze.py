@@ -138,6 +138,8 @@ def print_analysis(content: dict) -> None:
         size = str(content["alpha"]["trained"][1])
         for number, layer in enumerate(content["alpha"]["layers"], 1):
             table.add_row(f"alpha, layer {number}", f"{layer[size]:.3f}", f"a context of {size}")
+    if unanswered := sum(content["confusion"]["unanswered"]):
+        table.add_row("queries without an answer", str(unanswered), f"{content['tasks']} tasks")
     Console().print(table)
 
 

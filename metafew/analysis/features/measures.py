@@ -13,6 +13,7 @@ from metafew.analysis.features.observer import PAIRWISE, Observed
 from metafew.evaluation.statistics import interval
 from metafew.norms.alpha import Alpha
 from metafew.objectives.clustering import class_clustering, variance_ratio
+from metafew.predictions import NO_ANSWER
 
 BY_NAME = 25
 """The largest number of classes in a confusion matrix by name: pairs of more classes rarely meet in a task."""
@@ -74,16 +75,20 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
 
     With few classes, ``counts[i][j]`` is the number of queries of class ``i`` labelled as class ``j``, and ``names``
     are those of the classes. Two of many classes rarely meet in a task: then ``i`` and ``j`` are positions in the task,
-    which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case.
+    which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case, and
+    ``unanswered[i]`` is the number of queries of ``i`` without an answer, which ``counts`` leaves out.
     """
     by_name = len(names) <= BY_NAME
     mistakes: Counter[tuple[str, str]] = Counter()
     size = len(names) if by_name else max(int(task.labels.max()) for task in tasks) + 1
-    counts = np.zeros((size, size), int)
+    counts, unanswered = np.zeros((size, size), int), np.zeros(size, int)
     for task in tasks:
         queries = len(task.labels)
         class_of = dict(zip(task.labels.tolist(), task.classes[-queries:].tolist(), strict=True))
         for true, guess in zip(task.labels.tolist(), task.guesses.tolist(), strict=True):
+            if guess == NO_ANSWER:
+                unanswered[class_of[true] if by_name else true] += 1
+                continue
             counts[(class_of[true], class_of[guess]) if by_name else (true, guess)] += 1
             if true != guess:
                 mistakes[names[class_of[true]], names[class_of[guess]]] += 1
@@ -91,6 +96,7 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
         "by": "class" if by_name else "position",
         "names": list(names) if by_name else [str(position + 1) for position in range(size)],
         "counts": counts.tolist(),
+        "unanswered": unanswered.tolist(),
         "most_confused": [
             {"true": true, "guess": guess, "queries": n} for (true, guess), n in mistakes.most_common(10)
         ],

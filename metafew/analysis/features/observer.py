@@ -21,6 +21,7 @@ from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
 from metafew.precision import precise
+from metafew.predictions import answers
 
 PAIRWISE = (feature_clustering, hyperplane_variation, hyperplane_ratio)
 
@@ -35,7 +36,7 @@ class Observed(NamedTuple):
         features: ``(n, d)`` of support and query rows.
         classes: ``(n,)``, their class numbers in the split.
         labels: ``(q,)``, the true labels of the queries.
-        guesses: ``(q,)``, the labels that the trained head predicts.
+        guesses: ``(q,)``, the :func:`~metafew.predictions.answers` of the trained head.
         travel: what :func:`~metafew.analysis.features.weight_distance.distances` returns;
             empty for heads that do not adapt the backbone.
     """
@@ -104,7 +105,7 @@ class Observer(pl.LightningModule):
                 features[task],
                 classes[task],
                 query.labels[task].cpu(),
-                logits[task].argmax(-1).cpu(),
+                answers(logits[task]).cpu(),
                 moved[task],
             )
             for task in range(count)

@@ -106,9 +106,9 @@ def draw_alphas(
 
 
 def draw_confusion(found: dict, split: str, path: Path) -> None:
-    """Draw the confusion matrix of queries, by class or by position in the task, in percent of each row."""
-    counts = np.asarray(found["counts"], float)
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    """Draw the confusion matrix of queries, by class or by position in the task, in percent of a row's queries."""
+    counts, unanswered = np.asarray(found["counts"], float), np.asarray(found["unanswered"])
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True) + unanswered[:, None], 1)
     size = len(counts)
     by_name = found["by"] == "class"
     side = 2.6 + 0.34 * size
@@ -120,7 +120,8 @@ def draw_confusion(found: dict, split: str, path: Path) -> None:
     axes.set_yticks(range(size), labels, fontsize=8, parse_math=False)
     what = "class" if by_name else "position in the task"
     axes.set(xlabel=f"predicted {what}", ylabel=f"true {what}")
-    axes.set_title(f"{int(counts.sum())} queries of {split} tasks", fontsize=10)
+    without = f", {unanswered.sum()} without an answer" if unanswered.any() else ""
+    axes.set_title(f"{int(counts.sum() + unanswered.sum())} queries of {split} tasks{without}", fontsize=10)
     if size <= NUMBERED:
         for (i, j), value in np.ndenumerate(share):
             axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="w" if value > 50 else "k")

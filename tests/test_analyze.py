@@ -152,6 +152,13 @@ def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_ar
     assert few["most_confused"] == many["most_confused"] and few["most_confused"][0]["queries"] == 2
 
 
+def test_confusion_counts_queries_without_an_answer_apart():
+    task = seen([3, 7, 3, 3, 7, 7], [0, 0, 1, 1], [0, -1, -1, -1])
+    few, many = (measures.confusion([task], [f"c{i}" for i in range(count)]) for count in (9, 99))
+    assert few["unanswered"] == [0, 0, 0, 1, 0, 0, 0, 2, 0] and np.sum(few["counts"]) == few["counts"][3][3] == 1
+    assert many["unanswered"] == [1, 2] and many["counts"] == [[1, 0], [0, 0]] and not many["most_confused"]
+
+
 def test_measures_of_gaussian_features_match_their_closed_forms(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     rng, r, dim = np.random.default_rng(0), 2.0, 500

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from run_folders import accuracies, comparison_of, finished, legend, trained
+from scipy import stats
 
 from metafew.analysis import style
 from metafew.analysis.compare import comparison_plots
@@ -28,7 +29,7 @@ def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_separate_runs(tmp_pa
         each = values[container.get_label().removeprefix("norm=")]
         assert np.round(data.get_xdata()).tolist() == shots
         assert data.get_ydata() == pytest.approx([100 * value.mean() for value in each])
-        spread = [1.96 * 100 * value.std(ddof=1) / np.sqrt(len(value)) for value in each]
+        spread = [100 * stats.t.ppf(0.975, len(value) - 1) * stats.sem(value) for value in each]
         assert [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()] == pytest.approx(spread)
     apart = [container.lines[0].get_xdata()[0] for container in axes.containers]
     assert apart[0] != apart[1], "one interval hides the other"

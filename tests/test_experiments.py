@@ -22,7 +22,7 @@ from metafew.analysis.compare.text_table import DAGGER
 from metafew.config.groups import CONF, group_names
 from metafew.config.overrides import merge
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import interval, seed_interval
+from metafew.evaluation.statistics import interval
 from metafew.experiments import cells as cells_module
 from metafew.experiments import start
 from metafew.experiments.cells import run_experiment
@@ -347,7 +347,7 @@ def test_several_seeds_have_a_t_interval(tmp_path, started):
     cells = planned(whole, tmp_path, seeds=(0, 1, 2))
     run_experiment(whole, cells, tmp_path / "out")
     report = collect_results(whole, cells)
-    expected = seed_interval([0.825, 0.845, 0.865])
+    expected = interval([0.825, 0.845, 0.865])
     found = report["rows"]["one"]["figures"]["ProtoNet"]
     assert found["mean"] == pytest.approx(expected["mean"]) and found["ci95"] == pytest.approx(expected["ci95"])
     assert found["seeds"] == {str(n): pytest.approx(0.825 + 0.02 * n) for n in range(3)}
@@ -381,16 +381,16 @@ def test_the_tables(tmp_path, started):
     assert [sheet.title for sheet in (first, second)] == ["tiny: a", "tiny: b"]
     assert first.columns == ["ProtoNet", "published: ProtoNet"]
     assert first.rows == [
-        ["good", "82.50 ± 1.50", "62.6 ± 1.0"],
+        ["good", "82.50 ± 1.96", "62.6 ± 1.0"],
         ["bad", "failed", "55.25"],
-        ["seen †", "82.50 ± 1.50", "–"],
+        ["seen †", "82.50 ± 1.96", "–"],
     ]
     assert DAGGER in first.notes and DAGGER not in second.notes and "quoted from a paper" in first.notes
     assert "good: lr=0.05 test_steps=10 of head=maml chosen on validation tasks" in first.notes
     assert "bad failed: too many classes: type train.way=5" in first.notes
     elsewhere = report | {"published": theirs | {"rows": {"another network": [62.6]}}}
     assert result_tables(elsewhere)[-1].rows == [["another network", "62.60"]]
-    assert "| seen † | 82.50 ± 1.50 | – |" in (tmp_path / "out/table.md").read_text()
+    assert "| seen † | 82.50 ± 1.96 | – |" in (tmp_path / "out/table.md").read_text()
 
 
 def test_invalid_arguments_raise(tmp_path):

@@ -146,6 +146,15 @@ def zero(backbone):
     return MAML(backbone, trained=False, way=3, test_steps=2, lr=0.05)
 
 
+def test_an_image_without_finite_logits_has_no_label(model, monkeypatch):
+    task = model().adapt(pixels(4), "abab")
+    labels, logits = task.label(pixels(3)), task.model.head.forward
+    ill = torch.tensor([[0.0, 0], [torch.nan, 0], [0, torch.inf]])
+    monkeypatch.setattr(task.model.head, "forward", lambda *inputs: logits(*inputs) + ill)
+    assert task.label(pixels(3)) == [labels[0], None, None]
+    assert task.predict(pixels(3)).isnan().all(1).tolist() == [False, True, True]
+
+
 def test_images_come_in_many_forms(model):
     task = model().adapt(pixels(4), "abab")
     wanted = task.predict(pixels(5, seed=1))

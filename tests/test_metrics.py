@@ -1,12 +1,21 @@
 """Metrics, intervals and baselines of evaluation."""
 
+import csv
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from metafew.callbacks.checkpoints import Checkpoints
 from metafew.episode import Episode, Labelled
 from metafew.evaluation.baselines import nearest_neighbour
-from metafew.evaluation.metrics import PerTask
-from metafew.evaluation.statistics import interval
+from metafew.evaluation.evaluator import Evaluator
+from metafew.evaluation.metrics import PerTask, summary
+from metafew.evaluation.results import collect, percent, short, write_tasks
+from metafew.evaluation.statistics import interval, score
+from metafew.predictions import NO_ANSWER, answers, probabilities
+
+ONE = torch.ones(())
 
 
 def episode(index, labels, way=2):
@@ -28,13 +37,71 @@ def test_rows_are_exact_and_in_the_order_of_tasks():
     assert table[:, 1:4].tolist() == [[0, 2, 1]] * 3
 
 
-def test_interval_is_the_95_percent_normal_interval():
-    values = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    summary = interval(values.numpy())
-    assert summary["mean"] == pytest.approx(values.mean().item(), rel=1e-12)
-    assert summary["ci95"] == pytest.approx(1.96 * values.std().item() / 50**0.5, rel=1e-12)
-    assert summary["tasks"] == 50
+@pytest.mark.parametrize(("count", "student"), [(2, 12.7062), (3, 4.30265), (50, 2.00958), (600, 1.96394)])
+def test_interval_is_students_95_percent_interval(count, student):
+    values = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = interval(values.numpy())
+    assert found["mean"] == pytest.approx(values.mean().item(), rel=1e-12)
+    assert found["ci95"] == pytest.approx(student * values.std().item() / count**0.5, rel=1e-5)
+    assert found["tasks"] == count
     assert interval(values[:1].numpy())["ci95"] is None
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_query_without_finite_logits_is_wrong_and_its_task_fails(bad):
+    logits = torch.tensor([[3.0, 0.0], [2.0, 0.0]]).repeat(3, 1, 1)
+    logits[1, 0, 0] = bad  # argmax would take NaN and infinity for the first class
+    logits[2, :, 1] = bad
+    assert answers(logits).tolist() == [[0, 0], [NO_ANSWER, 0], [NO_ANSWER, NO_ANSWER]]
+    chances = probabilities(logits)
+    assert answers(chances).equal(answers(logits)) and chances[2].isnan().all() and chances[0].sum(-1).allclose(ONE)
+    metric = PerTask()
+    metric.update(logits, episode([0, 1, 2], [[0, 0]] * 3))
+    table = metric.compute()
+    columns = dict(zip(PerTask.columns, table.T.tolist(), strict=True))
+    assert columns["accuracy"] == [1, 0.5, 0] and columns["failed"] == [0, 1, 1]
+    accuracy, loss = summary(table, "accuracy"), summary(table, "loss")
+    assert (accuracy["mean"], accuracy["tasks"], accuracy["failed"]) == (0.5, 3, 2)
+    report = collect([{"svm": table, "pixels_1nn": table}], [1], ["svm"], ["glyphs"])
+    assert report["metrics"]["test/svm/loss"] == {"mean": None, "ci95": None, "tasks": 3, "failed": 2} != loss
+    assert report["baselines"]["pixels_1nn"] == report["metrics"]["test/svm/accuracy"] == accuracy
+
+
+def test_tables_and_tasks_show_failures(tmp_path):
+    metric = PerTask()
+    metric.update(torch.full((1, 2, 2), torch.nan), episode([0], [[0, 1]]))
+    metric.update(torch.eye(2).expand(1, 2, 2), episode([1], [[0, 1]]))
+    write_tasks(tmp_path / "tasks.csv", [{"svm": metric.compute()}], ["glyphs"])
+    rows = list(csv.DictReader((tmp_path / "tasks.csv").read_text().splitlines()))
+    assert [(row["accuracy"], row["failed"]) for row in rows] == [("0.0", "1"), ("1.0", "0")]
+    shown = summary(metric.compute(), "accuracy") | {"ci95": 0.1234}
+    assert percent(shown) == "50.00 ± 12.34 % (1 failed)" and short(shown) == "50.0±12.3 (1 failed)"
+
+
+def test_the_fewest_failures_come_first():
+    found = [(0.99, 1), (0.0, 0), (0.1, 0), (0.999, 600), (0.5, 2)]
+    assert sorted(found, key=lambda each: score(*each)) == [(0.999, 600), (0.5, 2), (0.99, 1), (0.0, 0), (0.1, 0)]
+
+
+def test_a_validation_with_failures_is_the_best_only_until_one_has_fewer(tmp_path):
+    best, kept = Checkpoints(tmp_path, "svm", 1, False), []
+    for accuracy, failed in [(0.9, 2), (0.95, 3), (0.95, 2), (0.1, 0), (0.9, 1), (0.1, 0), (0.2, 0)]:
+        trainer = SimpleNamespace(callback_metrics={"val/svm/failed": torch.tensor(float(failed))})
+        if best.check_monitor_top_k(trainer, torch.tensor(accuracy)):
+            best.best_model_score = torch.tensor(accuracy)  # as Lightning does
+            kept.append((accuracy, best.state_dict()["failed"]))
+    assert kept == [(0.9, 2), (0.95, 2), (0.1, 0), (0.2, 0)]
+
+
+def test_a_candidate_with_failures_is_chosen_only_if_all_have_some(caplog):
+    head = SimpleNamespace(candidates={"a": {"lr": 9.0}, "b": {"lr": 0.1}}, chosen=None)
+    learner = SimpleNamespace(heads={"maml": head}, _extras=lambda head: ["a", "b"])
+    learner.validation = {"maml/a": {"accuracy": 0.9, "failed": 2}, "maml/b": {"accuracy": 0.2, "failed": 0}}
+    assert Evaluator.choose(learner)["maml"] == {"lr": 0.1, "validation_accuracy": 0.2, "validation_failed": 0}
+    assert head.chosen == "b" and not caplog.records
+    learner.validation["maml/b"]["failed"] = 3
+    assert Evaluator.choose(learner)["maml"]["lr"] == 9.0 and head.chosen == "a"
+    assert "all 2 candidates of head=maml" in caplog.text and "(2 failed)" in caplog.text
 
 
 def test_baseline_labels_by_the_nearest_support_image():

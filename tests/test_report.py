@@ -22,12 +22,13 @@ from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
 from metafew.analysis.compare.runs import find_runs, read_run
 from metafew.analysis.compare.settings import non_default_settings
-from metafew.analysis.compare.text_table import Bold, TextTable
+from metafew.analysis.compare.text_table import FAILED, Bold, TextTable
 from metafew.commands import report
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import interval, ranks, seed_interval
+from metafew.evaluation.statistics import interval, ranks, summarize_seeds
 
+STUDENT = stats.t.ppf(0.975, TASKS - 1)
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c6360000000020001e221bc330000000049454e44ae426082"
@@ -199,9 +200,9 @@ def test_runs_that_differ_only_in_seed_are_one_row_with_a_t_interval(tmp_path):
     assert len(cell.runs) == 3 and cell.mean == pytest.approx(np.mean(means), abs=1e-12)
     assert (cell.mean - cell.ci95, cell.mean + cell.ci95) == pytest.approx((low, high), abs=1e-10)
     assert cell.error == pytest.approx(stats.sem(means), abs=1e-12)
-    assert cell.ci95 != pytest.approx(1.96 * stats.sem(np.concatenate(values)), rel=0.1)  # seeds x tasks pooled
+    assert cell.ci95 != pytest.approx(STUDENT * stats.sem(np.concatenate(values)), rel=0.1)  # seeds x tasks pooled
     single = only(table, "norm=batch")["accuracy"]
-    assert single.ci95 == pytest.approx(1.96 * stats.sem(accuracies(7)), abs=1e-12)
+    assert single.ci95 == pytest.approx(STUDENT * stats.sem(accuracies(7)), abs=1e-12)
     assert single.error == pytest.approx(stats.sem(accuracies(7)), abs=1e-12)
 
 
@@ -285,6 +286,23 @@ def test_a_diverged_run_is_marked_and_never_best(tmp_path):
     assert "| norm=batch | diverged |" in (tmp_path / "o" / "table.md").read_text()
 
 
+def test_accuracies_are_shown_with_the_tasks_that_failed(tmp_path):
+    finished(tmp_path / "0", accuracies(0))  # of an earlier version, which did not count them
+    whole = finished(tmp_path / "1", accuracies(1), norm="batch")
+    whole["metrics"]["test/protonet/accuracy"]["failed"] = 3
+    (tmp_path / "1" / "results.json").write_text(json.dumps(whole))
+    table = comparison_of(tmp_path)
+    assert [only(table, f"norm={norm}")["accuracy"].failed for norm in ("tasknorm", "batch")] == [0, 3]
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    text = (tmp_path / "o" / "table.md").read_text()
+    assert " (3 failed) |" in text and FAILED in text
+    with (tmp_path / "o" / "table.csv").open() as file:
+        assert {row["runs"]: row["failed"] for row in csv.DictReader(file) if row["measure"] == "accuracy"} == {
+            "norm=tasknorm": "0",
+            "norm=batch": "3",
+        }
+
+
 # who is best
 
 
@@ -300,13 +318,13 @@ def test_differences_are_those_of_the_same_tasks_with_seeds_averaged_first(tmp_p
     pairs = np.mean(ours, 0) - np.mean(theirs, 0)
     difference = table.differences[0, column]
     assert difference.paired and difference.mean == pytest.approx(pairs.mean(), abs=1e-12)
-    assert difference.ci95 == pytest.approx(1.96 * stats.sem(pairs), abs=1e-12)
-    assert difference.ci95 < 1.96 * math.hypot(stats.sem(np.mean(ours, 0)), stats.sem(np.mean(theirs, 0))) / 5
+    assert difference.ci95 == pytest.approx(STUDENT * stats.sem(pairs), abs=1e-12)
+    assert difference.ci95 < STUDENT * math.hypot(stats.sem(np.mean(ours, 0)), stats.sem(np.mean(theirs, 0))) / 5
     other = comparison_of(tmp_path, against="norm=batch").differences
     assert other[1, column].mean == pytest.approx(-difference.mean, abs=1e-12) and other[0, column].mean == 0
 
 
-def test_rows_of_the_same_seeds_differ_by_the_t_interval_seed_interval(tmp_path):
+def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
     lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03, 0.025], "none": [0.2, -0.3, 0.15]}
     for norm, each in lifts.items():
         for seed, lift in enumerate(each):
@@ -345,7 +363,7 @@ def test_different_tasks_are_compared_unpaired_and_marked(tmp_path, change):
     (behind,) = (difference for difference in table.differences.values() if difference.mean)
     assert not behind.paired and abs(behind.mean) <= behind.ci95  # 2 points are significant on paired tasks only
     spreads = [stats.sem(accuracies(0)), stats.sem(accuracies(1, 0.02))]
-    assert behind.ci95 == pytest.approx(1.96 * math.hypot(*spreads), abs=1e-12)
+    assert behind.ci95 == pytest.approx(STUDENT * math.hypot(*spreads), abs=1e-12)
     assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
     assert r"\textdaggerdbl{} unpaired, as the test tasks may differ" in (tmp_path / "o" / "table.tex").read_text()
 
@@ -390,11 +408,14 @@ def test_published_standard_errors_become_intervals_and_secondary_sources_are_ma
 
 
 def test_intervals_are_those_of_scipy():
-    values = np.random.default_rng(0).random(50)
-    assert interval(values)["ci95"] == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
-    seeds = seed_interval([0.5, 0.6, 0.65, 0.55])
-    low, high = stats.t.interval(0.95, 3, seeds["mean"], stats.sem([0.5, 0.6, 0.65, 0.55]))
-    assert seeds["ci95"] == pytest.approx((high - low) / 2, rel=1e-10)
+    for count in (2, 3, 10, 600):
+        values = np.random.default_rng(0).random(count)
+        found = interval(values)
+        low, high = stats.t.interval(0.95, count - 1, found["mean"], stats.sem(values))
+        assert found["ci95"] == pytest.approx((high - low) / 2, rel=1e-10)
+        assert summarize_seeds([found])["se"] == pytest.approx(stats.sem(values), rel=1e-10)
+    # Results without the number of tasks had 1.96 standard errors.
+    assert summarize_seeds([{"mean": 0.5, "ci95": 0.196}])["se"] == pytest.approx(0.1, rel=1e-4)
 
 
 def test_ranks_without_ties_are_those_of_scipy_and_always_have_the_same_sum():

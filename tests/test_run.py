@@ -11,7 +11,7 @@ from runs import state as weights
 from metafew.errors import UsageError
 from metafew.training import checkpoint
 
-COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss"]
+COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss", "failed"]
 
 
 def same(a, b):
@@ -34,12 +34,13 @@ def test_a_run_leaves_what_the_readme_says(launch):
     assert report["config"]["train"]["way"] == 5
     with (out / "metrics.csv").open() as file:
         measured = [float(row["val/protonet/accuracy"]) for row in csv.DictReader(file) if row["val/protonet/accuracy"]]
-    assert report["validation"] == {"val/protonet/accuracy": pytest.approx(max(measured))}
+    assert report["validation"] == {"val/protonet/accuracy": pytest.approx(max(measured)), "val/protonet/failed": 0}
     with (out / "tasks.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == COLUMNS and len(rows) == 6 * 4 * 2
     ours = [float(r["accuracy"]) for r in rows if r["head"] == "svm" and r["shot"] == "1"]
     assert sum(ours) / 6 == pytest.approx(report["metrics"]["test/svm/accuracy"]["mean"])
+    assert list(report["tested_on"]) == ["glyphs"] and report["tested_on"]["glyphs"]["classes"] >= 5
     for name in ("metrics.csv", "learning_curve.png", "episode.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (out / name).stat().st_size > 0, name
     assert not any(set("=,") & set(path.name) for path in out.rglob("*"))
@@ -348,6 +349,27 @@ def test_a_trained_head_may_choose_its_rate_when_it_is_tested(launch, tmp_path):
     words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "head.lr=[0.1,0.2]"]
     report, _ = launch("head=maml", "head.steps=1", "head.test_steps=1", *words, out=tmp_path / "test")
     assert report["chosen"]["maml"]["lr"] in (0.1, 0.2)
+
+
+@pytest.mark.figures
+def test_no_score_is_better_than_what_was_predicted(launch, caplog, capsys):
+    words = [
+        "head=maml",
+        "norm=transductive",
+        "head.steps=0",
+        "head.test_steps=1",
+        "head.lr=1e30",
+    ]  # all logits are NaN
+    report, out = launch(*words, "trainer.max_steps=1", "val.every=1", "val.total=3")
+    accuracy, loss = (report["metrics"][f"test/maml/{measure}"] for measure in ("accuracy", "loss"))
+    assert accuracy == {"mean": 0, "ci95": 0, "tasks": 6, "failed": 6} and loss["mean"] is None and loss["failed"] == 6
+    assert report["validation"] == {"val/maml/accuracy": 0, "val/maml/failed": 3}
+    assert "every validation had tasks that failed" in caplog.text and "(3 of 3 tasks failed)" in caplog.text
+    assert "6 of 6 tasks failed in test/maml/accuracy" in caplog.text
+    shown = capsys.readouterr().out
+    assert "0.00 ± 0.00 % (6 failed)" in shown
+    images = report["tested_on"]["glyphs"]
+    assert f"test: {images['classes']} classes, {images['images']} images" in " ".join(shown.split())
 
 
 def test_a_step_of_reptile_that_descends_a_loss_warns(launch, caplog):

@@ -11,6 +11,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from runs import SCRIPTS
@@ -197,6 +198,28 @@ def test_predict_converts_images_as_the_model_was_trained(launch, folder, tmp_pa
     files = sorted(folder.rglob("*.png"))
     for images, fit in zip(adapted, ("stretch", "crop"), strict=True):
         np.testing.assert_array_equal(images, np.stack([Conversion(3, 16, fit, invert=True)(file) for file in files]))
+
+
+def test_predict_leaves_images_without_finite_logits_empty(ckpt, shades, tmp_path, monkeypatch, capsys):
+    original = predict.metafew.load
+
+    def load(*arguments):
+        model = original(*arguments)
+        logits = model.head.forward
+        ill = torch.zeros(20, 3)
+        ill[::2, 1] = torch.inf
+        monkeypatch.setattr(model.head, "forward", lambda *inputs: logits(*inputs) + ill)
+        return model
+
+    monkeypatch.setattr(predict.metafew, "load", load)
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 2
+    shown = capsys.readouterr()
+    assert "10 of 20 images are labelled" in shown.out
+    assert shown.err.startswith("metafew: expected finite logits for every image, got others for 10 of 20")
+    rows = rows_of(tmp_path / "a.csv")
+    assert len(rows) == 20 and all(set(list(row.values())[1:]) == {""} for row in rows[::2])
+    assert all(row["predicted"] == shades[row["file"]] for row in rows[1::2])
 
 
 def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):

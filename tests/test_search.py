@@ -15,6 +15,7 @@ from metafew.commands import search
 from metafew.commands.search_space import Space
 from metafew.errors import UsageError
 from metafew.experiments import cells
+from metafew.io import write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SPACE = ["head=svm", "optimizer.lr=1e-4..1e-1,log", "head.scale=1..20", "norm=batch,tasknorm,layer"]
@@ -69,6 +70,23 @@ def test_the_best_is_found_and_the_same_command_resumes_the_search(tmp_path, sta
     command = shown.split("the best, to be trained and tested:\n")[1].strip()
     assert re.fullmatch(r"python train.py head=svm norm=batch head.scale=\d+ optimizer.lr=0.0\d+", command)
     assert search.main([*SPACE, "trials=25", out]) == 0 and len(started) == 25
+
+
+def test_a_trial_with_failed_validation_tasks_is_the_last(tmp_path, monkeypatch, capsys):
+    found = {"0": (0.9, 2), "1": (0.2, 0), "2": (0.8, 1)}
+
+    def launch(typed, log, threads):
+        values = dict(word.split("=", 1) for word in typed)
+        accuracy, failed = found[values["seed"]]
+        validation = {"val/svm/accuracy": accuracy, "val/svm/failed": failed}
+        write_json(Path(values["hydra.run.dir"]) / "results.json", {"validation": validation})
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(cells, "start_subprocess", launch)
+    search.search(["seed=0,1,2", "trials=12", f"out={tmp_path}"])
+    rows = [re.sub("[│ ]+", " ", row).split(" ", 3)[2:] for row in capsys.readouterr().out.splitlines() if "│" in row]
+    order = list(dict.fromkeys(seed for seed, _ in rows))
+    assert order == sorted(order, key="120".index) and ["0", "90.00 % (2 failed) "] in rows
 
 
 def test_overrides_are_fixed_or_searched():

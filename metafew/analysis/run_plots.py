@@ -19,7 +19,10 @@ from metafew.predictions import NO_ANSWER, answers
 
 
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
-    """Draw training loss and the validation accuracy of ``head`` over steps, from metrics.csv if it exists."""
+    """Draw training loss and the validation accuracy of ``head`` over steps, from metrics.csv if it exists.
+
+    Validations with failed tasks are crossed out.
+    """
     if not metrics.exists():
         return
     with metrics.open(encoding="utf-8") as file:
@@ -37,6 +40,10 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
     left.set_ylabel("training loss (nats)", color=BLUE)
     steps, accuracy = series(f"val/{head}/accuracy")
     right.plot(steps, [100 * value for value in accuracy], color=ORANGE, marker="o", markersize=4)
+    broken = {step for step, failed in zip(*series(f"val/{head}/failed"), strict=True) if failed}
+    if crossed := [(step, 100 * value) for step, value in zip(steps, accuracy, strict=True) if step in broken]:
+        right.plot(*zip(*crossed, strict=True), "kx", label="with failed tasks")
+        right.legend(fontsize=8)
     right.set_ylabel("validation accuracy (%)", color=ORANGE)
     right.set_ylim(None, 100)
     save(figure, path)

@@ -58,9 +58,11 @@ def describe_report(project: str, entity: str, heads: Sequence[str], by: Sequenc
     """
     band = {"x": STEP, "title_x": "step", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     validation, tested = ([f"{split}/{head}/accuracy" for head in heads] for split in ("val", "test"))
+    failed = [f"val/{head}/failed" for head in heads] + [f"test/{head}/accuracy_failed" for head in heads]
     panels: list[dict[str, Any]] = [
         {"panel": "LinePlot", "title": "validation accuracy", "y": validation, **band},
         {"panel": "BarPlot", "title": "test accuracy", "metrics": tested, "groupby_aggfunc": "mean"},
+        {"panel": "BarPlot", "title": "failed tasks", "metrics": failed, "groupby_aggfunc": "mean"},
         {"panel": "LinePlot", "title": "training loss (nats)", "y": ["train/loss"], **band},
         {"panel": "LinePlot", "title": "alpha of TaskNorm", "metric_regex": r"alpha/layer\d+", **band},
         {"panel": "BarPlot", "title": "seconds", "metrics": ["seconds/fit", "seconds/test"], "groupby_aggfunc": "mean"},

@@ -139,7 +139,7 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
     table.add_column("validation accuracy", justify="right")
     for trial in ranked + failed:
         values = (escape(str(value)) for value in rounded(trial.params).values())
-        # Trials of earlier versions told the study the accuracy itself.
+        # A trial of an earlier version has its accuracy as its value.
         accuracy = trial.user_attrs.get("validation", {"mean": trial.value, "ci95": None})
         table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else format_percent(accuracy, " %"))
     console.print(table)

@@ -25,6 +25,7 @@ from metafew.analysis.compare.training_curves import (
 )
 from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, save
 from metafew.errors import UsageError
+from metafew.evaluation.statistics import format_failed
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
 ROW = "row"  # a setting that separates the lines of different rows and is left out of labels
@@ -103,6 +104,7 @@ def accuracy_over_shots(comparison: Comparison) -> Figure | None:
     offset = min(0.1, 0.6 / len(lines))  # keeps intervals from hiding one another
     for number, (label, cells) in enumerate(lines):
         shots = sorted(cells)
+        label += format_failed(sum(cells[shot][-1].failed for shot in shots))
         x = np.array(shots) + offset * (number - (len(lines) - 1) / 2)
         draw_errorbars(axes, x, *in_percent(cells[shot][-1] for shot in shots), label, number)
     axes.set_xticks(sorted({shot for _, cells in lines for shot in cells}))
@@ -130,6 +132,8 @@ def queries_at_once(comparison: Comparison) -> Figure | None:
         style: dict[str, Any] = {"color": COLOURS[(4, 5, 3)[number]], "edgecolor": "black", "hatch": HATCHES[number]}
         axes.bar(x, mean, 0.8 / len(modes), yerr=ci95, capsize=3, label=MODES[mode], **style)
     parts = [[part for override in label.split(" ")[:5] for part in wrap(override, 24)] for label, _ in lines]
+    for part, (_, cells) in zip(parts, lines, strict=True):
+        part += [failed.strip()] if (failed := format_failed(sum(most_shared(cells, m).failed for m in cells))) else []
     axes.set_xticks(range(len(lines)), ["\n".join(each) for each in parts], fontsize=8, parse_math=False)
     axes.set_ylim(0, 100)
     axes.grid(axis="x", visible=False)

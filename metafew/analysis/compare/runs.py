@@ -91,8 +91,17 @@ class Run:
     @cached_property
     def validations(self) -> dict[int, float]:
         """The validation accuracy of the trained head by step; empty without metrics.csv."""
+        return self._validated("accuracy")
+
+    @cached_property
+    def failed_validation_tasks(self) -> int:
+        """The number of tasks that failed in all validations."""
+        return int(sum(self._validated("failed").values()))
+
+    def _validated(self, measure: str) -> dict[int, float]:
+        """Return what validation measured of the trained head, by step."""
         head = self.report.get("choices", {}).get("head") or self.trained_head
-        name = f"val/{head}/accuracy"
+        name = f"val/{head}/{measure}"
         return {int(row["step"]) + 1: float(row[name]) for row in self.csv_rows("metrics.csv") if row.get(name)}
 
     @cached_property

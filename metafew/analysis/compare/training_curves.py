@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from metafew.analysis.compare.feature_plots import Folders, require_any
 from metafew.analysis.compare.runs import Run
 from metafew.analysis.style import HEIGHT, canvas, legend, look, plain, save
-from metafew.evaluation.statistics import summarize_seeds
+from metafew.evaluation.statistics import format_failed, summarize_seeds
 
 BAND = "mean over seeds, band from the\nlowest to the highest"
 INTERVAL = "mean ± 95 % interval"
@@ -43,6 +43,7 @@ def learning_curves(folders: Folders, file: Path) -> None:
         steps = np.array(sorted(set.intersection(*(set(run.validations) for run in runs))))
         values = 100 * np.array([[run.validations[step] for step in steps] for run in runs])
         seconds = [run.seconds_per_step for run in runs]
+        label += format_failed(sum(run.failed_validation_tasks for run in runs))
         for axes, scale in zip(panels, (1, np.mean(seconds) if all(seconds) else None), strict=False):
             if scale:
                 line = look(number)
@@ -75,6 +76,7 @@ def learning_rates(folders: Folders, file: Path) -> None:
         points = dict(sorted(points.items()))
         cells = [summarize_seeds(each) for each in points.values()]
         mean, ci95 = (100 * np.array([cell[name] or 0.0 for cell in cells]) for name in ("mean", "ci95"))
+        label += format_failed(sum(value.get("failed", 0) for each in points.values() for value in each))
         offset = 1.03 ** (number - (len(found) - 1) / 2)  # keeps intervals from hiding one another
         draw_errorbars(axes, offset * np.array(list(points)), mean, ci95, label, number)
     rates = sorted({rate for points in found.values() for rate in points})

@@ -353,14 +353,9 @@ def test_a_trained_head_may_choose_its_rate_when_it_is_tested(launch, tmp_path):
 
 @pytest.mark.figures
 def test_no_score_is_better_than_what_was_predicted(launch, caplog, capsys):
-    words = [
-        "head=maml",
-        "norm=transductive",
-        "head.steps=0",
-        "head.test_steps=1",
-        "head.lr=1e30",
-    ]  # all logits are NaN
-    report, out = launch(*words, "trainer.max_steps=1", "val.every=1", "val.total=3")
+    # Training does not adapt; in evaluation all logits are NaN.
+    words = ["head=maml", "norm=transductive", "head.steps=0", "head.test_steps=1", "head.lr=1e30"]
+    report, _ = launch(*words, "trainer.max_steps=1", "val.every=1", "val.total=3")
     accuracy, loss = (report["metrics"][f"test/maml/{measure}"] for measure in ("accuracy", "loss"))
     assert accuracy == {"mean": 0, "ci95": 0, "tasks": 6, "failed": 6} and loss["mean"] is None and loss["failed"] == 6
     assert report["validation"] == {"val/maml/accuracy": 0, "val/maml/failed": 3}

@@ -135,7 +135,7 @@ def print_results(report: dict) -> None:
     for head, choice in report["chosen"].items():
         print(f"{head}: {format_options(choice)} chosen on validation tasks")
     mode = "transductive" if report["transductive"] else "not transductive"
-    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}; {tested_on(report)}"
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}\n{tested_on(report)}"
     console.print(table)
     if len(report["sources"]) > 1:
         console.print(table_by_source(report))

@@ -274,7 +274,9 @@ def test_a_checkpoint_evaluates_under_another_head(launch, tmp_path):
 def test_what_diverged_is_nothing_in_the_results_and_a_warning(launch, caplog):
     words = ["evaluate=[maml]", "evaluate.maml.lr=1e30", "evaluate.maml.test_steps=3"]
     report, out = launch("trainer.max_steps=1", *words)
-    assert report["metrics"]["test/maml/loss"]["mean"] is None and "test/maml/loss is not finite" in caplog.text
+    assert report["metrics"]["test/maml/loss"]["mean"] is None
+    assert [report["metrics"][f"test/{head}/accuracy"]["failed"] for head in ("maml", "protonet")] == [6, 0]
+    assert "6 of 6 tasks failed in test/maml/accuracy" in caplog.text and "in test/protonet" not in caplog.text
     assert json.loads((out / "results.json").read_text()) == report
 
 

@@ -62,7 +62,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     if failed := results.failures(report["metrics"]):
         log.warning(
             "%s, where queries have logits that are not finite and count as wrong: training, or adaptation to a task, "
-            "diverged; a smaller optimizer.lr or head.lr may help",
+            "diverged, or the data overflow; a smaller optimizer.lr or head.lr, or smaller vectors, may help",
             ", ".join(failed),
         )
     return report

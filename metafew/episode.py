@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -65,6 +66,19 @@ class Episode(NamedTuple):
     views: Views | None = None
     source: int = 0
     ids: tuple[Tensor, Tensor] | None = None
+
+    def grouped_by_class(self) -> Episode:
+        """Return the tasks with the queries of each class together, classes in the order of their first query.
+
+        This order is random in a sampler's tasks, so that a query's position does not reveal its class. Views must have
+        been applied.
+        """
+        images, labels = self.query
+        first = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).int().argmax(-1)
+        order = first.argsort(dim=1, stable=True)
+        tasks = torch.arange(len(order), device=order.device).unsqueeze(-1)
+        ids = None if self.ids is None else (self.ids[0], self.ids[1].gather(1, order.to(self.ids[1].device)))
+        return self._replace(query=Labelled(images[tasks, order], labels.gather(1, order)), ids=ids)
 
     def split(self, size: int | None) -> list[Episode]:
         """Split into episodes of ``size`` tasks each, or return one with all tasks; views must have been applied."""

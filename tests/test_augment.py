@@ -160,9 +160,11 @@ def test_support_and_queries_of_a_class_turn_alike_and_shots_are_nested(composed
         for c in range(5):
             turns = torch.cat([given[episode.support.labels[0] == c], asked[episode.query.labels[0] == c]])[:, 0]
             assert len(turns.unique()) == 1
-        drawn.append((given.view(5, shot, 2), asked))
-    assert torch.equal(drawn[0][1], drawn[1][1]) and torch.equal(drawn[0][0], drawn[1][0][:, :1])
-    assert len(drawn[0][1][:, 1].unique()) == 2
+        views = dict(zip(episode.ids[0][0].tolist(), given.tolist(), strict=True))
+        drawn.append((views, asked))
+    (few, asked), (many, asked_again) = drawn
+    assert torch.equal(asked, asked_again) and few.items() <= many.items() and (len(few), len(many)) == (5, 15)
+    assert len(asked[:, 1].unique()) == 2
 
 
 @pytest.mark.parametrize("word", ["standard", "rotate_class", "affine"])

@@ -32,6 +32,11 @@ class DrawnRows(NamedTuple):
     labels: np.ndarray
     views: np.ndarray
 
+    def permuted(self, rng: np.random.Generator) -> DrawnRows:
+        """Return the same images in random order."""
+        order = rng.permutation(len(self.rows))
+        return DrawnRows(*(field[order] for field in self))
+
 
 class DrawnTask(NamedTuple):
     """A task before its images are read.
@@ -60,7 +65,8 @@ class Sampler:
     """Draw the tasks of a split.
 
     A task draws its classes, then for each class its queries, then its support, so that queries do not depend on the
-    shot and an ``n``-shot support is a subset of the ``n+1``-shot one.
+    shot and an ``n``-shot support is a subset of the ``n+1``-shot one. A stream of its own then draws the order of the
+    queries and that of the support, so that the position of an image reveals nothing about its class.
 
     Args:
         split: the images.
@@ -122,7 +128,11 @@ class Sampler:
             return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
         queries, support = [slice(0, query)] * len(classes), [slice(query, query + shot) for shot in shots]
-        return DrawnTask(select(support), select(queries), len(classes), index)
+        # A child stream: neither the shot nor views change the order of queries.
+        stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split], index], spawn_key=(1,))
+        order = np.random.default_rng(stream)
+        asked = select(queries).permuted(order)
+        return DrawnTask(select(support).permuted(order), asked, len(classes), index)
 
     def _draw_views(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
         """Draw the parameters ``(n, k)`` of the views of images of ``classes`` ``(n,)``."""

@@ -112,7 +112,9 @@ class Evaluator(pl.LightningModule):
         """Measure every head, and the nearest neighbour, on a batch of test tasks."""
         tables, cache = self.test_tasks[dataloader_idx], self.feature_caches[dataloader_idx]
         for episode in batch:
-            # The queries of a class are consecutive, and equally many for each class.
+            if self.queries == "class":
+                episode = episode.grouped_by_class()
+            # Each class of a task has the same number of queries.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with targets_at_once(size[self.queries]):
                 self._measure([episode], tables, cache, size[self.queries])

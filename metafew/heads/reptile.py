@@ -22,7 +22,8 @@ class Reptile(MAML):
     """Fit all weights to the support set by Adam on small minibatches of it; train by ``objective=reptile``.
 
     Minibatches traverse random permutations of the support rows, one permutation after the other: in training a
-    function of (seed, task, step), in evaluation of the step only.
+    function of (seed, task, step), in evaluation of the step only. The tasks of a sampler list their rows in an order
+    that is random too, so that no step sees the same classes in every task.
 
     The inner Adam has no momentum, and its second moments carry over from task to task. They are buffers, replaced once
     a step by their mean over the tasks of the meta-batch; evaluation starts from them and never changes them. The
@@ -49,7 +50,7 @@ class Reptile(MAML):
     """
 
     evaluation_options = ("test_steps", "each_step", "test_batch")
-    exemptions: ClassVar = MAML.exemptions | {"support_order": "minibatches are rows by their number"}
+    exemptions: ClassVar = MAML.exemptions | {"support_order": "minibatches are drawn from row numbers"}
     lock_step = True
 
     def __init__(

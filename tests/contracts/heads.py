@@ -84,6 +84,18 @@ class HeadContract:
             **SAME,
         )
 
+    @pytest.mark.parametrize("scheme", ["tasknorm", "transductive"])
+    def test_order_of_queries_does_not_matter(self, file, scheme, episode):
+        backbone = network(scheme).eval()
+        head = make_tested(file, backbone).eval()
+        order = torch.randperm(W * Q, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(
+            head(backbone, episode.support, episode.query.images[:, order], W),
+            head(backbone, episode.support, episode.query.images, W)[:, order],
+            rtol=1e-9,
+            atol=1e-9,
+        )
+
     def test_classes_are_exchangeable(self, head, backbone, episode):
         skip_exempt(head, "exchangeable_classes")
         order = torch.tensor([2, 0, 1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -353,16 +354,39 @@ def test_workers_draw_the_same_tasks_in_the_same_order(split, workers):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "problem", "options"),
     [
-        ({"way": 8}, "needs 8 classes.*has 7"),
-        ({"shot": 6}, "need 10 images of each class, but class 'class 0'.*has 9: type train.query=3"),
-        ({"shot": "1..9"}, "train.shot=8 or less"),
+        ({"way": 8}, "needs 8 classes.*has 7", {"train.way": 7}),
+        ({"way": "5..20"}, "needs 20 classes.*has 7", {"train.way": "5..7"}),
+        ({"shot": 6}, "need 10 images of each class, but class 'class 0'.*has 9", {"train.query": 3}),
+        ({"shot": "1..9"}, "need 13 images", {"train.shot": "1..8", "train.query": 1}),
+        ({"shot": 10, "query": 0}, "need 10 images", {"train.shot": 9}),
+        ({"shot": 9, "query": 1}, "need 10 images", {"train.shot": 8}),
+        ({"shot": "natural", "way": "8..50", "support": 60}, "needs 8 classes of one group", {"train.way": "2..7"}),
     ],
 )
-def test_a_plan_that_cannot_be_drawn_is_refused(changes, said):
-    with pytest.raises(UsageError, match=said):
-        plan(**changes).check_drawable(Numbered().splits()["train"], "numbered")
+def test_what_a_split_lacks_has_values_that_suffice(changes, problem, options):
+    categories = Numbered().splits()["train"]
+    (shortage,) = plan(**changes).shortages(categories, "numbered")
+    assert re.search(problem, shortage.problem) and shortage.options == options
+    better = plan(**changes | {option.removeprefix("train."): value for option, value in options.items()})
+    assert not better.shortages(categories, "numbered")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "problem", "images"),
+    [
+        ([], {}, "has no classes", False),
+        ([9], {}, "has one class, 'c0'", False),
+        ([9, 1], {"shot": 1, "query": 1}, "class 'c1' .* has 1", True),
+        ([9, 1], {"shot": "natural"}, "class 'c1' .* has 1", True),
+    ],
+)
+def test_nothing_suffices_for_one_class_or_one_image(sizes, changes, problem, images):
+    categories = [Category(f"c{c}", tuple(range(size))) for c, size in enumerate(sizes)]
+    shortages = plan(**{"way": 2} | changes).shortages(categories, "numbered")
+    assert [(shortage.options, shortage.images) for shortage in shortages] == [({}, images)]
+    assert re.search(problem, shortages[0].problem)
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,8 @@ def test_sentences_on_arrays(tmp_path):
 
 def test_sentence_on_too_few_classes(tmp_path):
     grow(tmp_path, "ab")
-    assert "at least 3 classes to draw 3 splits from, got 2 (a, b)" in refused(folder(tmp_path))
+    said = "at least 3 classes to draw 3 splits from, got 2 (a, b): add classes, or type dataset.fractions=[1,0,0] "
+    assert said in refused(folder(tmp_path))
     assert [len(found) for found in names(folder(tmp_path, fractions=[0.5, 0, 0.5])).values()] == [1, 0, 1]
 
 

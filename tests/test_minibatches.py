@@ -183,12 +183,13 @@ def test_a_plan_that_makes_no_sense_is_refused(changes, said):
         plan(**changes)
 
 
-def test_a_plan_that_cannot_be_drawn_is_refused():
-    categories = Numbered().splits()["train"]
-    plan(size=24, tasks=2, pairs=True).check_drawable(categories, "numbered")
-    large = plan(size=32, tasks=2, pairs=True)
-    with pytest.raises(UsageError, match=r"needs 8 classes in each.*has 7: type train.batch_size=24 or less"):
-        large.check_drawable(categories, "numbered")
-    with pytest.raises(UsageError, match="class 'lone' in the train split of dataset=numbered has 1"):
-        plan(pairs=True).check_drawable([*categories, Category("lone", ("0/0",))], "numbered")
-    plan().check_drawable([Category("lone", ("0/0",))], "numbered")
+def test_what_a_split_lacks_has_values_that_suffice():
+    categories, lone = Numbered().splits()["train"], Category("lone", ("0/0",))
+    assert not plan(size=24, tasks=2, pairs=True).shortages(categories, "numbered")
+    (large,) = plan(size=32, tasks=2, pairs=True).shortages(categories, "numbered")
+    assert "needs 8 classes in each" in large.problem and large.options == {"train.batch_size": 24}
+    (few,) = plan(pairs=True).shortages([*categories, lone], "numbered")
+    assert "class 'lone' in the train split of dataset=numbered has one" in few.problem
+    assert few.options == {"regularizer": "none"} and not plan().shortages([lone, lone], "numbered")
+    (single,) = plan().shortages([lone], "numbered")
+    assert "has one class, 'lone'" in single.problem and not single.options

@@ -95,8 +95,10 @@ class Checkpoints(ModelCheckpoint):
         return better
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last weights."""
+        """Write the last weights, which are also the best of a training without validation."""
         self.write(trainer)
+        if not trainer.enable_validation:
+            trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write last.ckpt when a signal ends the run."""
@@ -124,7 +126,7 @@ class Checkpoints(ModelCheckpoint):
             so_far().update(checkpoint["resume"]["unsolved"])
         step = checkpoint["global_step"]
         batches = step * trainer.accumulate_grad_batches
-        due = batches % trainer.val_check_interval == 0
+        due = trainer.enable_validation and batches % trainer.val_check_interval == 0
         missing = int(due and self.validated != step)
         loops = checkpoint["loops"]["fit_loop"]
         for part in ("total", "current"):

@@ -52,7 +52,11 @@ def search(arguments: Sequence[str]) -> None:
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
     for each in space.bounds():
-        compose_overrides(each)  # fails before the first run if a value cannot be used
+        cfg = compose_overrides(each)  # fails before the first run if a value cannot be used
+        if not cfg.val.total:
+            raise UsageError(
+                "expected validation tasks, on which a search compares its trials, got val.total=0: type val.total=200"
+            )
     study, console = open_study(out, overrides), Console()
     try:
         while len(finished_trials(study)) < trials:

@@ -12,6 +12,7 @@ from metafew.data.augment import Chain
 from metafew.data.sampler import STREAMS, DrawnRows, DrawnTask, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split
+from metafew.data.task_spec import Shortage, counted
 from metafew.errors import UsageError
 
 
@@ -56,23 +57,23 @@ class Minibatches:
         """The smallest and largest number of context rows of a task: all of a chunk."""
         return self.chunk, self.chunk
 
-    def check_drawable(self, categories: Sequence[Category], dataset: str) -> None:
-        """Raise UsageError unless the pairs of a chunk can be drawn from ``categories``."""
-        if not self.pairs:
-            return
+    def shortages(self, categories: Sequence[Category], dataset: str) -> list[Shortage]:
+        """Return what ``categories`` lack for minibatches of this specification; an empty list if they suffice."""
+        where = f"the {self.split} split of dataset={dataset}"
+        if len(categories) < 2:
+            return [Shortage(f"training needs two classes or more, but {where} has {counted(categories)}")]
         needed, count = self.chunk // 2, len(categories)
-        if needed > count:
-            raise UsageError(
-                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs "
-                f"{needed} classes in each, but the {self.split} split of dataset={dataset} has {count}: "
-                f"type {self.split}.batch_size={count // 2 * 4 * self.tasks} or less"
-            )
         smallest = min(categories, key=lambda category: len(category.keys))
-        if len(smallest.keys) < 2:
-            raise UsageError(
-                f"pairs need two images of each class, but class '{smallest.name}' in the {self.split} split of "
-                f"dataset={dataset} has {len(smallest.keys)}: type regularizer=none"
+        if self.pairs and len(smallest.keys) < 2:
+            problem = f"pairs need two images of each class, but class '{smallest.name}' in {where} has one"
+            return [Shortage(problem, {"regularizer": "none"})]
+        if self.pairs and needed > count:
+            problem = (
+                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs {needed} "
+                f"classes in each, but {where} has {count}"
             )
+            return [Shortage(problem, {f"{self.split}.batch_size": count // 2 * 4 * self.tasks})]
+        return []
 
 
 class MinibatchSampler(Sampler):

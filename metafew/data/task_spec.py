@@ -1,10 +1,12 @@
-"""Specify the tasks of a split, and check that a dataset has enough classes and images for them."""
+"""Specify the tasks of a split, and find out what a dataset lacks for them."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,20 @@ from metafew.errors import UsageError
 
 NATURAL = "natural"
 """The shot of Meta-Dataset's tasks, drawn for each class, roughly in proportion to the number of its images."""
+
+
+class Shortage(NamedTuple):
+    """Something that a split lacks for the tasks of a run.
+
+    Attributes:
+        problem: what is needed, and what there is.
+        options: values of options with which it would suffice; empty if there are none.
+        images: whether a class lacks images, rather than the split classes.
+    """
+
+    problem: str
+    options: dict[str, int | str] = {}  # noqa: RUF012 - a tuple has no mutable state, and nobody changes this
+    images: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class TaskSpec:
             at most the number of classes in the group and whose shots differ from class to class.
         query: number of query images of each class; with natural shots the largest number.
         tasks: number of tasks in a meta-batch, over all processes; evaluation on cached features may use more.
-        total: total number of tasks.
+        total: total number of tasks; 0 for training without validation.
         seed: seed of the sequence of tasks.
         support: largest number of support images of a task with natural shots.
     """
@@ -44,7 +60,8 @@ class TaskSpec:
     def __post_init__(self):
         for word in ("way",) if self.natural else ("way", "shot"):
             self.bounds(word)
-        least = {"query": int(self.split != "train"), "support": self.bounds("way")[1] if self.natural else 1}
+        least = {"query": int(self.split != "train"), "total": int(self.split != "val")}
+        least["support"] = self.bounds("way")[1] if self.natural else 1
         for word in ("query", "tasks", "total", "support"):
             check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1), max(1, least.get(word, 1)))
 
@@ -81,41 +98,68 @@ class TaskSpec:
         (context, contexts), (way, ways) = self.contexts, self.bounds("way")
         return context + way * self.query, contexts + ways * self.query
 
-    def check_drawable(self, categories: Sequence[Category], dataset: str) -> None:
-        """Raise UsageError unless every task of this specification can be drawn from ``categories``."""
-        where = f"the {self.split} split of dataset={dataset}"
-        if not categories:
-            raise UsageError(
-                f"{self.split}.way={self.way} needs classes, but {where} has no classes: add some, or type stages= "
-                "without those that need it"
-            )
+    def shortages(self, categories: Sequence[Category], dataset: str, options: str | None = None) -> list[Shortage]:
+        """Return what ``categories`` lack for tasks of this specification; an empty list if all can be drawn.
+
+        Args:
+            categories: the classes of the split.
+            dataset: the name of the dataset in messages.
+            options: the group of the options that specify these tasks; None for the name of the split.
+        """
+        group, where = options or self.split, f"the {self.split} split of dataset={dataset}"
+        if len(categories) < 2:
+            return [Shortage(f"tasks need two classes or more, but {where} has {counted(categories)}")]
+        found = (self._missing_classes(categories, group, where), self._missing_images(categories, group, where))
+        return [shortage for shortage in found if shortage is not None]
+
+    def _missing_classes(self, categories: Sequence[Category], group: str, where: str) -> Shortage | None:
+        low, high = self.bounds("way")
+        if not self.natural:
+            if high <= len(categories):
+                return None
+            problem = f"{group}.way={self.way} needs {high} classes, but {where} has {len(categories)}"
+            return Shortage(problem, {f"{group}.way": capped(low, high, len(categories))})
+        if class_groups([category.group for category in categories], low):
+            return None
+        largest = max(Counter(category.group for category in categories).values())
+        problem = (
+            f"{group}.way={self.way} needs {low} classes of one group, but {where} has no such group among its "
+            f"{len(categories)} classes"
+        )
+        return Shortage(problem, {f"{group}.way": capped(2, high, largest)} if largest > 1 else {})
+
+    def _missing_images(self, categories: Sequence[Category], group: str, where: str) -> Shortage | None:
         smallest = min(categories, key=lambda category: len(category.keys))
-        count, (low, way) = len(smallest.keys), self.bounds("way")
+        count, least = len(smallest.keys), min(self.query, 1)
+        has = f"of each class, but class '{smallest.name}' in {where} has {count}"
         if self.natural:
-            if not class_groups([category.group for category in categories], low):
-                raise UsageError(
-                    f"{self.split}.way={self.way} needs {low} classes of one group, but {where} has no such group "
-                    f"among its {len(categories)} classes: type {self.split}.way=2..{way}"
-                )
-            if count < 2:
-                raise UsageError(
-                    f"{self.split}.shot=natural needs two images of each class, but class '{smallest.name}' in {where} "
-                    f"has {count}: add images to it, or remove it"
-                )
-            return
-        _, shot = self.bounds("shot")
-        if way > len(categories):
-            raise UsageError(
-                f"{self.split}.way={self.way} needs {way} classes, but {where} has {len(categories)}: "
-                f"type {self.split}.way={len(categories)} or less"
-            )
-        if shot + self.query > count:
-            smaller = f"query={count - shot}" if count > shot else f"shot={count - 1}"
-            advice = f"type {self.split}.{smaller} or less" if count > 1 else "add images to it, or remove it"
-            raise UsageError(
-                f"{self.split}.shot={self.shot} and {self.split}.query={self.query} need {shot + self.query} images "
-                f"of each class, but class '{smallest.name}' in {where} has {count}: {advice}"
-            )
+            return Shortage(f"{group}.shot=natural needs two images {has}", images=True) if count < 2 else None
+        low, high = self.bounds("shot")
+        if high + self.query <= count:
+            return None
+        problem = f"{group}.shot={self.shot} and {group}.query={self.query} need {high + self.query} images {has}"
+        if count < 1 + least:
+            return Shortage(problem, images=True)
+        words: dict[str, int | str] = {}
+        if high + least > count:
+            words[f"{group}.shot"] = capped(low, high, count - least)
+        if self.query > (query := max(count - high, least)):
+            words[f"{group}.query"] = query
+        return Shortage(problem, words)
+
+
+def capped(low: int, high: int, most: int) -> int | str:
+    """Return the part of the range ``low..high`` that is not above ``most``, as an option's value.
+
+    >>> capped(5, 20, 12), capped(5, 20, 5), capped(5, 5, 3)
+    ('5..12', 5, 3)
+    """
+    return f"{low}..{most}" if low < min(most, high) else most
+
+
+def counted(categories: Sequence[Category]) -> str:
+    """Return how many classes there are, in words, if there are too few for a task."""
+    return f"one class, '{categories[0].name}'" if categories else "no classes"
 
 
 def class_groups(groups: Sequence[str], least: int) -> list[np.ndarray]:

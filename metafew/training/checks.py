@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metafew.analysis.features import analyze
 from metafew.config.option_types import check_option_types
 from metafew.config.option_values import check_choice, check_integer
 from metafew.data.task_spec import NATURAL, TaskSpec
@@ -18,6 +17,7 @@ from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
 from metafew.training.factory import as_list
 from metafew.training.parts import Parts
+from metafew.training.sufficient_data import check_tasks_can_be_drawn
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def check_parts(parts: Parts) -> None:
         UsageError: if they do not.
     """
     check_model_is_trained(parts)
+    check_validation(parts)
     check_tasks_can_be_drawn(parts)
     if parts.fits:
         check_objective_has_queries(parts)
@@ -109,25 +110,20 @@ def check_model_is_trained(parts: Parts) -> None:
         raise UsageError(f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH")
 
 
-def check_tasks_can_be_drawn(parts: Parts) -> None:
-    """Check the classes and images of each split that the run uses."""
-    data, used = parts.data, set(parts.stages)
-    specs = [data.train] * parts.fits + [data.val] * (parts.fits or parts.selects_options)
-    specs += data.test * ("test" in used)
-    classes = {c: c.splits() for c in dict.fromkeys(c for spec in specs for c in parts.source.components(spec.split))}
-    for spec in specs:
-        components = parts.source.components(spec.split)
-        if spec.total < len(components):
-            raise UsageError(
-                f"expected {spec.split}.total to be at least {len(components)}, one task for each dataset of the "
-                f"mixture, got {spec.total}: type {spec.split}.total={100 * len(components)}"
-            )
-        for component in components:
-            categories = classes[component][spec.split]
-            spec.check_drawable(categories, component.title)
-            data.augmentation.check_applicable(spec.split, component.image_size, categories)
-    if "analyze" in used and data.analyzed is not None:
-        analyze.check_analysis_tasks(data.analyzed, parts.source)
+def check_validation(parts: Parts) -> None:
+    """Check that nothing relies on validations if there are none."""
+    if parts.data.val.total:
+        return
+    if parts.selects_on_validation:
+        raise UsageError(
+            "expected validation tasks, on which options of heads are chosen, got val.total=0: type val.total=200, or "
+            f"{' '.join(parts.first_candidates)}"
+        )
+    if parts.fits and (every := parts.config["analyze"]["every"]):
+        raise UsageError(
+            f"expected validations, at which features are measured every {every} steps, got val.total=0: "
+            "type analyze.every=0"
+        )
 
 
 def check_objective_has_queries(parts: Parts) -> None:
@@ -160,7 +156,8 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
 
 def check_fixed_ways(parts: Parts) -> None:
     """Check that tasks have as many classes as a linear output layer."""
-    specs = [spec for spec in (parts.data.train, parts.data.val, *parts.data.test) if isinstance(spec, TaskSpec)]
+    used = (parts.data.train, *[parts.data.val] * (parts.data.val.total > 0), *parts.data.test)
+    specs = [spec for spec in used if isinstance(spec, TaskSpec)]
     for name, head in parts.learner.heads.items():
         for spec in specs:
             if head.fixed_way is not None and spec.bounds("way") != (head.fixed_way, head.fixed_way):

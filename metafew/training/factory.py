@@ -247,6 +247,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         default_root_dir=str(out),
         val_check_interval=batches * min(cfg.val.every, cfg.trainer.max_steps),
         check_val_every_n_epoch=None,
+        **({} if cfg.val.total else {"limit_val_batches": 0}),
         num_sanity_val_steps=0,
         enable_model_summary=False,
         # The ranks divide the tasks of each meta-batch among themselves.

@@ -37,8 +37,9 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
     trained_on = source.components("train")
     sources = {component.title: component in trained_on for component in source.components("test")}
-    best, failed = parts.checkpoints.best_model_score, parts.checkpoints.failed  # None, and 0, without a validation
-    validation = {} if best is None else {"accuracy": best.item(), "failed": failed}
+    # None without a validation; a resumed training may have had some before.
+    best = parts.checkpoints.best_model_score if parts.data.val.total else None
+    validation = {} if best is None else {"accuracy": best.item(), "failed": parts.checkpoints.failed}
     report = {
         **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
         "analysis": outcome.analysis,

@@ -58,6 +58,21 @@ class Parts:
         return any(len(head.candidates) > 1 for head in self.learner.heads.values())
 
     @property
+    def selects_on_validation(self) -> bool:
+        """Whether the run itself makes this selection: one that only trains leaves it to later."""
+        return self.selects_options and self.stages != ["fit"]
+
+    @property
+    def first_candidates(self) -> list[str]:
+        """What to type so that each head takes its first candidate, and nothing is selected."""
+        words = []
+        for name, head in self.learner.heads.items():
+            group = "head" if name == self.learner.trained else f"evaluate.{name}"
+            if len(head.candidates) > 1:
+                words += [f"{group}.{key}={value}" for key, value in next(iter(head.candidates.values())).items()]
+        return words
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The callback that writes best.ckpt and last.ckpt."""
         return cast(Checkpoints, self.trainer.checkpoint_callback)

@@ -51,7 +51,7 @@ def run_stages(parts: Parts) -> Outcome:
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
             outcome.selected = load_selected(parts)
-        if parts.selects_options and parts.stages != ["fit"]:
+        if parts.selects_on_validation:
             trainer.validate(learner, data, verbose=False)
             outcome.chosen = learner.choose()
         if "test" in parts.stages:
@@ -73,6 +73,9 @@ def resumed(parts: Parts) -> Path | None:
 def load_selected(parts: Parts) -> str:
     """Load the weights of the checkpoint that ``test.select`` names, and return which it was."""
     folder, which = parts.checkpoints.folder, parts.config["test"]["select"]
+    if not parts.data.val.total:
+        log.info("no validation took place, as val.total=0: best.ckpt holds the last weights, as last.ckpt does")
+        which = "last"
     if which == "best" and not (folder / "best.ckpt").exists():
         log.warning("no validation took place in this run, so that the last weights are tested")
         which = "last"

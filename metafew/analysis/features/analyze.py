@@ -17,10 +17,8 @@ from metafew.analysis.features.observer import Observed, Observer, in_order
 from metafew.analysis.features.projection import project_features
 from metafew.analysis.features.weight_distance import adapts_by_gradient
 from metafew.data.datamodule import FewShot
-from metafew.data.sources import Source
 from metafew.data.task_spec import TaskSpec
 from metafew.distributed.collective import gather_objects
-from metafew.errors import UsageError
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.feature_cache import parts
 from metafew.io import write_json
@@ -33,19 +31,6 @@ CLASSES, IMAGES = 5, 100  # of a projection: its classes, and the images of each
 def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
     """Return the tasks to analyze: like those of the first test, from ``analyze.split``."""
     return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks)
-
-
-def check_analysis_tasks(tasks: TaskSpec, source: Source) -> None:
-    """Check that the split has enough classes and images.
-
-    Raises:
-        UsageError: if it does not; the message names test.way and test.shot, which apply to the analysis too.
-    """
-    for component in source.components(tasks.split):
-        try:
-            tasks.check_drawable(component.splits()[tasks.split], component.title)
-        except UsageError as error:
-            raise UsageError(str(error).replace(f"{tasks.split}.", "test.")) from None
 
 
 def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -> dict | None:

@@ -38,9 +38,10 @@ def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], 
         check_disjoint(splits, listing)
         return splits
     if len(names) < (least := sum(fraction > 0 for fraction in fractions)):
+        training = ", or type dataset.fractions=[1,0,0] val.total=0 stages=fit to do without validation and test"
         raise UsageError(
             f"expected at least {least} classes to draw {least} splits from, got {len(names)} ({', '.join(names)}): "
-            "add classes, or type 0 in dataset.fractions for a split that you do not need"
+            f"add classes{training * (len(names) > 1)}"
         )
     counts = [0, 0, 0]
     for _ in names:

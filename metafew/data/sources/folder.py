@@ -93,6 +93,7 @@ class Folder(Collected):
         else:
             images = Tree(self.root)
         listing = None if self.listing is None else find_file(self.root, "splits", self.listing)
+        self.drawn = listing is None
         return [images], divide(images.classes, listing, self.fractions, self.split_seed)
 
     def group(self, name: str) -> str:

@@ -92,6 +92,7 @@ class Hub(Collected):
                 "dataset.repo=OWNER/NAME, or dataset.root=DIR of the files"
             )
         images = Parquet(files, self.label)
+        self.drawn = self.listing is None
         return [images], divide(images.classes, self.listing, self.fractions, self.split_seed)
 
     def _downloads(self, repo: str) -> list[Path]:

@@ -59,6 +59,9 @@ class Source:
     evaluation_options: tuple[str, ...] = ()
     """Options that change only what is evaluated: a run may be resumed if only these differ."""
 
+    drawn: bool = False
+    """Whether :meth:`splits` divided the classes at random by the option ``fractions``; known after a call of it."""
+
     @property
     def title(self) -> str:
         """The name in tables and error messages."""

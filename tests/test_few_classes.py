@@ -1,0 +1,114 @@
+"""A dataset of few classes or images: each advice can be typed, and soon leads to a run. Nothing is trained."""
+
+import re
+
+import numpy as np
+import pytest
+
+from metafew.errors import UsageError
+from metafew.training.checks import check_options, check_parts
+from metafew.training.parts import make_parts
+
+WORD = re.compile(r"[a-z_][\w.]*=(?:\[[^\]]*\]|[^\s,:]+)")
+STEPS = 3
+"""Messages that may come before the run."""
+
+
+def advised(sentence):
+    """Return the ways that a message gives, each a list of words to type."""
+    ways = [WORD.findall(way) for way in sentence.partition("type ")[2].split(", or ")]
+    return [way for way in ways if way]
+
+
+@pytest.fixture
+def check(composed, tmp_path):
+    """Check a run as the command line does; returns its parts."""
+
+    def go(*words):
+        cfg, choices, overrides = composed(*words)
+        check_options(cfg)
+        parts = make_parts(cfg, choices, overrides, tmp_path)
+        check_parts(parts)
+        return parts
+
+    return go
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Write a dataset of some classes with some images each; returns the words that select it."""
+
+    def write(classes, images):
+        file = tmp_path / "few.npz"
+        labels = np.repeat(np.arange(classes), images)
+        np.savez(file, x=np.zeros((len(labels), 16, 16), np.uint8), y=labels)
+        return ["dataset=folder", f"dataset.root={file}", "dataset.image_size=16", "backbone.width=4"]
+
+    return write
+
+
+def follow(check, words, steps=STEPS):
+    """Type what each message says, in every way that it gives; returns the parts of each run in the end."""
+    try:
+        return [check(*words)]
+    except UsageError as error:
+        ways = advised(str(error))
+        assert steps, f"{words}: {error}"
+        assert ways or "add classes" in str(error) or "add images" in str(error), f"{words}: {error}"
+        return [parts for way in ways for parts in follow(check, [*words, *way], steps - 1)]
+
+
+@pytest.mark.parametrize("classes", range(2, 9))
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["dataset.fractions=[0.5,0,0.5]"],
+        ["dataset.fractions=[0.9,0,0.1]", "stages=fit"],
+        ["stages=[fit,test,analyze]", "train.way=2..20", "test.shot=[1,5]"],
+        ["train.shot=natural", "train.way=5..50"],
+        ["objective=classical", "regularizer=feature_clustering"],
+    ],
+    ids=" ".join,
+)
+def test_every_advice_leads_to_a_run(check, dataset, classes, words):
+    runs = follow(check, [*dataset(classes, 6), *words])
+    assert runs and all(parts.fits for parts in runs)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_few_images(check, dataset, images):
+    runs = follow(check, [*dataset(12, images), "train.shot=5"])
+    assert bool(runs) == (images > 1)
+
+
+@pytest.mark.parametrize("head", ["maml", "reptile", "cnaps"])
+def test_heads_of_one_way(check, dataset, head):
+    assert follow(check, [*dataset(7, 30), f"head={head}"], steps=5)
+
+
+def test_an_option_to_choose_on_validation_tasks_is_given_a_value(check, dataset):
+    words = [*dataset(4, 30), "dataset.fractions=[0.5,0,0.5]", "evaluate=[maml]", "evaluate.maml.lr=[0.1,0.2]"]
+    with pytest.raises(UsageError, match=r"type val\.total=0 evaluate\.maml\.lr=0\.1 evaluate\.maml\.test_steps=10 "):
+        check(*words)
+    with pytest.raises(UsageError, match=r"val\.total=0: type val\.total=200, or evaluate\.maml\.lr=0\.1 "):
+        check(*words, "val.total=0")
+    (run,) = follow(check, words)
+    assert not run.data.val.total and run.trainer.limit_val_batches == 0
+
+
+@pytest.mark.parametrize("word", ["train.way=1", "val.way=1", "test.way=1"])
+def test_no_message_advises_what_is_refused(check, dataset, word):
+    for classes in range(2, 9):
+        for fractions in ("[0.5,0.25,0.25]", "[0.34,0.33,0.33]", "[0.98,0.01,0.01]"):
+            with pytest.raises(UsageError) as raised:
+                check(*dataset(classes, 20), f"dataset.fractions={fractions}", "train.way=20", "test.way=20")
+            assert word not in str(raised.value)
+
+
+def test_measures_at_validations_need_some(check):
+    with pytest.raises(UsageError, match="every 10 steps, got val.total=0: type analyze.every=0"):
+        check("val.total=0", "analyze.every=10")
+    assert not check("val.total=0").data.val.total
+
+

@@ -167,6 +167,17 @@ def test_steps_of_several_batches_are_whole_when_it_goes_on(tmp_path):
     check_equal(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_a_training_without_validation_goes_on_too(tmp_path):
+    words = [*HEADS["protonet"], "val.total=0", "val.every=3"]  # a validation would be due after step 6
+    command(*words, out=tmp_path / "whole")
+    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=8, act=die)
+    assert os.WIFSIGNALED(status) and [*(tmp_path / "cut" / "checkpoints").iterdir()] == [
+        tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    ]
+    command(*words, "ckpt=last", out=tmp_path / "cut")
+    check_equal(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_finished_run_is_only_tested_again(whole, tmp_path, monkeypatch):
     out = shutil.copytree(whole("protonet"), tmp_path / "moved")
     before = {path: path.read_bytes() for path in out.rglob("*.c*") if path.is_file()}

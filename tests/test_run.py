@@ -105,6 +105,18 @@ def test_best_is_the_first_of_equals(launch):
     assert checkpoint.read(out / "checkpoints" / "best.ckpt")["global_step"] == 1
 
 
+def test_without_validation_the_best_is_the_last(launch, tmp_path, caplog):
+    words = ["val.total=0", "trainer.log_every_n_steps=1"]
+    with caplog.at_level("INFO"):
+        report, out = launch(*words, out=tmp_path / "a")
+    assert sum("no validation took place, as val.total=0" in line for line in caplog.messages) == 1
+    assert report["select"] == "last" and report["validation"] == {} and report["steps"] == 4
+    assert same(weights(out, "best"), weights(out))
+    assert "val/" not in (out / "metrics.csv").read_text()
+    again, _ = launch("stages=[test]", f"ckpt={out}/checkpoints/best.ckpt", out=tmp_path / "b")
+    assert again["metrics"] == report["metrics"]
+
+
 def test_test_select_last_tests_the_last(launch, tmp_path):
     last, out = launch("optimizer.lr=0.5", "test.select=last", out=tmp_path / "b")
     report, _ = launch("stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", out=tmp_path / "c")

@@ -96,9 +96,9 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last weights, which are also the best of a training without validation."""
-        self.write(trainer)
         if not trainer.enable_validation:
             trainer.save_checkpoint(self.folder / "best.ckpt")
+        self.write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write last.ckpt when a signal ends the run."""

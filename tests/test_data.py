@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered import SIZES, Numbered
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
 from torch.utils.data import DataLoader
@@ -24,32 +25,6 @@ from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build, store_folder, verify
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
-
-SIZES = (9, 12, 10, 11, 9, 14, 10)
-
-
-class Numbered(Source):
-    """Seven classes of 9 to 14 images of 4 pixels; an image holds its class, its number, and 0 twice."""
-
-    name, channels, image_size = "numbered", 1, 2
-
-    def __init__(self, turns: int = 0):
-        self.turns, self.reads = turns, 0
-
-    def splits(self):
-        categories = [
-            Category(f"class {c}", tuple(f"{c}/{i}" for i in range(n)), self.turns) for c, n in enumerate(SIZES)
-        ]
-        return {"train": categories, "val": categories[:3], "test": categories[3:]}
-
-    def fingerprint(self):
-        return f"numbered {self.turns}"
-
-    def read(self, keys):
-        for key in keys:
-            self.reads += 1
-            c, i = map(int, key.split("/"))
-            yield np.array([[[c, i], [0, 0]]], np.uint8)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A dataset of few classes or images: each advice can be typed, and soon leads to a run. Nothing is trained."""
 
+import json
 import re
 from copy import deepcopy
 from functools import cache
@@ -19,9 +20,9 @@ STEPS = 3
 """Messages that may come before the run."""
 
 
-def advised(sentence):
+def advised(message):
     """Return the ways that a message gives, each a list of words to type."""
-    ways = [WORD.findall(way) for way in sentence.partition("type ")[2].split(", or ")]
+    ways = [WORD.findall(way) for way in message.partition("type ")[2].split(", or ")]
     return [way for way in ways if way]
 
 
@@ -120,9 +121,20 @@ def test_no_way_of_one_class_is_advised(check, dataset, classes, fractions):
     assert not re.search(r"way=1\b", str(raised.value))
 
 
+def test_fractions_are_not_advised_where_a_file_divides_the_classes(check, dataset, tmp_path):
+    words = dataset(8, 30)
+    splits = {"train": ["0", "1", "2", "3", "4"], "test": ["5", "6", "7"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(UsageError, match=r", or type dataset\.fractions=\[0\.4,0\.3,0\.3\]$"):
+        check(*words)
+    words += [f"dataset.splits={tmp_path}/splits.json"]
+    with pytest.raises(UsageError, match=r"add classes, or type val\.total=0 to do without validation$"):
+        check(*words)
+    with pytest.raises(UsageError, match=r"type test\.way=3$"):
+        check(*words, "val.total=0")
+
+
 def test_measures_at_validations_need_some(check):
-    with pytest.raises(UsageError, match="every 10 steps, got val.total=0: type analyze.every=0"):
+    with pytest.raises(UsageError, match=r"every 10 steps, got val\.total=0: type analyze\.every=0"):
         check("val.total=0", "analyze.every=10")
     assert not check("val.total=0").data.val.total
-
-

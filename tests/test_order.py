@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from numbered import Numbered
 from scipy.stats import chi2_contingency
-from test_data import Numbered
 
 from metafew.backbones.identity import Identity
 from metafew.data.augment import Affine, Augmentation, Chain
@@ -34,7 +34,11 @@ def split(tmp_path_factory):
 def sampler(request, split):
     """A sampler of each kind of task."""
     one = plan(shot="natural") if request.param == "natural" else plan()
-    return MixtureSampler([Sampler(split, one, None)] * 2, one) if request.param == "mixture" else Sampler(split, one, None)
+    return (
+        MixtureSampler([Sampler(split, one, None)] * 2, one)
+        if request.param == "mixture"
+        else Sampler(split, one, None)
+    )
 
 
 def test_classes_images_and_views_are_those_of_the_first_stream(split):

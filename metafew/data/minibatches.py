@@ -69,8 +69,8 @@ class Minibatches:
             return [Shortage(problem, {"regularizer": "none"})]
         if self.pairs and needed > count:
             problem = (
-                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs {needed} "
-                f"classes in each, but {where} has {count}"
+                f"{self.split}.batch_size={self.size} in {self.split}.tasks={self.tasks} chunks of pairs needs "
+                f"{needed} classes in each, but {where} has {count}"
             )
             return [Shortage(problem, {f"{self.split}.batch_size": count // 2 * 4 * self.tasks})]
         return []

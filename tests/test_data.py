@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from metafew.data.augment import Affine, Chain, as_float
 from metafew.data.datamodule import InOrder, MetaBatches
 from metafew.data.sampler import Sampler
-from metafew.data.sources import Category, Source
+from metafew.data.sources import Category
 from metafew.data.store import Split, build, store_folder, verify
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError

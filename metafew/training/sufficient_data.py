@@ -11,7 +11,7 @@ from metafew.data.task_spec import Shortage, TaskSpec
 from metafew.errors import UsageError
 from metafew.training.parts import Parts
 
-SHARES = {1: [1], 2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
+SHARES: dict[int, list[float]] = {1: [1], 2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
 """Fractions of classes for one to three splits, with which each gets two of at least two classes a split."""
 PARTS = {"val": "validation", "test": "test", "analyze": "analysis"}
 """Parts of a run that it may do without, in words."""

@@ -98,6 +98,13 @@ def test_few_images(check, dataset, images):
     assert bool(runs) == (images > 1)
 
 
+def test_one_image_of_a_class_makes_no_pair(check, dataset):
+    words = [*dataset(9, 1), "stages=fit", "val.total=0", "objective=classical", "regularizer=feature_clustering"]
+    with pytest.raises(UsageError, match=r"pairs need two images of each class.*: type regularizer=none$"):
+        check(*words)
+    assert follow(check, words)
+
+
 @pytest.mark.parametrize("head", ["maml", "reptile", "cnaps"])
 def test_heads_of_one_way(check, dataset, head):
     assert follow(check, [*dataset(7, 30), f"head={head}"], steps=5)

@@ -81,7 +81,7 @@ def raise_shortage(found: Sequence[tuple[Needed, Shortage]], needs: Sequence[Nee
         options: dict[str, int | str] = {}
         for _, shortage in found:
             for option, value in shortage.options.items():
-                options[option] = min(options.get(option, value), value, key=upper_bound)
+                options[option] = min(options[option], value, key=upper_bound) if option in options else value
         raise UsageError(f"{problems}: type {' '.join(f'{option}={value}' for option, value in options.items())}")
     lacking = dict.fromkeys("images" if shortage.images else "classes" for _, shortage in blocking)
     ways = [f"add {' and '.join(lacking)}"]

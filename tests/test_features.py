@@ -96,7 +96,7 @@ def test_a_file_that_is_not_as_it_should_be_is_refused(launch, vectors, changes,
 
 
 def test_what_is_no_file_of_vectors_is_refused(launch, tmp_path, vectors):
-    with pytest.raises(UsageError, match=r"dataset\.root is not given: type dataset\.root=FILE\.npz"):
+    with pytest.raises(UsageError, match=r"a path in dataset\.root, got none: type dataset\.root=FILE\.npz"):
         launch("dataset=features")
     with pytest.raises(UsageError, match=r"nowhere\.npz is not a file"):
         launch("dataset=features", "dataset.root=nowhere.npz")

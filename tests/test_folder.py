@@ -11,7 +11,8 @@ from PIL import Image
 
 from metafew.config.groups import CONF
 from metafew.data import store
-from metafew.data.formats.tree import SUFFIXES, Tree
+from metafew.data.formats.scan import SUFFIXES
+from metafew.data.formats.tree import Tree
 from metafew.data.sources.class_splits import divide
 from metafew.data.sources.folder import Folder
 from metafew.errors import UsageError
@@ -62,7 +63,6 @@ def test_tree_finds_images_by_suffix_and_ignores_what_is_hidden(tmp_path):
     for suffix in SUFFIXES:
         paint(tmp_path / "b" / f"x{suffix}")
     paint(tmp_path / "a" / "LOUD.JPG")
-    paint(tmp_path / "stray.png")
     for junk in ("b/.DS_Store", "b/._x.png", "b/notes.txt", "empty/notes.txt", "__MACOSX/b/x.png", ".git/b/x.png"):
         paint(tmp_path / "b" / "x.png").rename(tmp_path / "moved")
         (tmp_path / junk).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def test_tree_finds_images_by_suffix_and_ignores_what_is_hidden(tmp_path):
     paint(tmp_path / "b" / "x.png")
     tree = Tree(tmp_path)
     assert tree.classes == {"a": ("a/LOUD.JPG",), "b": tuple(sorted(f"b/x{suffix}" for suffix in SUFFIXES))}
-    assert [len(list(tree.open(keys))) for keys in tree.classes.values()] == [1, 10]
+    assert [len(list(tree.open(keys))) for keys in tree.classes.values()] == [1, len(SUFFIXES)]
     assert sorted(tree.files) == sorted(tmp_path / key for keys in tree.classes.values() for key in keys)
 
 
@@ -152,7 +152,7 @@ def test_images_of_a_class_are_its_own(tmp_path):
 
 def test_nested_alphabets_are_groups(tmp_path):
     grow(tmp_path, ["Greek/alpha", "Greek/beta", "Old/Hebrew/alef", "flat"])
-    found = chain.from_iterable(folder(tmp_path).splits().values())
+    found = chain.from_iterable(folder(tmp_path, layout="classes").splits().values())
     assert {category.name: category.group for category in found} == {
         "Greek/alpha": "Greek",
         "Greek/beta": "Greek",
@@ -164,16 +164,16 @@ def test_nested_alphabets_are_groups(tmp_path):
 @pytest.mark.parametrize("words", [["train", "val", "test"], ["Train", "valid", "Test"], ["train", "validation"]])
 def test_folders_of_splits(tmp_path, words):
     for word, letter in zip(words, "abc", strict=False):
-        grow(tmp_path / word, [letter, f"deep/{letter}"])
+        grow(tmp_path / word, [f"deep/{letter}", f"low/{letter}"])
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / ".cache").mkdir()
     paint(tmp_path / "preview.png")
-    expected = {split: [letter, f"deep/{letter}"] for split, letter in zip(SPLITS, "abc", strict=True)}
+    expected = {split: [f"deep/{letter}", f"low/{letter}"] for split, letter in zip(SPLITS, "abc", strict=True)}
     expected |= {"test": []} if len(words) == 2 else {}
     source = folder(tmp_path)
     assert names(source) == expected
     assert shades(source, "val") == [[0, 1], [10, 11]]
-    assert source.splits()["val"][1].group == "deep"
+    assert source.splits()["val"][1].group == "low"
 
 
 def test_other_folders_are_classes(tmp_path):
@@ -280,7 +280,7 @@ def test_fit(tmp_path):
 
 
 def test_it_is_stored(tmp_path):
-    source = folder(grow(tmp_path / "root", ["x/a", "x/b", "c"]), channels=1)
+    source = folder(grow(tmp_path / "root", ["x/a", "x/b", "y/c"]), channels=1)
     built = store.build(source, tmp_path / "cache")
     for split in SPLITS:
         stored = store.Split(built, split)
@@ -370,12 +370,12 @@ def test_sentences_on_json_splits(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "to be a line of column names followed by lines of class and split"),
-        (b"class,split\n", "got 1 lines"),
-        (b"a,train\nb,test\n", r"start with \['a', 'train'\]"),
-        (b"class,split\na\n", r"line 2 of .*s\.csv to start with class and split, got \['a'\]"),
+        (b"", "one column each for class and split in .*, got the columns of an empty file"),
+        (b"class,split\n", "lines of class and split in .*, got its header only"),
+        (b"a,train\nb,test\n", "to be a header, such as class,split, got a, train: add that line"),
+        (b"class,split\na\n", r"class and split in line 2 of .*s\.csv, got \['a'\]"),
         (b"class,split\n\na,train\n,test\n", r"line 4 of .*, got \['', 'test'\]"),
-        (b"class,split\na,holdout\n", "class 'a' in .*, got 'holdout': write train, val or test"),
+        (b"class,split\na,holdout\n", "class 'a' in line 2 of .*, got 'holdout': write train, val or test"),
         (b"class,split\na,train\na,test\n", "class 'a' is in train and again in test"),
         (b"class,split\n\xff\xfe,train\n", "cannot be read as CSV"),
         (b"class,split\n" + b"a" * 200_000 + b",train\n", "cannot be read as CSV"),
@@ -389,13 +389,14 @@ def test_sentences_on_csv_splits(tmp_path, content, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a/0.png,x\na/1.png,y\n", "to be a line of column names followed by lines of file and class"),
+        ("a/0.png,x\na/1.png,y\n", r"to be a header, such as file,class, got a/0\.png, x: add that line"),
+        ("file,class\na/0.png,x\n./a/0.png,y\n", r"to list an image once, got a/0\.png 2 times"),
         ("file,class\na/0.png,x\nb/0.png,y\na/0.png,x\n", r"to list an image once, got a/0\.png 2 times"),
         (
             "file,class\na/0.png,x\nb/9.png,y\nb/8.png,y\n",
             r"expected 3 listed files, but .*b/8\.png is missing, the first of 2",
         ),
-        ("file\na/0.png\n", "line 1 of .* to start with file and class"),
+        ("file\na/0.png\n", r"for file and class in .*, got the columns file: type '.*\{file:file,class:NAME\}'"),
     ],
 )
 def test_sentences_on_labels(tmp_path, content, sentence):

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,9 @@ from metafew.commands.command_line import run_command
 from metafew.data.formats.conversion import BACKGROUNDS, CHOICES, FITS, Conversion
 from metafew.data.formats.damage import UnreadableImages, intact
 from metafew.data.formats.remarks import remarks
-from metafew.data.formats.tree import SUFFIXES, Tree, hidden
+from metafew.data.formats.scan import SUFFIXES, Scan
+from metafew.data.formats.tree import Tree, class_files
+from metafew.data.sources.class_folders import check_one_layout
 from metafew.errors import UsageError
 from metafew.io import atomic_write
 
@@ -87,7 +89,7 @@ def predict(values: dict[str, str]) -> None:
     Raises:
         UsageError: if an input cannot be used, or, once the file is written, if queries have no prediction.
     """
-    files, examples = list_images(Path(values["query"])), Tree(Path(values["support"]))
+    files, examples = list_images(Path(values["query"])), read_examples(Path(values["support"]))
     model = metafew.load(values["ckpt"], values["trust"].split(","))
     conversion = choose_conversion(model, values)
     labels = [name for name, keys in examples.classes.items() for _ in keys]
@@ -156,21 +158,39 @@ def parse_number(word: str) -> float:
         raise UsageError(f"expected white to be a number, got {word}: type white=65535") from None
 
 
+def read_examples(support: Path) -> Tree:
+    """Return the examples of each class.
+
+    Raises:
+        UsageError: if there are none, a class has none that can be read, or it is not clear what the classes are.
+    """
+    scan = Scan(support)
+    rows = class_files(scan)
+    # A class that is left out is not predicted, so that its images receive the label of another.
+    lacking = [name for name in scan.empty if str(PurePosixPath(name).parent) not in scan.images] + scan.dead_links()
+    if lacking:
+        raise UsageError(
+            f"expected examples of every class in {support}, but {', '.join(lacking)} holds no image that can be read "
+            f"({', '.join(SUFFIXES)}): convert the images, or move what is no class elsewhere"
+        )
+    check_one_layout(support, {name for _, name in rows}, "move the images of each class into one folder")
+    return Tree(support, rows, scan)
+
+
 def list_images(query: Path) -> dict[str, Path]:
     """Return the image files of a folder, or the one file, by their names in the CSV file."""
     if query.is_file():
         return {query.name: query}
-    files = {path.relative_to(query).as_posix(): path for path in sorted(query.rglob("*")) if path.is_file()}
-    images = {
-        name: path
-        for name, path in files.items()
-        if name.lower().endswith(SUFFIXES) and not any(map(hidden, name.split("/")))
-    }
-    if not images:
+    paths = []
+    if query.is_dir():
+        scan = Scan(query)
+        scan.warn()
+        paths = sorted(query / folder / name for folder, names in scan.images.items() for name in names)
+    if not paths:
         raise UsageError(
             f"expected query to be an image or a folder of images ({', '.join(SUFFIXES)}), got {query}: type query=PATH"
         )
-    return images
+    return {path.relative_to(query).as_posix(): path for path in paths}
 
 
 def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from metafew.errors import UsageError
@@ -21,3 +22,24 @@ def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         words = ["null" if choice is None else str(choice) for choice in choices]
         raise UsageError(f"expected {option} to be {' or '.join(words)}, got {value}: type {option}={words[0]}")
+
+
+def option_path(option: str, value: Any, kind: str = "DIR") -> Path:
+    """Return the path that is the value of an option, with ``~`` expanded.
+
+    The command line parses a name of digits as a number.
+
+    Args:
+        option: the option.
+        value: its value.
+        kind: what the path is of, ``DIR`` or ``FILE``, for the error message.
+
+    Raises:
+        UsageError: if the value is empty, a list, or anything else that is no path.
+    """
+    path = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(path, str | Path) and str(path).strip():
+        return Path(path).expanduser()
+    if path is None or isinstance(path, str):
+        raise UsageError(f"expected a path in {option}, got none: type {option}={kind}")
+    raise UsageError(f"expected a path in {option}, got the {type(path).__name__} {path}: type {option}=./{kind}")

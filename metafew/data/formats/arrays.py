@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -15,6 +16,8 @@ from PIL import Image
 
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.images import decode
+from metafew.data.formats.labels import class_labels
+from metafew.data.formats.names import class_name, natural_order
 from metafew.data.formats.pickles import unpickle
 from metafew.errors import UsageError
 
@@ -22,6 +25,8 @@ IMAGES = ("images", "image_data", "data", "x")
 LABELS = ("labels", "targets", "y", "label_specific")
 ImageSequence = Sequence[Any] | np.ndarray
 """Decoded or encoded images."""
+
+log = logging.getLogger(__name__)
 
 
 class LabelledFile(NamedTuple):
@@ -31,11 +36,13 @@ class LabelledFile(NamedTuple):
         images: a function that loads the images.
         labels: ``(n,)`` integers or strings.
         names: the class name of each label, or None if the file has none.
+        ignored: the arrays that are not read.
     """
 
     images: Callable[[], ImageSequence]
     labels: np.ndarray
     names: dict[Any, str] | None
+    ignored: Mapping[str, int]
 
 
 class Arrays:
@@ -48,6 +55,10 @@ class Arrays:
         labels: ``(n,)`` integers or strings.
         names: the class name of each label; None takes the labels themselves.
         files: the files that the images come from.
+        ignored: the arrays of the files that are not read.
+
+    Raises:
+        UsageError: if two labels have the same name.
     """
 
     def __init__(
@@ -56,12 +67,20 @@ class Arrays:
         labels: Sequence[Any] | np.ndarray,
         names: Mapping[Any, str] | None,
         files: Sequence[Path],
+        ignored: Mapping[str, int] | None = None,
     ):
-        self.images, self.files, self.count = images, tuple(files), len(labels)
+        self.images, self.files, self.count, self.ignored = images, tuple(files), len(labels), ignored or {}
         rows: dict[Any, list[int]] = {}
         for row, label in enumerate(np.asarray(labels).tolist()):
             rows.setdefault(label, []).append(row)
-        self.classes = {str(names[label] if names else label): tuple(rows[label]) for label in sorted(rows)}
+        ordered = sorted(rows, key=lambda label: natural_order(label) if isinstance(label, str) else label)
+        self.classes = {class_name(names[label] if names else label): tuple(rows[label]) for label in ordered}
+        if len(self.classes) < len(rows):
+            where = " and ".join(map(str, self.files)) or "the array"
+            raise UsageError(
+                f"expected a different name for each label in {where}, got {len(self.classes)} names of {len(rows)} "
+                "labels, some perhaps in different Unicode forms: correct the file"
+            )
 
     def open(self, keys: Sequence[int]) -> Iterator[Image.Image | np.ndarray]:
         """Read the images of rows, in the order of ``keys``.
@@ -95,8 +114,10 @@ def _as_image(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarra
 def read_npz(file: Path) -> LabelledFile:
     """Read an .npz file of images and labels under the names :data:`IMAGES` and :data:`LABELS`."""
     with open_npz(file) as arrays:
-        labels = check_labels(arrays[find_name(arrays, LABELS)])
-    return LabelledFile(npz_images(file), labels, None)
+        used = find_name(arrays, LABELS)
+        labels = class_labels(read_array(arrays, used, file), f"{used} of {file}")
+        ignored = unused_arrays(file, arrays, (used, find_name(arrays, IMAGES), "names"))
+    return LabelledFile(npz_images(file), labels, None, ignored)
 
 
 def npz_images(file: Path) -> Callable[[], np.ndarray]:
@@ -106,7 +127,7 @@ def npz_images(file: Path) -> Callable[[], np.ndarray]:
 
     def load() -> np.ndarray:
         with open_npz(file) as arrays:
-            return arrays[name]
+            return read_array(arrays, name, file)
 
     return load
 
@@ -123,11 +144,11 @@ def read_pickle(file: Path) -> LabelledFile:
         if "class_dict" in content:
             labels, names = _labels_of_rows(content["class_dict"], len(content[image]))
         else:
-            labels = check_labels(np.asarray(content[find_name(content, LABELS)]))
+            labels = class_labels(content[find_name(content, LABELS)], f"the labels of {file}")
             names = {label: str(name) for name, label in content.get("catname2label", {}).items()} or None
         if names and (unnamed := set(labels.tolist()) - set(names)):
             raise ValueError(f"catname2label lacks {min(unnamed)}")
-    return LabelledFile(lambda: read_dictionary(file)[image], labels, names)
+    return LabelledFile(lambda: read_dictionary(file)[image], labels, names, {})
 
 
 def read_dictionary(pickled: bytes | Path, name: str | None = None) -> dict[str, Any]:
@@ -157,11 +178,25 @@ def find_name(content: Mapping[str, Any], usual: Sequence[str]) -> str:
     return found
 
 
-def check_labels(labels: np.ndarray) -> np.ndarray:
-    """Return ``labels``; raises ValueError unless they are a vector of integers or strings."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise ValueError(f"labels are not integers or strings (n,), but {labels.dtype} of shape {labels.shape}")
-    return labels
+def unused_arrays(file: Path, arrays: Mapping[str, np.ndarray], used: Sequence[str]) -> dict[str, int]:
+    """Return the arrays of a file that are not used, each counted once, and log a warning of them."""
+    unused = sorted(set(arrays) - set(used))
+    if unused:
+        log.warning("%s has arrays that are not read: %s", file, ", ".join(unused))
+    return {f"array {name} of {file.name}": 1 for name in unused}
+
+
+def read_array(arrays: Mapping[str, np.ndarray], name: str, file: Path) -> np.ndarray:
+    """Return an array of an .npz file; raises UsageError if it holds Python objects."""
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise UsageError(
+            f"expected numbers or strings in {name} of {file}, got Python objects, which may run code: save it as "
+            f"{name}=numpy.asarray({name}.tolist())"
+        ) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class Collection(Protocol):
     Attributes:
         files: the files that it reads.
         classes: the keys of the images of each class, by class name; classes and keys are in a fixed order.
+        ignored: the number of files, folders, arrays and rows that are not read, by reason and place.
     """
 
     @property
@@ -24,6 +25,9 @@ class Collection(Protocol):
 
     @property
     def classes(self) -> Mapping[str, Sequence[Any]]: ...
+
+    @property
+    def ignored(self) -> Mapping[str, int]: ...
 
     def open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
         """Read the images of ``keys`` in order: PIL images of any size, or uint8 ``(h, w)`` or ``(h, w, 1 or 3)``.

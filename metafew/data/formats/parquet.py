@@ -11,10 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.images import decode
+from metafew.data.formats.labels import class_labels
+from metafew.data.formats.names import class_name
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,16 +47,20 @@ class Parquet:
     def __init__(self, files: Sequence[Path], label: str | None = None):
         self.files = tuple(files)
         classes: dict[str, list[tuple[int, int]]] = {}
+        self.ignored: dict[str, int] = {}
         for number, file in enumerate(self.files):
             with _open_parquet(file) as parquet:
                 column = _label_column(parquet.schema_arrow, label, file)
                 values = parquet.read([column]).column(0).to_pylist()
-                names = _class_names(parquet.schema_arrow, column, values)
+                names = _class_names(parquet.schema_arrow, column, values, file)
             for name in names.values():
                 classes.setdefault(name, [])
             for row, value in enumerate(values):
                 if value in names:
                     classes[names[value]].append((number, row))
+                else:
+                    reason = f"row without a label in {file.name}"
+                    self.ignored[reason] = self.ignored.get(reason, 0) + 1
         self.classes = {name: tuple(keys) for name, keys in classes.items() if keys}
 
     def open(self, keys: Sequence[tuple[int, int]]) -> Iterator[Image.Image]:
@@ -129,7 +136,7 @@ def _image_column(schema: Schema, file: Path) -> str:
 def _label_column(schema: Schema, label: str | None, file: Path) -> str:
     from pyarrow import types
 
-    kinds = (types.is_integer, types.is_string, types.is_large_string)
+    kinds = (types.is_integer, types.is_string, types.is_large_string, types.is_floating)
     found = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
     return _choose_column("labels (integers or strings)", found, LABELS, label, schema, file)
 
@@ -149,10 +156,11 @@ def _choose_column(
     return chosen
 
 
-def _class_names(schema: Schema, column: str, values: Sequence[int | str | None]) -> dict[int | str, str]:
+def _class_names(schema: Schema, column: str, values: Sequence[int | str | None], file: Path) -> dict[int | str, str]:
     """Return the class name of each label: from the metadata of the ``datasets`` library, or else the label itself."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:
-        return dict(enumerate(names))
-    return {value: str(value) for value in sorted({value for value in values if value is not None})}
+        return dict(enumerate(map(class_name, names)))
+    labels = np.unique(class_labels([value for value in values if value is not None], f"column {column} of {file}"))
+    return {label: class_name(label) for label in labels.tolist()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from metafew.config.option_values import option_path
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.archives import read
 from metafew.data.formats.arrays import Arrays, read_dictionary
@@ -41,7 +42,7 @@ class Cifar(Collected):
 
     def __init__(self, root: str, image_size: int, download: bool):
         super().__init__(channels=3, image_size=image_size, fit="crop")
-        self.root, self.download = Path(root), download
+        self.root, self.download = option_path("dataset.root", root), download
 
     def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
         """Return the classes of each split, given the superclass of each class."""

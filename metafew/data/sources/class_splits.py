@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import json
+from collections import Counter
 from collections.abc import Collection as Names
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import isclose
 from pathlib import Path
+from typing import Any
 
+from metafew.config.option_values import option_path
+from metafew.data.formats.columns import WORDS, read_columns
 from metafew.data.formats.damage import explain_damage
-from metafew.data.formats.tree import SUFFIXES
+from metafew.data.formats.names import class_name, natural_order
 from metafew.data.sources.source import SPLITS
 from metafew.errors import UsageError
 
-WORDS = {"valid": "val", "validation": "val"} | {split: split for split in SPLITS}
 
-
-def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], seed: int) -> dict[str, list[str]]:
+def divide(
+    names: Names[str],
+    listing: Path | None,
+    fractions: Sequence[float],
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, list[str]]:
     """Divide classes into ``train``, ``val`` and ``test``.
 
     Args:
@@ -29,13 +36,16 @@ def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], 
             above 0.
         fractions: fraction of the classes in each split.
         seed: seed of the draw.
+        columns: the names of the columns ``class`` and ``split`` in a CSV file, if they are not the usual ones.
 
     Raises:
         UsageError: if the file has another form or lists a class twice, or there are too few classes to draw from.
     """
     if listing is not None:
-        splits = read_json_splits(listing) if listing.suffix.lower() == ".json" else read_csv_splits(listing)
-        check_disjoint(splits, listing)
+        json_file = listing.suffix.lower() == ".json"
+        splits = read_json_splits(listing) if json_file else read_csv_splits(listing, columns or {})
+        splits = {split: [class_name(name) for name in listed] for split, listed in splits.items()}
+        check_disjoint(splits, f"splits without a common class in {listing}")
         return splits
     if len(names) < (least := sum(fraction > 0 for fraction in fractions)):
         training = ", or type dataset.fractions=[1,0,0] val.total=0 stages=fit to do without validation and test"
@@ -47,7 +57,22 @@ def divide(names: Names[str], listing: Path | None, fractions: Sequence[float], 
     for _ in names:
         counts[max(range(3), key=lambda split: fractions[split] / (counts[split] or 1e-9))] += 1
     shuffled = iter(sorted(names, key=lambda name: sha256(repr((seed, name)).encode()).digest()))
-    return {split: sorted(next(shuffled) for _ in range(count)) for split, count in zip(SPLITS, counts, strict=True)}
+    return {
+        split: sorted((next(shuffled) for _ in range(count)), key=natural_order)
+        for split, count in zip(SPLITS, counts, strict=True)
+    }
+
+
+def find_file(root: Path, option: str, name: str | int) -> Path:
+    """Return the file of an option, relative to the working directory or else to ``root``."""
+    given = option_path(f"dataset.{option}", name, "FILE")
+    for path in (given, root / given):
+        if path.is_file():
+            return path
+    raise UsageError(
+        f"expected a file in dataset.{option}, but {name} exists neither in the working directory nor in {root}: type "
+        f"dataset.{option}=FILE"
+    )
 
 
 def check_fractions_sum_to_one(fractions: Sequence[float]) -> None:
@@ -63,7 +88,7 @@ def check_fractions_sum_to_one(fractions: Sequence[float]) -> None:
 def read_json_splits(file: Path) -> dict[str, list[str]]:
     """Return the class names of each split in a JSON file."""
     with explain_damage(file, "JSON", OSError, ValueError, advice="correct the file"):
-        content = json.loads(file.read_text("utf-8-sig"))
+        content = json.loads(file.read_text("utf-8-sig"), object_pairs_hook=_object)
     if not isinstance(content, dict) or not all(
         key in SPLITS and isinstance(names, list) and all(isinstance(name, str) for name in names)
         for key, names in content.items()
@@ -75,46 +100,37 @@ def read_json_splits(file: Path) -> dict[str, list[str]]:
     return {split: content.get(split, []) for split in SPLITS}
 
 
-def read_csv_splits(file: Path) -> dict[str, list[str]]:
+def read_csv_splits(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the class names of each split in a CSV file of classes and splits."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for name, word in read_csv_pairs(file, "class and split"):
+    for line, (name, word) in read_columns(file, ("class", "split"), columns).rows:
         if word.lower() not in WORDS:
             raise UsageError(
-                f"expected a split for class '{name}' in {file}, got '{word}': write train, val or test there"
+                f"expected a split for class '{name}' in line {line} of {file}, got '{word}': write train, val or test "
+                "there"
             )
         splits[WORDS[word.lower()]].append(name)
     return splits
 
 
-def read_csv_pairs(file: Path, columns: str) -> list[tuple[str, str]]:
-    """Return the first two columns of a CSV file, without its header."""
-    with (
-        explain_damage(file, "CSV", OSError, ValueError, csv.Error, advice="correct the file"),
-        file.open(encoding="utf-8-sig", newline="") as lines,
-    ):
-        reader = csv.reader(lines, skipinitialspace=True)
-        rows = [(reader.line_num, [cell.strip() for cell in row[:2]]) for row in reader if row]
-    for line, row in rows:
-        if len(row) < 2 or not all(row):
-            raise UsageError(f"expected line {line} of {file} to start with {columns}, got {row}: correct the file")
-    header = rows[0][1] if rows else ["", ""]
-    if len(rows) < 2 or header[0].lower().endswith(SUFFIXES) or header[1].lower() in WORDS:
-        raise UsageError(
-            f"expected {file} to be a line of column names followed by lines of {columns}, got {len(rows)} lines that "
-            f"start with {header}: add what is missing"
-        )
-    return [(first, second) for _, (first, second) in rows[1:]]
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a JSON file; raises ValueError if a key is there twice."""
+    if repeated := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
+        raise ValueError(f"it has '{repeated[0]}' twice")
+    return dict(pairs)
 
 
-def check_disjoint(splits: Mapping[str, Iterable[str]], where: Path) -> None:
+def check_disjoint(
+    splits: Mapping[str, Iterable[str]],
+    expected: str,
+    advice: str = "remove it from one, or rename one of two different classes",
+) -> None:
     """Raise UsageError if a class is listed twice."""
     seen: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
             if name in seen:
                 raise UsageError(
-                    f"expected splits without a common class in {where}, but class '{name}' is in {seen[name]} and "
-                    f"again in {split}: remove it from one, or rename one of two different classes"
+                    f"expected {expected}, but class '{name}' is in {seen[name]} and again in {split}: {advice}"
                 )
             seen[name] = split

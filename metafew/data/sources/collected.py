@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -61,6 +62,21 @@ class Collected(Source):
     def splits(self) -> dict[str, list[Category]]:
         """Return the classes of each split; a key is the index of a collection and a key in it."""
         return self._found[1]
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """What the collections do not read, and the images of classes that are in no split."""
+        collections, splits = self._found
+        counts: Counter[str] = Counter()
+        for collection in collections:
+            counts.update(collection.ignored)
+        used = {category.name for categories in splits.values() for category in categories}
+        unused = [(name, keys) for each in collections for name, keys in each.classes.items() if name not in used]
+        if unused:
+            counts[f"image of {len({*dict(unused)})} classes in no split, such as {unused[0][0]}"] = sum(
+                len(keys) for _, keys in unused
+            )
+        return dict(counts)
 
     def fingerprint(self) -> str:
         """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metafew.config.option_values import check_choice
+from metafew.config.option_values import check_choice, option_path
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.archives import unpack
 from metafew.data.formats.collection import Collection
@@ -50,7 +50,7 @@ class CUB(Collected):
         published = shipped_split(self.name)
         check_choice("dataset.split", split, list(published))
         check_choice("dataset.boxes", boxes, (True, False))
-        self.root, self.boxes, self.download = Path(root), boxes, download
+        self.root, self.boxes, self.download = option_path("dataset.root", root), boxes, download
         self._split = published[split]
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
@@ -97,7 +97,8 @@ class CroppedTree:
     """
 
     def __init__(self, tree: Tree, file: Path, images: Mapping[str, str]):
-        self.tree, self.classes, self.files = tree, tree.classes, [*tree.files, file]
+        self.tree, self.classes, self.ignored = tree, tree.classes, tree.ignored
+        self.files = [*tree.files, file]
         advice = "replace it with the authors', or type dataset.boxes=false"
         with explain_damage(file, "a box of four numbers for each image", KeyError, ValueError, advice=advice):
             boxes = {images[number]: [float(x) for x in box.split()] for number, box in read_table(file).items()}

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from metafew.data.formats.arrays import open_npz
+from metafew.config.option_values import option_path
+from metafew.data.formats.arrays import open_npz, read_array, unused_arrays
 from metafew.data.formats.collection import fingerprint_files
+from metafew.data.formats.labels import class_labels
+from metafew.data.formats.names import class_name, natural_order
 from metafew.data.sources.source import SPLITS, Category, Source
 from metafew.errors import UsageError
 
 VERSION = 1  # of the conversion
+
+
+class Content(NamedTuple):
+    """The content of a file of vectors.
+
+    Attributes:
+        length: the length of a vector.
+        classes: the class of each vector, by split.
+        ignored: the arrays that are not read.
+    """
+
+    length: int
+    classes: dict[str, np.ndarray]
+    ignored: dict[str, int]
 
 
 class Features(Source):
@@ -36,18 +53,17 @@ class Features(Source):
     image_size = 1
     dtype = np.float32
 
-    def __init__(self, root: str | None):
-        if root is None or not Path(root).is_file():
-            problem = "is not given" if root is None else f"{root} is not a file"
+    def __init__(self, root: str | int | None):
+        self.root = option_path("dataset.root", root, "FILE.npz")
+        if not self.root.is_file():
             raise UsageError(
-                f"expected an .npz file for dataset=features, but dataset.root {problem}: type dataset.root=FILE.npz"
+                f"expected an .npz file for dataset=features, but {root} is not a file: type dataset.root=FILE.npz"
             )
-        self.root = Path(root)
 
     @property
     def channels(self) -> int:  # type: ignore[override]  # read from the file, and never set
         """The length of a vector."""
-        return self._length_and_classes[0]
+        return self._content.length
 
     def splits(self) -> dict[str, list[Category]]:
         """Return the classes of each split; a split that is missing from the file has none.
@@ -56,12 +72,17 @@ class Features(Source):
             UsageError: if the file does not have the expected arrays.
         """
         splits: dict[str, list[Category]] = {split: [] for split in SPLITS}
-        for split, y in self._length_and_classes[1].items():
-            names, which = np.unique(y, return_inverse=True)
-            for number, name in enumerate(names):
-                keys = tuple((split, int(row)) for row in np.flatnonzero(which == number))
-                splits[split].append(Category(str(name), keys))
+        for split, y in self._content.classes.items():
+            rows: dict[str, list[tuple[str, int]]] = {}
+            for row, label in enumerate(y.tolist()):
+                rows.setdefault(class_name(label), []).append((split, row))
+            splits[split] = [Category(name, tuple(rows[name])) for name in sorted(rows, key=natural_order)]
         return splits
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """The arrays that are not read."""
+        return self._content.ignored
 
     def fingerprint(self) -> str:
         """Return a checksum of the file's name, size and modification time."""
@@ -74,27 +95,29 @@ class Features(Source):
             yield from (vectors[row].reshape(-1, 1, 1) for _, row in group)
 
     @cached_property
-    def _length_and_classes(self) -> tuple[int, dict[str, np.ndarray]]:
-        """The length of a vector, and the class of each vector of the splits in the file."""
+    def _content(self) -> Content:
+        """What the file holds."""
+        classes, shapes = {}, {}
         with open_npz(self.root) as file:
             names = list(file)
-        classes, shapes = {}, {}
-        for split in SPLITS:
-            if {f"x_{split}", f"y_{split}"} <= set(names):
-                x, classes[split] = self._load(split)
-                shapes[split] = x.shape
+            splits = [split for split in SPLITS if {f"x_{split}", f"y_{split}"} <= set(names)]
+            ignored = unused_arrays(self.root, file, [f"{letter}_{split}" for split in splits for letter in "xy"])
+        for split in splits:
+            x, classes[split] = self._load(split)
+            shapes[split] = x.shape
         if len({length for _, length in shapes.values()}) != 1:
             found = [f"x_{split} {shape}" for split, shape in shapes.items()] or names or ["nothing"]
             raise UsageError(
                 f"expected x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one length and their "
                 f"classes, got {', '.join(found)}: write the file by numpy.savez"
             )
-        return next(iter(shapes.values()))[1], classes
+        return Content(next(iter(shapes.values()))[1], classes, ignored)
 
     def _load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of a split in float32, and their classes; raises UsageError for other content."""
         with open_npz(self.root) as file:
-            x, y = file[f"x_{split}"], file[f"y_{split}"]
+            x, y = (read_array(file, f"{letter}_{split}", self.root) for letter in "xy")
+        y = class_labels(y, f"y_{split} of {self.root}")
         if x.dtype.kind in "fiu" and x.ndim == 2 and y.shape == x.shape[:1] and x.shape[1] > 0:
             with np.errstate(over="ignore"):
                 vectors = x.astype(np.float32)

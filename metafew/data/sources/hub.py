@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 import requests
 
+from metafew.config.option_values import option_path
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
 from metafew.data.formats.collection import Collection
+from metafew.data.formats.columns import check_columns
 from metafew.data.formats.parquet import Parquet
-from metafew.data.sources.class_splits import check_fractions_sum_to_one, divide
+from metafew.data.sources.class_splits import check_fractions_sum_to_one, divide, find_file
 from metafew.data.sources.collected import Collected
 from metafew.errors import UsageError
 from metafew.io import write_json
@@ -39,6 +41,7 @@ class Hub(Collected):
         label: the column of labels; see :class:`~metafew.data.formats.parquet.Parquet`.
         splits: a JSON or CSV file of the classes of each split; see
             :func:`~metafew.data.sources.class_splits.divide`. None draws them.
+        columns: the names of the columns ``class`` and ``split`` in that CSV file; None takes the usual ones.
         fractions: fractions of the classes in ``train``, ``val`` and ``test``, if splits are drawn.
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
@@ -58,10 +61,11 @@ class Hub(Collected):
     def __init__(
         self,
         repo: str | None,
-        root: str,
+        root: str | int,
         config: str | None,
         label: str | None,
         splits: str | None,
+        columns: Mapping[str, str] | None,
         fractions: Sequence[float],
         split_seed: int,
         channels: int,
@@ -77,9 +81,9 @@ class Hub(Collected):
                 f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"
             )
         check_fractions_sum_to_one(fractions)
-        self.repo, self.root, self.label = repo, Path(root).expanduser(), label
+        self.repo, self.root, self.label = repo, option_path("dataset.root", root), label
         self.config = None if config is None else str(config)  # the command line parses 2023 as a number
-        self.listing = None if splits is None else Path(splits).expanduser()
+        self.listing, self.columns = splits, check_columns(columns)
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
@@ -92,8 +96,9 @@ class Hub(Collected):
                 "dataset.repo=OWNER/NAME, or dataset.root=DIR of the files"
             )
         images = Parquet(files, self.label)
-        self.drawn = self.listing is None
-        return [images], divide(images.classes, self.listing, self.fractions, self.split_seed)
+        listing = None if self.listing is None else find_file(self.root, "splits", self.listing)
+        self.drawn = listing is None
+        return [images], divide(images.classes, listing, self.fractions, self.split_seed, self.columns)
 
     def _downloads(self, repo: str) -> list[Path]:
         """Return the files of the configuration, downloading those that are missing."""

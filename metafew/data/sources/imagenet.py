@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from metafew.config.option_values import option_path
 from metafew.data.formats.collection import Collection
-from metafew.data.formats.tree import Tree, raise_unreadable
+from metafew.data.formats.scan import raise_unreadable
+from metafew.data.formats.tree import Tree
 from metafew.data.sources.collected import Collected
 from metafew.data.sources.source import SPLITS
 from metafew.errors import UsageError
@@ -30,7 +32,7 @@ class ImageNetSubset(Collected):
 
     def __init__(self, root: str, image_size: int):
         super().__init__(channels=3, image_size=image_size, fit="stretch")
-        self.root = Path(root)
+        self.root = option_path("dataset.root", root)
 
     def match_published(
         self, collections: Mapping[str, Collection], published: Mapping[str, Sequence[str]]

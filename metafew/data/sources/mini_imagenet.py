@@ -98,9 +98,9 @@ def _array_files(root: Path) -> dict[str, Arrays] | None:
 
 def _read_arrays(file: Path, split: str) -> Arrays:
     """Return the images of one split in a pickle or an .npz file."""
-    images, labels, words = (read_npz if file.suffix == ".npz" else read_pickle)(file)
+    images, labels, words, ignored = (read_npz if file.suffix == ".npz" else read_pickle)(file)
     names = {label: word if WNID.fullmatch(word) else f"{split}/{word}" for label, word in (words or {}).items()}
-    return Arrays(images, labels, names or name_labels(labels, split), [file])
+    return Arrays(images, labels, names or name_labels(labels, split), [file], ignored)
 
 
 def _parquet_files(root: Path) -> dict[str, Parquet] | None:

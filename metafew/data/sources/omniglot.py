@@ -13,7 +13,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from metafew.config.option_values import check_choice
+from metafew.config.option_values import check_choice, option_path
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import explain_damage, intact
@@ -56,7 +56,8 @@ class Omniglot(Source):
         published = shipped_split(self.name)
         check_choice("dataset.split", split, list(published))
         self.conversion: Conversion = Conversion(self.channels, image_size, invert=True, resample="area")
-        self.root, self.split, self.image_size, self.download = Path(root), split, image_size, download
+        self.root, self.split = option_path("dataset.root", root), split
+        self.image_size, self.download = image_size, download
         self._held_out = {part: tuple(prefixes) for part, prefixes in published[split].items()}
 
     def splits(self) -> dict[str, list[Category]]:

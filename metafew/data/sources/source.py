@@ -91,6 +91,11 @@ class Source:
         """What the images read so far were like, as plain values: counts and ranges."""
         return self.conversion.seen if self.conversion else {}
 
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """The number of files, folders, arrays and rows that are not read, by reason and place."""
+        return {}
+
     def components(self, split: str) -> list[Source]:
         """Return the datasets that the tasks of ``split`` come from, each task from one of them.
 

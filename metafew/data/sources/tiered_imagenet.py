@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metafew.data.formats.arrays import Arrays, ImageSequence, check_labels, find_name, npz_images, read_dictionary
+from metafew.data.formats.arrays import Arrays, ImageSequence, find_name, npz_images, read_dictionary
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.damage import explain_damage
+from metafew.data.formats.labels import class_labels
 from metafew.data.formats.pickles import unpickle
 from metafew.data.sources.imagenet import WNID, ImageNetSubset, class_folders, name_labels, split_folders
 from metafew.data.sources.source import SPLITS, shipped_split
@@ -58,7 +59,7 @@ def _read_split(images: Path, labels_file: Path, split: str) -> Arrays:
     """Return the images of one split, in classes such as ``train/004 hen``."""
     content = read_dictionary(labels_file)
     with explain_damage(labels_file, "labels with class names", IndexError, KeyError, TypeError, ValueError):
-        labels = check_labels(np.asarray(content[find_name(content, ("label_specific", "labels"))]))
+        labels = class_labels(content[find_name(content, ("label_specific", "labels"))], f"the labels of {labels_file}")
         names = name_labels(labels, split)
         if (words := content.get("label_specific_str")) is not None:
             names = {n: words[n] if WNID.fullmatch(words[n]) else f"{name} {words[n]}" for n, name in names.items()}

@@ -1,0 +1,53 @@
+"""Check the labels of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from metafew.errors import UsageError
+
+
+def class_labels(values: Any, where: str) -> np.ndarray:
+    """Return labels as integers or strings; integral floats become integers, and bytes and truth values strings.
+
+    Args:
+        values: ``(n,)`` labels.
+        where: their name in error messages.
+
+    Raises:
+        UsageError: if they are anything else, such as targets of a regression, or one is missing.
+    """
+    labels = _uniform(np.asarray(values))
+    kind, advice = labels.dtype.kind, "write a class for each image, as an integer or a string"
+    got = f"{labels.dtype} of shape {labels.shape}"
+    if labels.ndim == 1 and kind in "iuU":
+        return labels
+    if labels.ndim == 1 and kind == "b":
+        return labels.astype(str)
+    if labels.ndim == 1 and kind == "S":
+        try:
+            return np.char.decode(labels, "utf-8")
+        except UnicodeDecodeError:
+            got = "bytes that are not UTF-8"
+    elif labels.ndim == 1 and kind == "f":
+        missing = ~np.isfinite(labels)
+        if not missing.any() and (labels == np.rint(labels)).all() and np.abs(labels).max(initial=0) < 2**53:
+            return labels.astype(np.int64)
+        got = f"numbers such as {labels[labels != np.rint(labels)][0]}, as in regression, but this is classification"
+        if missing.any():
+            got = f"{missing.sum()} of {len(labels)} that are NaN or infinite"
+            advice = "leave out what has no class"
+    elif labels.ndim == 1 and kind == "O":
+        got = f"objects of type {', '.join(sorted({type(value).__name__ for value in labels.tolist()}))}"
+    raise UsageError(f"expected one class for each row, integers or strings, in {where}, got {got}: {advice}")
+
+
+def _uniform(labels: np.ndarray) -> np.ndarray:
+    """Return an array of objects of one type as an array of that type, and other arrays unchanged."""
+    if labels.dtype.kind == "O" and labels.ndim == 1:
+        for types in ((str, np.str_), (bytes,), (bool, np.bool_), (int, float, np.integer, np.floating)):
+            if all(isinstance(value, types) for value in labels.tolist()):
+                return np.asarray(labels.tolist())
+    return labels

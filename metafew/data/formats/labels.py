@@ -35,7 +35,8 @@ def class_labels(values: Any, where: str) -> np.ndarray:
         missing = ~np.isfinite(labels)
         if not missing.any() and (labels == np.rint(labels)).all() and np.abs(labels).max(initial=0) < 2**53:
             return labels.astype(np.int64)
-        got = f"numbers such as {labels[labels != np.rint(labels)][0]}, as in regression, but this is classification"
+        example = labels[np.argmax(labels != np.rint(labels))]
+        got = f"numbers such as {example}, as in regression, but this is classification"
         if missing.any():
             got = f"{missing.sum()} of {len(labels)} that are NaN or infinite"
             advice = "leave out what has no class"

@@ -41,6 +41,7 @@ class Scan:
     Attributes:
         images: the names of the image files in each folder that has some, by its path relative to ``root``; ``""`` is
             ``root`` itself.
+        twice: the links to folders that are read under another name.
 
     Raises:
         UsageError: if ``root`` is not a folder, or a folder cannot be listed.
@@ -49,7 +50,7 @@ class Scan:
     def __init__(self, root: Path, within: Collection[str] | None = None):
         if not root.is_dir():
             raise UsageError(f"expected a folder of images, but {root} is not a folder: type the path of one")
-        self.root, self.images = root, dict[str, list[str]]()
+        self.root, self.images, self.twice = root, dict[str, list[str]](), list[str]()
         self._within, self._folders, self._ignored = within, list[str](), dict[str, Counter[str]]()
         visited: set[str] = set()
         links = self._read("", visited)
@@ -106,6 +107,7 @@ class Scan:
             folder = pending.pop()
             path = os.path.join(self.root, folder)
             if (real := os.path.realpath(path)) in visited:
+                self.twice.append(folder)
                 self.ignore("link to a folder that is read under another name:", folder)
                 continue
             visited.add(real)

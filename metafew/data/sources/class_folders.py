@@ -33,9 +33,10 @@ def read_class_folders(root: Path, layout: str) -> tuple[Tree, dict[str, list[st
         UsageError: if there are no such folders, or ``auto`` finds folders that could be read in several ways.
     """
     scan = Scan(root)
-    tops = sorted({folder.partition("/")[0] for folder in scan.images if folder})
+    folders = [folder for folder in (*scan.images, *scan.twice) if folder]
+    tops = sorted({folder.partition("/")[0] for folder in folders})
     words = [top for top in tops if top.lower() in WORDS]
-    if layout == "auto" and words and words != tops and any(f.startswith(f"{w}/") for w in words for f in scan.images):
+    if layout == "auto" and words and words != tops and any(f.startswith(f"{w}/") for w in words for f in folders):
         others = [top for top in tops if top not in words]
         raise UsageError(
             f"expected folders of splits or folders of classes in {root}, got {_names(words)} beside {_names(others)}: "
@@ -72,11 +73,12 @@ def _read_splits(root: Path, words: Sequence[str], layout: str) -> tuple[Tree, d
             rows.append((file, below))
         else:
             scan.ignore(UNLABELLED, file)
-    divided = f"type dataset.root={root / next(iter(classes), words[0])}, whose classes are then divided"
+    largest = max(words, key=lambda word: len(classes.get(word, ())))
+    divided = f"type dataset.root={root / largest}, whose classes are then divided"
     for word in words:
         if word not in classes:
             raise UsageError(
-                f"expected a folder of images for each class in {root / word}, got images without classes: {divided}"
+                f"expected a folder of images for each class in {root / word}, got images without classes, or none of its own: {divided}"
             )
         if layout == "auto":
             advice = "type dataset.layout=splits if every folder of images is a class"

@@ -6,7 +6,7 @@ import unicodedata
 from itertools import chain
 
 import pytest
-from test_folder import folder, grow, names, paint, refused
+from image_folders import folder, grow, names, paint, refused
 
 from metafew.data.formats.scan import Scan
 from metafew.data.formats.tree import Tree

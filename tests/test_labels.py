@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from test_folder import folder, names
+from image_folders import folder, names
 
 from metafew.data.formats.labels import class_labels
 from metafew.data.sources.features import Features
@@ -42,7 +42,7 @@ def test_labels_that_are_classes(labels, expected):
     ],
 )
 def test_other_labels_are_refused(labels, got):
-    with pytest.raises(UsageError, match=rf"integers or strings, in y, got .*{got}"):
+    with pytest.raises(UsageError, match=rf"expected y to be .* integers or strings, got .*{got}"):
         class_labels(labels, "y")
 
 
@@ -58,7 +58,7 @@ def test_labels_of_vectors(tmp_path, caplog):
     np.savez(file, x_test=x, y_test=np.array(["a10", "a9", "a10", "b"]))
     assert [category.name for category in Features(str(file)).splits()["test"]] == ["a9", "a10", "b"]
     np.savez(file, x_test=x, y_test=[0, 1, 2, np.nan])
-    with pytest.raises(UsageError, match=r"in y_test of .*f\.npz, got 1 of 4 that are NaN"):
+    with pytest.raises(UsageError, match=r"expected y_test of .*f\.npz to be .*, got 1 of 4 that are NaN"):
         Features(str(file)).splits()
     np.savez(file, x_test=x, y_test=np.array(["a", "b", "c", "d"], object))
     with pytest.raises(UsageError, match=r"numbers or strings in y_test of .*, got Python objects"):

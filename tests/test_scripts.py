@@ -248,6 +248,27 @@ def test_predict_warns_of_a_transductive_head(ckpt, shades, tmp_path, capsys, mo
     assert "the head of this model is transductive" in capsys.readouterr().err
 
 
+def test_predict_refuses_examples_without_a_class_that_is_there(shades, tmp_path, capsys):
+    typed = ["ckpt=none.ckpt", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    (tmp_path / "support" / "walrus").mkdir()
+    (tmp_path / "support" / "walrus" / "0.heic").touch()
+    (tmp_path / "support" / "gone").symlink_to("nowhere")
+    assert predict.main(typed) == 2
+    assert (
+        "examples of every class in" in (said := capsys.readouterr().err) and "but walrus, gone holds no image" in said
+    )
+
+
+def test_predict_follows_links_and_names_queries_that_it_cannot_read(tmp_path, caplog):
+    for file in ("query/0.png", "query/a.heic", "elsewhere/1.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "query" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "query" / "dead.png").symlink_to("nowhere.png")
+    assert list(predict.list_images(tmp_path / "query")) == ["0.png", "linked/1.png"]
+    assert "*.heic in query (1), link to a missing file: dead.png (1)" in caplog.text
+
+
 def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
     damaged = list(shades)[:2]
     for file in damaged:

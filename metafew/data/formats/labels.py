@@ -42,7 +42,7 @@ def class_labels(values: Any, where: str) -> np.ndarray:
             advice = "leave out what has no class"
     elif labels.ndim == 1 and kind == "O":
         got = f"objects of type {', '.join(sorted({type(value).__name__ for value in labels.tolist()}))}"
-    raise UsageError(f"expected one class for each row, integers or strings, in {where}, got {got}: {advice}")
+    raise UsageError(f"expected {where} to be one class for each row, as integers or strings, got {got}: {advice}")
 
 
 def _uniform(labels: np.ndarray) -> np.ndarray:

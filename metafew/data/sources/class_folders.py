@@ -78,7 +78,8 @@ def _read_splits(root: Path, words: Sequence[str], layout: str) -> tuple[Tree, d
     for word in words:
         if word not in classes:
             raise UsageError(
-                f"expected a folder of images for each class in {root / word}, got images without classes, or none of its own: {divided}"
+                f"expected a folder of images for each class in {root / word}, got images without classes, or none "
+                f"of its own: {divided}"
             )
         if layout == "auto":
             advice = "type dataset.layout=splits if every folder of images is a class"

@@ -102,7 +102,8 @@ class Scan:
 
     def _read(self, start: str, visited: set[str]) -> list[str]:
         """Read a folder and those below it, and return the links to folders in them."""
-        links, pending = [], [start]
+        links: list[str] = []
+        pending = [start]
         while pending:
             folder = pending.pop()
             path = os.path.join(self.root, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -79,7 +80,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
     """Run one cell of a sweep; an error is written to its folder, and the sweep goes on."""
     try:
         cfg, overrides = compose_run(cfg)
-        if finished(out, cfg):
+        if finished(out, cfg, partial(data_fingerprints, cfg)):
             print(f"{out} was finished before: delete it to run it again")
         elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
             run_cell(out)
@@ -91,6 +92,15 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
         log.exception("this cell ended unexpectedly")  # the log file is in its folder
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         report_error(out, f"{reason}: see {out / HydraConfig.get().job.name}.log for the traceback")
+
+
+def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
+    """Return the fingerprints of the data of a configuration by name; the stores are built if necessary."""
+    from metafew.data.store import build, describe, store_root
+    from metafew.training.factory import make_source
+
+    root = store_root(cfg.cache_dir)
+    return {each.title: describe(build(each, root))["fingerprint"] for each in make_source(cfg).all_components()}
 
 
 def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:

@@ -104,4 +104,4 @@ def test_a_finished_cell_is_known_again(monkeypatch, words, same):
     cfg = compose_overrides([*COMMANDS["protonet"], *words])
     with open_dict(cfg):
         del cfg["hydra"]
-    assert finished(HERE, cfg) == same
+    assert finished(HERE, cfg, pytest.fail) == same  # data are not compared: these results do not have any

@@ -14,14 +14,17 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from PIL import Image
 from runs import TINY
 
 from metafew import cli
 from metafew.config.groups import CONF, describe_groups
+from metafew.data.store import build, describe, store_root
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.solvers import unsolved
 from metafew.training import checkpoint
+from metafew.training.factory import make_source
 from metafew.training.learner import Learner
 
 # 12 steps, validations after 5 and 10, checkpoints after 3, 5, 6, 9, 10 and 12; the network of protonet has dropout.
@@ -255,10 +258,44 @@ def test_tasks_that_a_solver_gave_up_before_are_counted_after(tmp_path, monkeypa
 def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tmp_path):
     report = command("trainer.max_steps=1", out=tmp_path)
     cfg = OmegaConf.create(report["config"])
-    assert finished(tmp_path, cfg) and not finished(tmp_path / "other", cfg)
+    data = {"glyphs": describe(build(make_source(cfg), store_root(cfg.cache_dir)))["fingerprint"]}
+    assert finished(tmp_path, cfg, lambda: data) and not finished(tmp_path / "other", cfg, pytest.fail)
+    assert not finished(tmp_path, cfg, lambda: {"glyphs": "of other images"})
     for ckpt, done in ((tmp_path / "checkpoints" / "last.ckpt", True), (tmp_path.parent / "last.ckpt", False)):
-        assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": str(ckpt)})) == done
-    assert not finished(tmp_path, OmegaConf.merge(cfg, {"seed": 1}))
+        assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": str(ckpt)}), lambda: data) == done
+    assert not finished(tmp_path, OmegaConf.merge(cfg, {"seed": 1}), pytest.fail)
+
+
+def test_a_training_goes_on_with_its_own_images_only(tmp_path, caplog):
+    def draw(name):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = torch.randint(256, (8, 8), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "d" / name / f"{i}.png")
+
+    def go(*words, root="d", out="run", steps=1):
+        where = [f"dataset.root={tmp_path / root}", f"trainer.max_steps={steps}", f"cache_dir={tmp_path / 'cache'}"]
+        return command("dataset=folder", *options, *where, *words, out=tmp_path / out)
+
+    options = ["dataset.image_size=16", *(f"{split}.way=2" for split in ("train", "val", "test"))]
+    for name in "abcdefghijkl":
+        draw(name)
+    report = go()
+    saved = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["metafew"]["data"]["folder"]
+    assert saved["fingerprint"] == report["data"]["folder"]["fingerprint"]
+    assert saved["images"] == report["data"]["folder"]["images"] == {"train": 28, "val": 8, "test": 12}
+    shutil.copytree(tmp_path / "d", tmp_path / "copy")
+    assert go("ckpt=last", root="copy", steps=2)["steps"] == 2
+    assert "another training" not in caplog.text and "other images" not in caplog.text
+    draw("m")
+    with pytest.raises(UsageError, match=r"dataset=folder has 8 instead of 7 train classes.* 32 instead of 28 .* type"):
+        go("ckpt=last", steps=3)
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    assert go(ckpt, out="another")["steps"] == 1
+    assert "was trained on other images (dataset=folder has 8 instead of 7 train classes" in caplog.text
+    caplog.clear()
+    go("stages=[test]", ckpt, out="tested")
+    assert "the checkpoint was trained with other images (dataset=folder has 8 instead" in caplog.text
 
 
 def test_the_schedule_follows_more_steps(tmp_path, caplog):

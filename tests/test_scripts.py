@@ -88,7 +88,9 @@ def test_prepare_builds_stores_that_training_finds(cache, tmp_path, capsys, comp
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_prepare_counts_what_a_folder_holds(folder, tmp_path, capsys):
+@pytest.mark.parametrize("width", ["30", "80", "200"])
+def test_prepare_counts_what_a_folder_holds(folder, tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)  # no number is cut off
     typed = ["dataset=folder", f"dataset.root={folder}", "dataset.image_size=9", "dataset.fractions=[0.8,0,0.2]"]
     assert prepare.main([*typed, f"cache_dir={tmp_path / 'c'}", f"out={tmp_path / 'own.png'}"]) == 0
     (store,) = (tmp_path / "c").glob("folder-*/")

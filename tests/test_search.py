@@ -43,6 +43,14 @@ def started(monkeypatch):
     return words
 
 
+def test_a_search_goes_on_with_its_own_images_only(tmp_path, started, capsys, monkeypatch):
+    words = [*SPACE, f"out={tmp_path}/found"]
+    assert search.main([*words, "trials=1"]) == 0
+    monkeypatch.setattr(search, "data_fingerprints", lambda cfg: {"glyphs": "of other letters"})
+    assert search.main([*words, "trials=2"]) == 2 and len(started) == 1
+    assert "expected the images with which the search in" in capsys.readouterr().err
+
+
 def test_the_best_is_found_and_the_same_command_resumes_the_search(tmp_path, started, capsys):
     out = f"out={tmp_path}/found"
     assert search.main([*SPACE, "trials=5", out]) == 0

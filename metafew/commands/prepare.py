@@ -22,9 +22,11 @@ from metafew.analysis.contact_sheet import contact_sheet, draw_sample
 from metafew.commands.command_line import run_command
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
-from metafew.data.store import Split, build, remarks_on, store_root, verify
+from metafew.data.store import Split, build, describe, remarks_on, store_root, verify
+from metafew.data.summary import full_summary, warnings
 
 TASKS = 3  # of each split on the contact sheet
+WIDE = 1000  # columns, more than any table has
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Build and verify the stores, print a table of them, and draw the contact sheet."""
+    """Build and verify the stores, print what they contain, and draw the contact sheet."""
     from metafew.training.factory import make_source  # imports torch
 
     out = [word.removeprefix("out=") for word in arguments if word.startswith("out=")]
@@ -45,6 +47,7 @@ def prepare(arguments: Sequence[str]) -> None:
         for remark in remarks_on(each, folder):
             print(f"metafew: {remark}", file=sys.stderr)
     print_stores(stores)
+    print_summaries(stores)
     if all(each.dtype is np.uint8 for each in stores):
         draw_tasks(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))
 
@@ -63,9 +66,18 @@ def print_stores(stores: dict[Source, Path]) -> None:
             numbers = map(str, (len(split.names), count, min(sizes), max(sizes)))
             table.add_row(escape(source.title), name, *numbers, pixels, megabytes)
         table.add_section()
-    Console().print(table)
+    Console(width=WIDE).print(table)  # a terminal wraps what is too wide for it, but rich would cut numbers off
     for source, folder in stores.items():
         print(f"the store of {source.title} is {folder}")
+
+
+def print_summaries(stores: dict[Source, Path]) -> None:
+    """Print what was not read, what the images are like, and the copies among them; and what a user should know."""
+    for source, folder in stores.items():
+        summary = describe(folder)["summary"] | {"ignored": dict(source.ignored)}
+        print(*full_summary(source, summary), sep="\n")
+        for message in warnings(source, summary):
+            print(f"metafew: {message}", file=sys.stderr)
 
 
 def draw_tasks(source: Source, stores: dict[Source, Path], path: Path) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metafew.cli import data_fingerprints
 from metafew.commands.command_line import run_command
 from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
@@ -51,13 +52,14 @@ def search(arguments: Sequence[str]) -> None:
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
-    for each in space.bounds():
-        cfg = compose_overrides(each)  # fails before the first run if a value cannot be used
-        if not cfg.val.total:
-            raise UsageError(
-                "expected validation tasks, on which a search compares its trials, got val.total=0: type val.total=200"
-            )
-    study, console = open_study(out, overrides), Console()
+    composed = [compose_overrides(each) for each in space.bounds()]  # fails before the first run for unusable values
+    if not all(cfg.val.total for cfg in composed):
+        raise UsageError(
+            "expected validation tasks, on which a search compares its trials, got val.total=0: type val.total=200"
+        )
+    searches_data = any(key.split(".")[0] == "dataset" for key in space.distributions)
+    data = {} if searches_data else data_fingerprints(composed[0])
+    study, console = open_study(out, overrides, data), Console()
     try:
         while len(finished_trials(study)) < trials:
             run_trial(study, space, out, console)
@@ -66,11 +68,16 @@ def search(arguments: Sequence[str]) -> None:
     print_trials(study, space, out, console)
 
 
-def open_study(out: Path, overrides: list[str]) -> optuna.Study:
+def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.Study:
     """Return the study in ``out``.
 
+    Args:
+        out: folder of the search.
+        overrides: the overrides.
+        data: the fingerprints of the data by name.
+
     Raises:
-        UsageError: it was started with other overrides.
+        UsageError: it was started with other overrides, or on other data.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -86,7 +93,13 @@ def open_study(out: Path, overrides: list[str]) -> optuna.Study:
             f"expected the overrides with which the search in {out} was started ({shlex.join(before)}), got "
             f"{shlex.join(overrides)}: type out={out}_2"
         )
+    if study.user_attrs.get("data", data) != data:  # searches of earlier versions did not record them
+        raise UsageError(
+            f"expected the images with which the search in {out} was started, got others of dataset="
+            f"{' and '.join(data)}: bring those back, or type out={out}_2"
+        )
     study.set_user_attr("words", overrides)
+    study.set_user_attr("data", data)
     # A resumed search with the same seed would repeat its first, random trials.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)))
     return study

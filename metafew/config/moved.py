@@ -1,4 +1,4 @@
-"""New dotted paths for the classes and functions that checkpoints and results of earlier versions name."""
+"""What checkpoints and results of earlier versions name by other paths, and the options that they lack."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ MOVED = {
 """Prefixes of dotted paths: old and new."""
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
+ADDED = {"dataset": {"duplicates": "warn", "white": None, "background": None}}
+"""Options that earlier versions lack, by group, with the values that give what these versions did."""
+
+
+def add_options(saved: dict, current: dict) -> dict:
+    """Return the options of a checkpoint or of results with those of :data:`ADDED` that they lack.
+
+    Args:
+        saved: options by group.
+        current: the options of this run, which may be others than those of :data:`ADDED`.
+
+    >>> add_options({"dataset": {"root": "a"}}, {"dataset": {"root": "a", "duplicates": "drop"}})
+    {'dataset': {'duplicates': 'warn', 'root': 'a'}}
+    """
+    added = {
+        group: {option: value for option, value in options.items() if option in current.get(group, {})}
+        for group, options in ADDED.items()
+        if group in saved
+    }
+    return saved | {group: options | saved[group] for group, options in added.items()}
 
 
 def update_paths(config: Any) -> Any:

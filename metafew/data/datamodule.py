@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from metafew.data.augment import Augmentation, as_float
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
+from metafew.data.shared_images import shared_images
 from metafew.data.sources import Source
-from metafew.data.store import Split, build, store_folder
+from metafew.data.store import Split, build, describe
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 
@@ -103,7 +104,31 @@ class FewShot(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the stores; Lightning calls this in one process of each machine."""
         for source in self.source.all_components():
-            build(source, self.cache)
+            self.folder(source)
+
+    def folder(self, source: Source) -> Path:
+        """Return the folder of the store of a component, and build it if necessary."""
+        if source not in self._folders:  # a fingerprint reads the names of all files
+            self._folders[source] = build(source, self.cache)
+        return self._folders[source]
+
+    def summaries(self) -> dict[str, dict]:
+        """Return the fingerprint and the summary of each component, by title; the stores are built if necessary.
+
+        ``shared`` is added to test datasets that hold images of another dataset; see
+        :func:`~metafew.data.shared_images.shared_images`.
+        """
+        sources = self.source.all_components()
+        shared = shared_images(self.source, {source: self.folder(source) for source in sources})
+        return {
+            source.title: {
+                "fingerprint": describe(self.folder(source))["fingerprint"],
+                **describe(self.folder(source))["summary"],
+                "ignored": dict(source.ignored),  # of now: these files do not change the store
+                **({"shared": shared[source.title]} if source.title in shared else {}),
+            }
+            for source in sources
+        }
 
     def train_dataloader(self) -> DataLoader:
         start = self._attached_trainer.global_step * self._attached_trainer.accumulate_grad_batches
@@ -133,7 +158,7 @@ class FewShot(pl.LightningDataModule):
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
         """Return a sampler of the tasks of ``spec``, from stores that have been built."""
         parts = [
-            (self._split(source, spec.split), self.augmentation.chain(spec.split, source.jitter))
+            (self._split(source, spec), self.augmentation.chain(spec.split, source.jitter))
             for source in self.source.components(spec.split)
         ]
         if isinstance(spec, Minibatches):
@@ -142,14 +167,11 @@ class FewShot(pl.LightningDataModule):
         samplers = [Sampler(split, spec, views) for split, views in parts]
         return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
 
-    def folder(self, source: Source) -> Path:
-        """Return the folder of the store of a component."""
-        if source not in self._folders:  # a fingerprint reads the names of all files
-            self._folders[source] = store_folder(source, self.cache)
-        return self._folders[source]
-
-    def _split(self, source: Source, split: str) -> Split:
-        return Split(self.folder(source), split, self.source.channels)
+    def _split(self, source: Source, spec: TaskSpec | Minibatches) -> Split:
+        split = Split(self.folder(source), spec.split, self.source.channels)
+        if source.duplicates == "drop":  # its classes have fewer images than in its files
+            spec.check_drawable(split.categories, source.title)
+        return split
 
     @property
     def _attached_trainer(self) -> pl.Trainer:

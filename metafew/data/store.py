@@ -6,21 +6,24 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
 from filelock import FileLock
 from rich.progress import track
 
+from metafew.data.duplicates import count_copies, find_copies, hash_image, without_copies
 from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.remarks import remarks
 from metafew.data.sources import LUMA, Category, Source
+from metafew.data.summary import describe_duplicates, summarize
 from metafew.errors import UsageError
-from metafew.io import write_json
+from metafew.io import read_json, write_json
 
 FORMAT = 3
 
@@ -30,97 +33,167 @@ def store_root(cache_dir: str | None) -> Path:
     return Path(cache_dir or pooch.os_cache("metafew"))
 
 
-def store_folder(source: Source, root: Path) -> Path:
-    """Return the folder of the store of ``source``; its name changes with the source's files and options."""
-    key = sha256(f"{FORMAT} {source.fingerprint()}".encode()).hexdigest()[:16]
-    return root / f"{source.name}-{key}"
+def key_file(source: Source, root: Path) -> Path:
+    """Return the file that names the store of ``source``; its own name changes with the source's files and options."""
+    settings = (FORMAT, source.fingerprint(), source.duplicates == "drop")
+    return root / "keys" / f"{source.name}-{checksum(settings)}.json"
+
+
+def checksum(content: Any) -> str:
+    """Return 64 bits of a checksum of plain values."""
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def store_folder(source: Source, root: Path) -> Path | None:
+    """Return the folder of the store of ``source``, or None if it has not been built since its files changed."""
+    return _named_by(key_file(source, root))
+
+
+def _named_by(key: Path) -> Path | None:
+    """Return the store that a key file names; None if there is no such store."""
+    folder = key.parents[1] / read_json(key).get("store", key.parent.name)
+    return folder if (folder / "store.json").is_file() else None
 
 
 def build(source: Source, root: Path) -> Path:
     """Build the store of ``source`` below ``root`` unless it exists, and return its folder.
 
+    The folder is named by its content. After files have been copied or touched, images are read once more, and the
+    store of before serves if their content is the same.
+
     Images are written to a temporary folder, which is renamed once it is complete: an interrupted build leaves nothing
     under the final name. If several processes start together, one builds and the others wait.
 
     Raises:
-        UsageError: if the images cannot be read or stored.
+        UsageError: if the images cannot be read or stored, or there are copies with ``dataset.duplicates=error``.
     """
-    path = store_folder(source, root)
-    if path.exists():
-        return path
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                for left_over in root.glob(f"{escape(path.name)}.*/"):
-                    shutil.rmtree(left_over, ignore_errors=True)
-                _build(source, path)
-    except OSError as error:
-        raise UsageError(
-            f"the images cannot be read, or cannot be stored in {root} ({error}): make room, or type cache_dir=PATH"
-        ) from error
-    return path
+    key = key_file(source, root)
+    folder = _named_by(key)
+    if folder is None:
+        try:
+            key.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{key}.lock"):
+                folder = _named_by(key)
+                if folder is None:
+                    for left_over in root.glob(f"{escape(key.stem)}.*/"):
+                        shutil.rmtree(left_over, ignore_errors=True)
+                    folder = _build(source, root, key.stem)
+                    write_json(key, {"store": folder.name})
+        except OSError as error:
+            raise UsageError(
+                f"the images cannot be read, or cannot be stored in {root} ({error}): make room, or type cache_dir=PATH"
+            ) from error
+    if source.duplicates == "error" and (
+        message := describe_duplicates(source, describe(folder)["summary"]["duplicates"])
+    ):
+        raise UsageError(message)
+    return folder
 
 
-def _build(source: Source, path: Path) -> None:
-    """Write the store of ``source`` to a temporary folder, and rename it to ``path``."""
-    splits = source.splits()
-    size = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
-    needed = size * sum(len({key for c in categories for key in c.keys}) for categories in splits.values())
-    if needed > (free := shutil.disk_usage(path.parent).free):
-        raise UsageError(
-            f"the images need {needed / 1e9:.3g} GB with dataset.image_size={source.image_size}, but {path.parent} has "
-            f"{free / 1e9:.3g} GB left: type a smaller dataset.image_size, or cache_dir=PATH"
-        )
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent))
+def _build(source: Source, root: Path, name: str) -> Path:
+    """Write the store of ``source`` to a temporary folder whose name begins with ``name``, and rename it."""
+    check_space(source, root)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
     try:
+        classes, hashes, copies = _write_images(unfinished, source)
+        splits = {
+            split: {
+                "classes": len(classes[split]),
+                "images": len(hashes[split]),
+                "sha256": pooch.file_hash(unfinished / f"{split}.npy"),
+            }
+            for split in classes
+        }
+        for split, of_split in classes.items():
+            (unfinished / f"{split}.json").write_text(json.dumps(of_split), encoding="utf-8")
+            np.save(unfinished / f"{split}.hashes.npy", hashes[split])
         description = {
             "format": FORMAT,
             "dataset": source.name,
-            "fingerprint": source.fingerprint(),
+            # An array's checksum covers its shape and type.
+            "fingerprint": checksum([classes, {split: entry["sha256"] for split, entry in splits.items()}]),
             "image_size": source.image_size,
             "channels": source.channels,
-            "splits": _write_splits(unfinished, splits, source),
             "conversion": source.conversion and source.conversion.options,
-            "summary": {"seen": source.seen},
+            "splits": splits,
+            "summary": summarize(source, splits, copies),
         }
         write_json(unfinished / "store.json", description)
         unfinished.chmod(0o755)  # others may share the cache
-        os.replace(unfinished, path)
+        return _rename(unfinished, root / f"{source.name}-{checksum(description)}")
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_splits(folder: Path, splits: Mapping[str, Sequence[Category]], source: Source) -> dict:
-    """Write all splits and return their entries in store.json; raises UnreadableImages that lists those of all."""
-    entries, faults = {}, []
-    for split, categories in splits.items():
+def _rename(unfinished: Path, path: Path) -> Path:
+    """Rename a complete store to ``path``, unless one of the same content is there; return ``path``."""
+    try:
+        os.replace(unfinished, path)
+    except OSError:
+        if not (path / "store.json").is_file():
+            raise
+    return path
+
+
+def check_space(source: Source, root: Path) -> None:
+    """Raise UsageError if the store of ``source`` exceeds the free space."""
+    size = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
+    needed = size * sum(len({key for c in categories for key in c.keys}) for categories in source.splits().values())
+    if needed > (free := shutil.disk_usage(root).free):
+        raise UsageError(
+            f"the images need {needed / 1e9:.3g} GB with dataset.image_size={source.image_size}, but {root} has "
+            f"{free / 1e9:.3g} GB left: type a smaller dataset.image_size, or cache_dir=PATH"
+        )
+
+
+def _write_images(folder: Path, source: Source) -> tuple[dict[str, list[dict]], dict[str, np.ndarray], dict]:
+    """Write the array of each split; return by split the classes, with rows as keys, and the hashes; and the copies.
+
+    Raises:
+        UnreadableImages: that lists the damaged images of all splits.
+    """
+    classes: dict[str, list[dict]] = {}
+    keys, hashes, faults = {}, {}, []
+    for split, categories in source.splits().items():
+        rows = {key: row for row, key in enumerate(dict.fromkeys(key for c in categories for key in c.keys))}
+        images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
         try:
-            entries[split] = _write_split(folder, split, categories, source)
+            hashes[split] = _write_array(folder / f"{split}.npy", images, len(rows), source)
         except UnreadableImages as error:
             faults += error.faults
+        classes[split] = [c._asdict() | {"keys": [rows[key] for key in c.keys]} for c in categories]
+        keys[split] = list(rows)
     if faults:
         raise UnreadableImages(faults)
-    return entries
+    groups = find_copies(classes, hashes)
+    copies = count_copies(groups, lambda split, row: source.describe(keys[split][row]))
+    if groups and source.duplicates == "drop":
+        for split, of_split in without_copies(classes, groups).items():
+            kept = sorted({row for each in of_split for row in each["keys"]})
+            new = {row: number for number, row in enumerate(kept)}
+            stored = np.load(folder / f"{split}.npy", mmap_mode="r")
+            _write_array(folder / "kept.npy", (stored[row] for row in kept), len(kept), source)
+            os.replace(folder / "kept.npy", folder / f"{split}.npy")
+            classes[split] = [each | {"keys": [new[row] for row in each["keys"]]} for each in of_split]
+            hashes[split] = hashes[split][kept]
+    return classes, hashes, copies
 
 
-def _write_split(folder: Path, split: str, categories: Sequence[Category], source: Source) -> dict:
-    """Write the array and the index of one split; return its entry in store.json."""
-    rows = {key: row for row, key in enumerate(dict.fromkeys(key for c in categories for key in c.keys))}
-    shape = (source.channels, source.image_size, source.image_size)
-    images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
-    with (folder / f"{split}.npy").open("wb") as file:
+def _write_array(path: Path, images: Iterable[np.ndarray], count: int, source: Source) -> np.ndarray:
+    """Write ``count`` images of ``source`` and return their hashes, uint64."""
+    shape, hashes = (source.channels, source.image_size, source.image_size), np.empty(count, np.uint64)
+    with path.open("wb") as file:
         # Written one by one, because the pages of a memory map would count as memory used by the process.
-        header = {"descr": np.dtype(source.dtype).str, "fortran_order": False, "shape": (len(rows), *shape)}
+        header = {"descr": np.dtype(source.dtype).str, "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        for _, image in zip(rows, images, strict=True):
-            file.write(np.asarray(image, source.dtype).reshape(shape).tobytes())
-    index = [category._asdict() | {"keys": [rows[key] for key in category.keys]} for category in categories]
-    (folder / f"{split}.json").write_text(json.dumps(index), encoding="utf-8")
-    return {"classes": len(categories), "images": len(rows), "sha256": pooch.file_hash(folder / f"{split}.npy")}
+        for row, image in zip(range(count), images, strict=True):
+            content = np.asarray(image, source.dtype).reshape(shape).tobytes()
+            hashes[row] = hash_image(content)
+            file.write(content)
+    return hashes
 
 
-def describe(folder: Path) -> dict:
+def describe(folder: Path) -> dict[str, Any]:
     """Return the content of the store.json of a store."""
     return json.loads((folder / "store.json").read_text(encoding="utf-8"))
 
@@ -162,6 +235,12 @@ class Split:
         self.groups = [c["group"] for c in classes]
         self.rows = [np.asarray(c["keys"]) for c in classes]
         self.turns = np.asarray([c["turns"] for c in classes])
+
+    @property
+    def categories(self) -> list[Category]:
+        """The classes, with rows as the keys of their images."""
+        described = zip(self.names, self.rows, self.turns.tolist(), self.groups, strict=True)
+        return [Category(name, tuple(rows.tolist()), turns, group) for name, rows, turns, group in described]
 
     def ids(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
         """Return an integer for each image that identifies the image and its rotation within the split."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from metafew.config.moved import update_paths
+from metafew.config.moved import add_options, update_paths
 from metafew.io import read_json
 
 
@@ -40,13 +41,24 @@ def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
     return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
 
 
-def finished(out: Path, cfg: DictConfig) -> bool:
-    """Return whether ``out`` holds the results of this configuration, whether or not it was interrupted before."""
-    saved = read_json(out / "results.json").get("config")
-    if saved is None:
+def finished(out: Path, cfg: DictConfig, fingerprints: Callable[[], dict[str, str]]) -> bool:
+    """Return whether ``out`` holds the results of this configuration, whether or not it was interrupted before.
+
+    Args:
+        out: folder of the run.
+        cfg: the composed configuration.
+        fingerprints: returns the fingerprints of the data by name. It is called only if the configuration is the same,
+            and not for results of an earlier version, which lack them.
+    """
+    saved = read_json(out / "results.json")
+    if "config" not in saved:
         return False
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return without_own_ckpt(update_paths(saved), out) == without_own_ckpt(config, out)
+    before = add_options(update_paths(saved["config"]), config)
+    if without_own_ckpt(before, out) != without_own_ckpt(config, out):
+        return False
+    data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}
+    return not data or data == fingerprints()
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:

@@ -164,11 +164,25 @@ def table_by_source(report: dict) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for source, seen in report["sources"].items():
         values = [report["metrics"][f"test/{head}/{source}/accuracy"] for head in heads]
-        table.add_row(source, "yes" if seen else "no", *map(short, values), str(values[0]["tasks"]))
+        table.add_row(
+            source, trained_on(seen, report["data"].get(source, {})), *map(short, values), str(values[0]["tasks"])
+        )
     if "average_rank" in report:
         table.add_section()
         table.add_row("average rank", "", *(f"{report['average_rank'][head]:.2f}" for head in heads), "")
     return table
+
+
+def trained_on(seen: bool, summary: dict) -> str:
+    """Return whether a dataset was trained on, itself or by images that it shares with one that was.
+
+    >>> trained_on(False, {"shared": {"source": "glyphs", "share": 0.25, "trained": 0.0}})
+    'no (25 % same images)'
+    """
+    share = summary.get("shared", {}).get("share", 0.0)
+    if seen or not share:
+        return "yes" if seen else "no"
+    return "yes (same images)" if share >= 0.5 else f"no ({max(1, round(100 * share))} % same images)"
 
 
 def percent(value: dict) -> str:

@@ -44,6 +44,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
         **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
         "analysis": outcome.analysis,
         "sources": sources,
+        "data": outcome.data,
         "tested_on": dict(zip(sources, parts.data.test_images(), strict=True)) if learner.tables else {},
         "chosen": outcome.chosen,
         "transductive": learner.transductive,

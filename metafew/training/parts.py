@@ -118,7 +118,10 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     }
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
-    resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect)
+    if start is not None and "data" in start["metafew"]:
+        no_effect["dataset"] += ("root",)  # the images are compared themselves
+    data = make_data(cfg, source, learner.objective)
+    resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
     loggers: list[Logger] = []
     if fits:
         loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
@@ -127,7 +130,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     return Parts(
         source=source,
         learner=learner,
-        data=make_data(cfg, source, learner.objective),
+        data=data,
         trainer=make_trainer(cfg, learner.trained, loggers, out),
         stages=stages,
         start=start,

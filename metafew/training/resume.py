@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.moved import add_options
 from metafew.config.overrides import verbatim
+from metafew.data.datamodule import FewShot
 from metafew.distributed.launcher import is_rank_zero
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
@@ -72,7 +74,12 @@ def training_options(cfg: DictConfig) -> dict:
 
 
 def is_same_training(
-    start: dict, training: dict, ckpt: str, out: Path, evaluation_options: Mapping[str, Sequence[str]]
+    start: dict,
+    training: dict,
+    ckpt: str,
+    out: Path,
+    evaluation_options: Mapping[str, Sequence[str]],
+    data: FewShot,
 ) -> bool:
     """Return whether a run resumes the training of a checkpoint; if not, it only starts from its weights.
 
@@ -82,16 +89,18 @@ def is_same_training(
         ckpt: path of the checkpoint.
         out: folder of this run.
         evaluation_options: for groups, the names of their options that have no effect on training.
+        data: the data of this run, whose stores are built if the options are the same.
 
     Raises:
         UsageError: if another training would start in the folder of the checkpoint.
     """
     before, now = (
-        without_evaluation(options, evaluation_options) for options in (start["metafew"]["training"], training)
+        without_evaluation(options, evaluation_options)
+        for options in (add_options(start["metafew"]["training"], training), training)
     )
     changed = [group for group in now if before.get(group) != now[group]]
     if not changed and "resume" in start:  # checkpoints of earlier versions lack it
-        return True
+        return is_same_data(start, ckpt, out, data)
     if changed and Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
             f"expected the options with which the training in this folder began, and those typed below "
@@ -100,6 +109,52 @@ def is_same_training(
         )
     log.warning("%s is from another training: starting a new training from its weights", ckpt)
     return False
+
+
+def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
+    """Return whether the images of ``data`` are those with which the training of a checkpoint began.
+
+    Raises:
+        UsageError: if they are not, and the checkpoint is in the folder of this run.
+    """
+    before, trained_on = start["metafew"].get("data"), data.source.components("train")
+    if before is None:
+        log.warning("%s is of an earlier version, which did not record its images: they are not compared", ckpt)
+        return True
+    data.prepare_data()
+    now = data.summaries()
+    changed = [source.title for source in trained_on if before.get(source.title) != recorded(now[source.title])]
+    if not changed:
+        return True
+    differences = "; ".join(describe_change(title, before.get(title), now[title]) for title in changed)
+    if Path(ckpt).resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"expected the images with which the training in this folder began, got others ({differences}): bring "
+            f"those back, or type another hydra.run.dir with ckpt={ckpt} for a new training from its weights"
+        )
+    log.warning("%s was trained on other images (%s): starting a new training from its weights", ckpt, differences)
+    return False
+
+
+def recorded(summary: dict) -> dict:
+    """Return the part of a summary of data that checkpoints carry: the fingerprint and the sizes of splits."""
+    return {key: summary[key] for key in ("fingerprint", "classes", "images")}
+
+
+def describe_change(title: str, before: dict | None, now: dict) -> str:
+    """Return in which numbers of classes and images a dataset differs from that of a checkpoint.
+
+    >>> before, now = ({"images": {"train": 9, "val": 4}, "classes": {"train": n, "val": 1}} for n in (3, 2))
+    >>> describe_change("folder", before, now)
+    'dataset=folder has 2 instead of 3 train classes'
+    """
+    differences = [
+        f"{now[what].get(split, 0):,} instead of {count:,} {split} {what}"
+        for what in ("classes", "images")
+        for split, count in (before or now)[what].items()
+        if now[what].get(split, 0) != count
+    ]
+    return f"dataset={title} has {', '.join(differences) or 'as many classes and images, but not the same'}"
 
 
 def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence[str]]) -> dict:

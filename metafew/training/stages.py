@@ -12,6 +12,7 @@ from typing import Any
 from metafew.analysis.features import analyze
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training, warn_of_images
+from metafew.training.data_report import report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
 
@@ -27,12 +28,14 @@ class Outcome:
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
         chosen: for each head with candidates, the options that were best on validation tasks.
         analysis: the main figures of ``analyze``.
+        data: for each component of the data, the fingerprint of its content and its summary.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     selected: str | None = None
     chosen: dict[str, dict] = field(default_factory=dict)
     analysis: dict | None = None
+    data: dict[str, dict] = field(default_factory=dict)
 
 
 def run_stages(parts: Parts) -> Outcome:
@@ -45,6 +48,7 @@ def run_stages(parts: Parts) -> Outcome:
     outcome = Outcome()
     # Before Lightning launches other ranks, which would wait forever if this one failed to build a store.
     data.prepare_data()
+    outcome.data = report_data(parts)
     warn_of_images(data)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
     with enough_memory(trainer, learner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -42,12 +43,17 @@ class Collection(Protocol):
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:
-    """Return a checksum of the names, sizes and modification times of files.
+    """Return a checksum of the resolved paths, sizes, and times of the last modification and change of files.
 
-    Their content is not read, which would take as long as building the store.
+    Their content is not read, which would take as long as building the store. Programs can set the first of the two
+    times to any value, but not the second.
     """
-    digest = sha256()
+    digest, folders = sha256(), dict[Path, str]()
     for file in files:
+        if file.parent not in folders:
+            folders[file.parent] = os.path.realpath(file.parent)
         stat = file.stat()
-        digest.update(repr((file.parts[-2:], stat.st_size, stat.st_mtime_ns)).encode())
+        digest.update(
+            repr((folders[file.parent], file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode()
+        )
     return digest.hexdigest()

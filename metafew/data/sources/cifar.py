@@ -95,6 +95,7 @@ class CIFARFS(Cifar):
     """CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random by its authors; see :class:`Cifar`."""
 
     name = "cifar_fs"
+    published_images = 60_000
 
     def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
         return {split: [name for _, name in pairs] for split, pairs in shipped_split(self.name).items()}
@@ -104,6 +105,7 @@ class FC100(Cifar):
     """FC100: 60, 20 and 20 classes of CIFAR-100, each superclass in one split; see :class:`Cifar`."""
 
     name = "fc100"
+    published_images = 60_000
 
     def divide(self, superclass: Mapping[str, str]) -> dict[str, list[str]]:
         return {

@@ -79,7 +79,7 @@ class Collected(Source):
         return dict(counts)
 
     def fingerprint(self) -> str:
-        """Return a checksum of the files' names, sizes and modification times, of the splits and of the options."""
+        """Return a checksum of the files' paths, sizes and times, of the splits and of the options."""
         collections, splits = self._found
         digest = sha256(repr((self.name, self._settings, splits)).encode())
         for collection in collections:
@@ -105,6 +105,13 @@ class Collected(Source):
             keys = [key for categories in self.splits().values() for each in categories for key in each.keys]
             self.conversion.decide(readable(self._open(keys), []))
         return self.conversion(image)
+
+    def describe(self, key: Any) -> str:
+        """Return the path of an image, or its row."""
+        number, within = key
+        if isinstance(within, tuple):  # of a parquet file
+            return f"row {within[1]} of {self._found[0][number].files[within[0]].name}"
+        return within if isinstance(within, str) else f"row {within}"
 
     @cached_property
     def _found(self) -> tuple[list[Collection], dict[str, list[Category]]]:

@@ -44,6 +44,7 @@ class CUB(Collected):
     """
 
     name = "cub"
+    published_images = 11_788
 
     def __init__(self, root: str, split: str, boxes: bool, image_size: int, download: bool):
         super().__init__(channels=3, image_size=image_size, fit="crop")

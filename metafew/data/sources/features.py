@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metafew.config.option_values import option_path
+from metafew.config.option_values import check_choice, option_path
+from metafew.data.duplicates import POLICIES
 from metafew.data.formats.arrays import open_npz, read_array, unused_arrays
 from metafew.data.formats.collection import fingerprint_files
 from metafew.data.formats.labels import class_labels
@@ -44,6 +45,7 @@ class Features(Source):
     Args:
         root: an .npz file with ``x_SPLIT``, ``(n, d)`` numbers, and ``y_SPLIT``, ``n`` numbers or strings that name the
             classes, for at least one of the splits train, val and test.
+        duplicates: what is done about equal vectors: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if there is no such file.
@@ -53,8 +55,9 @@ class Features(Source):
     image_size = 1
     dtype = np.float32
 
-    def __init__(self, root: str | int | None):
-        self.root = option_path("dataset.root", root, "FILE.npz")
+    def __init__(self, root: str | int | None, duplicates: str = POLICIES[0]):
+        check_choice("dataset.duplicates", duplicates, POLICIES)
+        self.root, self.duplicates = option_path("dataset.root", root, "FILE.npz"), duplicates
         if not self.root.is_file():
             raise UsageError(
                 f"expected an .npz file for dataset=features, but {root} is not a file: type dataset.root=FILE.npz"
@@ -85,8 +88,12 @@ class Features(Source):
         return self._content.ignored
 
     def fingerprint(self) -> str:
-        """Return a checksum of the file's name, size and modification time."""
+        """Return a checksum of the file's path, size and times."""
         return sha256(f"{VERSION} {fingerprint_files([self.root])}".encode()).hexdigest()
+
+    def describe(self, key: tuple[str, int]) -> str:
+        """Return the row of a vector."""
+        return f"row {key[1]} of x_{key[0]}"
 
     def read(self, keys: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
         """Read vectors one by one: float32 ``(d, 1, 1)``."""

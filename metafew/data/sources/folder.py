@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metafew.config.option_values import check_choice, option_path
+from metafew.data.duplicates import POLICIES
 from metafew.data.formats.arrays import Arrays, open_npz, read_npz
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.columns import check_columns, read_columns
@@ -49,6 +50,7 @@ class Folder(Collected):
         white: the value of white in images of more than 8 bits; None decides it for all of them (see
             :meth:`~metafew.data.formats.conversion.Conversion.decide`).
         background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
+        duplicates: what is done about equal images: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if an option has an invalid value.
@@ -72,12 +74,14 @@ class Folder(Collected):
         invert: bool,
         white: float | None,
         background: str | None,
+        duplicates: str = POLICIES[0],
     ):
         super().__init__(channels, image_size, fit, invert=invert, white=white, background=background)
+        check_choice("dataset.duplicates", duplicates, POLICIES)
         check_fractions_sum_to_one(fractions)
         check_choice("dataset.layout", layout, LAYOUTS)
         self.root, self.listing, self.labels, self.layout = root, splits, labels, layout
-        self.columns = check_columns(columns)
+        self.columns, self.duplicates = check_columns(columns), duplicates
         self.fractions, self.split_seed = fractions, split_seed
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from metafew.config.option_values import option_path
+from metafew.config.option_values import check_choice, option_path
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
+from metafew.data.duplicates import POLICIES
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.columns import check_columns
 from metafew.data.formats.parquet import Parquet
@@ -50,6 +51,7 @@ class Hub(Collected):
         white: the value of white in images of more than 8 bits; None decides it for all of them.
         background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
         download: whether missing files are downloaded into ``root``.
+        duplicates: what is done about equal images: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if an option has an invalid value.
@@ -74,8 +76,10 @@ class Hub(Collected):
         white: float | None,
         background: str | None,
         download: bool,
+        duplicates: str = POLICIES[0],
     ):
         super().__init__(channels, image_size, fit, white=white, background=background)
+        check_choice("dataset.duplicates", duplicates, POLICIES)
         if repo is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repo):
             raise UsageError(
                 f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"
@@ -85,6 +89,7 @@ class Hub(Collected):
         self.config = None if config is None else str(config)  # the command line parses 2023 as a number
         self.listing, self.columns = splits, check_columns(columns)
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
+        self.duplicates = duplicates
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images of all files, and the class names of each split."""

@@ -41,6 +41,7 @@ class MiniImageNet(ImageNetSubset):
     """
 
     name = "mini_imagenet"
+    published_images = 60_000
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the collections of the first form found, and the class names of each split."""

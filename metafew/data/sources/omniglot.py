@@ -50,6 +50,7 @@ class Omniglot(Source):
     """
 
     name = "omniglot"
+    published_images = 32_460
     channels = 1
 
     def __init__(self, root: str, split: str, image_size: int, download: bool):

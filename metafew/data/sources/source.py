@@ -56,6 +56,10 @@ class Source:
     """How images in files become those of the dataset; None if it has no such files."""
     own_images: bool = False
     """Whether the images are the user's own, who can choose how they are converted."""
+    duplicates: str | None = None
+    """What is done about copies of an image: ``warn``, ``error`` or ``drop``. None, for published datasets: nothing."""
+    published_images: int | None = None
+    """Number of images of a published dataset, or None."""
     evaluation_options: tuple[str, ...] = ()
     """Options that change only what is evaluated: a run may be resumed if only these differ."""
 
@@ -76,7 +80,10 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Return a checksum of every file and setting that determines the classes or the stored images."""
+        """Return a checksum that changes with any file or setting that determines the classes or the stored images.
+
+        It decides whether the images are read again. Data are identified by their content, when they are stored.
+        """
         raise NotImplementedError
 
     def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
@@ -87,6 +94,11 @@ class Source:
         raise NotImplementedError
 
     @property
+    def ignored(self) -> Mapping[str, int]:
+        """The number of files that were not read, by reason."""
+        return {}
+
+    @property
     def seen(self) -> Mapping[str, Any]:
         """What the images read so far were like, as plain values: counts and ranges."""
         return self.conversion.seen if self.conversion else {}
@@ -95,6 +107,10 @@ class Source:
     def ignored(self) -> Mapping[str, int]:
         """The number of files, folders, arrays and rows that are not read, by reason and place."""
         return {}
+
+    def describe(self, key: Any) -> str:
+        """Return the name of an image for messages, such as its path."""
+        return str(key)
 
     def components(self, split: str) -> list[Source]:
         """Return the datasets that the tasks of ``split`` come from, each task from one of them.

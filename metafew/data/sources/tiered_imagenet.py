@@ -30,6 +30,7 @@ class TieredImageNet(ImageNetSubset):
     """
 
     name = "tiered_imagenet"
+    published_images = 779_165
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the collections of the first form found, and the class names of each split."""

@@ -1,0 +1,49 @@
+"""Find the test datasets of a mixture whose images are those of another dataset that is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from metafew.data.duplicates import hash_image
+from metafew.data.sources import SPLITS, Source
+from metafew.data.store import luma
+
+
+def stored_hashes(source: Source, folder: Path, split: str, channels: int) -> np.ndarray:
+    """Return the hashes of the images of a store, uint64, as images of at most so many channels."""
+    if source.channels == channels:
+        return np.load(folder / f"{split}.hashes.npy")
+    images = np.load(folder / f"{split}.npy", mmap_mode="r")
+    return np.array([hash_image(luma(np.asarray(image)).tobytes()) for image in images], np.uint64)
+
+
+def shared_images(source: Source, folders: Mapping[Source, Path]) -> dict[str, dict]:
+    """Return which test datasets of a mixture hold images of another dataset that is trained on.
+
+    Images are compared as they are stored, except that those in colour are made grey to compare them with grey ones.
+
+    Returns:
+        by title of a test dataset: the title of the ``source`` that most of its test images are from, and the
+        ``share`` of its test images that are in any split of that one, and in its training split (``trained``).
+    """
+    shared: dict[str, dict] = {}
+    for each in source.components("test"):
+        for other in source.components("train"):
+            if other is each:
+                continue
+            channels = min(each.channels, other.channels)
+            own = stored_hashes(each, folders[each], "test", channels)
+            found = {split: stored_hashes(other, folders[other], split, channels) for split in SPLITS}
+            share = share_of(own, np.concatenate(list(found.values())))
+            if share > (shared[each.title]["share"] if each.title in shared else 0):
+                trained = share_of(own, found["train"])
+                shared[each.title] = {"source": other.title, "share": share, "trained": trained}
+    return shared
+
+
+def share_of(hashes: np.ndarray, others: np.ndarray) -> float:
+    """Return the share of ``hashes`` that are among ``others``; 0 if there are none."""
+    return float(np.isin(hashes, others).mean()) if len(hashes) else 0.0

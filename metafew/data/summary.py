@@ -1,0 +1,114 @@
+"""What a dataset holds, what was not read, and what a user should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metafew.data.sources import Source
+
+KINDS = {
+    "across_splits": "images in several splits",
+    "across_classes": "images in several classes",
+    "within_class": "copies within a class",
+}
+"""Kinds of copies, the gravest first."""
+
+
+def summarize(source: Source, splits: Mapping[str, Mapping[str, Any]], copies: Mapping[str, dict]) -> dict[str, Any]:
+    """Return the summary of a dataset that has been read, as plain values.
+
+    Args:
+        source: the dataset.
+        splits: the number of ``classes`` and ``images`` of each split.
+        copies: the copies of each kind, as :func:`~metafew.data.duplicates.count_copies` returns them.
+    """
+    return {
+        **{what: {split: entry[what] for split, entry in splits.items()} for what in ("classes", "images")},
+        "ignored": dict(source.ignored),
+        "seen": dict(source.seen),
+        "duplicates": dict(copies),
+    }
+
+
+def kinds_of_copies(copies: Mapping[str, dict]) -> list[tuple[str, dict]]:
+    """Return the kinds of copies that occur, in words, with their counts and examples.
+
+    Images in several classes are left out if all of them are in several splits, which implies it.
+    """
+    kinds = {kind: copies[kind] for kind in KINDS if kind in copies}
+    counts = {kind: found["images"] for kind, found in kinds.items()}
+    if counts.get("across_classes") == counts.get("across_splits", 0):
+        del kinds["across_classes"]
+    return [(KINDS[kind], found) for kind, found in kinds.items()]
+
+
+def describe_duplicates(source: Source, copies: Mapping[str, dict]) -> str | None:
+    """Describe the number of copies of each kind and examples; None if there are no copies."""
+    found = [
+        f"{kind}: {copies['images']:,} ({'; '.join(map(describe_example, copies['examples']))})"
+        for kind, copies in kinds_of_copies(copies)
+    ]
+    if not found:
+        return None
+    option = "dataset.duplicates=drop" if source.label is None else f"duplicates:drop for {source.title}"
+    return (
+        f"expected each image of dataset={source.title} once, got {', and '.join(found)}: type {option}, or remove them"
+    )
+
+
+def describe_example(example: Mapping[str, Any]) -> str:
+    """Return the classes of copies, how many they are, and two names.
+
+    >>> describe_example({"classes": ["a (train)", "b (test)"], "images": 20, "files": ["a/0.png", "b/0.png"]})
+    '20 of a (train) and b (test), such as a/0.png and b/0.png'
+    """
+    return f"{example['images']:,} of {' and '.join(example['classes'])}, such as {' and '.join(example['files'])}"
+
+
+def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each property of a dataset that makes results differ from what they seem."""
+    found = []
+    images = sum(summary["images"].values())
+    if source.duplicates == "warn" and (message := describe_duplicates(source, summary["duplicates"])):
+        found.append(message)
+    if source.duplicates == "drop" and summary["duplicates"]:
+        counts = ", ".join(f"{kind}: {copies['images']:,}" for kind, copies in kinds_of_copies(summary["duplicates"]))
+        found.append(f"dataset={source.title} held {counts}; dataset.duplicates=drop left {images:,} images")
+    if source.published_images is not None and images < source.published_images:
+        found.append(
+            f"expected the {source.published_images:,} images of the published benchmark for dataset={source.title}, "
+            f"got {images:,}: results are not those of the benchmark; type dataset.root=DIR of a complete copy"
+        )
+    return found
+
+
+def summary_lines(source: Source, summary: Mapping[str, Any]) -> list[str]:
+    """Return lines on what a dataset holds and what was not read, for the beginning of a run."""
+    counts = {what: " + ".join(f"{n:,}" for n in summary[what].values()) for what in ("classes", "images")}
+    lines = [
+        f"{source.title}: {counts['classes']} classes, {counts['images']} images ({' + '.join(summary['images'])})"
+    ]
+    if summary["ignored"]:
+        lines.append(f"{source.title}: not read: {describe_counts(summary['ignored'])}")
+    return lines
+
+
+def full_summary(source: Source, summary: Mapping[str, Any]) -> list[str]:
+    """Return lines on everything in the summary of a dataset but the sizes of its splits."""
+    lines = [f"not read: {count:,} × {reason}" for reason, count in summary["ignored"].items()]
+    lines += [f"{name.replace('_', ' ')}: {value}" for name, value in summary["seen"].items()]
+    for kind, words in KINDS.items():
+        copies = summary["duplicates"].get(kind, {"images": 0, "examples": []})
+        lines += [f"{words}: {copies['images']:,}", *map(describe_example, copies["examples"])]
+    return [f"{source.title}: {line}" for line in lines]
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return counts and their reasons, the largest first.
+
+    >>> describe_counts({"*.npy in a": 1, "*.heic in b": 1200})
+    '1,200 × *.heic in b, 1 × *.npy in a'
+    """
+    ordered: Sequence[tuple[str, int]] = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)

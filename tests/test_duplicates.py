@@ -180,7 +180,8 @@ def test_equal_vectors_are_found_by_row(tmp_path):
 
 def folder(root, **options):
     settings = {"splits": None, "labels": None, "fractions": [0.5, 0, 0.5], "split_seed": 0, "channels": 1}
-    return Folder(str(root), **settings, image_size=4, fit="crop", invert=False, white=None, background=None, **options)
+    settings |= options
+    return Folder(str(root), **settings, image_size=4, fit="crop", invert=False, white=None, background=None)
 
 
 @pytest.fixture
@@ -243,8 +244,8 @@ def test_a_store_that_was_deleted_is_built_again(photos, tmp_path):
 
 def mixture(tmp_path, first, *test_only):
     def find(root, _):
-        source = folder(root)
-        source.label, source.channels = root.name, 3 if root == first else 1
+        source = folder(root, channels=3 if root == first else 1)
+        source.label = root.name
         return source
 
     return Mixture(find, [first], test_only, 4, None)

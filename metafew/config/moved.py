@@ -14,7 +14,9 @@ MOVED = {
 """Prefixes of dotted paths: old and new."""
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
-ADDED = {"dataset": {"duplicates": "warn", "white": None, "background": None}}
+ADDED = {
+    "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
+}
 """Options that earlier versions lack, by group, with the values that give what these versions did."""
 
 

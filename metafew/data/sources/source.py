@@ -94,11 +94,6 @@ class Source:
         raise NotImplementedError
 
     @property
-    def ignored(self) -> Mapping[str, int]:
-        """The number of files that were not read, by reason."""
-        return {}
-
-    @property
     def seen(self) -> Mapping[str, Any]:
         """What the images read so far were like, as plain values: counts and ranges."""
         return self.conversion.seen if self.conversion else {}

@@ -106,9 +106,12 @@ def test_a_class_that_is_a_copy_of_another_leaves_with_it_and_tasks_are_checked_
     source = Given(content, "drop")
     assert stored(source, tmp_path)["test"] == {"yak": [20, 21], "zebra": [30, 31, 32, 33]}
     spec = TaskSpec("test", way=3, shot=1, query=1, tasks=1, total=1, seed=0)
-    spec.check_drawable(source.splits()["test"], "given")
+    assert not spec.shortages(source.splits()["test"], "given")
     data = FewShot(source, spec, spec, [spec], Augmentation([], {}), tmp_path, 0)
-    with pytest.raises(UsageError, match="needs 3 classes, but the test split of dataset=given has 2"):
+    with pytest.raises(
+        UsageError,
+        match="3 classes, but the test split of dataset=given has 2: type test.way=2, or dataset.duplicates=warn",
+    ):
         data.sampler(spec)
 
 
@@ -180,6 +183,7 @@ def test_equal_vectors_are_found_by_row(tmp_path):
 
 def folder(root, **options):
     settings = {"splits": None, "labels": None, "fractions": [0.5, 0, 0.5], "split_seed": 0, "channels": 1}
+        settings |= {"layout": "auto", "columns": None}
     settings |= options
     return Folder(str(root), **settings, image_size=4, fit="crop", invert=False, white=None, background=None)
 

@@ -20,6 +20,7 @@ from metafew.data.sources import Source
 from metafew.data.store import Split, build, describe
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
+from metafew.errors import UsageError
 
 
 class MetaBatches(Dataset):
@@ -158,7 +159,7 @@ class FewShot(pl.LightningDataModule):
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
         """Return a sampler of the tasks of ``spec``, from stores that have been built."""
         parts = [
-            (self._split(source, spec), self.augmentation.chain(spec.split, source.jitter))
+            (self._split_for(source, spec), self.augmentation.chain(spec.split, source.jitter))
             for source in self.source.components(spec.split)
         ]
         if isinstance(spec, Minibatches):
@@ -167,10 +168,18 @@ class FewShot(pl.LightningDataModule):
         samplers = [Sampler(split, spec, views) for split, views in parts]
         return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
 
-    def _split(self, source: Source, spec: TaskSpec | Minibatches) -> Split:
-        split = Split(self.folder(source), spec.split, self.source.channels)
-        if source.duplicates == "drop":  # its classes have fewer images than in its files
-            spec.check_drawable(split.categories, source.title)
+    def _split(self, source: Source, split: str) -> Split:
+        return Split(self.folder(source), split, self.source.channels)
+
+    def _split_for(self, source: Source, spec: TaskSpec | Minibatches) -> Split:
+        """Return the split that ``spec`` draws from; raises UsageError if too few images are left without copies."""
+        split = self._split(source, spec.split)
+        # Only the store lists the images that are left.
+        lacks = spec.shortages(split.categories, source.title) if source.duplicates == "drop" else []
+        if lacks:
+            options = [f"{option}={value}" for shortage in lacks for option, value in shortage.options.items()]
+            advice = f"type {' '.join(options)}, or " if all(shortage.options for shortage in lacks) else "type "
+            raise UsageError(f"{'; '.join(shortage.problem for shortage in lacks)}: {advice}dataset.duplicates=warn")
         return split
 
     @property

@@ -183,7 +183,7 @@ def test_equal_vectors_are_found_by_row(tmp_path):
 
 def folder(root, **options):
     settings = {"splits": None, "labels": None, "fractions": [0.5, 0, 0.5], "split_seed": 0, "channels": 1}
-        settings |= {"layout": "auto", "columns": None}
+    settings |= {"layout": "auto", "columns": None}
     settings |= options
     return Folder(str(root), **settings, image_size=4, fit="crop", invert=False, white=None, background=None)
 

@@ -108,7 +108,7 @@ def test_a_class_that_is_a_copy_of_another_leaves_with_it_and_tasks_are_checked_
     spec = TaskSpec("test", way=3, shot=1, query=1, tasks=1, total=1, seed=0)
     assert not spec.shortages(source.splits()["test"], "given")
     data = FewShot(source, spec, spec, [spec], Augmentation([], {}), tmp_path, 0)
-    with pytest.raises(UsageError, match=r"split of dataset=given has 2: type test\.way=2, or dataset\.duplicates=warn"):
+    with pytest.raises(UsageError, match=r"of dataset=given has 2: type test\.way=2, or dataset\.duplicates=warn"):
         data.sampler(spec)
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from metafew.solvers import logistic as solver
 from metafew.solvers.logistic import logistic
+from metafew.solvers.unsolved import counted
 
 
 def draw(tasks, way, shot, features, scale=1.0, seed=0):
@@ -147,3 +148,13 @@ def test_c_must_be_positive():
     support, labels, query = draw(1, 3, 2, 5)
     with pytest.raises(ValueError, match="expected c to be positive"):
         logistic(support, labels, 3, 0.0, query)
+
+
+@pytest.mark.parametrize("large", [1e10, 1e30, 1e100])
+def test_features_beyond_rounding_leave_the_other_tasks_alone(large):
+    support, labels, query = draw(3, 3, 2, 5)
+    usual = logistic(support, labels, 3, 1.0, query)
+    support[1] *= large
+    with counted():  # the task may be left unsolved
+        logits = logistic(support, labels, 3, 1.0, query)
+    torch.testing.assert_close(logits[::2], usual[::2], rtol=0, atol=1e-12)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
+from metafew.solvers.cholesky import cholesky
 from metafew.solvers.unsolved import report
 
 
@@ -119,7 +120,7 @@ def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Ten
     rhs, sums, root = rhs.mT, sums.mT, weight.mT.sqrt()
     pairs = root[..., None] * root[:, :, None]
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky_ex(torch.addcmul(identity, pairs, (gram + level)[:, None]))[0]
+    factor = cholesky(torch.addcmul(identity, pairs, (gram + level)[:, None]))
     inverse = pairs * torch.cholesky_inverse(factor)  # Q_m, (t, w, n, n)
     ones = inverse.sum(-1)
     total = ones.sum(-1, keepdim=True)
@@ -127,7 +128,7 @@ def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Ten
     moved = (inverse @ (rhs - shift)[..., None]).sum(1)
     schur = inverse.sum(1) - (ones / total).mT @ ones
     trace = schur.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # ν is defined up to a constant: take the smallest
-    schur_factor = torch.linalg.cholesky_ex(schur + trace / schur.shape[-1])[0]
+    schur_factor = cholesky(schur + trace / schur.shape[-1])
     nu = torch.cholesky_solve(moved, schur_factor)
     shift = shift - ones @ nu / total
     solved = (inverse @ (rhs - shift - nu.mT)[..., None])[..., 0]

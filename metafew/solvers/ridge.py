@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from metafew.solvers.cholesky import cholesky
+
 
 def ridge(support: Tensor, targets: Tensor, penalty: float | Tensor, query: Tensor) -> Tensor:
     """Predict the targets of the queries by the weights that minimise |S W - Y|² + λ |W|² on the support.
@@ -36,5 +38,4 @@ def ridge(support: Tensor, targets: Tensor, penalty: float | Tensor, query: Tens
 
 def _solve(gram: Tensor, penalty: float | Tensor, rhs: Tensor) -> Tensor:
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + penalty * identity)
-    return torch.cholesky_solve(rhs, factor.masked_fill(failed[:, None, None] > 0, torch.nan))
+    return torch.cholesky_solve(rhs, cholesky(gram + penalty * identity))

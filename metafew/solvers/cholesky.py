@@ -1,0 +1,15 @@
+"""Cholesky factors of batches in which some matrices may have none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cholesky(matrices: Tensor) -> Tensor:
+    """Return the lower Cholesky factors ``(..., n, n)`` of symmetric matrices, NaN where rounding leaves none.
+
+    One task whose features overflow then has no solution, while ``torch.linalg.cholesky`` would end the run.
+    """
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    return factors.masked_fill(failed[..., None, None] > 0, torch.nan)

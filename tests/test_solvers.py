@@ -371,3 +371,14 @@ def test_ridge_a_hole_in_one_task_stays_there(hole):
     predicted = ridge(support, targets, 0.7, query)
     assert predicted[1].isnan().all()
     torch.testing.assert_close(predicted[0], whole[0])
+
+
+@pytest.mark.parametrize("large", [1e10, 1e30, 1e150])
+@pytest.mark.parametrize(("shot", "features"), [(1, 2), (5, 3)])
+def test_features_beyond_rounding_leave_the_other_tasks_alone(shot, features, large):
+    x, labels = draw(3, 5, shot, features)
+    usual = crammer_singer(gram_of(x), labels, 5)
+    x[1] *= large
+    with counted():  # the task may be left unsolved
+        alpha = crammer_singer(gram_of(x), labels, 5)
+    torch.testing.assert_close(alpha[::2], usual[::2], rtol=0, atol=1e-9)

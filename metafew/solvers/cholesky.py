@@ -13,3 +13,9 @@ def cholesky(matrices: Tensor) -> Tensor:
     """
     factors, failed = torch.linalg.cholesky_ex(matrices)
     return factors.masked_fill(failed[..., None, None] > 0, torch.nan)
+
+
+def cholesky_inverse(factors: Tensor) -> Tensor:
+    """Return the inverses of the matrices with these factors, NaN where a factor has none, for which torch raises."""
+    singular = (factors.diagonal(dim1=-2, dim2=-1) == 0).any(-1)
+    return torch.cholesky_inverse(factors.masked_fill(singular[..., None, None], torch.nan))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
+from metafew.solvers.cholesky import cholesky_inverse
 from metafew.solvers.unsolved import report
 
 _BLOCK = 2**21  # doubles of the class systems in memory at once
@@ -247,7 +248,7 @@ def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     total, schur = rhs.new_zeros(tasks, rows), rhs.new_zeros(tasks, rows**2)
     for first in range(0, way, chunk):
         some, cells, pairs, factor = system(first)
-        inverse = pairs * torch.cholesky_inverse(factor)
+        inverse = pairs * cholesky_inverse(factor)
         total.scatter_add_(1, index[:, some].flatten(1), (inverse @ rhs[:, some, :, None]).flatten(1))
         schur.scatter_add_(1, cells, inverse.flatten(1))
     schur_factor = torch.linalg.cholesky_ex(schur.view_as(gram))[0]

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from metafew.allocator import use_huge_pages
-from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint
+from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
 from metafew.config.help import help_text
 from metafew.config.overrides import verbatim
@@ -25,6 +26,7 @@ from metafew.errors import Diverged, UsageError
 from metafew.io import write_json
 
 log = logging.getLogger(__name__)
+sanitize = Hydra.get_sanitized_cfg
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
     use_huge_pages()  # under torchrun a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
     sys.argv[1:] = defer_to_checkpoint(sys.argv[1:])
+    Hydra.get_sanitized_cfg = show_configuration  # type: ignore[method-assign]
     job()
 
 
@@ -48,6 +51,24 @@ def job(cfg: DictConfig) -> None:
         run_single(cfg, Path(HydraConfig.get().runtime.output_dir))
     else:
         run_sweep_cell(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
+    """Return what ``--cfg`` shows: the configuration of the run, with ``ckpt`` on top of that of the checkpoint."""
+    with open_dict(cfg):
+        cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
+        HydraConfig.instance().set_config(cfg)
+        of_hydra = cfg.pop("hydra")
+    try:
+        if "experiment" not in cfg:
+            cfg, _ = compose_run(cfg)
+            of_hydra = HydraConfig.get()
+    except UsageError as error:
+        print(f"metafew: {error}", file=sys.stderr)
+        sys.exit(2)
+    with open_dict(cfg):
+        cfg.hydra = of_hydra
+    return sanitize(hydra, cfg, cfg_type)
 
 
 def launch_experiment(cfg: DictConfig) -> None:
@@ -110,10 +131,10 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
         cfg.ckpt = newest_of_this_run()
     if cfg.ckpt is None:
-        return cfg, verbatim(HydraConfig.get().overrides.task)
+        return cfg, main_words() + verbatim(HydraConfig.get().overrides.task)
     from metafew.training.checkpoint import read
 
-    return compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"]["overrides"])
+    return compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
 
 
 def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:

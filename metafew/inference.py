@@ -197,7 +197,7 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     content = checkpoint.read(path)
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
-    check_called_paths(cfg, path, trust, 'type trust=["..."] with it')
+    check_called_paths(cfg, path, trust, lambda targets: f"type trust={sorted({*trust, *targets.values()})} with it")
     # Frozen first: heads that expect a frozen backbone warn of any other.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
     head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 import metafew
 from metafew import cli
 from metafew.config import allowlist
+from metafew.config.compose import defer_to_checkpoint
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.training import checkpoint
@@ -83,29 +84,61 @@ def composed_with(*typed):
         return cli.compose_run(cfg)
 
 
+def of_words(saved, words):
+    """Make a checkpoint one of an earlier version, which carries overrides and not the configuration."""
+    del saved["config"]
+    saved["overrides"] = words
+
+
+def of_configuration(saved, words):
+    saved["config"] = OmegaConf.to_container(OmegaConf.merge(saved["config"], compose_changes(words)))
+
+
+def compose_changes(words):
+    """Return the configuration of the groups that overrides change."""
+    words = [word.replace("+logger", "+trainer") for word in words]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", words)
+    return {group: composed[group] for group in ("head", "backbone", "trainer")}
+
+
+@pytest.mark.parametrize("edit", [of_words, of_configuration])
 @pytest.mark.parametrize(
-    "words",
+    ("words", "key"),
     [
-        ["head._target_=os.system", "+head.command=ls"],
-        ["backbone=module", "backbone.target=os.system", "backbone.arguments={command:ls}"],
-        ["+trainer.callbacks=[{_target_:os.system,command:ls}]"],
-        ["+logger.mine={_target_:os.system,command:ls}"],
+        (["head._target_=os.system", "+head.command=ls"], "head._target_"),
+        (["backbone=module", "backbone.target=os.system", "backbone.arguments={command:ls}"], "backbone.target"),
+        (["+trainer.callbacks=[{_target_:os.system,command:ls}]"], "trainer.callbacks.0._target_"),
     ],
-    ids=" ".join,
 )
-def test_the_words_of_a_checkpoint_call_nothing_foreign_that_is_not_typed(doctored, words):
-    path = doctored(lambda saved: saved.update(overrides=words))
-    with pytest.raises(UsageError, match=r"would call os\.system, .*type it with its group in addition to ckpt"):
+def test_a_checkpoint_calls_nothing_foreign_that_is_not_typed(doctored, edit, words, key):
+    path = doctored(lambda saved: edit(saved, words))
+    with pytest.raises(UsageError, match=rf"would call os\.system, .*type {key}=os\.system in addition to ckpt"):
         composed_with(f"ckpt={path}", "stages=[test]")
     assert composed_with(f"ckpt={path}", *words)[0].train.way == 5
+    # What is advised is enough, and changes nothing else.
+    cfg = composed_with(*defer_to_checkpoint([f"ckpt={path}", f"{key}=os.system"]))[0]
+    assert OmegaConf.select(cfg, key) == "os.system" and "ls" in str(cfg)
+
+
+def test_a_checkpoint_brings_no_loggers_and_no_options_of_hydra(doctored):
+    own = {
+        "logger": {"mine": {"_target_": "os.system"}},
+        "hydra": {"run": {"dir": "/elsewhere"}},
+        "data_dir": "/elsewhere",
+    }
+    path = doctored(lambda saved: saved["config"].update(own, defaults=[{"head": "svm"}]))
+    cfg, _ = composed_with(f"ckpt={path}", "data_dir=mine")
+    assert "logger" not in cfg and "defaults" not in cfg and cfg.data_dir == "mine"
+    assert cfg.head._target_ == "metafew.heads.protonet.ProtoNet" and "/elsewhere" not in str(HydraConfig.get())
 
 
 def test_the_words_of_a_checkpoint_cannot_bring_other_files(doctored, tmp_path):
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "evil.yaml").write_text("_target_: os.system")
-    path = doctored(lambda saved: saved["overrides"].append(f"hydra.searchpath=[file://{tmp_path}]"))
+    path = doctored(lambda saved: of_words(saved, [f"hydra.searchpath=[file://{tmp_path}]"]))
     assert composed_with(f"ckpt={path}")[0].head._target_.startswith("metafew.")
-    path = doctored(lambda saved: saved["overrides"].extend([f"hydra.searchpath=[file://{tmp_path}]", "head=evil"]))
+    path = doctored(lambda saved: of_words(saved, [f"hydra.searchpath=[file://{tmp_path}]", "head=evil"]))
     with pytest.raises(UsageError, match="evil"):
         composed_with(f"ckpt={path}")
 

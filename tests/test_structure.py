@@ -13,7 +13,7 @@ MOST = 30
 """Most functions that take a configuration, or a part of one."""
 TAKE_CONFIGURATION = """
 analysis/features/analyze.py: analysis_tasks
-cli.py: compose_run data_fingerprints job launch_experiment run_single run_sweep_cell start_run
+cli.py: compose_run data_fingerprints job launch_experiment run_single run_sweep_cell show_configuration start_run
 config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
 distributed/launcher.py: on_multirun_start on_run_start
@@ -23,7 +23,6 @@ training/checks.py: check_options
 training/conversion.py: follow_training
 training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source make_trainer
 training/parts.py: make_parts
-training/resume.py: training_options
 training/run.py: run
 """
 

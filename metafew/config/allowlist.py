@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from os import PathLike
 from typing import Any
@@ -16,19 +16,23 @@ CALLS = ("_target_", "_args_", "target")
 """Keys that name code: two of Hydra, and that of ``backbone=module``, which ``_args_`` could also pass."""
 
 
-def called_paths(config: Any) -> Iterator[str]:
-    """Yield the dotted paths that a configuration would call, at any depth.
+def called_paths(config: Any, key: str = "") -> dict[str, str]:
+    """Return the dotted paths that a configuration would call, at any depth, by the keys that name them.
 
     >>> config = OmegaConf.create({"head": {"_target_": "a.B"}, "views": [{"_target_": "${head._target_}"}]})
-    >>> list(called_paths(config))
-    ['a.B', 'a.B']
+    >>> called_paths(config)
+    {'head._target_': 'a.B', 'views.0._target_': 'a.B'}
     """
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=True)
-    if isinstance(config, dict):
-        yield from (str(config[key]) for key in CALLS if config.get(key) is not None)
-    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        yield from called_paths(part)
+    if not isinstance(config, dict | list):
+        return {}
+    found = {}
+    for name, part in config.items() if isinstance(config, dict) else enumerate(config):
+        if name in CALLS and part is not None:
+            found[f"{key}{name}"] = str(part)
+        found |= called_paths(part, f"{key}{name}.")
+    return found
 
 
 @cache
@@ -36,23 +40,26 @@ def allowed_paths() -> frozenset[str]:
     """Return the dotted paths that metafew's own YAML files call."""
     # A prefix would not do: metafew.experiments.cells.subprocess.run starts with metafew, too.
     files = (OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("**/*.yaml"))
-    return frozenset(name for file in files for name in called_paths(file))
+    return frozenset(name for file in files for name in called_paths(file).values())
 
 
-def check_called_paths(config: Any, path: str | PathLike, trusted: Iterable[str], advice: str) -> None:
+def check_called_paths(
+    config: Any, path: str | PathLike, trusted: Iterable[str], advise: Callable[[dict[str, str]], str]
+) -> None:
     """Check that a configuration from a checkpoint calls only what it may.
 
     Args:
         config: the configuration to be instantiated.
         path: the checkpoint.
         trusted: dotted paths that the user allows in addition to those of metafew's own YAML files.
-        advice: how the user allows more.
+        advise: returns how the user allows more, from dotted paths by the keys that name them.
 
     Raises:
         UsageError: if ``config`` calls other code.
     """
-    if unknown := set(called_paths(config)) - allowed_paths() - set(trusted):
+    known = allowed_paths() | set(trusted)
+    if unknown := {key: name for key, name in called_paths(config).items() if name not in known}:
         raise UsageError(
             f"expected a checkpoint that calls only what metafew's own configuration does, and {path} would call "
-            f"{', '.join(sorted(unknown))}, which could run any code: {advice}, if you trust it"
+            f"{', '.join(sorted(set(unknown.values())))}, which could run any code: {advise(unknown)}, if you trust it"
         )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -14,12 +17,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metafew.config.allowlist import called_paths, check_called_paths
+from metafew.config.carried import MACHINE, Composition, carried, choose, differences, lay
 from metafew.config.groups import CONF, describe_groups, group_names, register_evaluation_heads
-from metafew.config.overrides import merge, verbatim
+from metafew.config.overrides import key, merge, verbatim
 from metafew.errors import UsageError
 
-DEFERRED: dict[str, str] = {}
-"""Overrides that :func:`defer_to_checkpoint` changed, each with its form on the command line."""
+MAIN = "train"
+"""The main configuration, unless ``--config-name`` names another."""
+CONFIG_NAME = "--config-name"
+ON_CHECKPOINT = "on_checkpoint"
+"""The main configuration of a run that starts from a checkpoint."""
+DEFERRED: set[str] = set()
+"""Keys of the overrides that :func:`defer_to_checkpoint` changed."""
 
 
 def compose_overrides(overrides: Sequence[str]) -> DictConfig:
@@ -31,54 +40,146 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
     register_evaluation_heads()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose("train", list(overrides), return_hydra_config=True)
+            return hydra.compose(MAIN, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split())) from error
 
 
-def compose_on_checkpoint(cfg: DictConfig, saved: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, list[str]]:
     """Return the configuration of a run that starts from a checkpoint, and its overrides.
 
-    The overrides of the command line are applied to those of the checkpoint.
+    What the command line says is laid over the configuration of the checkpoint. A group word that differs from the
+    choice of the checkpoint takes the defaults of its option; one that does not changes nothing.
 
     Args:
         cfg: what the command line composes without the checkpoint; ``cfg.ckpt`` is the path of the checkpoint.
-        saved: the overrides that the checkpoint carries.
+        saved: what the checkpoint says of its run.
 
     Raises:
-        UsageError: if the two sets of overrides do not compose, or those of the checkpoint call code that neither
-            metafew's own YAML files nor the command line name.
+        UsageError: if the command line does not fit the choices of the checkpoint, or the checkpoint calls code that
+            neither metafew's own YAML files nor the command line name.
     """
     chosen = HydraConfig.get()
-    # Overrides of Hydra itself are never saved: in a checkpoint from elsewhere they could name any config folder.
-    saved = [override for override in saved if not override.lstrip("+~").startswith("hydra")]
-    given = [DEFERRED.get(override, override) for override in verbatim(chosen.overrides.task)]
-    overrides = merge(saved, given, group_names())
-    # A search path holds for the command line that gives it, and is not saved either.
-    of_hydra = verbatim(chosen.overrides.hydra)
-    search_path = [override for override in of_hydra if override.lstrip("+").startswith("hydra.searchpath=")]
-    engine = GlobalHydra.instance().hydra
-    assert engine is not None  # a run is a Hydra job
+    given = main_words() + [undeferred(override) for override in verbatim(chosen.overrides.task)]
     try:
-        composed = engine.compose_config(
-            config_name="train", overrides=search_path + overrides, run_mode=RunMode.RUN, with_log_configuration=False
-        )
-    except HydraException as error:
+        before = carried_by(saved)
+        start = choose_groups(before, given, saved["overrides"])
+        ConfigStore.instance().store(name=ON_CHECKPOINT, node=OmegaConf.create(start.config))
+        composed = load(ON_CHECKPOINT, [override for override in given if is_option(override)])
+        with open_dict(composed):
+            composed.hydra = copy.deepcopy(chosen)
+            OmegaConf.set_readonly(composed.hydra, False)
+            composed.hydra.runtime.choices.update(start.choices)
+            HydraConfig.instance().set_config(composed)
+            del composed["hydra"]
+        composed.ckpt = cfg.ckpt
+        check_called_paths(composed, cfg.ckpt, called_paths(cfg).values(), type_targets)
+    except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"expected overrides that fit the choices that {cfg.ckpt} carries, got others ({reason}): "
             "type options of those choices, or choose the group again"
         ) from error
+    changed = [group for group in group_names() if before.chosen(group) != start.chosen(group)]
+    return composed, merge(saved["overrides"], given, changed)
+
+
+def carried_by(saved: dict) -> Composition:
+    """Return the composition that a checkpoint carries; one of an earlier version carries overrides that compose it."""
+    if "config" in saved:
+        return Composition(carried(saved["config"]), carried(saved["choices"]))
+    # Overrides of Hydra itself do not count: in a checkpoint from elsewhere they could name any config folder.
+    overrides = [override for override in saved["overrides"] if not override.lstrip("+~").startswith("hydra")]
+    composed = compose_plain(MAIN, overrides)
+    return Composition(carried(composed.config), carried(composed.choices))
+
+
+def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str]) -> Composition:
+    """Return the configuration of a checkpoint with the groups that a command line chooses, and all that it lacks.
+
+    Args:
+        start: the composition that the checkpoint carries.
+        given: the overrides of the command line.
+        before: those of the run that wrote the checkpoint.
+    """
+    main, words = HydraConfig.get().job.config_name, [override for override in given if is_choice(override)]
+    new, groups = compose_plain(main, words), {key(override) for override in words}
+    stated: dict = {}
+    if main != MAIN:  # what the main configuration says otherwise counts as typed
+        own, default = compose_plain(main, []), compose_plain(MAIN, [])
+        set_before = {key(override) for override in before} if main_words()[0] in before else set()
+        groups |= {group for group in group_names() if own.chosen(group) != default.chosen(group)} - set_before
+        stated = differences(carried(own.config), default.config, set_before)
+    groups -= {*MACHINE}
+    words = [f"{group}={as_word(start.chosen(group))}" for group in groups]
+    try:
+        old = compose_plain(main, words)
+    except HydraException:  # an option of the user's own, whose folder this command line does not name
+        old = compose_plain(main, [])
+    changed = choose(start, old, new, groups)
+    unsuited = {group for group in group_names() if changed.chosen(group) != new.chosen(group)}
+    stated = {key: value for key, value in stated.items() if key not in unsuited}
+    rest = {key: value for key, value in new.config.items() if key in MACHINE or key not in group_names()}
+    return Composition(lay(lay(rest, changed.config), stated), changed.choices)
+
+
+def compose_plain(main: str, overrides: Sequence[str]) -> Composition:
+    """Return what overrides of a main configuration compose to, with the search path of this command line."""
+    composed = load(main, overrides)
+    choices = {group: composed.hydra.runtime.choices.get(group) for group in describe_groups()}
     with open_dict(composed):
-        choices = composed.hydra.runtime.choices
-        composed.hydra = copy.deepcopy(chosen)
-        OmegaConf.set_readonly(composed.hydra, False)
-        composed.hydra.runtime.choices = choices
-        HydraConfig.instance().set_config(composed)
         del composed["hydra"]
-    check_called_paths(composed, cfg.ckpt, called_paths(cfg), "type it with its group in addition to ckpt")
-    composed.ckpt = cfg.ckpt
-    return composed, overrides
+    config: Any = OmegaConf.to_container(composed, resolve=False)
+    return Composition(config, choices)
+
+
+def load(main: str, overrides: Sequence[str]) -> DictConfig:
+    """Return what Hydra composes of overrides and a main configuration, in this run."""
+    # A search path holds for the command line that gives it, and is not saved.
+    of_hydra = verbatim(HydraConfig.get().overrides.hydra)
+    search_path = [override for override in of_hydra if override.lstrip("+").startswith("hydra.searchpath=")]
+    loader = GlobalHydra.instance().config_loader()
+    return loader.load_configuration(main, [*search_path, *overrides], RunMode.RUN)
+
+
+def main_words() -> list[str]:
+    """Return the word that names a main configuration of the user's own; none without one."""
+    name = HydraConfig.get().job.config_name
+    return [] if name == MAIN else [f"{CONFIG_NAME}={name}"]
+
+
+def is_choice(override: str) -> bool:
+    """Return whether an override chooses an option of a group."""
+    return key(override) in group_names()
+
+
+def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Return the overrides of a command line that set options, as they apply to the configuration of a checkpoint.
+
+    Args:
+        given: the overrides of the command line.
+        before: those of the run that wrote the checkpoint, which may be the same.
+
+    >>> options(["head=svm", "ckpt=a.ckpt", "+trainer.benchmark=true", "~augment.views.flip"], ["~augment.views.flip"])
+    ['++trainer.benchmark=true']
+    """
+    set_here = [
+        override for override in given if not is_choice(override) and key(override) not in ("ckpt", CONFIG_NAME)
+    ]
+    set_here = [override for override in set_here if not (override.startswith("~") and override in before)]
+    return [f"+{each}" if each.startswith("+") and not each.startswith("++") else each for each in set_here]
+
+
+def as_word(choice: Any) -> str:
+    """Return the choice of a group as it is typed: an option, a list of options, or null."""
+    return f"[{','.join(choice)}]" if isinstance(choice, list) else choice or "null"
+
+
+def type_targets(targets: Mapping[str, str]) -> str:
+    """Return the advice to type the code that a checkpoint calls, in words that a shell reads."""
+    prefixes = {path: "" if path.partition(".")[0] in group_names() else "++" for path in targets}
+    words = [f"{prefixes[path]}{path}={target}" for path, target in targets.items()]
+    return f"type {shlex.join(words)} in addition to ckpt"
 
 
 def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
@@ -94,5 +195,10 @@ def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
     if chosen.get("ckpt") in (None, "null", "last"):  # ckpt=last needs all overrides of its run again
         return list(overrides)
     undecided = tuple(f"{group}." for group in describe_groups() if group not in chosen)
-    DEFERRED.update({f"++{each}": each for each in overrides if each.startswith(undecided) and "=" in each})
-    return [f"++{each}" if f"++{each}" in DEFERRED else each for each in overrides]
+    DEFERRED.update(key(each) for each in overrides if each.startswith(undecided) and "=" in each)
+    return [f"++{each}" if key(each) in DEFERRED and each.startswith(undecided) else each for each in overrides]
+
+
+def undeferred(override: str) -> str:
+    """Return an override as it was before :func:`defer_to_checkpoint`."""
+    return override.removeprefix("++") if key(override) in DEFERRED else override

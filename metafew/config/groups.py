@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 """The folder: inside an installed package, and next to the package in a checkout."""
 
 
+@cache
 def describe_groups() -> dict[str, dict[str, str]]:
     """Return the options of each group, each with the first comment of its YAML file."""
     groups: dict[str, dict[str, str]] = {}

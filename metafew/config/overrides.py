@@ -18,6 +18,15 @@ def verbatim(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def key(override: str) -> str:
+    """Return the group or option that an override sets.
+
+    >>> key("++head.c=1"), key("evaluate@tested=[svm]"), key("~augment.views.colour")
+    ('head.c', 'evaluate', 'augment.views.colour')
+    """
+    return override.lstrip("+~").split("=")[0].split("@")[0]
+
+
 def merge(saved: Iterable[str], new: Iterable[str], groups: Iterable[str]) -> list[str]:
     """Return ``saved`` overrides with ``new`` ones applied on top.
 
@@ -28,10 +37,6 @@ def merge(saved: Iterable[str], new: Iterable[str], groups: Iterable[str]) -> li
     >>> merge(["+trainer.deterministic=true", "stages=[fit]"], ["ckpt=a.ckpt"], [])
     ['++trainer.deterministic=true', 'ckpt=a.ckpt']
     """
-
-    def key(override: str) -> str:
-        return override.lstrip("+~").split("=")[0].split("@")[0]
-
     new = list(new)
     replaced = {key(override) for override in new}
     dropped = tuple(f"{group}." for group in replaced & set(groups))

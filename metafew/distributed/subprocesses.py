@@ -70,6 +70,18 @@ def run_subprocess(overrides: list[str]) -> int:
     return TERMINATED if received else code
 
 
+def main_configuration() -> list[str]:
+    """Return the flags with which a subprocess finds the main configuration of this process."""
+    hydra = HydraConfig.get()
+    flags = ["--config-name", hydra.job.config_name]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            flags += ["--config-dir", source.path]
+        elif source.provider == "main":
+            flags += ["--config-path", source.path]
+    return flags
+
+
 def run_cell(out: Path) -> None:
     """Run a cell of a sweep with several ranks in a subprocess, from which Lightning launches the other ranks.
 
@@ -91,7 +103,8 @@ def run_cell(out: Path) -> None:
     (out / "results.json").unlink(missing_ok=True)
     folders = ["hydra.mode=RUN", f'hydra.run.dir="{out}"', "hydra.output_subdir=null"]
     folders.append(f'hydra.sweep.dir="{Path(hydra.sweep.dir).absolute()}"')
-    code = run_subprocess([*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task), *folders])
+    words = [*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task)]
+    code = run_subprocess([*main_configuration(), *words, *folders])
     if code == TERMINATED:
         sys.exit(TERMINATED)
     if code and "error" not in read_json(out / "results.json"):

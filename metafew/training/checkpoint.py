@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.carried import training_options
 from metafew.config.moved import update_paths
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
@@ -41,7 +42,10 @@ def read(path: str | PathLike) -> dict:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
-    return checkpoint | {"metafew": update_paths(checkpoint["metafew"])}
+    saved = update_paths(checkpoint["metafew"])
+    if "config" in saved:  # earlier versions carry ``training`` and overrides
+        saved["training"] = training_options(saved["config"])
+    return checkpoint | {"metafew": saved}
 
 
 def trained_state(checkpoint: dict) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from metafew.callbacks.checkpoints import Checkpoints
+from metafew.config.carried import carried, training_options
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.evaluation import results
@@ -102,11 +103,11 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and not fits:
         follow_training(cfg, start, overrides)
     source = make_source(cfg)
-    training = resume.training_options(cfg)
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
     provenance = {
         "overrides": overrides,
-        "choices": choices,
-        "training": training,
+        "choices": carried(choices),
+        "config": carried(written),
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
@@ -121,6 +122,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and "data" in start["metafew"]:
         no_effect["dataset"] += ("root",)  # the images are compared themselves
     data = make_data(cfg, source, learner.objective)
+    training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
     loggers: list[Logger] = []
     if fits:

@@ -7,14 +7,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from metafew.config.moved import add_options
-from metafew.config.overrides import verbatim
 from metafew.data.datamodule import FewShot
 from metafew.distributed.launcher import is_rank_zero
 from metafew.distributed.subprocesses import TERMINATED
@@ -24,24 +23,17 @@ from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
 
-TRAINING = (
-    *("dataset", "augment", "backbone", "norm", "regularizer"),
-    *("objective", "optimizer", "schedule", "head", "train", "seed"),
-)
-"""Parts of the configuration that a training depends on."""
-STEP = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
-"""Options of the trainer that change a training step."""
-
 
 def newest_of_this_run() -> str | None:
     """Return the newest checkpoint in the folder of this run; None if there is none yet.
 
     Raises:
-        UsageError: if the command line does not set this folder.
+        UsageError: if neither the command line nor a main configuration of the user's own sets this folder.
     """
     hydra = HydraConfig.get()
-    key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
-    if not any(override.lstrip("+").startswith(f"{key}=") for override in verbatim(hydra.overrides.hydra)):
+    mode = "run" if hydra.mode == RunMode.RUN else "sweep"
+    key, folder = f"hydra.{mode}.dir", OmegaConf.to_container(hydra[mode], resolve=False)["dir"]
+    if "${now:" in folder:  # as conf/train.yaml has it
         raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
     file = newest(Path(hydra.runtime.output_dir))
     return None if file is None else str(file)
@@ -67,12 +59,6 @@ def newest(out: Path) -> Path | None:
     return None
 
 
-def training_options(cfg: DictConfig) -> dict:
-    """Return the parts of a configuration that a training depends on, with unresolved interpolations."""
-    training: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(TRAINING)))
-    return training | {"trainer": OmegaConf.to_container(OmegaConf.masked_copy(cfg.trainer, list(STEP)))}
-
-
 def is_same_training(
     start: dict,
     training: dict,
@@ -85,7 +71,7 @@ def is_same_training(
 
     Args:
         start: the content of the checkpoint.
-        training: :func:`training_options` of this run.
+        training: :func:`metafew.config.carried.training_options` of this run.
         ckpt: path of the checkpoint.
         out: folder of this run.
         evaluation_options: for groups, the names of their options that have no effect on training.

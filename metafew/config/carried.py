@@ -68,7 +68,7 @@ def choose(saved: Composition, old: Composition, new: Composition, groups: Itera
 
 
 def rebase(saved: dict, old: dict, new: dict) -> dict:
-    """Return ``saved`` with the change from ``old`` to ``new``, and with its own values where they are not the old ones.
+    """Return ``saved`` with the change from ``old`` to ``new``; values of ``saved`` that are not the old ones stay.
 
     >>> rebase({"way": 5, "tasks": 1, "size": 64}, {"way": 20, "tasks": 1, "size": 64}, {"way": 2, "tasks": 4})
     {'way': 5, 'tasks': 4}

@@ -65,7 +65,7 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
         before = carried_by(saved)
         start = choose_groups(before, given, saved["overrides"])
         ConfigStore.instance().store(name=ON_CHECKPOINT, node=OmegaConf.create(start.config))
-        composed = load(ON_CHECKPOINT, [override for override in given if is_option(override)])
+        composed = load(ON_CHECKPOINT, options(given, saved["overrides"]))
         with open_dict(composed):
             composed.hydra = copy.deepcopy(chosen)
             OmegaConf.set_readonly(composed.hydra, False)
@@ -111,12 +111,13 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
         groups |= {group for group in group_names() if own.chosen(group) != default.chosen(group)} - set_before
         stated = differences(carried(own.config), default.config, set_before)
     groups -= {*MACHINE}
-    words = [f"{group}={as_word(start.chosen(group))}" for group in groups]
-    try:
-        old = compose_plain(main, words)
-    except HydraException:  # an option of the user's own, whose folder this command line does not name
-        old = compose_plain(main, [])
-    changed = choose(start, old, new, groups)
+    changed = start
+    if any(start.chosen(group) != new.chosen(group) for group in groups):
+        try:
+            old = compose_plain(main, [f"{group}={as_word(start.chosen(group))}" for group in groups])
+        except HydraException:  # an option of the user's own, whose folder this command line does not name
+            old = compose_plain(main, [])
+        changed = choose(start, old, new, groups)
     unsuited = {group for group in group_names() if changed.chosen(group) != new.chosen(group)}
     stated = {key: value for key, value in stated.items() if key not in unsuited}
     rest = {key: value for key, value in new.config.items() if key in MACHINE or key not in group_names()}

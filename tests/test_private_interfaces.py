@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 from hydra._internal.hydra import Hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -65,10 +66,15 @@ def full_key():
     assert OmegaConf.create({"head": {"inner": {"lr": 1}}}).head.inner._get_full_key(None) == "head.inner"
 
 
-def compose_config():
-    assert GlobalHydra.instance().hydra is None or isinstance(GlobalHydra.instance().hydra, Hydra)
-    arguments = {"config_name", "overrides", "run_mode", "with_log_configuration"}
-    assert arguments <= inspect.signature(Hydra.compose_config).parameters.keys()
+def load_configuration():
+    assert inspect.signature(GlobalHydra.config_loader).return_annotation == "ConfigLoader"
+    parameters = list(inspect.signature(ConfigLoader.load_configuration).parameters)
+    assert parameters[:4] == ["self", "config_name", "overrides", "run_mode"]
+
+
+def shown_configuration():
+    assert list(inspect.signature(Hydra.get_sanitized_cfg).parameters)[-2:] == ["cfg", "cfg_type"]
+    assert "cfg = self.get_sanitized_cfg(cfg, cfg_type)" in inspect.getsource(Hydra.show_cfg)
 
 
 def set_config():
@@ -189,7 +195,8 @@ class Private(NamedTuple):
 
 PRIVATE = [
     Private("_get_full_key", "omegaconf", "errors of constructors do not name the option", full_key),
-    Private("compose_config", "hydra", "ckpt=PATH cannot compose the configuration of a checkpoint", compose_config),
+    Private("load_configuration", "hydra", "ckpt=PATH cannot change the choices of a checkpoint", load_configuration),
+    Private("hydra._internal.hydra", "hydra", "--cfg job leaves out what ckpt=PATH carries", shown_configuration),
     Private("HydraConfig.instance().set_config", "hydra", "a run from ckpt=PATH has the wrong choices", set_config),
     Private("_get_default_store", "torch", "an error is printed by every process", default_store),
     Private("DistStoreError", "torch", "a process that fails on its own is silent", store_timeout),

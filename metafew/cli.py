@@ -37,7 +37,7 @@ def main() -> None:
     use_huge_pages()  # under torchrun a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
     sys.argv[1:] = defer_to_checkpoint(sys.argv[1:])
-    Hydra.get_sanitized_cfg = show_configuration  # type: ignore[method-assign]
+    Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     job()
 
 

@@ -7,12 +7,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from runs import TINY, metafew
 
-from metafew.config.carried import carried
+from metafew.config.carried import carried, training_options
 from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, describe_groups
 from metafew.config.overrides import verbatim
 from metafew.errors import UsageError
-from metafew.training.resume import training_options
 
 
 @pytest.fixture(autouse=True)

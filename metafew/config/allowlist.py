@@ -30,8 +30,8 @@ def called_paths(config: Any, key: str = "") -> dict[str, str]:
     found = {}
     for name, part in config.items() if isinstance(config, dict) else enumerate(config):
         if name in CALLS and part is not None:
-            found[f"{key}{name}"] = str(part)
-        found |= called_paths(part, f"{key}{name}.")
+            found[f"{key}{name!s}"] = str(part)
+        found |= called_paths(part, f"{key}{name!s}.")
     return found
 
 

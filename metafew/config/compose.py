@@ -102,7 +102,7 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
         given: the overrides of the command line.
         before: those of the run that wrote the checkpoint.
     """
-    main, words = HydraConfig.get().job.config_name, [override for override in given if is_choice(override)]
+    main, words = str(HydraConfig.get().job.config_name), [override for override in given if is_choice(override)]
     new, groups = compose_plain(main, words), {key(override) for override in words}
     stated: dict = {}
     if main != MAIN:  # what the main configuration says otherwise counts as typed

@@ -73,7 +73,7 @@ def run_subprocess(overrides: list[str]) -> int:
 def main_configuration() -> list[str]:
     """Return the flags with which a subprocess finds the main configuration of this process."""
     hydra = HydraConfig.get()
-    flags = ["--config-name", hydra.job.config_name]
+    flags = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             flags += ["--config-dir", source.path]

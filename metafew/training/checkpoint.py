@@ -43,7 +43,7 @@ def read(path: str | PathLike) -> dict:
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
     saved = update_paths(checkpoint["metafew"])
-    if "config" in saved:  # earlier versions carry ``training`` and overrides
+    if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}
 

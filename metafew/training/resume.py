@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.data.datamodule import FewShot
@@ -31,9 +31,9 @@ def newest_of_this_run() -> str | None:
         UsageError: if neither the command line nor a main configuration of the user's own sets this folder.
     """
     hydra = HydraConfig.get()
-    mode = "run" if hydra.mode == RunMode.RUN else "sweep"
-    key, folder = f"hydra.{mode}.dir", OmegaConf.to_container(hydra[mode], resolve=False)["dir"]
-    if "${now:" in folder:  # as conf/train.yaml has it
+    key, part = ("hydra.run.dir", hydra.run) if hydra.mode == RunMode.RUN else ("hydra.sweep.dir", hydra.sweep)
+    folder: Any = OmegaConf.to_container(OmegaConf.masked_copy(cast(DictConfig, part), "dir"), resolve=False)
+    if "${now:" in folder["dir"]:  # as conf/train.yaml has it
         raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
     file = newest(Path(hydra.runtime.output_dir))
     return None if file is None else str(file)

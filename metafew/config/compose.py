@@ -195,7 +195,7 @@ def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
     if chosen.get("ckpt") in (None, "null", "last"):  # ckpt=last needs all overrides of its run again
         return list(overrides)
-    undecided = tuple(f"{group}." for group in describe_groups() if group not in chosen)
+    undecided = tuple(f"{group}." for group in group_names() if group not in chosen)
     DEFERRED.update(key(each) for each in overrides if each.startswith(undecided) and "=" in each)
     return [f"++{each}" if key(each) in DEFERRED and each.startswith(undecided) else each for each in overrides]
 

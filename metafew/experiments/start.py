@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from metafew.config.compose import main_words
 from metafew.config.groups import group_names
 from metafew.config.overrides import verbatim
 from metafew.distributed.launcher import require_one_process
@@ -52,6 +53,11 @@ def check_experiment_options(cfg: DictConfig, mode: RunMode | None) -> None:
     if cfg.ckpt is not None:
         raise UsageError(
             f"expected no ckpt, as every cell of an experiment trains, got ckpt={cfg.ckpt}: leave out ckpt"
+        )
+    if main := main_words():
+        raise UsageError(
+            f"expected conf/train.yaml, to which the cells of an experiment add their options, got {main[0]}: "
+            "type what it sets as options"
         )
     require_one_process("an experiment")
     if type(cfg.jobs) is not int or cfg.jobs < 1:

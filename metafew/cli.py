@@ -18,7 +18,7 @@ from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, m
 from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
 from metafew.config.help import help_text
 from metafew.config.overrides import verbatim
-from metafew.distributed.launcher import launched_world_size
+from metafew.distributed.launcher import is_restarted, launched_world_size
 from metafew.distributed.report_once import already_reported, first_to_report, global_rank
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
@@ -130,6 +130,10 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
         from metafew.training.resume import newest_of_this_run
 
         cfg.ckpt = newest_of_this_run()
+    elif cfg.ckpt is None and is_restarted():
+        from metafew.training.resume import newest_of_this_job
+
+        cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
     if cfg.ckpt is None:
         return cfg, main_words() + verbatim(HydraConfig.get().overrides.task)
     from metafew.training.checkpoint import read

@@ -20,10 +20,11 @@ from runs import TINY
 from metafew import cli
 from metafew.config.groups import CONF, describe_groups
 from metafew.data.store import build, describe, store_root
+from metafew.distributed.launcher import is_restarted, job_of_queue
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.solvers import unsolved
-from metafew.training import checkpoint
+from metafew.training import checkpoint, resume
 from metafew.training.factory import make_source
 from metafew.training.learner import Learner
 
@@ -159,6 +160,34 @@ def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, ca
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == done
     command(*words, "ckpt=last", out=tmp_path)
     check_equal(tmp_path, whole("protonet"))
+
+
+def test_a_job_that_its_queue_starts_again_goes_on_by_itself(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
+    interrupted(*HEADS["protonet"], out=tmp_path, moment="step", count=8, act=die)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "8")  # another job begins anew
+    assert resume.newest_of_this_job(tmp_path) is resume.newest_of_this_job(tmp_path / "empty") is None
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
+    assert resume.newest_of_this_job(tmp_path) == last
+    seen, step = [], Learner.training_step
+    monkeypatch.setattr(Learner, "training_step", lambda *args: (seen.append(1), step(*args))[1])
+    command(*HEADS["protonet"], out=tmp_path)
+    assert len(seen) == 6  # of 12
+    check_equal(tmp_path, whole("protonet"))
+
+
+def test_a_job_of_slurm_counts_its_starts(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert job_of_queue() is None and not is_restarted()
+    monkeypatch.setenv("SLURM_JOB_ID", "31")
+    assert job_of_queue() == "SLURM 31" and not is_restarted()  # two runs in one shell are not the same run
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert is_restarted()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "30")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert job_of_queue() == "SLURM 30_2"
 
 
 def test_steps_of_several_batches_are_whole_when_it_goes_on(tmp_path):

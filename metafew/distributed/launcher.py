@@ -30,6 +30,20 @@ def launched_world_size() -> int:
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is set in a batch script without srun, too
 
 
+def job_of_queue() -> str | None:
+    """Return the number that a job keeps when its queue stops it and starts it again; None outside of such a job."""
+    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+        return f"local {os.environ['SUBMITIT_LOCAL_JOB_ID']}"
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"SLURM {os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return f"SLURM {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else None
+
+
+def is_restarted() -> bool:
+    """Return whether this job may have been started before. A job of SLURM, which can be a shell, counts its starts."""
+    return "SUBMITIT_LOCAL_JOB_ID" in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEnvironment]:
     """Return the Lightning plugin for a run inside a SLURM job: srun's or Lightning's own. Elsewhere, none.
 

@@ -14,6 +14,7 @@ from metafew.callbacks.checkpoints import Checkpoints
 from metafew.config.carried import carried, training_options
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
+from metafew.distributed.launcher import job_of_queue
 from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
@@ -108,6 +109,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "overrides": overrides,
         "choices": carried(choices),
         "config": carried(written),
+        "job": job_of_queue(),
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])

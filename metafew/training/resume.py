@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.data.datamodule import FewShot
-from metafew.distributed.launcher import is_rank_zero
+from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
@@ -37,6 +37,14 @@ def newest_of_this_run() -> str | None:
         raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
     file = newest(Path(hydra.runtime.output_dir))
     return None if file is None else str(file)
+
+
+def newest_of_this_job(out: Path) -> str | None:
+    """Return the newest checkpoint that this job wrote into ``out`` before its queue stopped it; None without one."""
+    if not any((out / "checkpoints").glob("*.ckpt")):
+        return None
+    file = newest(out)
+    return str(file) if file and checkpoint.read(file)["metafew"].get("job") == job_of_queue() else None
 
 
 def newest(out: Path) -> Path | None:

@@ -510,6 +510,7 @@ def test_tables_share_their_trainings(budget, tmp_path):
 def test_the_command_line_hands_over(composed, monkeypatch):
     typed = ["experiment=unraveling_table1", "seeds=[1,2]", "jobs=3", "trainer.max_steps=4", "data_dir=/private"]
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
+    chosen |= {"job": {"config_name": "train"}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
     seen = []
     monkeypatch.setattr(start, "run_experiment", lambda *arguments: seen.append(arguments) or 1)
@@ -533,17 +534,21 @@ def test_unsupported_options_are_errors(word, code, tmp_path):
     assert (tmp_path / "outputs/unraveling_table1/results.json").read_text() == "good"
 
 
-@pytest.mark.parametrize("word", ["seeds=3", "seeds=null", "cells=null", "jobs=0", "jobs=two", "seeds=[a]"])
+@pytest.mark.parametrize(
+    "word", ["--config-name=mine", "seeds=3", "seeds=null", "cells=null", "jobs=0", "jobs=two", "seeds=[a]"]
+)
 def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
-    cfg, _, _ = composed("experiment=tasknorm_maml", word)
+    own = word.startswith("--")
+    cfg, _, _ = composed("experiment=tasknorm_maml", *[word] * (not own))
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
+    chosen |= {"job": {"config_name": "mine" if own else "train"}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
     monkeypatch.setattr(start, "run_experiment", lambda *_: 0)
     monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)
     if word == "seeds=3":  # a single seed
         assert start.start_experiment(cfg) == 0
     else:
-        with pytest.raises(UsageError, match=f"type {word.split('=')[0]}="):
+        with pytest.raises(UsageError, match=f"got {word}: type" if own else f"type {word.split('=')[0]}="):
             start.start_experiment(cfg)
 
 

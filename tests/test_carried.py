@@ -4,6 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from runs import TINY, metafew
 
@@ -11,7 +12,9 @@ from metafew.config.carried import carried, training_options
 from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, describe_groups
 from metafew.config.overrides import verbatim
+from metafew.distributed.subprocesses import main_configuration
 from metafew.errors import UsageError
+from metafew.training.resume import newest_of_this_run
 
 
 @pytest.fixture(autouse=True)
@@ -186,3 +189,25 @@ def test_cfg_shows_what_will_run(tmp_path):
     assert choices == "ridge\n"
     done = metafew("--cfg", "job", "ckpt=nowhere.ckpt", cwd=tmp_path, code=2)
     assert done.stderr.startswith("metafew: expected ckpt to be") and "Traceback" not in done.stderr
+
+
+def test_a_subprocess_finds_the_main_configuration(monkeypatch):
+    """A cell of several processes is composed anew, from the same files."""
+    sources = [("hydra", "hydra.conf"), ("main", "/conf"), ("command-line", "/my own"), ("schema", "")]
+    sources = [{"provider": provider, "path": path} for provider, path in sources]
+    hydra = OmegaConf.create({"job": {"config_name": "mine"}, "runtime": {"config_sources": sources}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    flags = ["--config-name", "mine", "--config-path", "/conf", "--config-dir", "/my own"]
+    assert main_configuration() == flags
+
+
+@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False)])
+def test_a_main_configuration_may_set_the_folder_that_is_resumed(tmp_path, monkeypatch, folder, works):
+    parts = {"run": {"dir": folder}, "sweep": {"dir": folder}, "runtime": {"output_dir": str(tmp_path)}}
+    hydra = OmegaConf.create({"mode": RunMode.RUN, **parts})
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    if works:
+        assert newest_of_this_run() is None  # there is no checkpoint yet
+    else:
+        with pytest.raises(UsageError, match=r"type hydra\.run\.dir=DIR"):
+            newest_of_this_run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,26 @@ class Backbone(nn.Module):
     """Dimension ``d`` of the features."""
     own_norms = False
     """Whether the network brings its normalization layers, which ignore the context, instead of using ``norm``."""
+    frozen: frozenset[str] = frozenset()
+    """Names of the parameters that the constructor froze: no head adapts them."""
+    in_eval: frozenset[str] = frozenset()
+    """Names of the modules that the constructor put in eval mode: :meth:`train` leaves them in it."""
 
     def __init__(self, channels: int, image_size: int):
         super().__init__()
         self.channels, self.image_size = channels, image_size
+
+    def keep_frozen(self) -> None:
+        """Record what the constructor froze, before a run freezes more: parameters, and modules in eval mode."""
+        self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        self.in_eval = frozenset(name for name, module in self.named_modules() if not module.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every module but those of :attr:`in_eval`."""
+        super().train(mode)
+        for name in self.in_eval:  # by name: trainer.sync_batchnorm replaces modules
+            self.get_submodule(name).training = False
+        return self
 
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True

@@ -19,7 +19,8 @@ class Wrapped(Backbone):
 
     Its normalization layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In
     training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
-    updates its running moments in every pass.
+    updates its running moments in every pass, unless the network put it in eval mode. What the network froze stays so:
+    parameters by ``requires_grad_(False)``, of which an inner loop adapts none, and modules by ``eval()``.
 
     Args:
         channels: channels of the images.
@@ -56,6 +57,9 @@ class Wrapped(Backbone):
                 f"{dict(arguments or {})}, which does not ({reason(error)}): type backbone.target="
                 "my_package.MyNetwork backbone.arguments={name:value}"
             ) from error
+        self.keep_frozen()
+        self.train()  # a network may freeze batch norms in its own train()
+        self._takes_moments_in_training = any(norm.training or norm.running_mean is None for norm in self._batch_norms)
         try:
             self.features = self._dimension()
         except Exception as error:  # custom code may raise anything
@@ -68,10 +72,9 @@ class Wrapped(Backbone):
     @torch.no_grad()
     def _dimension(self) -> int:
         """Return the number of features of a pass of two black images."""
-        training = self.network.training
-        self.network.eval()
+        self.eval()
         features = self(torch.zeros(2, self.channels, self.image_size, self.image_size))
-        self.network.train(training)
+        self.train()
         if len(features) != 2:
             raise ValueError(f"2 images give {len(features)} rows")
         return features.shape[1]
@@ -89,7 +92,7 @@ class Wrapped(Backbone):
     @property
     def couples_tasks(self) -> bool:
         """Whether a batch norm lets all tasks of a meta-batch influence each other in training."""
-        return super().couples_tasks or bool(self._batch_norms)
+        return super().couples_tasks or self._takes_moments_in_training
 
     @property
     def _batch_norms(self) -> list[_BatchNorm]:

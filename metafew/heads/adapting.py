@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.errors import UsageError
 from metafew.heads.fast_weights import (
     FunctionalBackbone,
     Gradient,
@@ -29,6 +31,9 @@ from metafew.norms.running import RunningNorm
 Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
+REASON = 160
+"""Most characters of an error of ``vmap`` in a message."""
+log = logging.getLogger(__name__)
 
 
 class AdaptingHead(Head):
@@ -49,8 +54,8 @@ class AdaptingHead(Head):
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
         first_order: take the outer gradient as if inner gradients were constant.
         inner: how the tasks of a meta-batch are batched, which does not change results: one by one in a ``loop``, a
-            ``chunk`` of them by ``vmap``, or all by ``vmap``; ``auto`` is ``vmap`` on a GPU and ``loop`` on a CPU. In
-            training no more tasks than these are held in memory at once.
+            ``chunk`` of them by ``vmap``, or all by ``vmap``; ``auto`` is ``vmap`` on a GPU, where ``vmap`` can batch
+            the network, else ``loop``. In training no more tasks than these are held in memory at once.
         chunk: tasks in a chunk.
     """
 
@@ -72,7 +77,7 @@ class AdaptingHead(Head):
         super().__init__()
         self.output, self.names, self.steps, self.learning_rates = output, list(names), steps, tuple(lrs)
         self.rule = rule or SGD()
-        self.first_order, self.inner, self.chunk = first_order, inner, chunk
+        self.first_order, self.inner, self.chunk, self.batchable = first_order, inner, chunk, True
         self.adapts_backbone, self.fixed_way = bool(names), output.way
         self.rates = Rates(rates, lrs[0], steps, adapting_shapes(backbone, self.names, output))
 
@@ -83,7 +88,8 @@ class AdaptingHead(Head):
 
     def tasks_at_once(self, device: torch.device) -> int | None:
         """Return how many tasks are processed together; None for all of a meta-batch."""
-        inner = ("vmap" if device.type == "cuda" else "loop") if self.inner == "auto" else self.inner
+        automatic = "vmap" if device.type == "cuda" and self.batchable else "loop"
+        inner = automatic if self.inner == "auto" else self.inner
         return {"loop": 1, "chunk": self.chunk, "vmap": None}[inner]
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
@@ -139,10 +145,33 @@ class AdaptingHead(Head):
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
-        one = partial(self._loop if size == 1 else self._vmap, model, way, readout)
         parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
-        results = [one(*part) for part in parts]
-        return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+        one = partial(self._loop if size == 1 else self._vmap_or_loop, model, way, readout)
+        return concatenated([one(*part) for part in parts])
+
+    def _vmap_or_loop(self, model: Model, way: int, readout: Readout, *tasks: Tensor) -> dict[str, Tensor]:
+        """Return the results of several tasks, by ``vmap``, or in a loop if ``vmap`` cannot batch the network.
+
+        Raises:
+            UsageError: if ``inner`` is not ``auto``, and only the loop can process the network.
+        """
+        try:
+            return self._vmap(model, way, readout, *tasks)
+        except (UsageError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch documents no class of errors for what vmap cannot batch
+            one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
+            # If the loop fails too, its error is that of the network.
+            results = concatenated([self._loop(model, way, readout, *task) for task in one_by_one])
+            reason = " ".join(str(error).split())[:REASON]
+            if self.inner != "auto":
+                raise UsageError(
+                    f"expected a network that vmap can batch for head.inner={self.inner}, got one that it cannot "
+                    f"({reason}): type head.inner=loop"
+                ) from error
+            self.batchable = False
+            log.warning("head.inner=auto is loop from here on, as vmap cannot batch this network (%s)", reason)
+            return results
 
     def _loop(
         self, model: Model, way: int, readout: Readout, images: Tensor, labels: Tensor, query: Tensor
@@ -201,3 +230,8 @@ class AdaptingHead(Head):
             weights, state = self.rule(weights, grads, state, self.rates.at(step, lr))
             weights, state = hold(weights), hold(state)
             yield weights
+
+
+def concatenated(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the results of all tasks from those of consecutive ones."""
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}

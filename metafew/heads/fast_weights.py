@@ -76,7 +76,7 @@ class PrecomputedFeatures:
 
 
 def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str] = ()) -> list[str]:
-    """Return the names of the backbone's weights that adapt to a task; meta-parameters never do.
+    """Return the names of the backbone's weights that adapt to a task: no meta-parameters, and none it froze itself.
 
     Args:
         backbone: the feature extractor.
@@ -89,7 +89,7 @@ def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str]
     kinds: tuple[type[nn.Module], ...] = {"all": (), "no_norm": NORMS, "output": (nn.Module,)}[adapt]
     fixed = {id(p) for module in backbone.modules() if isinstance(module, kinds) for p in module.parameters()}
     fixed |= {id(p) for p in meta_parameters(backbone).values()}
-    names = [name for name, p in backbone.named_parameters() if id(p) not in fixed]
+    names = [name for name, p in backbone.named_parameters() if id(p) not in fixed and name not in backbone.frozen]
     for prefix in freeze:
         rest = [name for name in names if not f"{name}.".startswith(f"{prefix}.")]
         if rest == names:

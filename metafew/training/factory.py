@@ -164,6 +164,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
+    backbone.keep_frozen()
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
     if not backbone.own_norms:  # a custom network receives images in the default memory format

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,17 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.allocator import use_huge_pages
+from metafew.config.command_line import readable
 from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
 from metafew.config.help import help_text
+from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
-from metafew.distributed.launcher import is_restarted, launched_world_size
+from metafew.config.paths import resolve_paths
+from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
 from metafew.distributed.report_once import already_reported, first_to_report, global_rank
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
@@ -36,9 +40,16 @@ def main() -> None:
         return
     use_huge_pages()  # under torchrun a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
-    sys.argv[1:] = defer_to_checkpoint(sys.argv[1:])
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
-    job()
+    try:
+        with in_one_line(sys.argv[1:]):
+            sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them over many lines
+            job()
+    except UsageError as error:
+        if is_rank_zero():
+            print(f"metafew: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -76,7 +87,7 @@ def launch_experiment(cfg: DictConfig) -> None:
     from metafew.experiments.start import start_experiment
 
     try:
-        code = start_experiment(cfg)
+        code = start_experiment(resolve_paths(cfg))
     except UsageError as error:  # not report_error, which would replace results in its folder
         print(f"metafew: {error}", file=sys.stderr)
         code = 2
@@ -126,19 +137,24 @@ def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
 
 def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     """Return the configuration of this run and its overrides; with ``ckpt``, on top of those of the checkpoint."""
-    if cfg.ckpt == "last":
-        from metafew.training.resume import newest_of_this_run
+    overrides = main_words() + verbatim(HydraConfig.get().overrides.task)
+    with in_one_line(overrides):
+        resolve_paths(cfg)
+        if cfg.ckpt == "last":
+            from metafew.training.resume import newest_of_this_run
 
-        cfg.ckpt = newest_of_this_run()
-    elif cfg.ckpt is None and is_restarted():
-        from metafew.training.resume import newest_of_this_job
+            cfg.ckpt = newest_of_this_run()
+        elif cfg.ckpt is None and is_restarted():
+            from metafew.training.resume import newest_of_this_job
 
-        cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
-    if cfg.ckpt is None:
-        return cfg, main_words() + verbatim(HydraConfig.get().overrides.task)
-    from metafew.training.checkpoint import read
+            cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
+        if cfg.ckpt is not None:
+            from metafew.training.checkpoint import read
 
-    return compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
+            cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
+            resolve_paths(cfg)
+        OmegaConf.to_container(cfg, resolve=True)  # an unknown ${name} is refused here
+    return cfg, overrides
 
 
 def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:

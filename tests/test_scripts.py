@@ -118,8 +118,8 @@ def test_prepare_says_when_a_store_has_changed(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["dataset=glyph"], "Could not find 'dataset/glyph' Available options in 'dataset':"),
-        (["dataset=glyphs", "dataset.sze=3"], "Could not override 'dataset.sze'"),
+        (["dataset=glyph"], "got glyph (did you mean glyphs?): type dataset=glyphs"),
+        (["dataset=glyphs", "dataset.sze=3"], "got dataset.sze"),
         (["glyphs"], "missing EQUAL"),
         (["dataset=folder"], "type dataset.root=DIR"),
         (["dataset=glyphs", "out=sheet.glyphs"], "sheet.glyphs"),

@@ -16,6 +16,7 @@ analysis/features/analyze.py: analysis_tasks
 cli.py: compose_run data_fingerprints job launch_experiment run_single run_sweep_cell show_configuration start_run
 config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
+config/paths.py: resolve_paths
 distributed/launcher.py: on_multirun_start on_run_start
 distributed/sweep.py: finished on_multirun_end on_multirun_start
 experiments/start.py: check_experiment_options start_experiment

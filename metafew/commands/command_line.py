@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from os.path import expanduser
 
 from metafew.errors import UsageError
 
@@ -16,7 +17,7 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
         arguments: its command line; None takes that of the process.
         usage: printed instead if there are no arguments, or ``--help`` is among them.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage)
         return 0
@@ -26,3 +27,10 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
         print(f"metafew: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def with_home(word: str) -> str:
+    """Return ``KEY=~/x``, with or without quotes, or a path by itself, with the home folder in place of ``~``."""
+    key, equals, value = word.partition("=") if "=" in word else ("", "", word)
+    bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+    return f"{key}{equals}{expanduser(bare)}" if bare.startswith("~") else word

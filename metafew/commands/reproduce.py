@@ -21,6 +21,7 @@ from PIL import Image
 
 from metafew.commands.command_line import run_command
 from metafew.config.groups import CONF
+from metafew.config.quoting import override
 from metafew.distributed.subprocesses import TERMINATED, run_subprocess
 from metafew.errors import UsageError
 from metafew.experiments.page import reproduction_page
@@ -63,7 +64,8 @@ def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name}", flush=True)
         folder = out / name
-        code = run_subprocess([f"experiment={name}", *overrides, f"hydra.run.dir={folder}", f"cells={out / 'cells'}"])
+        places = (override("hydra.run.dir", folder), override("cells", out / "cells"))
+        code = run_subprocess([f"experiment={name}", *overrides, *places])
         if code in (TERMINATED, 130):
             raise UsageError("interrupted; finished runs are kept: type the same command to resume")
         if code != REFUSED:

@@ -24,7 +24,9 @@ from rich.table import Table
 from metafew.cli import data_fingerprints
 from metafew.commands.command_line import run_command
 from metafew.commands.search_space import Space
+from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
+from metafew.config.quoting import to_paste
 from metafew.distributed.subprocesses import forward_signals
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_percent, score
@@ -48,7 +50,7 @@ def search(arguments: Sequence[str]) -> None:
     if find_spec("optuna") is None:
         raise UsageError("expected the package optuna, got no such package: type pip install 'metafew[sweep]'")
     options = DEFAULTS | dict(word.split("=", 1) for word in arguments if word.split("=")[0] in DEFAULTS)
-    overrides = [word for word in arguments if word.split("=")[0] not in DEFAULTS]
+    overrides = readable([word for word in arguments if word.split("=")[0] not in DEFAULTS])
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
@@ -91,7 +93,7 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
     if sorted(before) != sorted(overrides):
         raise UsageError(
             f"expected the overrides with which the search in {out} was started ({shlex.join(before)}), got "
-            f"{shlex.join(overrides)}: type out={out}_2"
+            f"{shlex.join(overrides)}: type {to_paste('out', f'{out}_2')}"
         )
     if study.user_attrs.get("data", data) != data:  # searches of earlier versions did not record them
         raise UsageError(
@@ -165,7 +167,7 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
     if not ranked:
         raise UsageError(
             f"expected at least one trial to succeed, got {len(failed)} that failed: type other overrides and "
-            f"out={out}_2"
+            f"{to_paste('out', f'{out}_2')}"
         )
     print_plain(console, "the best, to be trained and tested:")
     print_plain(console, "  " + shlex.join(["python", "train.py", *space.overrides(rounded(ranked[0].params))]))

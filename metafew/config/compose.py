@@ -18,8 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metafew.config.allowlist import called_paths, check_called_paths
 from metafew.config.carried import MACHINE, Composition, carried, choose, differences, lay
+from metafew.config.command_line import readable
 from metafew.config.groups import CONF, describe_groups, group_names, register_evaluation_heads
+from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import key, merge, verbatim
+from metafew.config.paths import resolve_paths
 from metafew.errors import UsageError
 
 MAIN = "train"
@@ -35,14 +38,12 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
     """Return the configuration of these overrides, for programs other than ``train.py``.
 
     Raises:
-        UsageError: if Hydra rejects an override.
+        UsageError: if Hydra cannot read an override, or rejects it.
     """
     register_evaluation_heads()
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose(MAIN, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+    words = readable(overrides)
+    with in_one_line(words), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve_paths(hydra.compose(MAIN, words, return_hydra_config=True))
 
 
 def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, list[str]]:

@@ -26,6 +26,13 @@ def describe_groups() -> dict[str, dict[str, str]]:
     return groups
 
 
+def default_options() -> dict[str, str]:
+    """Return the option that each group has by default, without groups that have none."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))["defaults"]
+    pairs = [pair for entry in defaults if isinstance(entry, dict) for pair in entry.items()]
+    return {group: option for group, option in pairs if isinstance(option, str)}
+
+
 def group_names() -> list[str]:
     """Return the names of all groups, including ``evaluate``, which has the options of ``head``."""
     return [*describe_groups(), "evaluate"]

@@ -9,9 +9,11 @@ from typing import Any
 from metafew.errors import UsageError
 
 
-def check_integer(option: str, value: int, least: int, example: int | None = None) -> None:
-    """Raise UsageError unless the value of an option is an integer of at least ``least``."""
-    if not isinstance(value, int) or value < least:
+def check_integer(option: str, value: int, least: int, example: int | None = None, most: int | None = None) -> None:
+    """Raise UsageError unless the value of an option is an integer of at least ``least`` and at most ``most``."""
+    if most is not None and type(value) is int and value > most:
+        raise UsageError(f"expected {option} to be an integer of at most {most}, got {value}: type {option}={most}")
+    if type(value) is not int or value < least:  # True is an instance of int
         raise UsageError(
             f"expected {option} to be an integer of at least {least}, got {value}: type {option}={example or least}"
         )

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 
 from metafew.config.overrides import verbatim
+from metafew.config.paths import typed_in
+from metafew.config.quoting import override
 from metafew.errors import UsageError
 from metafew.io import read_json
 
@@ -101,10 +103,11 @@ def run_cell(out: Path) -> None:
             "or leave out hydra/launcher=joblib"
         )
     (out / "results.json").unlink(missing_ok=True)
-    folders = ["hydra.mode=RUN", f'hydra.run.dir="{out}"', "hydra.output_subdir=null"]
-    folders.append(f'hydra.sweep.dir="{Path(hydra.sweep.dir).absolute()}"')
+    folders = ["hydra.mode=RUN", override("hydra.run.dir", out), "hydra.output_subdir=null"]
+    folders.append(override("hydra.sweep.dir", typed_in() / hydra.sweep.dir))
     words = [*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task)]
-    code = run_subprocess([*main_configuration(), *words, *folders])
+    with chdir(typed_in()):
+        code = run_subprocess([*main_configuration(), *words, *folders])
     if code == TERMINATED:
         sys.exit(TERMINATED)
     if code and "error" not in read_json(out / "results.json"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metafew.config.overrides import merge
+from metafew.config.quoting import override
 from metafew.errors import UsageError
 from metafew.io import read_json
 
@@ -34,7 +35,7 @@ class Command:
     @property
     def arguments(self) -> list[str]:
         """The command line."""
-        return [*self.overrides, f"hydra.run.dir={self.folder}"]
+        return [*self.overrides, override("hydra.run.dir", self.folder)]
 
     @property
     def report(self) -> dict:
@@ -124,9 +125,9 @@ def plan_cells(
             if first := experiment.get("from"):
                 parts = [first["train"], first.get(budget), overrides]
                 pretraining = training_command(merge_parts(parts, groups), seed, folder)
-                weights = [f"backbone.weights={pretraining.folder / 'checkpoints' / checkpoint}"]
+                weights = [override("backbone.weights", pretraining.folder / "checkpoints" / checkpoint)]
             fit = training_command(merge_parts([*training, overrides, weights], groups), seed, folder)
-            tested = (stages, f"ckpt={fit.folder / 'checkpoints' / checkpoint}", *test)
+            tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *test)
             cells.append(Cell(row, seed, fit, Command(fit.folder / fingerprint([stages, *test]), tested), pretraining))
     return cells
 
@@ -176,5 +177,8 @@ def fingerprint(overrides: Sequence[str]) -> str:
     >>> fingerprint(["norm=batch", "seed=0"]) == fingerprint(["seed=0", "norm=batch"])
     True
     """
-    names = [re.sub(r"^backbone\.weights=.*/(\w+)/checkpoints/", r"backbone.weights=\1/", word) for word in overrides]
+    names = [
+        re.sub(r"^backbone\.weights=.*/(\w+)/checkpoints/([\w.]+).*", r"backbone.weights=\1/\2", word)
+        for word in overrides
+    ]
     return hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:12]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from metafew.config.compose import main_words
 from metafew.config.groups import group_names
 from metafew.config.overrides import verbatim
+from metafew.config.paths import typed_in
 from metafew.distributed.launcher import require_one_process
 from metafew.errors import UsageError
 from metafew.experiments.cells import run_experiment
@@ -39,7 +40,8 @@ def start_experiment(cfg: DictConfig) -> int:
     if changed := [override for override in of_runs if override in shown]:  # a table other than that of the YAML
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
-    return run_experiment(experiment, cells, Path(chosen.run.dir), cfg.jobs)
+    out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)
+    return run_experiment(experiment, cells, out, cfg.jobs)
 
 
 def check_experiment_options(cfg: DictConfig, mode: RunMode | None) -> None:

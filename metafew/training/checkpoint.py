@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.config.carried import training_options
 from metafew.config.moved import update_paths
+from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
 from metafew.norms.norm import Norm
@@ -29,7 +30,7 @@ def read(path: str | PathLike) -> dict:
     """
     if not Path(path).is_file():
         found = Path(path, "checkpoints", "best.ckpt")
-        advice = f": type ckpt={found}" if found.is_file() else ""
+        advice = f": type {to_paste('ckpt', found)}" if found.is_file() else ""
         raise UsageError(f"{EXPECTED}, and there is no file {path}{advice}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

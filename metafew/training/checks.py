@@ -22,6 +22,8 @@ from metafew.training.sufficient_data import check_tasks_can_be_drawn
 log = logging.getLogger(__name__)
 
 STAGES = ("fit", "test", "analyze")
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy's global generator, which Lightning seeds."""
 CHOICES = {
     "test.select": ("best", "last"),
     "test.queries": ("together", "single", "class"),
@@ -29,7 +31,6 @@ CHOICES = {
 }
 """Options with a few values."""
 LEAST = {
-    "seed": 0,
     "test.seed": 0,
     "data.num_workers": 0,
     "train.tasks": 1,
@@ -56,6 +57,7 @@ def check_options(cfg: DictConfig) -> None:
         check_choice(key, OmegaConf.select(cfg, key), allowed)
     for key, least in LEAST.items():
         check_integer(key, OmegaConf.select(cfg, key), least)
+    check_integer("seed", cfg.seed, 0, most=LARGEST_SEED)
     check_option_types(cfg)
     for key in PATHS:
         check_path(key, OmegaConf.select(cfg, key))
@@ -161,9 +163,10 @@ def check_fixed_ways(parts: Parts) -> None:
     for name, head in parts.learner.heads.items():
         for spec in specs:
             if head.fixed_way is not None and spec.bounds("way") != (head.fixed_way, head.fixed_way):
+                other = "head.output=shared" if parts.start is None else f"{spec.split}.way={head.fixed_way}"
                 raise UsageError(
                     f"expected {spec.split}.way to be {head.fixed_way}, the classes of the linear output layer of "
-                    f"head={name}, got {spec.way}: type head.output=shared"
+                    f"head={name}, got {spec.way}: type {other}"
                 )
 
 

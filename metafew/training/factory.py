@@ -25,7 +25,8 @@ from metafew.callbacks.clustering_monitor import ClusteringMonitor
 from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
-from metafew.config.groups import CONF
+from metafew.config.groups import CONF, load_option
+from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
@@ -131,6 +132,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     objective = make_objective(cfg, source, backbone)
     trained = trained and objective.trains_head
     nodes = {provenance["choices"]["head"]: cfg.head}
+    check_no_options_of_trained_head(provenance["choices"]["head"], cfg.get("evaluate", {}))
     nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
     heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
     # Lightning makes optimizer and schedule when training starts. A trial here raises their errors earlier.
@@ -157,6 +159,26 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
                 cfg.trainer.accumulate_grad_batches,
             )
     return learner
+
+
+def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:
+    """Check that ``evaluate`` does not set options of the head ``name``, which is evaluated as it was trained.
+
+    Raises:
+        UsageError: if it does.
+    """
+    file = CONF / "head" / f"{name}.yaml"
+    if name not in evaluated or not file.is_file():
+        return
+    typed: Any = OmegaConf.to_container(evaluated[name])
+    default: Any = OmegaConf.to_container(load_option(file))
+    changed = {key: value for key, value in typed.items() if value != default.get(key)}
+    if changed:
+        raise UsageError(
+            f"expected no options of head={name} below evaluate, where it is the head that the run trains, got "
+            f"{', '.join(f'evaluate.{name}.{key}' for key in changed)}: "
+            f"type {' '.join(to_paste(f'head.{key}', value) for key, value in changed.items())}"
+        )
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:

@@ -14,6 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
+from metafew.config.paths import typed_in
+from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.subprocesses import TERMINATED
@@ -99,7 +101,7 @@ def is_same_training(
         raise UsageError(
             f"expected the options with which the training in this folder began, and those typed below "
             f"{' and '.join(changed)} are not those of {ckpt}: leave them out, or type another hydra.run.dir with "
-            f"ckpt={ckpt} for a new training from its weights"
+            f"{to_paste('ckpt', ckpt)} for a new training from its weights"
         )
     log.warning("%s is from another training: starting a new training from its weights", ckpt)
     return False
@@ -175,9 +177,9 @@ def exit_after_signal(out: Path) -> NoReturn:
     """Report how to resume the run in ``out``, which a signal stopped, and exit with the code of that signal."""
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
-    sweep = Path(HydraConfig.get().sweep.dir).absolute()
-    folder = f"hydra.sweep.dir={sweep}" if out.is_relative_to(sweep) else f"hydra.run.dir={out}"
-    message = f"a signal stopped the run before its end: type the same command again with ckpt=last {folder}"
+    sweep = typed_in() / HydraConfig.get().sweep.dir
+    folder = ("hydra.sweep.dir", sweep) if out.is_relative_to(sweep) else ("hydra.run.dir", out)
+    message = f"a signal stopped the run before its end: type the same command again with ckpt=last {to_paste(*folder)}"
     write_json(out / "results.json", {"error": message})
     print(f"metafew: {message}", file=sys.stderr)
     sys.exit(TERMINATED)

@@ -1,0 +1,138 @@
+"""Read the words of a command line before Hydra does: quote what its grammar cannot read, refuse what it misreads."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from os.path import expanduser
+from pathlib import Path
+
+from metafew.config.groups import default_options, group_names
+from metafew.config.mistakes import no_option
+from metafew.config.paths import FOLDERS, PATHS
+from metafew.config.quoting import OPENING, elements, parsed, quoted, to_paste
+from metafew.errors import UsageError
+
+WORD = re.compile(r"(?P<key>[+~]{0,2}[\w./@:]+)=(?P<value>.*)", re.DOTALL)
+HYPHENS = re.compile(r"--?(?P<key>[\w.]+)=.*", re.DOTALL)
+FLAGS = {
+    *("cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "info", "i"),
+    *("experimental-rerun", "shell-completion", "sc"),
+}
+"""Hydra's own flags that take a value; their hyphens are not those of a W&B agent."""
+
+
+def readable(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as Hydra can read them.
+
+    A value that its grammar cannot read, such as a path with letters of other scripts, parentheses or ``=``, is quoted,
+    and ``~`` is the home folder. Words that are read already stay the same.
+
+    >>> readable(["dataset.root=数据/鸟", "ckpt=o/head=svm/best.ckpt", "dataset.root=2024", "seed=2024", "-m"])
+    ["dataset.root='数据/鸟'", "ckpt='o/head=svm/best.ckpt'", "dataset.root='2024'", 'seed=2024', '-m']
+
+    Raises:
+        UsageError: if a group is given something else than an option, a word has hyphens in front as those of W&B
+            agents do, a value is Python's ``None``, or a list is in several words.
+    """
+    words = list(words)
+    sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
+    for place, word in enumerate(words):
+        if (found := HYPHENS.fullmatch(word)) and found["key"] not in FLAGS:
+            check_hyphens(word)
+        elif found := WORD.fullmatch(word):
+            check_list_is_one_word(words[place:])
+            key = found["key"].lstrip("+~").split("@")[0]
+            check_null(key, found["value"])
+            check_group(key, found["value"])
+            words[place] = f"{found['key']}={readable_value(key, found['value'], sweeps)}"
+        elif word.startswith("~") and word[1:] in default_options():
+            raise UsageError(no_option(word[1:], word))
+    return words
+
+
+def readable_value(key: str, value: str, sweeps: bool) -> str:
+    """Return the value of an option as Hydra can read it; with ``sweeps``, commas divide those of several runs."""
+    path = key in (*PATHS, *FOLDERS)
+    read = parsed(value)
+    if read and not path:
+        return value
+    if sweeps and len(parts := list(elements(value))) > 1:
+        return ",".join(readable_value(key, part, sweeps) for part in parts)
+    if path:
+        return readable_path(value, read)
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(readable_value('', part.strip(), False) for part in elements(value[1:-1]))}]"
+    if value.startswith("{") and value.endswith("}"):
+        pairs = (part.partition(":") for part in elements(value[1:-1]))
+        entries = (f"{name.strip()}:{readable_value('', part.strip(), False)}" for name, _, part in pairs)
+        return f"{{{','.join(entries)}}}"
+    return value if value.startswith(("'", '"', *OPENING)) else quoted(expanduser(value))
+
+
+def readable_path(text: str, read: tuple) -> str:
+    """Return a path as Hydra can read it.
+
+    Args:
+        text: the path on the command line.
+        read: what Hydra reads, as :func:`~metafew.config.quoting.parsed` returns it.
+    """
+    if not read:
+        return quoted(expanduser(text))
+    (value,) = read
+    if text != text.strip():  # spaces that Hydra would remove
+        return quoted(text)
+    if isinstance(value, str):
+        return quoted(expanduser(value)) if value.startswith("~") else text  # in quotes, or Hydra could not read it
+    # A folder called 2024, true, [new] or, if it is there, a,b, which would otherwise be two runs of a sweep.
+    literal = isinstance(value, int | float | list | dict) or (value is not None and Path(text).exists())
+    return quoted(text) if literal else text
+
+
+def check_hyphens(word: str) -> None:
+    """Raise the error for ``--key=value``."""
+    key, _, value = word.lstrip("-").partition("=")
+    raise UsageError(
+        f"expected words without hyphens, got {word}: type {to_paste(key, value)}, and in the command of a W&B sweep "
+        "${args_no_hyphens} in place of ${args}"
+    )
+
+
+def check_list_is_one_word(words: Sequence[str]) -> None:
+    """Check that the shell did not divide a list at its spaces.
+
+    Args:
+        words: a word with a key and a value, and all words that follow it.
+    """
+    joined = words[0]
+    for count, word in enumerate(words[1:], 2):
+        if joined.count("[") <= joined.count("]"):
+            return
+        joined += f" {word}"
+        if joined.endswith("]") and joined.count("[") == joined.count("]"):
+            advice = shlex.quote(joined.replace(" ", "")) if "'" in joined else joined.replace(" ", "")
+            raise UsageError(f"expected a list without spaces, got {joined} in {count} words: type {advice}")
+
+
+def check_null(key: str, value: str) -> None:
+    """Check that a value is not ``None``, which Hydra reads as a word of four letters."""
+    bracketed = value.startswith("[") and value.endswith("]")
+    if "None" in (part.strip() for part in elements(value[1:-1] if bracketed else value)):
+        advice = re.sub(r"\bNone\b", "null", value)
+        raise UsageError(f"expected null for no value, got {key}={value}: type {key}={advice}")
+
+
+def check_group(key: str, value: str) -> None:
+    """Check that each option of a group is a word, and not a number or null.
+
+    Raises:
+        UsageError: if it is, which Hydra would answer by a traceback.
+    """
+    bracketed = value.startswith("[") and value.endswith("]")
+    if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
+        return
+    for part in elements(value[1:-1] if bracketed else value):
+        read = parsed(part)
+        if read and not isinstance(read[0], str):
+            raise UsageError(no_option(key, part.strip()))

@@ -1,0 +1,167 @@
+"""Turn the errors of Hydra and OmegaConf into one line each, with the nearest word that exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metafew.config.groups import CONF, default_options, describe_groups, load_option
+from metafew.config.quoting import to_paste
+from metafew.errors import UsageError
+
+NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']+)'")
+NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^'/]*)'")
+NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
+SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
+"""How similar to what was typed a key, or one of a few options, must be to be suggested, from 0 to 1."""
+REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for details", re.DOTALL)
+"""What Hydra adds to its messages."""
+
+
+@contextmanager
+def in_one_line(words: Sequence[str]) -> Iterator[None]:
+    """Raise an error of Hydra or OmegaConf inside as a UsageError of one line.
+
+    Args:
+        words: the command line.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, words)) from error
+    except ValueError as error:  # of two flags that exclude one another, for example
+        if not raised_by_hydra(error):
+            raise
+        raise UsageError(one_line(str(error))) from error
+
+
+def raised_by_hydra(error: Exception) -> bool:
+    """Return whether Hydra itself raised an error, rather than the run that it started."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
+
+
+def explain(error: Exception, words: Sequence[str]) -> str:
+    """Return an error of Hydra or OmegaConf in one line, with the nearest word that exists.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        words: the command line.
+    """
+    causes = [error, *([error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
+    facts = one_line(" ".join(str(cause) for cause in causes))
+    if found := NO_OPTION.search(facts):
+        listed = facts.partition(f"Available options in '{found['group']}':")[2]
+        return no_option(found["group"], found["option"], listed.split())
+    if found := NO_INTERPOLATION.search(facts):
+        near = nearest(found["key"], keys(words))
+        return f"expected ${{...}} to name an option, got {found['key']}{did_you_mean(near)}: {facts}"
+    if found := NO_KEY.search(facts):
+        return no_key(found["key"], words)
+    return facts
+
+
+def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
+    """Return the error for something that is not an option of a group.
+
+    Args:
+        group: the group.
+        given: what was typed.
+        listed: the options of a group that is not metafew's own, if Hydra lists them.
+    """
+    group = group.partition("@")[0]
+    options = options_of(group) or list(listed)
+    if not options:
+        return f"expected {group} to be the name of an option, got {given}: leave out {group}"
+    near = nearest(given, options, SIMILAR_OPTION)
+    default = default_options().get(group)
+    instead = near or ("none" if "none" in options and given in ("null", f"~{group}") else default)
+    advice = f"leave out {group}" if instead is None else f"type {to_paste(group, instead)}"
+    return f"expected {group} to be one of {', '.join(options)}, got {given or 'none'}{did_you_mean(near)}: {advice}"
+
+
+def options_of(group: str) -> list[str]:
+    """Return the options of a group; none if metafew has no such group."""
+    return list(describe_groups().get("head" if group == "evaluate" else group, ()))
+
+
+def no_key(key: str, words: Sequence[str]) -> str:
+    """Return the error for a key that the configuration of a command line does not have."""
+    group, _, option = key.partition(".")
+    value = next((word.partition("=")[2] for word in words if word.lstrip("+~").partition("=")[0] == key), "")
+    owners = [name for name in describe_groups().get(group, ()) if option in keys_of(group, name)]
+    if owners:
+        return (
+            f"expected an option of the {group} that this run has, got {key}, an option of {group}="
+            f"{' or '.join(owners)}: type {group}={owners[0]} {shlex.quote(f'{key}={value}')}"
+        )
+    if group in ("evaluate", "logger") and (name := option.partition(".")[0]) in options_of(group):
+        word = shlex.quote(f"{key}={value}")
+        return f"expected {key} to come with {group}={name}, got no such choice: type {group}={name} {word}"
+    of_group = [each for each in keys(words) if each.startswith(f"{group}.")] if group in describe_groups() else None
+    near = nearest(key, [*keys(words), *describe_groups()] if of_group is None else of_group)
+    new = shlex.quote(f"+{key}={value}")
+    advice = f"type {shlex.quote(f'{near}={value}')}" if near else "type --cfg job to see them all"
+    return f"expected a key that --cfg job prints, got {key}{did_you_mean(near)}: {advice}, or {new} to add a key"
+
+
+def did_you_mean(near: str | None) -> str:
+    """Return the question after what was given, empty without a near word."""
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(word: str, candidates: Sequence[str], similar: float = SIMILAR_KEY) -> str | None:
+    """Return the candidate that is most likely meant; None if none is near.
+
+    >>> nearest("lr", ["seed", "optimizer.lr"]), nearest("train.wya", ["train.way"]), nearest("18", ["resnet18"])
+    ('optimizer.lr', 'train.way', 'resnet18')
+    >>> nearest("epochs", ["seed", "optimizer.lr"]) is None
+    True
+    """
+    last = {candidate: candidate.rpartition(".")[2] for candidate in candidates}
+    end = word.rpartition(".")[2]
+    same = [candidate for candidate in candidates if last[candidate] == end]
+    close = [*get_close_matches(word, candidates, 1, similar), *get_close_matches(end, [*last.values()], 1, similar)]
+    inside = [candidate for candidate in candidates if word and word in candidate]
+    found = (same or close or inside)[:1]
+    return next((each for each in candidates if {each, last[each]} & {*found}), None)
+
+
+def keys(words: Sequence[str]) -> list[str]:
+    """Return the keys of the configuration that a command line composes, as far as metafew's own files have them."""
+    chosen = default_options() | {
+        group: option for group, _, option in (word.partition("=") for word in words) if group in describe_groups()
+    }
+    found = list(flat(OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))))
+    for group, option in chosen.items():
+        if option in describe_groups().get(group, ()):
+            found += [f"{group}.{key}" for key in keys_of(group, option)]
+    return [key for key in found if not key.startswith(("defaults", "hydra"))]
+
+
+def keys_of(group: str, option: str) -> list[str]:
+    """Return the keys of an option of a group, below the group."""
+    node: Any = OmegaConf.to_container(load_option(CONF / group / f"{option}.yaml"))
+    return [key for key in flat(node.get(group, node)) if not key.rpartition(".")[2].startswith("_")]
+
+
+def flat(node: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a nested dictionary."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+
+
+def one_line(text: str) -> str:
+    """Return a message of Hydra in one line, without its references."""
+    return " ".join(REFERENCES.sub("", text).split()).rstrip(".")

@@ -1,0 +1,62 @@
+"""Options that are paths: ``~`` is the home folder, and relative ones are those of the folder where they were typed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+PATHS = (
+    *("data_dir", "cache_dir", "ckpt", "cells", "backbone.weights"),
+    *("dataset.root", "dataset.splits", "dataset.labels"),
+)
+"""Options that are one path, or null."""
+LISTS = ("dataset.sources", "dataset.test_sources")
+"""Options that are lists of paths and of other words."""
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Paths among the options of Hydra itself, which reads them."""
+
+
+def resolve_paths(cfg: DictConfig) -> DictConfig:
+    """Expand ``~`` in the paths of a configuration; with ``hydra.job.chdir``, make them absolute.
+
+    Args:
+        cfg: the configuration, which is changed.
+
+    Returns:
+        ``cfg``.
+    """
+    folder = typed_in() if HydraConfig.initialized() and HydraConfig.get().job.chdir else None
+    for key in (*PATHS, *LISTS):
+        value = OmegaConf.select(cfg, key)
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
+        resolved = resolved_path(plain, folder, listed=key in LISTS)
+        if resolved != plain and (key, plain) != ("ckpt", "last"):
+            OmegaConf.update(cfg, key, resolved)
+    return cfg
+
+
+def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
+    """Return an option that is a path, or a list of paths and other words, as :func:`resolve_paths` leaves it.
+
+    Args:
+        value: the option.
+        folder: the folder of relative paths, which become absolute; None leaves them relative.
+        listed: whether only what is there is taken for a path.
+    """
+    if isinstance(value, list):
+        return [resolved_path(item, folder, listed) for item in value]
+    if isinstance(value, dict):
+        return {key: resolved_path(item, folder, key != "root") for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)
+    return path if folder is None or (listed and not (folder / path).exists()) else str(folder / path)
+
+
+def typed_in() -> Path:
+    """Return the folder in which the command of this run was typed, which ``hydra.job.chdir`` leaves."""
+    return Path(HydraConfig.get().runtime.cwd)

@@ -1,0 +1,235 @@
+"""The words of a command line: what Hydra cannot read is quoted, and what nobody can mean is refused in one line."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from runs import metafew
+
+from metafew.commands.command_line import with_home
+from metafew.commands.predict import parse
+from metafew.config.command_line import readable
+from metafew.config.compose import compose_overrides
+from metafew.config.groups import default_options, describe_groups
+from metafew.config.mistakes import nearest
+from metafew.config.paths import PATHS, resolve_paths
+from metafew.config.quoting import parser
+from metafew.errors import UsageError
+
+ONE_LINE = "expected [^\n]+, got [^\n]+: [^\n]+"
+PLACES = [
+    "数据/鸟",
+    "photos (1)",
+    "a=b",
+    "o/head=svm/best.ckpt",
+    "it's",
+    '"',
+    "a[b",
+    "a{b",
+    "50%",
+    "ü#&é",
+    " lead",
+    "2024",
+    "true",
+]
+
+
+def read(word):
+    """Return the key and the value that Hydra reads of a word of the command line."""
+    (word,) = readable([word])
+    override = parser().parse_override(word)
+    assert readable([word]) == [word], "what is quoted stays the same: ranks and cells repeat the words"
+    return override.key_or_group, override.value()
+
+
+@pytest.mark.parametrize("key", ["dataset.root", "ckpt", "hydra.run.dir"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_path_is_taken_as_typed(key, place):
+    assert read(f"{key}={place}") == (key, place)
+
+
+def test_a_value_of_any_option_may_have_letters_of_other_scripts():
+    assert read("+backbone.arguments.path=数据 (1)") == ("backbone.arguments.path", "数据 (1)")
+    assert read("dataset.sources=[glyphs, 数据/鸟, {root: a=b, name: 鸟}]") == (
+        "dataset.sources",
+        ["glyphs", "数据/鸟", {"root": "a=b", "name": "鸟"}],
+    )
+    assert readable(["-m", "dataset.root=数据/鸟,a=b"]) == ["-m", "dataset.root='数据/鸟','a=b'"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=3", "test.shot=[1, 5]", "head=svm", "-m", "norm=batch,layer", "optimizer.lr=1e-3"],
+        ["dataset.root=null", "ckpt=last", "ckpt='a b'", "data_dir=${oc.env:HOME}/x", "hydra.run.dir=o/${now:%H}"],
+        ["--config-name=my", "-cn=my", "--cfg=job", "-p", "head", "+x=[{a: 1}]", "evaluate=[]", "~logger"],
+        ["+a=choice(1,2)", "seed=range(1,4)", "dataset.root=a,b", "train.way=[5"],
+    ],
+)  # fmt: skip
+def test_words_that_hydra_can_read_stay_the_same(words):
+    assert readable(words) == words
+
+
+def test_a_comma_belongs_to_a_path_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    assert read("dataset.root=a,b") == ("dataset.root", "a,b")
+
+
+@pytest.mark.parametrize("word", ["dataset.root=~/鸟", 'dataset.root="~/鸟"', "+backbone.arguments.x=~/鸟"])
+def test_a_tilde_is_the_home_folder(word, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read(word)[1] == "/home/me/鸟"
+    assert with_home(word).endswith("/home/me/鸟")
+
+
+def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = [with_home(word) for word in ("ckpt=~/a.ckpt", "support='~/s'", "query=~", "out=a~", "~/runs")]
+    assert words == ["ckpt=/home/me/a.ckpt", "support=/home/me/s", "query=/home/me", "out=a~", "/home/me/runs"]
+    assert parse(words[:-1])["ckpt"] == "/home/me/a.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "typed"),
+    [
+        (["head=5"], "one of anil, .*, svm, got 5", "head=protonet"),
+        (["backbone=18"], "backbone", "backbone=resnet18"),
+        (["dataset=101"], "dataset", "dataset=glyphs"),
+        (["norm=null"], "norm", "norm=none"),
+        (["~norm"], "norm", "norm=none"),
+        (["head=null"], "head", "head=protonet"),
+        (["-m", "head=svm,5"], "head", "head=protonet"),
+        (["evaluate=[svm,5]"], "evaluate", "leave out evaluate"),
+        (["hydra/launcher=null"], "hydra/launcher", "leave out hydra/launcher"),
+        (["cache_dir=None"], "null for no value", "cache_dir=null"),
+        (["test.shot=[1, None]"], "null for no value", r"test.shot=\[1, null\]"),
+        (["--head=svm"], "without hyphens", r"head=svm, .*\$\{args_no_hyphens\}"),
+        (["-head.c=1"], "without hyphens", "head.c=1"),
+        (["seed=1", "evaluate=[svm,", "ridge]"], "without spaces", r"evaluate=\[svm,ridge\]"),
+    ],
+)  # fmt: skip
+def test_a_word_that_hydra_answers_with_a_traceback_is_refused(words, named, typed):
+    with pytest.raises(UsageError, match=f"^{ONE_LINE}$") as caught:
+        readable(words)
+    assert caught.match(named)
+    assert caught.match(f": (type )?{typed}$|{typed}")
+
+
+@pytest.mark.parametrize("group", sorted(describe_groups()))
+def test_every_group_refuses_numbers_and_null(group):
+    for value in ("5", "1.5", "true", "null"):
+        with pytest.raises(UsageError, match=f"expected {group} to be one of .*, got {value}"):
+            readable([f"{group}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"),
+    [
+        ("lr=0.1", r"did you mean optimizer.lr\?.*type optimizer.lr=0.1, or \+lr=0.1 to add a key"),
+        ("optimizr.lr=0.1", "type optimizer.lr=0.1"),
+        ("max_steps=3", "type trainer.max_steps=3"),
+        ("train.wya=5", "type train.way=5"),
+        ("haed=svm", "type head=svm"),
+        ("head=smv", r"\(did you mean svm\?\): type head=svm"),
+        ("optimizer=Adam", "type optimizer=adam"),
+        ("evaluate=[svm,rigde]", "type evaluate=ridge"),
+        ("hydra/launcher=joblb", "basic, joblib, .*type hydra/launcher=joblib"),
+        ("head.c=3", "an option of head=logistic or svm: type head=logistic head.c=3"),
+        ("logger.wandb.project=a b", "type logger=wandb 'logger.wandb.project=a b'"),
+        ("epochs=3", "type --cfg job to see them all"),
+    ],
+)
+def test_an_unknown_word_is_one_line_with_the_nearest_that_exists(word, typed):
+    with pytest.raises(UsageError, match=f"^{ONE_LINE}$") as caught:
+        compose_overrides([word])
+    assert caught.match(typed)
+
+
+@pytest.mark.parametrize("word", ["foo", "=5", "train.way=[5", "seed=1,2", "+seed=1", "dataset@x=glyphs"])
+def test_other_errors_of_hydra_are_one_line(word):
+    with pytest.raises(UsageError) as caught:
+        compose_overrides([word])
+    assert "\n" not in str(caught.value)
+    assert "https://" not in str(caught.value)
+
+
+def test_the_nearest_word_has_the_same_end_or_is_similar():
+    assert nearest("scale", ["optimizer.lr", "head.scale"]) == "head.scale"
+    assert nearest("batch_size", ["dataset.image_size"]) is None
+    assert nearest("", ["seed"]) is None
+
+
+def test_defaults_are_those_of_the_configuration():
+    chosen = compose_overrides([]).hydra.runtime.choices
+    assert default_options() == {group: chosen[group] for group in default_options()}
+    assert {"head", "norm", "backbone", "dataset"} <= default_options().keys()
+
+
+@pytest.mark.parametrize("chdir", [None, True])
+def test_paths_are_those_of_the_folder_where_they_were_typed(chdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "birds").mkdir()
+    place = SimpleNamespace(job=SimpleNamespace(chdir=chdir), runtime=SimpleNamespace(cwd=str(tmp_path)))
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: place)
+    cfg = OmegaConf.create(
+        {
+            "data_dir": "data", "cache_dir": "~/kept", "ckpt": "a/best.ckpt", "cells": None,
+            "dataset": {"root": "${data_dir}/cub", "sources": ["glyphs", "birds", {"root": "birds", "name": "x"}]},
+        }
+    )  # fmt: skip
+    resolve_paths(cfg)
+    prefix = f"{tmp_path}/" if chdir else ""
+    assert cfg.cache_dir == "/home/me/kept"
+    assert cfg.ckpt == f"{prefix}a/best.ckpt"
+    assert cfg.dataset.root == f"{prefix}data/cub"
+    assert cfg.dataset.sources == ["glyphs", f"{prefix}birds", {"root": f"{prefix}birds", "name": "x"}]
+    cfg.ckpt = "last"
+    assert resolve_paths(cfg).ckpt == "last"
+
+
+def test_every_option_that_is_a_path_is_an_option():
+    cfg = compose_overrides(["dataset=folder", "experiment=tasknorm_rates"])
+    assert [key for key in PATHS if OmegaConf.select(cfg, key, default="missing") == "missing"] == []
+
+
+def test_a_run_in_its_own_folder_finds_what_was_typed_elsewhere(tmp_path):
+    features = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    (tmp_path / "数据 (1)").mkdir()
+    np.savez(tmp_path / "数据 (1)/f.npz", x_test=features, y_test=np.arange(40) % 5)
+    words = ["dataset=features", "test.total=2", "test.query=2", "trainer.enable_progress_bar=false"]
+    words += ["dataset.root=数据 (1)/f.npz", "cache_dir=~/kept", "hydra.job.chdir=true", "hydra.run.dir=o/a=b"]
+    metafew(*words, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    report = json.loads((tmp_path / "o/a=b/results.json").read_text())
+    assert report["config"]["dataset"]["root"] == os.path.join(tmp_path, "数据 (1)/f.npz")
+    assert (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["lr=0.1"], "did you mean optimizer.lr"),
+        (["head=5"], "type head=protonet"),
+        (["dataset=folder", "dataset.root=${data_dri}/x"], "did you mean data_dir"),
+        (["evaluate=[protonet]", "evaluate.protonet.divide=true"], "type head.divide=true"),
+        (["--multirun", "--cfg=job"], "Only one of"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, line, tmp_path):
+    done = metafew(*words, "hydra.run.dir=out", cwd=tmp_path, code=2)
+    (message,) = (done.stdout + done.stderr).splitlines()
+    assert message.startswith("metafew: ")
+    assert line in message
+
+
+@pytest.mark.parametrize(
+    ("word", "advised"), [("seed=4294967296", "seed=4294967295"), ("train.tasks=true", "train.tasks=1")]
+)
+def test_a_number_out_of_range_and_a_truth_value_are_refused(word, advised, tmp_path):
+    done = metafew(word, "hydra.run.dir=out", cwd=tmp_path, code=2)
+    assert done.stderr.splitlines()[-1].endswith(f"type {advised}")

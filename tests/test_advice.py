@@ -83,7 +83,8 @@ def advices():
     for path in sorted([*(ROOT / "metafew").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]):
         for line, text in strings(path):
             for found in re.finditer(r"\btype (.+)", text):
-                yield Advice(f"{path.relative_to(ROOT)}:{line}", found[1].partition("; ")[0])
+                text = found[1].partition("; ")[0].replace("={one}", "={one: one}")
+                yield Advice(f"{path.relative_to(ROOT)}:{line}", text)
 
 
 ADVICES = [advice for advice in advices() if "=" in advice.text and not advice.text.startswith("--")]
@@ -162,5 +163,5 @@ def test_another_training_in_the_same_folder_advises_the_checkpoint(folder):
     ckpt = str(folder / "checkpoints/best.ckpt")
     start = {"metafew": {"training": {"seed": 0}}, "resume": {}}
     with pytest.raises(UsageError) as caught:
-        resume.is_same_training(start, {"seed": 1}, ckpt, folder, {})
+        resume.is_same_training(start, {"seed": 1}, ckpt, folder, {}, data=None)
     assert pasted(str(caught.value).replace("type another hydra.run.dir with", "type")) == {"ckpt": ckpt}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -28,8 +28,8 @@ def describe_groups() -> dict[str, dict[str, str]]:
 
 def default_options() -> dict[str, str]:
     """Return the option that each group has by default, without groups that have none."""
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))["defaults"]
-    pairs = [pair for entry in defaults if isinstance(entry, dict) for pair in entry.items()]
+    entries: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")).defaults)
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if isinstance(option, str)}
 
 

@@ -82,9 +82,9 @@ def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
     options = options_of(group) or list(listed)
     if not options:
         return f"expected {group} to be the name of an option, got {given}: leave out {group}"
-    near = nearest(given, options, SIMILAR_OPTION)
-    default = default_options().get(group)
-    instead = near or ("none" if "none" in options and given in ("null", f"~{group}") else default)
+    nothing = given in ("null", f"~{group}")
+    near = None if nothing else nearest(given, options, SIMILAR_OPTION)
+    instead = near or ("none" if nothing and "none" in options else default_options().get(group))
     advice = f"leave out {group}" if instead is None else f"type {to_paste(group, instead)}"
     return f"expected {group} to be one of {', '.join(options)}, got {given or 'none'}{did_you_mean(near)}: {advice}"
 
@@ -141,7 +141,8 @@ def keys(words: Sequence[str]) -> list[str]:
     chosen = default_options() | {
         group: option for group, _, option in (word.partition("=") for word in words) if group in describe_groups()
     }
-    found = list(flat(OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))))
+    common: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))
+    found = list(flat(common))
     for group, option in chosen.items():
         if option in describe_groups().get(group, ()):
             found += [f"{group}.{key}" for key in keys_of(group, option)]

@@ -53,6 +53,8 @@ def override(key: str, value: object) -> str:
 
 def grammar(value: object) -> str:
     """Return a value in Hydra's grammar."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{grammar(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(grammar, value))}]"
     if value is None or isinstance(value, bool):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from metafew.config.quoting import to_paste
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.scan import SUFFIXES
 from metafew.errors import UsageError
@@ -111,6 +112,6 @@ def _find_columns(file: Path, header: Sequence[str], roles: Sequence[str], named
     example = {role: header[places[0]] if places else next(free, "NAME") for role, places in found.items()}
     raise UsageError(
         f"expected one column each for {' and '.join(named.get(role, role) for role in roles)} in {file}, got the "
-        f"columns {', '.join(header) or 'of an empty file'}: type "
-        f"'dataset.columns={{{','.join(f'{role}:{name}' for role, name in example.items())}}}' with the right names"
+        f"columns {', '.join(header) or 'of an empty file'}: type {to_paste('dataset.columns', example)} with the "
+        "right names"
     )

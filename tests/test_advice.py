@@ -4,11 +4,11 @@ import ast
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from metafew.config.quoting import elements, override, parsed, parser, to_paste
 from metafew.errors import UsageError
@@ -148,9 +148,8 @@ def test_a_folder_in_place_of_a_checkpoint_advises_the_checkpoint(folder):
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_an_interrupted_run_advises_how_to_resume(folder, sweeps, monkeypatch, capsys):
     sweep = folder if sweeps else folder / "elsewhere"
-    place = SimpleNamespace(
-        sweep=SimpleNamespace(dir=str(sweep.relative_to(folder.parents[1]))),
-        runtime=SimpleNamespace(cwd=str(folder.parents[1])),
+    place = OmegaConf.create(
+        {"sweep": {"dir": str(sweep.relative_to(folder.parents[1]))}, "runtime": {"cwd": str(folder.parents[1])}}
     )
     monkeypatch.setattr(HydraConfig, "get", lambda: place)
     with pytest.raises(SystemExit):

@@ -2,7 +2,6 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,7 +173,7 @@ def test_defaults_are_those_of_the_configuration():
 def test_paths_are_those_of_the_folder_where_they_were_typed(chdir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "birds").mkdir()
-    place = SimpleNamespace(job=SimpleNamespace(chdir=chdir), runtime=SimpleNamespace(cwd=str(tmp_path)))
+    place = OmegaConf.create({"job": {"chdir": chdir}, "runtime": {"cwd": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: place)
     cfg = OmegaConf.create(

@@ -510,7 +510,7 @@ def test_tables_share_their_trainings(budget, tmp_path):
 def test_the_command_line_hands_over(composed, monkeypatch):
     typed = ["experiment=unraveling_table1", "seeds=[1,2]", "jobs=3", "trainer.max_steps=4", "data_dir=/private"]
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
-    chosen |= {"job": {"config_name": "train"}}
+    chosen |= {"job": {"config_name": "train", "chdir": None}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
     seen = []
     monkeypatch.setattr(start, "run_experiment", lambda *arguments: seen.append(arguments) or 1)

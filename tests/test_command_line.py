@@ -108,7 +108,7 @@ def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
         (["cache_dir=None"], "null for no value", "cache_dir=null"),
         (["test.shot=[1, None]"], "null for no value", r"test.shot=\[1, null\]"),
         (["--head=svm"], "without hyphens", r"head=svm, .*\$\{args_no_hyphens\}"),
-        (["-head.c=1"], "without hyphens", "head.c=1"),
+        (["-head.c=1"], "without hyphens", "type head.c=1, and"),
         (["seed=1", "evaluate=[svm,", "ridge]"], "without spaces", r"evaluate=\[svm,ridge\]"),
     ],
 )  # fmt: skip

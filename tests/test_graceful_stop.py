@@ -111,7 +111,7 @@ def test_a_signal_to_a_cell_stops_the_sweep_and_names_its_folder(monkeypatch, tm
     monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: words.extend(typed) or subprocesses.TERMINATED)
     with pytest.raises(SystemExit, match="143"):
         subprocesses.run_cell(tmp_path / "0")
-    assert f'hydra.sweep.dir="{tmp_path}"' in words
+    assert f"hydra.sweep.dir={tmp_path}" in words
     for out, key, folder in ((tmp_path / "0", "sweep", tmp_path), (tmp_path.parent, "run", tmp_path.parent)):
         with pytest.raises(SystemExit, match="143"):
             resume.exit_after_signal(out)

@@ -11,7 +11,7 @@ from pathlib import Path
 from metafew.config.groups import default_options, group_names
 from metafew.config.mistakes import no_option
 from metafew.config.paths import FOLDERS, PATHS
-from metafew.config.quoting import OPENING, elements, parsed, quoted, to_paste
+from metafew.config.quoting import OPENING, elements, parsed, quoted
 from metafew.errors import UsageError
 
 WORD = re.compile(r"(?P<key>[+~]{0,2}[\w./@:]+)=(?P<value>.*)", re.DOTALL)
@@ -92,10 +92,9 @@ def readable_path(text: str, read: tuple) -> str:
 
 def check_hyphens(word: str) -> None:
     """Raise the error for ``--key=value``."""
-    key, _, value = word.lstrip("-").partition("=")
     raise UsageError(
-        f"expected words without hyphens, got {word}: type {to_paste(key, value)}, and in the command of a W&B sweep "
-        "${args_no_hyphens} in place of ${args}"
+        f"expected words without hyphens, got {word}: type {shlex.quote(word.lstrip('-'))}, and in the command of a W&B "
+        "sweep ${args_no_hyphens} in place of ${args}"
     )
 
 

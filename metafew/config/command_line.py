@@ -93,8 +93,8 @@ def readable_path(text: str, read: tuple) -> str:
 def check_hyphens(word: str) -> None:
     """Raise the error for ``--key=value``."""
     raise UsageError(
-        f"expected words without hyphens, got {word}: type {shlex.quote(word.lstrip('-'))}, and in the command of a W&B "
-        "sweep ${args_no_hyphens} in place of ${args}"
+        f"expected words without hyphens, got {word}: type {shlex.quote(word.lstrip('-'))}, and in the command of a "
+        "W&B sweep ${args_no_hyphens} in place of ${args}"
     )
 
 

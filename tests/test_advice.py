@@ -46,7 +46,7 @@ class Advice(NamedTuple):
 
     Attributes:
         place: where it is.
-        text: what follows ``type``, with a value in place of each expression: a path with spaces where it is one.
+        text: what follows ``type``, with a value in place of each expression: an awkward path where it is one.
     """
 
     place: str
@@ -76,7 +76,7 @@ def example(part: ast.FormattedValue) -> str:
     source = ast.unparse(part.value)
     if "to_paste(" in source or "shlex.quote(" in source:
         return to_paste("ckpt", "a (1)/é=b")
-    return "a (1)/é=b" if NAMES.search(source) else "one"
+    return "a(1)/é=b" if NAMES.search(source) else "one"
 
 
 def advices():

@@ -90,7 +90,9 @@ def test_parquet_takes_the_only_columns_or_the_one_typed(tmp_path):
     with pytest.raises(UsageError, match=r"b\.parquet.*bird \(string\), place \(string\): type dataset.label=bird or "):
         Parquet([file])
     assert Parquet([file], "place").classes == {"p": ((0, 0), (0, 1)), "q": ((0, 2),)}
-    with pytest.raises(UsageError, match=r"column 'plaice' of labels .* photo \(struct.*dataset.label=bird or place"):
+    with pytest.raises(
+        UsageError, match=r"column 'plaice' of labels .* photo \(struct.*dataset.label=bird or dataset.label=place"
+    ):
         Parquet([file], "plaice")
 
 

@@ -98,7 +98,7 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
     if study.user_attrs.get("data", data) != data:  # searches of earlier versions did not record them
         raise UsageError(
             f"expected the images with which the search in {out} was started, got others of dataset="
-            f"{' and '.join(data)}: bring those back, or type out={out}_2"
+            f"{' and '.join(data)}: bring those back, or type {to_paste('out', f'{out}_2')}"
         )
     study.set_user_attr("words", overrides)
     study.set_user_attr("data", data)

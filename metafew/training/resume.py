@@ -126,7 +126,8 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
     if Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
             f"expected the images with which the training in this folder began, got others ({differences}): bring "
-            f"those back, or type another hydra.run.dir with ckpt={ckpt} for a new training from its weights"
+            f"those back, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its "
+            "weights"
         )
     log.warning("%s was trained on other images (%s): starting a new training from its weights", ckpt, differences)
     return False

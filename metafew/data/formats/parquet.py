@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from metafew.config.quoting import to_paste
 from metafew.data.formats.damage import explain_damage
 from metafew.data.formats.images import decode
 from metafew.data.formats.labels import class_labels
@@ -151,7 +152,11 @@ def _choose_column(
         expected = f"column '{override}'" if override is not None else "a column"
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         several = usual is LABELS and found
-        advice = f"type dataset.label={' or '.join(found)}" if several else f"call that column {usual[0]}"
+        advice = (
+            f"type {' or '.join(to_paste('dataset.label', name) for name in found)}"
+            if several
+            else f"call that column {usual[0]}"
+        )
         raise UsageError(f"expected {expected} of {what} in {file}, got the columns {columns}: {advice}")
     return chosen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from metafew.config.quoting import to_paste
 from metafew.data.formats.columns import WORDS
 from metafew.data.formats.names import natural_order
 from metafew.data.formats.scan import Scan
@@ -74,7 +75,7 @@ def _read_splits(root: Path, words: Sequence[str], layout: str) -> tuple[Tree, d
         else:
             scan.ignore(UNLABELLED, file)
     largest = max(words, key=lambda word: len(classes.get(word, ())))
-    divided = f"type dataset.root={root / largest}, whose classes are then divided"
+    divided = f"type {to_paste('dataset.root', root / largest)}, whose classes are then divided"
     for word in words:
         if word not in classes:
             raise UsageError(

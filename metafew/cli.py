@@ -7,6 +7,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -112,7 +113,8 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
     """Run one cell of a sweep; an error is written to its folder, and the sweep goes on."""
     try:
         cfg, overrides = compose_run(cfg)
-        if finished(out, cfg, partial(data_fingerprints, cfg)):
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        if finished(out, config, partial(data_fingerprints, cfg)):
             print(f"{out} was finished before: delete it to run it again")
         elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
             run_cell(out)

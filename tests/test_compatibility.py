@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import get_object
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 import metafew
 from metafew import cli
@@ -104,4 +104,5 @@ def test_a_finished_cell_is_known_again(monkeypatch, words, same):
     cfg = compose_overrides([*COMMANDS["protonet"], *words])
     with open_dict(cfg):
         del cfg["hydra"]
-    assert finished(HERE, cfg, pytest.fail) == same  # data are not compared: these results do not have any
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert finished(HERE, config, pytest.fail) == same  # data are not compared: these results do not have any

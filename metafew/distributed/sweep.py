@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metafew.config.moved import add_options, update_paths
 from metafew.io import read_json
@@ -41,19 +41,18 @@ def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
     return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
 
 
-def finished(out: Path, cfg: DictConfig, fingerprints: Callable[[], dict[str, str]]) -> bool:
+def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]) -> bool:
     """Return whether ``out`` holds the results of this configuration, whether or not it was interrupted before.
 
     Args:
         out: folder of the run.
-        cfg: the composed configuration.
+        config: the composed configuration, as plain values.
         fingerprints: returns the fingerprints of the data by name. It is called only if the configuration is the same,
             and not for results of an earlier version, which lack them.
     """
     saved = read_json(out / "results.json")
     if "config" not in saved:
         return False
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
     before = add_options(update_paths(saved["config"]), config)
     if without_own_ckpt(before, out) != without_own_ckpt(config, out):
         return False

@@ -216,9 +216,10 @@ def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning
         launcher.check_world_size(2, nodes, 2)
 
 
-def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch):
+def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch, tmp_path):
     """The checkpoint may set trainer.devices."""
     clear(monkeypatch)
+    monkeypatch.chdir(tmp_path)
     shared, folders = torch.distributed.HashStore(), []
     module = sys.modules["torch.distributed.rendezvous"]  # whose name its function has taken
     monkeypatch.setattr(module, "rendezvous", lambda _, rank, world: iter([(shared, rank, world)]))

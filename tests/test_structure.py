@@ -18,6 +18,7 @@ config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
 config/paths.py: resolve_paths
 distributed/launcher.py: on_multirun_start on_run_start
+distributed/output_folder.py: named_by_clock
 distributed/sweep.py: on_multirun_end on_multirun_start
 experiments/start.py: check_experiment_options start_experiment
 training/checks.py: check_options

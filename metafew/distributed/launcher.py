@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from metafew.distributed.output_folder import claim, named_by_clock
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,37 +117,69 @@ def require_one_process(what: str) -> None:
 
 
 class SharedOutputFolder(Callback):
-    """Hydra callback that gives all ranks launched by torchrun or SLURM the output folder of rank zero.
+    """Hydra callback that claims the output folder of a run or a sweep.
 
-    The default folder is named after the time, which differs between processes and machines.
+    All ranks launched by torchrun or SLURM get that of rank zero, as the default folder is named after the time, which
+    differs between processes and machines.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Broadcast the folder of rank zero before any rank creates its own."""
-        if launched_world_size() < 2:
-            return
+        """Claim the folder; broadcast that of rank zero before any other rank creates its own."""
+        folder, by_clock = config.hydra.run.dir, named_by_clock(config, "hydra.run.dir")
+        if launched_world_size() > 1:
+            folder = self.shared(folder, by_clock)
+        else:
+            folder = claim_or_exit("hydra.run.dir", folder, by_clock)
+        with read_write(config), open_dict(config):
+            config.hydra.run.dir = folder
+            if launched_world_size() > 1 and not is_rank_zero():
+                config.hydra.output_subdir = None
+                config.hydra.job.name += f"_{self.rank}"
+
+    def shared(self, folder: str, by_clock: bool) -> str:
+        """Claim the folder on rank zero, and return it on every rank."""
         from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
         from torch.distributed.rendezvous import rendezvous
 
         cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
         # Lightning connects to the same store later, so rank zero keeps it open.
-        self.store, rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
-        if rank == 0:
-            self.store.set("folder", config.hydra.run.dir)
-            return
-        with read_write(config), open_dict(config):
-            config.hydra.run.dir = self.store.get("folder").decode()
-            config.hydra.output_subdir = None
-            config.hydra.job.name += f"_{rank}"
+        self.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        if self.rank == 0:
+            claimed = ""
+            try:
+                claimed = claim_or_exit("hydra.run.dir", folder, by_clock)
+            finally:
+                self.store.set("folder", claimed)
+        elif not (claimed := self.store.get("folder").decode()):
+            sys.exit(2)  # rank zero has printed the reason
+        return claimed
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Exit if torchrun or srun would run the complete sweep in each process."""
-        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
-            return
-        try:
-            require_one_process("a sweep")
-        except UsageError as error:
-            if is_rank_zero():
-                print(f"metafew: {error}", file=sys.stderr)
-            sys.exit(2)
+        """Claim the folder; exit if torchrun or srun would run the complete sweep in each process."""
+        if config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            try:
+                require_one_process("a sweep")
+            except UsageError as error:
+                exit_with(error)
+        typed = config.hydra.sweep.dir
+        folder = claim_or_exit("hydra.sweep.dir", typed, named_by_clock(config, "hydra.sweep.dir"))
+        if folder != typed:  # Hydra composes each cell from these overrides again
+            with read_write(config):
+                config.hydra.sweep.dir = folder
+                config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
+
+
+def claim_or_exit(key: str, folder: str, by_clock: bool) -> str:
+    """Claim a folder, or exit: Hydra makes a warning of any other exception in a callback."""
+    try:
+        return str(claim(key, Path(folder), by_clock))
+    except UsageError as error:
+        exit_with(error)
+
+
+def exit_with(error: UsageError) -> NoReturn:
+    """Print an error on rank zero, and exit."""
+    if is_rank_zero():
+        print(f"metafew: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -18,6 +18,7 @@ from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
+from metafew.distributed.output_folder import numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
@@ -162,13 +163,45 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
     }
 
 
-def copy_history(ckpt: Path, out: Path) -> None:
-    """Copy what a resumed run needs of the run that wrote ``ckpt`` into its own folder: checkpoints and metrics.csv."""
+def take_over(out: Path, ckpt: Path | None) -> None:
+    """Make the folder of a run that of one training, the one that ``ckpt`` resumes, or else a new one.
+
+    Checkpoints of another training are set aside, so that none of them is later taken for one of this run. What a
+    resumed run needs of the run that wrote ``ckpt`` is copied: checkpoints and metrics.csv.
+
+    Args:
+        out: folder of the run.
+        ckpt: the checkpoint of the training that the run resumes; None for a new training.
+    """
+    if not is_rank_zero():
+        return
     folder = out / "checkpoints"
-    copies = {ckpt.with_name("best.ckpt"): folder / "best.ckpt", ckpt: folder / "last.ckpt"}
-    copies[ckpt.parents[1] / "metrics.csv"] = out / "metrics.csv"
+    if ckpt is None or ckpt.parent != folder:
+        set_aside(folder)
+    if ckpt is not None:
+        copy_history(ckpt, out)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a folder of checkpoints by appending ``-1``, or the first number that is free."""
+    if any(folder.glob("*.ckpt")):
+        aside = next(path for path in numbered(folder) if not path.exists())
+        folder.rename(aside)
+        log.warning("%s held checkpoints of another training: they are now in %s", folder, aside)
+
+
+def copy_history(ckpt: Path, out: Path) -> None:
+    """Copy best.ckpt, last.ckpt and metrics.csv as they were at the step of ``ckpt``."""
+    folder = out / "checkpoints"
+    best = ckpt.with_name("best.ckpt")
+    copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
+    if best.is_file() and checkpoint.read(best)["global_step"] > checkpoint.read(ckpt)["global_step"]:
+        log.warning("%s was written after the step of %s, from which the training resumes: it is left out", best, ckpt)
+        (folder / "best.ckpt").unlink(missing_ok=True)
+    else:
+        copies = {best: folder / "best.ckpt"} | copies
     for old, new in copies.items():
-        if old != new and old.is_file() and is_rank_zero():
+        if old != new and old.is_file():
             folder.mkdir(exist_ok=True)
             with old.open("rb") as source, atomic_write(new, "wb") as file:
                 shutil.copyfileobj(source, file)

@@ -66,11 +66,9 @@ def run_stages(parts: Parts) -> Outcome:
 
 
 def resumed(parts: Parts) -> Path | None:
-    """Copy the history of a training that the run resumes into its folder; return the checkpoint, None without one."""
-    if not parts.resumes:
-        return None
-    ckpt = Path(parts.config["ckpt"]).resolve()
-    resume.copy_history(ckpt, parts.out.resolve())
+    """Prepare the folder of the run for its training; return the checkpoint that it resumes, None without one."""
+    ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
+    resume.take_over(parts.out.resolve(), ckpt)
     return ckpt
 
 
@@ -80,7 +78,7 @@ def load_selected(parts: Parts) -> str:
     if not parts.data.val.total:
         log.info("no validation took place, as val.total=0: best.ckpt holds the last weights, as last.ckpt does")
         which = "last"
-    if which == "best" and not (folder / "best.ckpt").exists():
+    if which == "best" and not parts.checkpoints.best_model_path:
         log.warning("no validation took place in this run, so that the last weights are tested")
         which = "last"
     if parts.checkpoints.failed:

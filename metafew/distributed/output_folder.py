@@ -1,0 +1,74 @@
+"""Claim the output folder of a run or a sweep before anything is written to it. Imports no torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from metafew.errors import UsageError
+
+
+def claim(key: str, folder: Path, by_clock: bool) -> Path:
+    """Create an output folder, and return its path.
+
+    Runs that start in the same second have the same name from the clock: the first to create the folder keeps it, and
+    the others append ``-1``, ``-2`` and so on. A folder that the user names may exist, as ``ckpt=last`` needs it.
+
+    Args:
+        key: the option that names the folder, ``hydra.run.dir`` or ``hydra.sweep.dir``.
+        folder: its value.
+        by_clock: whether that comes from the clock, as :func:`named_by_clock` finds out.
+
+    Raises:
+        UsageError: if the folder cannot be created, or nothing can be written to it.
+    """
+    try:
+        if by_clock:
+            folder = create_first_free(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("nothing can be written to it")
+    except OSError as error:
+        raise UsageError(
+            f"expected {key} to be a folder that can be created and written to, got {folder} "
+            f"({error.strerror or error}): type {key}=DIR"
+        ) from error
+    return folder
+
+
+def named_by_clock(config: DictConfig, key: str) -> bool:
+    """Return whether the value of ``key`` depends on Hydra's resolver ``now``, directly or through other options."""
+    trial = copy.deepcopy(config)
+    OmegaConf.clear_cache(trial)
+    OmegaConf.select(trial, key)
+    return "now" in OmegaConf.get_cache(trial)
+
+
+def create_first_free(folder: Path) -> Path:
+    """Create the first of :func:`numbered` names that does not exist; of several processes one succeeds with each."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for name in numbered(folder):
+        try:
+            name.mkdir()
+        except FileExistsError:
+            continue
+        return name
+    raise AssertionError("the names do not end")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield ``path``, and then the same with ``-1``, ``-2`` and so on.
+
+    >>> from itertools import islice
+    >>> [path.name for path in islice(numbered(Path("outputs/12-30-59")), 3)]
+    ['12-30-59', '12-30-59-1', '12-30-59-2']
+    """
+    yield path
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.name}-{number}")

@@ -227,7 +227,7 @@ def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch, t
         place = {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": "1"}
         for key, value in (place | {"MASTER_ADDR": "127.0.0.1"}).items():
             monkeypatch.setenv(key, value)
-        hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra"}
+        hydra = {"run": {"dir": f"folder{rank}"}, "job": {"name": "train"}, "output_subdir": ".hydra", "mode": "RUN"}
         config = OmegaConf.create({"trainer": {"devices": 1, "num_nodes": 1}, "hydra": hydra})
         launcher.SharedOutputFolder().on_run_start(config)
         folders.append(config.hydra.run.dir)

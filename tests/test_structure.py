@@ -17,15 +17,16 @@ cli.py: compose_run data_fingerprints job launch_experiment run_single run_sweep
 config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
 config/paths.py: resolve_paths
-distributed/launcher.py: on_multirun_start on_run_start
+distributed/launcher.py: claim_folder
 distributed/output_folder.py: named_by_clock
 distributed/sweep.py: on_multirun_end on_multirun_start
 experiments/start.py: check_experiment_options start_experiment
 training/checks.py: check_options
 training/conversion.py: follow_training
-training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source make_trainer
+training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source
 training/parts.py: make_parts
 training/run.py: run
+training/trainer.py: make_trainer
 """
 
 

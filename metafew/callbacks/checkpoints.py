@@ -79,7 +79,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write best.ckpt if this is the best validation, and last.ckpt."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self.validated = trainer.global_step
             super().on_validation_end(trainer, pl_module)
             self.write(trainer)
@@ -121,6 +121,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Set Lightning's loops to after a complete step, and after its validation or before it."""
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of each command, not of all together
         self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
         if trainer.is_global_zero:
             so_far().update(checkpoint["resume"]["unsolved"])

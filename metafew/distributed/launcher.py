@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from metafew.distributed.output_folder import claim, named_by_clock
@@ -123,21 +124,29 @@ class SharedOutputFolder(Callback):
     differs between processes and machines.
     """
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Claim the folder; broadcast that of rank zero before any other rank creates its own."""
-        folder, by_clock = config.hydra.run.dir, named_by_clock(config, "hydra.run.dir")
-        if launched_world_size() > 1:
-            folder = self.shared(folder, by_clock)
-        else:
-            folder = claim_or_exit("hydra.run.dir", folder, by_clock)
+    def claim_folder(self, config: DictConfig, **_: Any) -> None:
+        """Claim the folder; exit if torchrun or srun would run a complete sweep in each process."""
+        sweep = config.hydra.mode == RunMode.MULTIRUN
+        if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+            try:
+                require_one_process("a sweep")
+            except UsageError as error:
+                exit_with(error)
+        key, node = ("hydra.sweep.dir", config.hydra.sweep) if sweep else ("hydra.run.dir", config.hydra.run)
+        several, by_clock = launched_world_size() > 1 and not sweep, named_by_clock(config, key)
+        folder = (self.share if several else claim_or_exit)(key, node.dir, by_clock)
         with read_write(config), open_dict(config):
-            config.hydra.run.dir = folder
-            if launched_world_size() > 1 and not is_rank_zero():
+            if sweep and folder != node.dir:  # Hydra composes each cell from these overrides again
+                config.hydra.overrides.hydra.append(f'{key}="{folder}"')
+            node.dir = folder
+            if several and self.rank:
                 config.hydra.output_subdir = None
                 config.hydra.job.name += f"_{self.rank}"
 
-    def shared(self, folder: str, by_clock: bool) -> str:
-        """Claim the folder on rank zero, and return it on every rank."""
+    on_run_start = on_multirun_start = claim_folder
+
+    def share(self, key: str, folder: str, by_clock: bool) -> str:
+        """Claim a folder on rank zero, before any other rank creates its own, and return it on every rank."""
         from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
         from torch.distributed.rendezvous import rendezvous
 
@@ -148,26 +157,12 @@ class SharedOutputFolder(Callback):
         if self.rank == 0:
             claimed = ""
             try:
-                claimed = claim_or_exit("hydra.run.dir", folder, by_clock)
+                claimed = claim_or_exit(key, folder, by_clock)
             finally:
                 self.store.set("folder", claimed)
         elif not (claimed := self.store.get("folder").decode()):
             sys.exit(2)  # rank zero has printed the reason
         return claimed
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Claim the folder; exit if torchrun or srun would run the complete sweep in each process."""
-        if config.hydra.runtime.choices["hydra/launcher"] == "basic":
-            try:
-                require_one_process("a sweep")
-            except UsageError as error:
-                exit_with(error)
-        typed = config.hydra.sweep.dir
-        folder = claim_or_exit("hydra.sweep.dir", typed, named_by_clock(config, "hydra.sweep.dir"))
-        if folder != typed:  # Hydra composes each cell from these overrides again
-            with read_write(config):
-                config.hydra.sweep.dir = folder
-                config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
 
 
 def claim_or_exit(key: str, folder: str, by_clock: bool) -> str:

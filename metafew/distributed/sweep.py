@@ -51,7 +51,7 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
             and not for results of an earlier version, which lack them.
     """
     saved = read_json(out / "results.json")
-    if "config" not in saved:
+    if "config" not in saved or not saved.get("finished", True):  # earlier versions did not write it
         return False
     before = add_options(update_paths(saved["config"]), config)
     if without_own_ckpt(before, out) != without_own_ckpt(config, out):

@@ -141,7 +141,7 @@ def run_in_process(
         signals.append(code)
     elif code and "error" not in command.report:
         write_json(command.folder / "results.json", {"error": f"it ended with exit code {code}: see {log.name}"})
-    return code == 0
+    return code == 0 and command.finished
 
 
 def draw_figures(experiment: dict, cells: Sequence[Cell], out: Path, console: Console) -> Iterator[str]:

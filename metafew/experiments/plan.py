@@ -44,8 +44,9 @@ class Command:
 
     @property
     def finished(self) -> bool:
-        """Whether it ended without an error."""
-        return "metrics" in self.report
+        """Whether it ended without an error, and not before its last step because its time was over."""
+        report = self.report
+        return "metrics" in report and report.get("finished", True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,14 @@ class Cell:
     @property
     def error(self) -> str | None:
         """The error message of its first run that failed."""
-        return next((report["error"] for each in self.commands if "error" in (report := each.report)), None)
+        for report in (each.report for each in self.commands):
+            if "error" in report:
+                return report["error"]
+            if not report.get("finished", True):
+                return (
+                    f"trainer.max_time ended the training after {report['steps']} steps: repeat the command to resume"
+                )
+        return None
 
     @property
     def diverged(self) -> bool:

@@ -18,6 +18,7 @@ from metafew.errors import UsageError
 from metafew.training.factory import as_list
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
+from metafew.training.trainer import check_trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def check_options(cfg: DictConfig) -> None:
         check_integer(key, OmegaConf.select(cfg, key), least)
     check_integer("seed", cfg.seed, 0, most=LARGEST_SEED)
     check_option_types(cfg)
+    check_trainer_options(cfg.trainer)
     for key in PATHS:
         check_path(key, OmegaConf.select(cfg, key))
     check_test_shots(as_list(cfg.test.shot))

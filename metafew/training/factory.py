@@ -8,23 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
-from metafew.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from metafew.callbacks.clustering_monitor import ClusteringMonitor
-from metafew.callbacks.graceful_stop import GracefulStop
-from metafew.callbacks.nan_guard import NanGuard
-from metafew.callbacks.progress import Progress
 from metafew.config.groups import CONF, load_option
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
@@ -32,7 +24,6 @@ from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
-from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
 from metafew.heads.head import Head
 from metafew.norms.fast import accelerate
@@ -240,44 +231,3 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
     return FewShot(
         source, train, val, test, make(cfg.augment), store_root(cfg.cache_dir), cfg.data.num_workers, analyzed
     )
-
-
-def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path) -> pl.Trainer:
-    """Return a Trainer that writes logs and checkpoints and shows progress.
-
-    Args:
-        cfg: the composed configuration.
-        trained: the head whose validation accuracy chooses the best checkpoint.
-        loggers: the loggers.
-        out: folder of the run.
-    """
-    checkpoints = Checkpoints(out / "checkpoints", trained, cfg.save.every, cfg.save.keep)
-    callbacks: list[Callback] = [checkpoints, NanGuard(), GracefulStop()]
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(Progress())
-    if cfg.analyze.every:
-        callbacks.append(ClusteringMonitor(cfg.analyze.every, cfg.analyze.tasks))
-    # Solvers and metrics use float64, which Apple's GPUs do not support.
-    no_float64 = cfg.trainer.accelerator == "auto" and torch.backends.mps.is_available()
-    environment = cluster_environment(cfg.trainer.devices, cfg.trainer.num_nodes)
-    batches = cfg.trainer.accumulate_grad_batches
-    trainer = make(
-        cfg.trainer,
-        logger=loggers,
-        accelerator="cpu" if no_float64 else cfg.trainer.accelerator,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *environment, *map(make, cfg.trainer.get("plugins") or [])],
-        default_root_dir=str(out),
-        val_check_interval=batches * min(cfg.val.every, cfg.trainer.max_steps),
-        check_val_every_n_epoch=None,
-        **({} if cfg.val.total else {"limit_val_batches": 0}),
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        # The ranks divide the tasks of each meta-batch among themselves.
-        use_distributed_sampler=False,
-        # Heads that adapt take gradients in evaluation.
-        inference_mode=False,
-    )
-    if str(cfg.trainer.precision).startswith("16") and trainer.precision == "bf16-mixed":
-        log.warning("a CPU does not train in float16: trainer.precision=%s is bf16-mixed here", cfg.trainer.precision)
-    return trainer

@@ -54,6 +54,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
         "validation": {f"val/{learner.trained}/{measure}": value for measure, value in validation.items()},
         "choices": parts.choices | ({"norm": "own"} if learner.backbone.own_norms else {}),
         "steps": trainer.global_step if parts.fits else parts.start["global_step"] if parts.start else 0,
+        "finished": outcome.finished,
         "seconds": outcome.seconds,
         "precision": trainer.precision,
         "unsolved": dict(sum(gather_objects(unsolved), Counter())),

@@ -19,8 +19,9 @@ from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
-from metafew.training.factory import as_list, make, make_data, make_learner, make_source, make_trainer
+from metafew.training.factory import as_list, make, make_data, make_learner, make_source
 from metafew.training.learner import Learner
+from metafew.training.trainer import make_trainer
 
 
 @dataclass(frozen=True)

@@ -211,9 +211,14 @@ def exit_after_signal(out: Path) -> NoReturn:
     """Report how to resume the run in ``out``, which a signal stopped, and exit with the code of that signal."""
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
-    sweep = typed_in() / HydraConfig.get().sweep.dir
-    folder = ("hydra.sweep.dir", sweep) if out.is_relative_to(sweep) else ("hydra.run.dir", out)
-    message = f"a signal stopped the run before its end: type the same command again with ckpt=last {to_paste(*folder)}"
+    message = f"a signal stopped the run before its end: type the same command again with {advice(out)}"
     write_json(out / "results.json", {"error": message})
     print(f"metafew: {message}", file=sys.stderr)
     sys.exit(TERMINATED)
+
+
+def advice(out: Path) -> str:
+    """Return the words that resume the training in ``out``, added to its command."""
+    sweep = typed_in() / HydraConfig.get().sweep.dir
+    folder = ("hydra.sweep.dir", sweep) if out.is_relative_to(sweep) else ("hydra.run.dir", out)
+    return f"ckpt=last {to_paste(*folder)}"

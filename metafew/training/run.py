@@ -58,6 +58,8 @@ def silence_lightning() -> None:
     """Silence messages of Lightning and torch that the user cannot act on."""
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
+    # What callbacks print is asked for: a summary of the model, early stopping with verbose=True.
+    logging.getLogger("pytorch_lightning.callbacks").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*exists and is not empty.*",

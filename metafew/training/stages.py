@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.callbacks import Timer
+
 from metafew.analysis.features import analyze
+from metafew.errors import UsageError
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training, warn_of_images
 from metafew.training.data_report import report_data
@@ -25,6 +28,7 @@ class Outcome:
 
     Attributes:
         seconds: duration of each stage.
+        finished: False if ``trainer.max_time`` ended training before its last step.
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
         chosen: for each head with candidates, the options that were best on validation tasks.
         analysis: the main figures of ``analyze``.
@@ -32,6 +36,7 @@ class Outcome:
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    finished: bool = True
     selected: str | None = None
     chosen: dict[str, dict] = field(default_factory=dict)
     analysis: dict | None = None
@@ -54,6 +59,7 @@ def run_stages(parts: Parts) -> Outcome:
     with enough_memory(trainer, learner):
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
+            outcome.finished = report_end(parts)
             outcome.selected = load_selected(parts)
         if parts.selects_on_validation:
             trainer.validate(learner, data, verbose=False)
@@ -70,6 +76,32 @@ def resumed(parts: Parts) -> Path | None:
     ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
     resume.take_over(parts.out.resolve(), ckpt)
     return ckpt
+
+
+def report_end(parts: Parts) -> bool:
+    """Return whether training is finished, and log why it ended before ``trainer.max_steps``.
+
+    Raises:
+        UsageError: if it ended before its first step.
+    """
+    trainer = parts.trainer
+    if trainer.global_step == 0:
+        raise UsageError(
+            "expected a step of training before trainer.max_time is over or a callback ends it, got none: "
+            "type ++trainer.max_time=00:12:00:00, or leave it out"
+        )
+    if trainer.global_step >= trainer.max_steps:
+        return True
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    if any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers):
+        log.warning(
+            "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the same "
+            "command again with %s",
+            *(trainer.global_step, trainer.max_steps, resume.advice(parts.out)),
+        )
+        return False
+    log.info("a callback ended training after %d of %d steps", trainer.global_step, trainer.max_steps)
+    return True
 
 
 def load_selected(parts: Parts) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from metafew.distributed.report_once import already_reported, first_to_report, g
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
-from metafew.io import write_json
+from metafew.io import print_any_character, write_json
 
 log = logging.getLogger(__name__)
 sanitize = Hydra.get_sanitized_cfg
@@ -36,6 +37,7 @@ sanitize = Hydra.get_sanitized_cfg
 
 def main() -> None:
     """Parse the command line of this process, and run it."""
+    print_any_character()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(help_text())  # Hydra's own help would first load all files to render its templates
         return
@@ -57,6 +59,7 @@ def main() -> None:
 def job(cfg: DictConfig) -> None:
     """Run one configuration: an experiment, a single run, or a cell of a sweep."""
     use_huge_pages()  # a process of joblib does not call main()
+    print_any_character()
     if "experiment" in cfg:
         launch_experiment(cfg)
     elif HydraConfig.get().mode == RunMode.RUN:
@@ -173,5 +176,6 @@ def report_error(out: Path, message: str, diverged: bool = False) -> None:
     with first_to_report() as reports:
         if reports:
             message = f"process {global_rank()}: {message}" if global_rank() else message
-            write_json(out / "results.json", {"error": message} | ({"diverged": True} if diverged else {}))
+            with suppress(OSError):  # the error may be that nothing can be written
+                write_json(out / "results.json", {"error": message} | ({"diverged": True} if diverged else {}))
             print(f"metafew: {message}", file=sys.stderr)

@@ -1,9 +1,12 @@
-"""JSON, and files that are replaced atomically. Imports no torch."""
+"""JSON, files that are replaced atomically, and the encoding of the terminal. Imports no torch."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,3 +50,13 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         with suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def print_any_character() -> None:
+    """Print characters that the encoding of the terminal lacks as a question mark, and write log files in UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for handler in logging.root.handlers:  # Hydra opens train.log in the encoding of the locale
+        if isinstance(handler, logging.FileHandler) and isinstance(handler.stream, io.TextIOWrapper):
+            handler.stream.reconfigure(encoding="utf-8", errors="replace")

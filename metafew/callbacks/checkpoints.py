@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ from metafew.solvers.unsolved import so_far
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically. Lightning's own writer moves them here from another disk."""
+    """Write checkpoints atomically. Lightning's own writer moves them here from another disk.
+
+    Torch ends with an internal error when it writes to a disk that is full, so that the file is composed in memory.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with atomic_write(path, "wb") as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
 
 class Checkpoints(ModelCheckpoint):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from os.path import expanduser
 
 from metafew.errors import UsageError
+from metafew.io import print_any_character
 
 
 def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None, usage: str) -> int:
@@ -17,6 +18,7 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
         arguments: its command line; None takes that of the process.
         usage: printed instead if there are no arguments, or ``--help`` is among them.
     """
+    print_any_character()
     arguments = [with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage)

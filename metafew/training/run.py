@@ -13,6 +13,7 @@ from metafew.loggers import wandb
 from metafew.solvers.unsolved import counted
 from metafew.training import resume
 from metafew.training.checks import check_options, check_parts
+from metafew.training.full_disk import writable
 from metafew.training.outputs import make_report, write_outputs
 from metafew.training.parts import Parts, make_parts
 from metafew.training.stages import run_stages
@@ -28,11 +29,12 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
         out: folder for all outputs of the run.
 
     Raises:
-        UsageError: if the configuration cannot be run; raised before images are read where possible.
+        UsageError: if the configuration cannot be run, which is raised before images are read where possible, or the
+            disk is full.
     """
     silence_lightning()
     try:
-        with counted() as unsolved:
+        with counted() as unsolved, writable(out):
             check_options(cfg)
             parts = make_parts(cfg, choices, overrides, out)
             check_parts(parts)

@@ -1,0 +1,28 @@
+"""Raise UsageError when nothing can be written."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from metafew.errors import UsageError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Error numbers of a disk that is full or read-only, and of missing permissions."""
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raise UsageError if ``folder`` cannot be written to inside, for lack of space or permission."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        at = f" ({error.filename})" if error.filename else ""
+        raise UsageError(
+            f"expected a folder that can be written to, got an error in {folder}: {error.strerror}{at}: free some "
+            "space, or type hydra.run.dir=DIR with another folder"
+        ) from error

@@ -1,0 +1,99 @@
+"""Files are written completely or not at all, a full disk is a usage error, and every terminal can be printed to."""
+
+import errno
+import io
+import logging
+import os
+import sys
+
+import pytest
+import torch
+
+from metafew.callbacks.checkpoints import AtomicCheckpointIO
+from metafew.cli import report_error
+from metafew.errors import UsageError
+from metafew.io import atomic_write, print_any_character, read_json
+from metafew.training.full_disk import writable
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Make the disk full: what is written fails when it is flushed."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+def test_on_a_full_disk_the_checkpoint_of_before_stays_and_nothing_else(tmp_path, full):
+    path = tmp_path / "best.ckpt"
+    torch.save({"step": 1}, path)
+    expected = r"No space left on device: free some space, or type hydra.run.dir=DIR"
+    with pytest.raises(UsageError, match=expected), writable(tmp_path):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert os.listdir(tmp_path) == ["best.ckpt"]
+    assert torch.load(path) == {"step": 1}
+
+
+def test_a_checkpoint_is_composed_before_it_is_written(tmp_path, monkeypatch):
+    """Torch itself turns an error of the disk into an internal one."""
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
+    with pytest.raises(OSError, match="File too large"):
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "best.ckpt")
+
+
+def test_other_errors_are_not_errors_of_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), writable(tmp_path):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_a_full_disk_ends_a_run_and_is_its_error(launch, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+    monkeypatch.setattr("metafew.loggers.metrics_file.MetricsFile.log_metrics", fail)
+    with pytest.raises(UsageError, match=r"No space left on device \(metrics.csv\): free some space"):
+        launch()
+    monkeypatch.undo()
+    report_error(tmp_path, "no space")
+    assert read_json(tmp_path / "results.json") == {"error": "no space"}
+
+
+def test_an_error_is_printed_even_if_it_cannot_be_written(tmp_path, full, capsys):
+    report_error(tmp_path, "no space")
+    assert capsys.readouterr().err == "metafew: no space\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_replaced_or_unchanged(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before", encoding="utf-8")
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write("after")
+        raise KeyError
+    assert (path.read_text(encoding="utf-8"), os.listdir(tmp_path)) == ("before", ["file"])
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("ascii", b"? ??"), ("utf-8", "± é?".encode())])
+def test_any_character_is_printed_in_any_encoding(monkeypatch, encoding, expected):
+    """The last one stands for a byte of a file name that is no text."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_any_character()
+    print("± é\udcff", end="", flush=True)
+    assert stream.buffer.getvalue() == expected
+
+
+def test_log_files_are_in_utf_8(tmp_path, monkeypatch):
+    handler = logging.FileHandler(tmp_path / "train.log", encoding="ascii")
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    print_any_character()
+    logging.root.warning("数据 ±")
+    handler.close()
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "数据 ±\n"

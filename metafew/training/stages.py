@@ -92,8 +92,9 @@ def report_end(parts: Parts) -> bool:
         )
     if trainer.global_step >= trainer.max_steps:
         return True
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-    if any(timer.time_remaining() is not None and timer.time_remaining() <= 0 for timer in timers):
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in its constructor
+    remaining = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
         log.warning(
             "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the same "
             "command again with %s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -24,8 +24,6 @@ from metafew.errors import UsageError
 from metafew.training.factory import as_list, attempt, make
 
 log = logging.getLogger(__name__)
-
-Kind = TypeVar("Kind", Callback, Logger)
 
 
 class Owned(NamedTuple):
@@ -144,7 +142,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
     return trainer
 
 
-def make_added(option: str, nodes: Any, kind: type[Kind]) -> list[Kind]:
+def make_added(option: str, nodes: Any, kind: type) -> list:
     """Return the callbacks or loggers that the user adds.
 
     Args:

@@ -139,3 +139,18 @@ def test_a_run_without_validation_tests_its_own_weights_in_any_folder(launch, tm
     assert (again["select"], again["validation"]) == ("last", {})
     for name in ("best", "last"):
         assert all(torch.equal(value, state(out, name)[key]) for key, value in state(used, name).items())
+
+
+@pytest.mark.parametrize("subdir", [".hydra", "null"])
+def test_failed_cells_are_reported_without_the_folder_of_hydra_too(tmp_path, subdir):
+    words = [
+        "-m",
+        f"hydra.output_subdir={subdir}",
+        "hydra.sweep.dir=s",
+        "dataset=folder",
+        "dataset.root=missing,absent",
+    ]
+    done = metafew(*words, cwd=tmp_path, code=1)
+    assert "2 of 2 cells failed:" in done.stderr
+    done = metafew(*words, cwd=tmp_path, code=1)  # the same sweep again
+    assert "2 of 2 cells failed:" in done.stderr

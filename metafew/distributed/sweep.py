@@ -34,11 +34,15 @@ class ReportFailedCells(Callback):
             sys.exit(1)
 
 
-def start_times(sweep: Path, subdir: str) -> dict[Path, int]:
-    """Return the start times of the runs of a sweep, in ns by the clock of their file system."""
-    # Hydra writes this file when a cell starts, in any process and on any machine.
-    files = sweep.glob(f"**/{subdir}/overrides.yaml")
-    return {file.parents[1]: file.stat().st_mtime_ns for file in sorted(files)}
+def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
+    """Return the start times of the runs of a sweep, in ns by the clock of their file system.
+
+    Without ``subdir``, which is ``hydra.output_subdir``, they are the times of the runs' results or errors.
+    """
+    # Hydra writes overrides.yaml when a cell starts, in any process and on any machine.
+    name = f"{subdir}/overrides.yaml" if subdir else "results.json"
+    depth = name.count("/")
+    return {file.parents[depth]: file.stat().st_mtime_ns for file in sorted(sweep.glob(f"**/{name}"))}
 
 
 def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]) -> bool:

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import resource
 import sys
 
 import pytest
@@ -36,16 +37,16 @@ def test_on_a_full_disk_the_checkpoint_of_before_stays_and_nothing_else(tmp_path
     assert torch.load(path) == {"step": 1}
 
 
-def test_a_checkpoint_is_composed_before_it_is_written(tmp_path, monkeypatch):
-    """Torch itself turns an error of the disk into an internal one."""
-
-    class Full(io.BytesIO):
-        def write(self, _):
-            raise OSError(errno.EFBIG, "File too large")
-
-    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: Full())
-    with pytest.raises(OSError, match="File too large"):
-        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "best.ckpt")
+def test_a_checkpoint_that_does_not_fit_is_an_error_of_the_disk_and_not_of_torch(tmp_path):
+    """A limit on the size of files takes the place of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(100_000)}, tmp_path / "best.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
 
 
 def test_other_errors_are_not_errors_of_the_disk(tmp_path):

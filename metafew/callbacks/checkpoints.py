@@ -85,7 +85,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write best.ckpt if this is the best validation, and last.ckpt."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING:
             self.validated = trainer.global_step
             super().on_validation_end(trainer, pl_module)
             self.write(trainer)

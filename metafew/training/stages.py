@@ -95,11 +95,12 @@ def report_end(parts: Parts) -> bool:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in its constructor
     remaining = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
     if any(seconds is not None and seconds <= 0 for seconds in remaining):
-        log.warning(
-            "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the same "
-            "command again with %s",
-            *(trainer.global_step, trainer.max_steps, resume.advice(parts.out)),
-        )
+        if trainer.is_global_zero:
+            log.warning(
+                "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the same "
+                "command again with %s",
+                *(trainer.global_step, trainer.max_steps, resume.advice(parts.out)),
+            )
         return False
     log.info("a callback ended training after %d of %d steps", trainer.global_step, trainer.max_steps)
     return True

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
-from runs import TINY, state
+from runs import TINY, metafew, state
 
 from metafew.callbacks.checkpoints import Checkpoints
 from metafew.callbacks.nan_guard import NanGuard
@@ -19,6 +19,7 @@ from metafew.config.groups import CONF
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
+from metafew.io import read_json
 from metafew.training.trainer import OWNED, check_trainer_options, make_added, make_trainer
 
 ARGUMENTS = inspect.signature(pl.Trainer).parameters
@@ -155,3 +156,9 @@ def test_an_unfinished_cell_of_a_sweep_or_an_experiment_is_run_again(tmp_path, s
     run = Command(tmp_path, ())
     cell = Cell("row", 0, run, run)
     assert run.finished == cell.finished == (cell.error is None) == expected
+
+
+def test_a_checkpoint_carries_no_callbacks(tmp_path):
+    metafew(*TINY, f"+trainer.callbacks=[{STOPPING}}}]", "hydra.run.dir=fit", cwd=tmp_path)
+    metafew("stages=[test]", "ckpt=fit/checkpoints/best.ckpt", "hydra.run.dir=test", cwd=tmp_path)
+    assert "callbacks" not in read_json(tmp_path / "test" / "results.json")["config"]["trainer"]

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 MACHINE = ("hydra", "defaults", "logger", "experiment", "ckpt", "stages", "data_dir", "cache_dir")
 """Parts that hold for one command on one machine; ``defaults`` would make Hydra load further files."""
+OF_ONE_COMMAND = ("callbacks", "logger", "profiler", "max_time")
+"""Options of the trainer on which a model does not depend, and which could name any code."""
 TRAINING = (
     *("dataset", "augment", "backbone", "norm", "regularizer"),
     *("objective", "optimizer", "schedule", "head", "train", "seed"),
@@ -39,7 +41,10 @@ def carried(config: dict[str, Any]) -> dict[str, Any]:
     >>> carried({"seed": 1, "ckpt": "a.ckpt", "data_dir": "data"})
     {'seed': 1}
     """
-    return {key: value for key, value in config.items() if key not in MACHINE}
+    kept = {key: value for key, value in config.items() if key not in MACHINE}
+    if isinstance(trainer := kept.get("trainer"), dict):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in OF_ONE_COMMAND}
+    return kept
 
 
 def training_options(config: dict) -> dict:

@@ -97,8 +97,8 @@ def report_end(parts: Parts) -> bool:
     if any(seconds is not None and seconds <= 0 for seconds in remaining):
         if trainer.is_global_zero:
             log.warning(
-                "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the same "
-                "command again with %s",
+                "training is unfinished, as trainer.max_time ended it after %d of %d steps: to resume it, type the "
+                "same command again with %s",
                 *(trainer.global_step, trainer.max_steps, resume.advice(parts.out)),
             )
         return False

@@ -541,7 +541,7 @@ def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
     own = word.startswith("--")
     cfg, _, _ = composed("experiment=tasknorm_maml", *[word] * (not own))
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
-    chosen |= {"job": {"config_name": "mine" if own else "train"}}
+    chosen |= {"job": {"config_name": "mine" if own else "train", "chdir": None}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
     monkeypatch.setattr(start, "run_experiment", lambda *_: 0)
     monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)

@@ -104,8 +104,11 @@ def test_a_signal_lets_the_command_of_a_cell_end_in_order(monkeypatch, tmp_path,
 
 
 def test_a_signal_to_a_cell_stops_the_sweep_and_names_its_folder(monkeypatch, tmp_path, capsys):
-    chosen = {"runtime": {"choices": {"hydra/launcher": "basic"}}, "overrides": {"hydra": [], "task": ["seed=1"]}}
-    chosen = OmegaConf.create(chosen | {"sweep": {"dir": str(tmp_path)}})
+    runtime = {"choices": {"hydra/launcher": "basic"}, "config_sources": []}
+    chosen = {"runtime": runtime, "overrides": {"hydra": [], "task": ["seed=1"]}}
+    chosen = OmegaConf.create(
+        chosen | {"sweep": {"dir": str(tmp_path)}, "job": {"chdir": None, "config_name": "train"}}
+    )
     monkeypatch.setattr(HydraConfig, "get", lambda: chosen)
     words = []
     monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: words.extend(typed) or subprocesses.TERMINATED)

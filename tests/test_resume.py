@@ -286,13 +286,14 @@ def test_tasks_that_a_solver_gave_up_before_are_counted_after(tmp_path, monkeypa
 
 def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tmp_path):
     report = command("trainer.max_steps=1", out=tmp_path)
-    cfg = OmegaConf.create(report["config"])
-    data = {"glyphs": describe(build(make_source(cfg), store_root(cfg.cache_dir)))["fingerprint"]}
-    assert finished(tmp_path, cfg, lambda: data) and not finished(tmp_path / "other", cfg, pytest.fail)
-    assert not finished(tmp_path, cfg, lambda: {"glyphs": "of other images"})
+    config = report["config"]
+    source = make_source(OmegaConf.create(config))
+    data = {"glyphs": describe(build(source, store_root(config["cache_dir"])))["fingerprint"]}
+    assert finished(tmp_path, config, lambda: data) and not finished(tmp_path / "other", config, pytest.fail)
+    assert not finished(tmp_path, config, lambda: {"glyphs": "of other images"})
     for ckpt, done in ((tmp_path / "checkpoints" / "last.ckpt", True), (tmp_path.parent / "last.ckpt", False)):
-        assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": str(ckpt)}), lambda: data) == done
-    assert not finished(tmp_path, OmegaConf.merge(cfg, {"seed": 1}), pytest.fail)
+        assert finished(tmp_path, config | {"ckpt": str(ckpt)}, lambda: data) == done
+    assert not finished(tmp_path, config | {"seed": 1}, pytest.fail)
 
 
 def test_a_training_goes_on_with_its_own_images_only(tmp_path, caplog):

@@ -59,4 +59,5 @@ def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
 
 def typed_in() -> Path:
     """Return the folder in which the command of this run was typed, which ``hydra.job.chdir`` leaves."""
-    return Path(getattr(HydraConfig.get().runtime, "cwd", None) or Path.cwd())  # a composed configuration has none
+    hydra: Any = HydraConfig.get()
+    return Path(OmegaConf.select(hydra, "runtime.cwd") or Path.cwd())  # a composed configuration has none

@@ -74,7 +74,7 @@ def strings(path: Path):
 def example(part: ast.FormattedValue) -> str:
     """Return a value that an expression of an f-string may have."""
     source = ast.unparse(part.value)
-    if "to_paste(" in source or "shlex.quote(" in source:
+    if any(f"{quoted}(" in source for quoted in ("to_paste", "shlex.quote", "advice")):
         return to_paste("ckpt", "a (1)/é=b")
     return "a(1)/é=b" if NAMES.search(source) else "one"
 

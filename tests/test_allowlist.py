@@ -108,7 +108,7 @@ def compose_changes(words):
     [
         (["head._target_=os.system", "+head.command=ls"], "head._target_"),
         (["backbone=module", "backbone.target=os.system", "backbone.arguments={command:ls}"], "backbone.target"),
-        (["+trainer.callbacks=[{_target_:os.system,command:ls}]"], "trainer.callbacks.0._target_"),
+        (["+trainer.plugins=[{_target_:os.system,command:ls}]"], "trainer.plugins.0._target_"),
     ],
 )
 def test_a_checkpoint_calls_nothing_foreign_that_is_not_typed(doctored, edit, words, key):

@@ -170,8 +170,8 @@ def read_examples(support: Path) -> Tree:
     lacking = [name for name in scan.empty if str(PurePosixPath(name).parent) not in scan.images] + scan.dead_links()
     if lacking:
         raise UsageError(
-            f"expected examples of every class in {support}, but {', '.join(lacking)} holds no image that can be read "
-            f"({', '.join(SUFFIXES)}): convert the images, or move what is no class elsewhere"
+            f"expected examples of every class in {support}, got no image that can be read ({', '.join(SUFFIXES)}) in "
+            f"{', '.join(sorted(lacking))}: convert the images, or move what is no class elsewhere"
         )
     check_one_layout(support, {name for _, name in rows}, "move the images of each class into one folder")
     return Tree(support, rows, scan)

@@ -17,7 +17,8 @@ from metafew.training import checkpoint, resume
 ROOT = Path(__file__).parents[1]
 AWKWARD = [
     "数据/鸟", "photos (1)", "o/head=svm/best.ckpt", "~/a", "it's", 'say "hi"', 'it\'s "both"', "a,b", "$HOME/`x`",
-    "2024", "null", "true", "[new]", "{a}", " lead", "a\\b", "trailing\\", "${x}", "-m", "a:b", "50%", "", "#b&c;d|e>f!g*?",
+    "2024", "null", "true", "[new]", "{a}", " lead", "a\\b", "trailing\\", "${x}", "-m", "a:b", "50%", "",
+    "#b&c;d|e>f!g*?",
 ]  # fmt: skip
 NAMES = re.compile(r"\b(?:ckpt|path|file|folder|out|root|data_dir|cache_dir|found)\b(?!\[)")
 """Names of variables that hold paths."""

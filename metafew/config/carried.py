@@ -10,9 +10,9 @@ MACHINE = ("hydra", "defaults", "logger", "experiment", "ckpt", "stages", "data_
 OF_ONE_COMMAND = ("callbacks", "logger", "profiler", "max_time")
 """Options of the trainer on which a model does not depend, and which could name any code."""
 TRAINING = (
-    *("dataset", "augment", "backbone", "norm", "regularizer"),
-    *("objective", "optimizer", "schedule", "head", "train", "seed"),
-)
+    "dataset", "augment", "backbone", "norm", "regularizer",
+    "objective", "optimizer", "schedule", "head", "train", "seed",
+)  # fmt: skip
 """Parts of the configuration that a training depends on."""
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
 """Options of the trainer that change a training step."""

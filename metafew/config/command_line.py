@@ -17,9 +17,9 @@ from metafew.errors import UsageError
 WORD = re.compile(r"(?P<key>[+~]{0,2}[\w./@:]+)=(?P<value>.*)", re.DOTALL)
 HYPHENS = re.compile(r"--?(?P<key>[\w.]+)=.*", re.DOTALL)
 FLAGS = {
-    *("cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "info", "i"),
-    *("experimental-rerun", "shell-completion", "sc"),
-}
+    "cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "info", "i",
+    "experimental-rerun", "shell-completion", "sc",
+}  # fmt: skip
 """Hydra's own flags that take a value; their hyphens are not those of a W&B agent."""
 
 

@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 PATHS = (
-    *("data_dir", "cache_dir", "ckpt", "cells", "backbone.weights"),
-    *("dataset.root", "dataset.splits", "dataset.labels"),
-)
+    "data_dir", "cache_dir", "ckpt", "cells", "backbone.weights",
+    "dataset.root", "dataset.splits", "dataset.labels",
+)  # fmt: skip
 """Options that are one path, or null."""
 LISTS = ("dataset.sources", "dataset.test_sources")
 """Options that are lists of paths and of other words."""

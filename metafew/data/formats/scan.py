@@ -12,13 +12,13 @@ from typing import NoReturn
 from metafew.errors import UsageError
 
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".bmp", ".webp", ".gif", ".tif", ".tiff"),
-)
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".bmp", ".webp", ".gif", ".tif", ".tiff",
+)  # fmt: skip
 SYSTEM = (
-    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-    *("lost+found", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "__pycache__"),
-)
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+    "lost+found", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "__pycache__",
+)  # fmt: skip
 """Files and folders that systems and network storage create, in lower case."""
 NOTES = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".log")
 """Suffixes of files that accompany images and never are images."""

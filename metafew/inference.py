@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from metafew.backbones.backbone import Backbone, targets_at_once
+from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
 from metafew.data.formats.conversion import Conversion
@@ -161,7 +161,7 @@ class Task:
         model, query = self.model, self.model.prepare(images)
         if not query.shape[1]:
             return torch.zeros(0, len(self.classes), device=query.device)
-        with targets_at_once(None if model.backbone.transductive else AT_ONCE):
+        with target_chunks(None if model.backbone.transductive else AT_ONCE):
             logits = model.head(model.backbone, self.support, query, len(self.classes))
         return probabilities(logits[0].float())
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew.backbones.backbone import Backbone, targets_at_once
+from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.backbones.conv4 import Conv4
 from metafew.backbones.resnet18 import ResNet18
 from metafew.config.groups import CONF
@@ -192,7 +192,7 @@ def test_tasks_do_not_see_each_other(backbone, episode):
 def test_queries_do_not_see_each_other(backbone, episode):
     head = spread(cnaps(backbone))
     whole = head(backbone, episode.support, episode.query.images, W)
-    with targets_at_once(2):
+    with target_chunks(2):
         parts = head(backbone, episode.support, episode.query.images, W)
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
     changed = episode.query.images.clone()

@@ -16,7 +16,7 @@ from metafew.data.store import Split, build
 from metafew.data.task_spec import TaskSpec
 from metafew.evaluation import evaluator, feature_cache
 from metafew.evaluation.evaluator import evaluating
-from metafew.evaluation.feature_cache import FeatureCache, pays, together
+from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.training.factory import make
 from metafew.training.learner import Learner
 
@@ -82,20 +82,22 @@ def test_features_known_beforehand_are_those_of_each_task(tmp_path, norm):
 
 def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch):
     model = backbone("batch")
-    assert pays(model, sampler(tmp_path)) and pays(model, sampler(tmp_path, total=4))  # 4 x 15 images against 48
-    assert not pays(model, sampler(tmp_path, total=3))
-    assert pays(model, sampler(tmp_path, split="test", way=2, total=1))  # one class, without turns: 4 images
-    assert not pays(model, sampler(tmp_path, views=Chain([Flip()])))
-    assert not pays(backbone("tasknorm"), sampler(tmp_path))
+    assert is_worthwhile(model, sampler(tmp_path)) and is_worthwhile(
+        model, sampler(tmp_path, total=4)
+    )  # 4 x 15 images against 48
+    assert not is_worthwhile(model, sampler(tmp_path, total=3))
+    assert is_worthwhile(model, sampler(tmp_path, split="test", way=2, total=1))  # one class, without turns: 4 images
+    assert not is_worthwhile(model, sampler(tmp_path, views=Chain([Flip()])))
+    assert not is_worthwhile(backbone("tasknorm"), sampler(tmp_path))
     monkeypatch.setattr(feature_cache, "LIMIT", 4 * 48 * model.features - 1)
-    assert not pays(model, sampler(tmp_path))
+    assert not is_worthwhile(model, sampler(tmp_path))
 
 
 def test_as_many_tasks_are_looked_up_together_as_their_values_allow(tmp_path, monkeypatch):
     model = backbone("batch")  # 4 features of images with 256 pixels
     monkeypatch.setattr(feature_cache, "TOGETHER", 3 * 4 * 15 * (260 + 5 * 5))
-    assert together(model, sampler(tmp_path)) == 3 and together(model, sampler(tmp_path, tasks=9)) == 9
-    assert together(model, sampler(tmp_path, tasks=1, way="2..5", shot="1..4")) == 1  # some have 30 images
+    assert tasks_per_step(model, sampler(tmp_path)) == 3 and tasks_per_step(model, sampler(tmp_path, tasks=9)) == 9
+    assert tasks_per_step(model, sampler(tmp_path, tasks=1, way="2..5", shot="1..4")) == 1  # some have 30 images
 
 
 def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
@@ -128,7 +130,7 @@ def test_a_run_measures_the_same_either_way(launch, monkeypatch, precision, word
         with (out / "tasks.csv").open() as file:
             tables.append(list(csv.DictReader(file)))
         made, embeddings = embeddings, []
-        monkeypatch.setattr(evaluator, "pays", lambda *_: False)
+        monkeypatch.setattr(evaluator, "is_worthwhile", lambda *_: False)
         assert len(made) == (3 if name == "once" else 0)  # two validations, and all tests together
     tolerance = 1e-9 if precision == "64" else 0.05
     for once_row, each_row in zip(*tables, strict=True):

@@ -14,7 +14,7 @@ from contracts.norms import C, NormContract, Q, S, T, apply, slope_after_a_step
 from omegaconf import OmegaConf
 from torch import nn
 
-from metafew.backbones.backbone import targets_at_once
+from metafew.backbones.backbone import target_chunks
 from metafew.backbones.conv4 import Conv4
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
@@ -678,7 +678,7 @@ def test_asking_one_or_some_at_once_changes_nothing_unless_transductive(word, dt
     backbone.eval()
     context, together = backbone.embed(images[:, :3], images[:, 3:])
     for count in (1, 2):
-        with targets_at_once(count):
+        with target_chunks(count):
             same_context, targets = backbone.embed(images[:, :3], images[:, 3:])
         torch.testing.assert_close(same_context, context, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-4)
         gap = (targets - together).abs().max()

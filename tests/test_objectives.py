@@ -23,7 +23,7 @@ from metafew.objectives import objective as objective_module
 from metafew.objectives.classical import Classical
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_variation
 from metafew.objectives.episodic import Episodic
-from metafew.objectives.objective import tasks_at_once
+from metafew.objectives.objective import tasks_per_chunk
 from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
 from metafew.training.factory import make
 
@@ -144,7 +144,7 @@ def test_a_few_tasks_at_a_time_have_the_gradients_and_moments_of_all_at_once(nor
         models.append(Conv4(1, 16, make(OmegaConf.load(CONF / "norm" / f"{norm}.yaml")), width=4).double())
     fitted = make(OmegaConf.load(CONF / "head" / f"{head}.yaml"))
     episode = Episode(support, query, 3, torch.arange(3))
-    assert tasks_at_once(models[0], fitted, episode) == (None if norm == "batch_shared" else size)
+    assert tasks_per_chunk(models[0], fitted, episode) == (None if norm == "batch_shared" else size)
     Episodic(OFF)(models[0], fitted, [episode]).loss.backward()
     logits = fitted(models[1], support, query.images, 3)
     F.cross_entropy(logits.flatten(0, 1), query.labels.flatten()).backward()
@@ -165,7 +165,7 @@ def test_on_a_cpu_tasks_are_embedded_together_up_to_a_number_of_pixels(side, cha
     support, query = (Labelled(part, part[:, :, 0, 0, 0]) for part in images.split([5, queries], 1))
     norm = make(OmegaConf.load(CONF / "norm" / "batch.yaml"))
     backbone = Conv4(channels, side, norm, width=4)
-    assert tasks_at_once(backbone, ProtoNet(), Episode(support, query, 5, torch.arange(1))) == size
+    assert tasks_per_chunk(backbone, ProtoNet(), Episode(support, query, 5, torch.arange(1))) == size
 
 
 def test_what_a_head_asks_for_is_added():

@@ -14,20 +14,20 @@ from metafew.norms.film import FiLM
 from metafew.norms.norm import Norm
 from metafew.norms.scope import rows
 
-_at_once: ContextVar[int | None] = ContextVar("at_once", default=None)
+_chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
 
 
 @contextmanager
-def targets_at_once(count: int | None) -> Iterator[None]:
+def target_chunks(count: int | None) -> Iterator[None]:
     """Limit every ``embed`` inside to ``count`` consecutive targets a pass, each pass with the same context.
 
     Under a transductive norm, only targets of the same pass then influence one another. None means one pass for all.
     """
-    token = _at_once.set(count)
+    token = _chunk.set(count)
     try:
         yield
     finally:
-        _at_once.reset(token)
+        _chunk.reset(token)
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         size = context.shape[1]
         if targets is None:
             return self._pass(context, size, record)
-        parts = targets.split(_at_once.get() or targets.shape[1], 1)
+        parts = targets.split(_chunk.get() or targets.shape[1], 1)
         if targets.shape[1] and self.context_and_targets_separate:
             share = size / (size + targets.shape[1])
             features, _ = self._pass(context, size, record, share)

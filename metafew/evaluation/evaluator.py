@@ -13,12 +13,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from metafew.backbones.backbone import Backbone, targets_at_once
+from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.data.datamodule import FewShot, MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
-from metafew.evaluation.feature_cache import FeatureCache, pays, together
+from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
 from metafew.heads.head import FeatureHead, Head
@@ -116,7 +116,7 @@ class Evaluator(pl.LightningModule):
                 episode = episode.grouped_by_class()
             # Each class of a task has the same number of queries.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
-            with targets_at_once(size[self.queries]):
+            with target_chunks(size[self.queries]):
                 self._measure([episode], tables, cache, size[self.queries])
             tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
@@ -134,16 +134,18 @@ class Evaluator(pl.LightningModule):
     def tasks_of_a_step(self, sampler: Sampler) -> int:
         """Return the number of tasks in a step of evaluation on the tasks of ``sampler``."""
         with evaluating(self.backbone):
-            return together(self.backbone, sampler) if self._pays(sampler) else sampler.spec.tasks
+            return tasks_per_step(self.backbone, sampler) if self._caches_features(sampler) else sampler.spec.tasks
 
-    def _pays(self, sampler: Sampler) -> bool:
+    def _caches_features(self, sampler: Sampler) -> bool:
         """Return whether computing the features of all images before ``sampler`` draws tasks saves time."""
-        return all(isinstance(head, FeatureHead) for head in self.heads.values()) and pays(self.backbone, sampler)
+        return all(isinstance(head, FeatureHead) for head in self.heads.values()) and is_worthwhile(
+            self.backbone, sampler
+        )
 
     def _feature_cache(self, loader: DataLoader) -> FeatureCache | None:
         """Return the features of all images that ``loader`` draws tasks from, where computing them first saves time."""
         sampler = cast(MetaBatches, loader.dataset).sampler
-        if not self._pays(sampler):
+        if not self._caches_features(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
             return FeatureCache(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))

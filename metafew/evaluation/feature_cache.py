@@ -36,7 +36,7 @@ class FeatureCache:
         return self.tables[episode.source][support], self.tables[episode.source][query]
 
 
-def pays(backbone: Backbone, sampler: Sampler) -> bool:
+def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
     """Return whether caching the features of all images of a split is valid and saves time.
 
     It is valid if no image changes the features of another and no task draws random views; it saves time if the tasks
@@ -49,7 +49,7 @@ def pays(backbone: Backbone, sampler: Sampler) -> bool:
     return images <= drawn and 4 * images * backbone.features <= LIMIT
 
 
-def together(backbone: Backbone, sampler: Sampler) -> int:
+def tasks_per_step(backbone: Backbone, sampler: Sampler) -> int:
     """Return the number of tasks in a step on cached features: as many as :data:`TOGETHER` holds, at least the spec's.
 
     A task counts the pixels and features of its images and, for what heads and the nearest neighbour compute, a value

@@ -86,7 +86,7 @@ class AdaptingHead(Head):
         """Learning rate and number of steps in evaluation."""
         return self.learning_rates[0], self.steps
 
-    def tasks_at_once(self, device: torch.device) -> int | None:
+    def tasks_per_chunk(self, device: torch.device) -> int | None:
         """Return how many tasks are processed together; None for all of a meta-batch."""
         automatic = "vmap" if device.type == "cuda" and self.batchable else "loop"
         inner = automatic if self.inner == "auto" else self.inner
@@ -141,7 +141,7 @@ class AdaptingHead(Head):
     def _measure(
         self, backbone: Backbone, support: Labelled, query: Tensor, way: int, readout: Readout
     ) -> dict[str, Tensor]:
-        size = self.tasks_at_once(query.device)
+        size = self.tasks_per_chunk(query.device)
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)

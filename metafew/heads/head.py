@@ -53,7 +53,7 @@ class Head(HasMetaParameters):
         """Return a term that every objective which trains the head adds to its loss, once a step."""
         return 0.0
 
-    def tasks_at_once(self, device: torch.device) -> int | None:
+    def tasks_per_chunk(self, device: torch.device) -> int | None:
         """Return how many tasks the head processes together; None for all of a meta-batch."""
         return None
 

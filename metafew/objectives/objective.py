@@ -126,7 +126,9 @@ class Objective(nn.Module):
         tasks = sum(len(episode.index) for episode in batch)
         trained, pieces = head if self.trains_head else None, batch
         if self.splits_batches:
-            pieces = [piece for episode in batch for piece in episode.split(tasks_at_once(backbone, trained, episode))]
+            pieces = [
+                piece for episode in batch for piece in episode.split(tasks_per_chunk(backbone, trained, episode))
+            ]
         seen: list[Tensor] = []
 
         def shares() -> Iterator[Tensor]:
@@ -150,7 +152,7 @@ class Objective(nn.Module):
         return losses + self.regularizer(self.pairs(backbone, episode)) if self.regularizer.on_features else losses
 
 
-def tasks_at_once(backbone: Backbone, head: Head | None, episode: Episode) -> int | None:
+def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> int | None:
     """Return how many tasks of an episode are differentiated together; None for all.
 
     Args:
@@ -160,7 +162,7 @@ def tasks_at_once(backbone: Backbone, head: Head | None, episode: Episode) -> in
     """
     support, query = episode.support.images, episode.query.images
     if head is not None and head.adapts_backbone:
-        return head.tasks_at_once(query.device)
+        return head.tasks_per_chunk(query.device)
     if query.device.type != "cpu" or backbone.couples_tasks:
         return None
     return max(1, PIXELS // (support[0, :, 0].numel() + query[0, :, 0].numel()))

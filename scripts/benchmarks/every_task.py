@@ -4,5 +4,5 @@ import metafew.evaluation.evaluator
 from metafew.cli import main
 
 if __name__ == "__main__":
-    metafew.evaluation.evaluator.pays = lambda *_: False
+    metafew.evaluation.evaluator.is_worthwhile = lambda *_: False
     main()

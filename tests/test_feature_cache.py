@@ -82,20 +82,19 @@ def test_features_known_beforehand_are_those_of_each_task(tmp_path, norm):
 
 def test_it_pays_where_images_are_alone_and_tasks_are_many(tmp_path, monkeypatch):
     model = backbone("batch")
-    assert is_worthwhile(model, sampler(tmp_path)) and is_worthwhile(
-        model, sampler(tmp_path, total=4)
-    )  # 4 x 15 images against 48
+    assert is_worthwhile(model, sampler(tmp_path))
+    assert is_worthwhile(model, sampler(tmp_path, total=4))  # 4 x 15 images against 48
     assert not is_worthwhile(model, sampler(tmp_path, total=3))
     assert is_worthwhile(model, sampler(tmp_path, split="test", way=2, total=1))  # one class, without turns: 4 images
     assert not is_worthwhile(model, sampler(tmp_path, views=Chain([Flip()])))
     assert not is_worthwhile(backbone("tasknorm"), sampler(tmp_path))
-    monkeypatch.setattr(feature_cache, "LIMIT", 4 * 48 * model.features - 1)
+    monkeypatch.setattr(feature_cache, "CACHE_BYTES", 4 * 48 * model.features - 1)
     assert not is_worthwhile(model, sampler(tmp_path))
 
 
 def test_as_many_tasks_are_looked_up_together_as_their_values_allow(tmp_path, monkeypatch):
     model = backbone("batch")  # 4 features of images with 256 pixels
-    monkeypatch.setattr(feature_cache, "TOGETHER", 3 * 4 * 15 * (260 + 5 * 5))
+    monkeypatch.setattr(feature_cache, "STEP_BYTES", 3 * 4 * 15 * (260 + 5 * 5))
     assert tasks_per_step(model, sampler(tmp_path)) == 3 and tasks_per_step(model, sampler(tmp_path, tasks=9)) == 9
     assert tasks_per_step(model, sampler(tmp_path, tasks=1, way="2..5", shot="1..4")) == 1  # some have 30 images
 

@@ -12,9 +12,9 @@ from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.store import Split
 from metafew.episode import Episode
 
-AT_ONCE = 256  # images in a pass
-LIMIT = 2**31  # bytes of cached features
-TOGETHER = 2**23  # bytes of tasks in a step: more would not fit in the processor's cache
+IMAGES_PER_PASS = 256
+CACHE_BYTES = 2**31  # bytes of cached features
+STEP_BYTES = 2**23  # bytes of tasks in a step: more would not fit in the processor's cache
 
 
 class FeatureCache:
@@ -46,18 +46,18 @@ def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
         return False
     images = sum(rows(part.split) for part in parts(sampler))
     drawn = sampler.spec.total * sampler.spec.images[0]
-    return images <= drawn and 4 * images * backbone.features <= LIMIT
+    return images <= drawn and 4 * images * backbone.features <= CACHE_BYTES
 
 
 def tasks_per_step(backbone: Backbone, sampler: Sampler) -> int:
-    """Return the number of tasks in a step on cached features: as many as :data:`TOGETHER` holds, at least the spec's.
+    """Return the number of tasks in a step on cached features: as many as :data:`STEP_BYTES` holds, at least the spec's.
 
     A task counts the pixels and features of its images and, for what heads and the nearest neighbour compute, a value
     for each support image, image and class.
     """
     spec, values = sampler.spec, backbone.channels * backbone.image_size**2 + backbone.features
     task = spec.images[1] * (values + spec.contexts[1] * spec.bounds("way")[1])
-    return max(spec.tasks, TOGETHER // (4 * task))
+    return max(spec.tasks, STEP_BYTES // (4 * task))
 
 
 def parts(sampler: Sampler) -> list[Sampler]:
@@ -73,8 +73,8 @@ def rows(split: Split) -> int:
 def table(backbone: Backbone, split: Split, like: Tensor) -> Tensor:
     """Return the features of every image of a split, in the order of :meth:`~metafew.data.store.Split.ids`."""
     features = []
-    for start in range(0, rows(split), AT_ONCE):
-        turns, images = np.divmod(np.arange(start, min(start + AT_ONCE, rows(split))), len(split.images))
+    for start in range(0, rows(split), IMAGES_PER_PASS):
+        turns, images = np.divmod(np.arange(start, min(start + IMAGES_PER_PASS, rows(split))), len(split.images))
         pixels = as_float(torch.from_numpy(split.gather(images, turns)).to(like.device), like.dtype)
         features.append(backbone.embed(pixels.unsqueeze(0))[0][0])
     return torch.cat(features)

@@ -50,7 +50,7 @@ def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
 
 
 def tasks_per_step(backbone: Backbone, sampler: Sampler) -> int:
-    """Return the number of tasks in a step on cached features: as many as :data:`STEP_BYTES` holds, at least the spec's.
+    """Return the number of tasks in a step on cached features: as many as :data:`STEP_BYTES` hold, or the spec's.
 
     A task counts the pixels and features of its images and, for what heads and the nearest neighbour compute, a value
     for each support image, image and class.

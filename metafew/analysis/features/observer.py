@@ -16,7 +16,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.evaluator import Evaluator
-from metafew.evaluation.feature_cache import LIMIT, FeatureCache, parts, rows
+from metafew.evaluation.feature_cache import CACHE_BYTES, FeatureCache, parts, rows
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
@@ -151,7 +151,7 @@ def embed_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Ten
     """
     samplers = parts(sampler)
     size = 4 * backbone.features * sum(rows(part.split) for part in samplers)
-    if not backbone.per_image or any(part.views for part in samplers) or size > LIMIT:
+    if not backbone.per_image or any(part.views for part in samplers) or size > CACHE_BYTES:
         return None
     features = precise(torch.cat(FeatureCache(backbone, sampler, like).tables)).cpu()
     classes = torch.cat(class_numbers(sampler))

@@ -116,8 +116,7 @@ def check_list_is_one_word(words: Sequence[str]) -> None:
 
 def check_null(key: str, value: str) -> None:
     """Check that a value is not ``None``, which Hydra reads as a word of four letters."""
-    bracketed = value.startswith("[") and value.endswith("]")
-    if "None" in (part.strip() for part in elements(value[1:-1] if bracketed else value)):
+    if "None" in parts(value):
         advice = re.sub(r"\bNone\b", "null", value)
         raise UsageError(f"expected null for no value, got {key}={value}: type {key}={advice}")
 
@@ -128,10 +127,19 @@ def check_group(key: str, value: str) -> None:
     Raises:
         UsageError: if it is, which Hydra would answer by a traceback.
     """
-    bracketed = value.startswith("[") and value.endswith("]")
     if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
         return
-    for part in elements(value[1:-1] if bracketed else value):
+    for part in parts(value):
         read = parsed(part)
         if read and not isinstance(read[0], str):
-            raise UsageError(no_option(key, part.strip()))
+            raise UsageError(no_option(key, part))
+
+
+def parts(value: str) -> list[str]:
+    """Return the elements of a list, or the values of a sweep.
+
+    >>> parts("[svm, null]"), parts("svm,5")
+    (['svm', 'null'], ['svm', '5'])
+    """
+    listed = value.startswith("[") and value.endswith("]")
+    return [part.strip() for part in elements(value[1:-1] if listed else value)]

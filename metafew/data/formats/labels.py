@@ -20,18 +20,19 @@ def class_labels(values: Any, where: str) -> np.ndarray:
         UsageError: if they are anything else, such as targets of a regression, or one is missing.
     """
     labels = _uniform(np.asarray(values))
-    kind, advice = labels.dtype.kind, "write a class for each image, as an integer or a string"
+    kind = labels.dtype.kind if labels.ndim == 1 else None
+    advice = "write a class for each image, as an integer or a string"
     got = f"{labels.dtype} of shape {labels.shape}"
-    if labels.ndim == 1 and kind in "iuU":
+    if kind in ("i", "u", "U"):
         return labels
-    if labels.ndim == 1 and kind == "b":
+    if kind == "b":
         return labels.astype(str)
-    if labels.ndim == 1 and kind == "S":
+    if kind == "S":
         try:
             return np.char.decode(labels, "utf-8")
         except UnicodeDecodeError:
             got = "bytes that are not UTF-8"
-    elif labels.ndim == 1 and kind == "f":
+    elif kind == "f":
         missing = ~np.isfinite(labels)
         if not missing.any() and (labels == np.rint(labels)).all() and np.abs(labels).max(initial=0) < 2**53:
             return labels.astype(np.int64)
@@ -40,7 +41,7 @@ def class_labels(values: Any, where: str) -> np.ndarray:
         if missing.any():
             got = f"{missing.sum()} of {len(labels)} that are NaN or infinite"
             advice = "leave out what has no class"
-    elif labels.ndim == 1 and kind == "O":
+    elif kind == "O":
         got = f"objects of type {', '.join(sorted({type(value).__name__ for value in labels.tolist()}))}"
     raise UsageError(f"expected {where} to be one class for each row, as integers or strings, got {got}: {advice}")
 

@@ -21,6 +21,7 @@ from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.remarks import remarks
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.folder import Folder
+from metafew.data.summary import warnings
 from metafew.errors import UsageError
 from metafew.inference import Model
 from metafew.training.conversion import follow_training
@@ -230,12 +231,13 @@ def test_remarks_are_made_on_own_images_and_from_the_store(tmp_path):
         square(0, 4095, np.uint16).save(tmp_path / "d" / name / "0.png")
     built = store.build(folder(tmp_path / "d"), tmp_path / "cache")
     again = folder(tmp_path / "d")
+    again.duplicates = None  # of which there are some
     assert store.build(again, tmp_path / "cache") == built
-    (remark,) = store.remarks_on(again, built)
+    (remark,) = warnings(again, store.describe(built)["summary"])
     assert remark.startswith("dataset=folder: expected") and "type dataset.white=4095" in remark
     assert store.describe(built)["conversion"]["white"] == 65535
     again.own_images = False
-    assert store.remarks_on(again, built) == []
+    assert warnings(again, store.describe(built)["summary"]) == []
 
 
 # damaged images

@@ -22,7 +22,7 @@ from metafew.analysis.contact_sheet import contact_sheet, draw_sample
 from metafew.commands.command_line import run_command
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
-from metafew.data.store import Split, build, describe, remarks_on, store_root, verify
+from metafew.data.store import Split, build, store_root, summary_of, verify
 from metafew.data.summary import full_summary, warnings
 
 TASKS = 3  # of each split on the contact sheet
@@ -42,10 +42,8 @@ def prepare(arguments: Sequence[str]) -> None:
     cfg = compose_overrides([word for word in arguments if not word.startswith("out=")])
     source = make_source(cfg)
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
-    for each, folder in stores.items():
+    for folder in stores.values():
         verify(folder)
-        for remark in remarks_on(each, folder):
-            print(f"metafew: {remark}", file=sys.stderr)
     print_stores(stores)
     print_summaries(stores)
     if all(each.dtype is np.uint8 for each in stores):
@@ -74,7 +72,7 @@ def print_stores(stores: dict[Source, Path]) -> None:
 def print_summaries(stores: dict[Source, Path]) -> None:
     """Print what was not read, what the images are like, and the copies among them; and what a user should know."""
     for source, folder in stores.items():
-        summary = describe(folder)["summary"] | {"ignored": dict(source.ignored)}
+        summary = summary_of(source, folder)
         print(*full_summary(source, summary), sep="\n")
         for message in warnings(source, summary):
             print(f"metafew: {message}", file=sys.stderr)

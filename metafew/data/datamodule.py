@@ -17,7 +17,7 @@ from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.shared_images import shared_images
 from metafew.data.sources import Source
-from metafew.data.store import Split, build, describe
+from metafew.data.store import Split, build, summary_of
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.errors import UsageError
@@ -122,12 +122,8 @@ class FewShot(pl.LightningDataModule):
         sources = self.source.all_components()
         shared = shared_images(self.source, {source: self.folder(source) for source in sources})
         return {
-            source.title: {
-                "fingerprint": describe(self.folder(source))["fingerprint"],
-                **describe(self.folder(source))["summary"],
-                "ignored": dict(source.ignored),  # of now: these files do not change the store
-                **({"shared": shared[source.title]} if source.title in shared else {}),
-            }
+            source.title: summary_of(source, self.folder(source))
+            | ({"shared": shared[source.title]} if source.title in shared else {})
             for source in sources
         }
 

@@ -19,7 +19,6 @@ from rich.progress import track
 
 from metafew.data.duplicates import count_copies, find_copies, hash_image, without_copies
 from metafew.data.formats.damage import UnreadableImages
-from metafew.data.formats.remarks import remarks
 from metafew.data.sources import LUMA, Category, Source
 from metafew.data.summary import describe_duplicates, summarize
 from metafew.errors import UsageError
@@ -198,10 +197,11 @@ def describe(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "store.json").read_text(encoding="utf-8"))
 
 
-def remarks_on(source: Source, folder: Path) -> list[str]:
-    """Return what the user should know of the images in the store of ``source``, if they are the user's own."""
-    seen = describe(folder)["summary"]["seen"] if source.own_images else {}
-    return [f"dataset={source.title}: {remark}" for remark in remarks(seen)]
+def summary_of(source: Source, folder: Path) -> dict[str, Any]:
+    """Return the fingerprint and the summary of the store of ``source``."""
+    content = describe(folder)
+    ignored = dict(source.ignored)  # of now: these files do not change the store
+    return {"fingerprint": content["fingerprint"], **content["summary"], "ignored": ignored}
 
 
 def verify(folder: Path) -> None:

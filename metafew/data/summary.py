@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metafew.data.formats.remarks import remarks
 from metafew.data.sources import Source
 
 KINDS = {
@@ -67,8 +68,11 @@ def describe_example(example: Mapping[str, Any]) -> str:
 
 
 def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each property of a dataset that makes results differ from what they seem."""
-    found = []
+    """Return a warning for each property of a dataset that makes results differ from what they seem.
+
+    What its images are like is said of the user's own only.
+    """
+    found = [f"dataset={source.title}: {remark}" for remark in remarks(summary["seen"] if source.own_images else {})]
     images = sum(summary["images"].values())
     if source.duplicates == "warn" and (message := describe_duplicates(source, summary["duplicates"])):
         found.append(message)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.data.datamodule import FewShot
-from metafew.data.store import describe, remarks_on
-from metafew.distributed.launcher import is_rank_zero
+from metafew.data.store import describe
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,3 @@ def conversion_of_training(data: FewShot) -> dict | None:
     """Return the choices of the conversion of the training images; None if the components have no common one."""
     found = [describe(data.folder(source))["conversion"] for source in data.source.components("train")]
     return found[0] if all(each == found[0] for each in found) else None
-
-
-def warn_of_images(data: FewShot) -> None:
-    """Log what the user should know of the images in the stores, once for all ranks."""
-    for source in data.source.all_components() if is_rank_zero() else []:
-        for remark in remarks_on(source, data.folder(source)):
-            log.warning("%s", remark)

@@ -17,6 +17,7 @@ from metafew.config.moved import add_options
 from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
+from metafew.data.store import summary_of
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.output_folder import numbered
 from metafew.distributed.subprocesses import TERMINATED
@@ -119,7 +120,7 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
         log.warning("%s is of an earlier version, which did not record its images: they are not compared", ckpt)
         return True
     data.prepare_data()
-    now = data.summaries()
+    now = {source.title: summary_of(source, data.folder(source)) for source in trained_on}
     changed = [source.title for source in trained_on if before.get(source.title) != recorded(now[source.title])]
     if not changed:
         return True

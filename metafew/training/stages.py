@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Timer
 from metafew.analysis.features import analyze
 from metafew.errors import UsageError
 from metafew.training import checkpoint, resume
-from metafew.training.conversion import conversion_of_training, warn_of_images
+from metafew.training.conversion import conversion_of_training
 from metafew.training.data_report import report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
@@ -54,7 +54,6 @@ def run_stages(parts: Parts) -> Outcome:
     # Before Lightning launches other ranks, which would wait forever if this one failed to build a store.
     data.prepare_data()
     outcome.data = report_data(parts)
-    warn_of_images(data)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
     with enough_memory(trainer, learner):
         if parts.fits:

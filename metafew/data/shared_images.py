@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,19 @@ def shared_images(source: Source, folders: Mapping[Source, Path]) -> dict[str, d
         by title of a test dataset: the title of the ``source`` that most of its test images are from, and the
         ``share`` of its test images that are in any split of that one, and in its training split (``trained``).
     """
+
+    @cache  # each dataset meets every other
+    def hashes(one: Source, split: str, channels: int) -> np.ndarray:
+        return stored_hashes(one, folders[one], split, channels)
+
     shared: dict[str, dict] = {}
     for each in source.components("test"):
         for other in source.components("train"):
             if other is each:
                 continue
             channels = min(each.channels, other.channels)
-            own = stored_hashes(each, folders[each], "test", channels)
-            found = {split: stored_hashes(other, folders[other], split, channels) for split in SPLITS}
+            own = hashes(each, "test", channels)
+            found = {split: hashes(other, split, channels) for split in SPLITS}
             share = share_of(own, np.concatenate(list(found.values())))
             if share > (shared[each.title]["share"] if each.title in shared else 0):
                 trained = share_of(own, found["train"])

@@ -29,6 +29,7 @@ def records(file):
 
 
 def parsed(content):
+    """Yield the complete records of a .wandb file; one that is still being written ends them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert content[:4] == b":W&B"
@@ -38,6 +39,8 @@ def parsed(content):
             at += BLOCK - at % BLOCK
             continue
         length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if at + HEADER + length > len(content):
+            return
         whole += content[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in COMPLETE:

@@ -9,6 +9,11 @@ from typing import Any
 from metafew.errors import UsageError
 
 
+def as_list(value: Any) -> list:
+    """Return the values of a list or tuple, or a list of the single value."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
 def check_integer(option: str, value: int, least: int, example: int | None = None, most: int | None = None) -> None:
     """Raise UsageError unless the value of an option is an integer of at least ``least`` and at most ``most``."""
     if most is not None and type(value) is int and value > most:

@@ -11,11 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.option_types import check_option_types
-from metafew.config.option_values import check_choice, check_integer
+from metafew.config.option_values import as_list, check_choice, check_integer
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
-from metafew.training.factory import as_list
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer import check_trainer_options

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, load_option
+from metafew.config.option_values import as_list
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
@@ -32,11 +33,6 @@ from metafew.training import checkpoint
 from metafew.training.learner import Learner
 
 log = logging.getLogger(__name__)
-
-
-def as_list(value: Any) -> list:
-    """Return the values of a list, or a list of the single value."""
-    return list(value) if isinstance(value, ListConfig | list) else [value]
 
 
 def make(node: DictConfig, **injected: Any) -> Any:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from metafew.analysis import run_plots
+from metafew.config.option_values import as_list
 from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.evaluation import results
 from metafew.io import write_json
 from metafew.loggers.publish import publish
-from metafew.training.factory import as_list
 from metafew.training.parts import Parts
 from metafew.training.stages import Outcome
 

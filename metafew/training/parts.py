@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from metafew.callbacks.checkpoints import Checkpoints
 from metafew.config.carried import carried, training_options
+from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.distributed.launcher import job_of_queue
@@ -19,7 +20,7 @@ from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
-from metafew.training.factory import as_list, make, make_data, make_learner, make_source
+from metafew.training.factory import make, make_data, make_learner, make_source
 from metafew.training.learner import Learner
 from metafew.training.trainer import make_trainer
 

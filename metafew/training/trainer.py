@@ -19,9 +19,10 @@ from metafew.callbacks.clustering_monitor import ClusteringMonitor
 from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.config.option_values import as_list
 from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
-from metafew.training.factory import as_list, attempt, make
+from metafew.training.factory import attempt, make
 
 log = logging.getLogger(__name__)
 

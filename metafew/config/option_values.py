@@ -34,15 +34,15 @@ def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
 def option_path(option: str, value: Any, kind: str = "DIR") -> Path:
     """Return the path that is the value of an option, with ``~`` expanded.
 
-    The command line parses a name of digits as a number.
+    Hydra parses a name that consists of digits as a number.
 
     Args:
         option: the option.
         value: its value.
-        kind: what the path is of, ``DIR`` or ``FILE``, for the error message.
+        kind: ``DIR`` or ``FILE``, for the error message.
 
     Raises:
-        UsageError: if the value is empty, a list, or anything else that is no path.
+        UsageError: if the value is empty, a list, or anything else that is not a path.
     """
     path = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(path, str | Path) and str(path).strip():

@@ -167,8 +167,8 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
 def take_over(out: Path, ckpt: Path | None) -> None:
     """Prepare the output folder for this training.
 
-    Checkpoints of another training are renamed, so that they are never mistaken for checkpoints of this run. The history
-    of a resumed training is copied: checkpoints and metrics.csv.
+    Checkpoints of another training are renamed, so that they are never mistaken for checkpoints of this run. The
+    history of a resumed training is copied: checkpoints and metrics.csv.
 
     Args:
         out: folder of the run.

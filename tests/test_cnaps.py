@@ -251,7 +251,7 @@ class TestSentences:
         class Plain(Backbone):
             features = 4
 
-        with pytest.raises(UsageError, match=r"FiLM places .*got Plain.*type backbone=conv4 or backbone=resnet18"):
+        with pytest.raises(UsageError, match=r"FiLM layers .*got Plain.*type backbone=conv4 or backbone=resnet18"):
             cnaps(Plain(1, 16))
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Conditional neural adaptive processes, CNAPs (Requeima et al. 2019), as Bronskill et al. (2020) use them."""
+"""Conditional neural adaptive processes, CNAPs (Requeima et al. 2019), as used by Bronskill et al. (2020)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Residual(nn.Linear):
 
 
 class Modulation(nn.Module):
-    """The scale and shift of one FiLM place: ``gamma = 1 + v_1 * g(h)`` and ``beta = v_2 * b(h)``.
+    """The scale and shift of one FiLM layer: ``gamma = 1 + v_1 * g(h)`` and ``beta = v_2 * b(h)``.
 
-    ``g`` and ``b`` are three residual dense layers each, with ReLU between them. The learned vectors ``v`` start near
-    0, so that modulation starts near the identity.
+    ``g`` and ``b`` are three residual dense layers each, with ReLU between them. The learned vectors ``v`` are
+    initialized near 0, so that modulation starts near the identity.
 
     Args:
-        channels: number of channels ``c`` of the place.
+        channels: number of channels ``c`` of the FiLM layer.
         init_std: standard deviation of the initial values of the vectors.
     """
 
@@ -84,7 +84,7 @@ class CNAPs(Head):
     """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set.
 
     A set encoder maps the support images to one vector. One dense layer with ReLU per stage of the backbone turns it
-    into gamma and beta for each FiLM place; the classifier is generated from the class means of the modulated features.
+    into gamma and beta for each FiLM layer; the classifier is generated from the class means of the modulated features.
     There are no gradient steps per task, and tasks may have any number of classes. The backbone is meant to be
     pretrained and frozen, except for the alphas of TaskNorm.
 
@@ -94,11 +94,11 @@ class CNAPs(Head):
     images as context, by default with MetaBN, whatever the norm of the backbone.
 
     Args:
-        backbone: the backbone to modulate; only its dimensions and FiLM places are used here.
+        backbone: the backbone to modulate; only its dimensions and FiLM layers are used here.
         trained: whether the head is, or will be, trained.
         norm: ``norm(channels)`` makes a normalization layer of the set encoder.
         width: channels of the set encoder.
-        penalty: weight of the sum of squares of the vectors that multiply what is generated for FiLM.
+        penalty: weight of the sum of squares of the vectors ``v`` of all FiLM layers.
         init_std: standard deviation of the initial values of these vectors.
     """
 
@@ -116,7 +116,7 @@ class CNAPs(Head):
         super().__init__()
         if not backbone.films:
             raise UsageError(
-                f"expected a backbone with FiLM places for head=cnaps, got {type(backbone).__name__}: "
+                f"expected a backbone with FiLM layers for head=cnaps, got {type(backbone).__name__}: "
                 "type backbone=conv4 or backbone=resnet18"
             )
         check_integer("head.width", width, 1, example=64)
@@ -140,7 +140,7 @@ class CNAPs(Head):
         )
 
     def modulation(self, backbone: Backbone, images: Tensor) -> dict[FiLM, tuple[Tensor, Tensor]]:
-        """Return gamma and beta ``(t, c)`` for each FiLM place, from support images ``(t, s, c, h, w)``."""
+        """Return gamma and beta ``(t, c)`` for each FiLM layer, from support images ``(t, s, c, h, w)``."""
         task = self.encoder(images)
         hidden = {stage: layer(task).relu() for stage, layer in self.stages.items()}
         places = zip(backbone.films, self.places, strict=True)

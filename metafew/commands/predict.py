@@ -115,8 +115,9 @@ def predict(values: dict[str, str]) -> None:
     print(f"{counts.total()} of {len(files)} images are labelled in {out}")
     if unanswered:
         raise UsageError(
-            f"expected finite logits for every image, got others for {unanswered} of {len(files)}, whose rows in {out} "
-            f"are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or head.lr"
+            f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "
+            f"in {out} are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or "
+            "head.lr"
         )
 
 

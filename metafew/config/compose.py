@@ -78,7 +78,7 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"expected overrides that fit the choices that {cfg.ckpt} carries, got others ({reason}): "
+            f"expected overrides that fit the choices in {cfg.ckpt}, got others ({reason}): "
             "type options of those choices, or choose the group again"
         ) from error
     changed = [group for group in group_names() if before.chosen(group) != start.chosen(group)]

@@ -111,4 +111,4 @@ def run_cell(out: Path) -> None:
     if code == TERMINATED:
         sys.exit(TERMINATED)
     if code and "error" not in read_json(out / "results.json"):
-        raise UsageError(f"the processes of this run ended with exit code {code}: see what they printed")
+        raise UsageError(f"the processes of this run ended with exit code {code}: see their output")

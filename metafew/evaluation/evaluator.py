@@ -186,8 +186,8 @@ class Evaluator(pl.LightningModule):
                 chosen[name] = {**head.candidates[best], **measured}
                 if failed := found[best]["failed"]:
                     log.warning(
-                        "all %d candidates of head=%s have validation tasks that failed, as some of their logits are "
-                        "not finite: one with the fewest is chosen (%d failed), and a smaller head.lr may help",
+                        "all %d candidates of head=%s have failed validation tasks, with logits that are not finite: "
+                        "one with the fewest is selected (%d failed), and a smaller head.lr may help",
                         *(len(found), name, failed),
                     )
         return chosen

@@ -38,7 +38,7 @@ def read(path: str | PathLike) -> dict:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{EXPECTED}, and {path} cannot be read as one ({reason})") from error
     if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
-        raise UsageError(f"{EXPECTED}, and {path} is something else")
+        raise UsageError(f"{EXPECTED}, and {path} is a different file")
     if "model" not in checkpoint["metafew"]:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"

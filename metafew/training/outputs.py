@@ -64,7 +64,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     }
     if failed := results.failures(report["metrics"]):
         log.warning(
-            "%s, where queries have logits that are not finite and count as wrong: training, or adaptation to a task, "
+            "%s, as some queries have logits that are not finite and count as wrong: training or adaptation to a task "
             "diverged, or the data overflow; a smaller optimizer.lr or head.lr, or smaller vectors, may help",
             ", ".join(failed),
         )

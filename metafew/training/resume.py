@@ -101,9 +101,9 @@ def is_same_training(
         return is_same_data(start, ckpt, out, data)
     if changed and Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"expected the options with which the training in this folder began, and those typed below "
-            f"{' and '.join(changed)} are not those of {ckpt}: leave them out, or type another hydra.run.dir with "
-            f"{to_paste('ckpt', ckpt)} for a new training from its weights"
+            f"expected the options of the training in this folder, got different ones for {' and '.join(changed)} than "
+            f"in {ckpt}: leave them out, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new "
+            "training from its weights"
         )
     log.warning("%s is from another training: starting a new training from its weights", ckpt)
     return False
@@ -117,7 +117,7 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
     """
     before, trained_on = start["metafew"].get("data"), data.source.components("train")
     if before is None:
-        log.warning("%s is of an earlier version, which did not record its images: they are not compared", ckpt)
+        log.warning("%s is of an earlier version, which did not record its images, so they are not compared", ckpt)
         return True
     data.prepare_data()
     now = {source.title: summary_of(source, data.folder(source)) for source in trained_on}
@@ -127,9 +127,8 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
     differences = "; ".join(describe_change(title, before.get(title), now[title]) for title in changed)
     if Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"expected the images with which the training in this folder began, got others ({differences}): bring "
-            f"those back, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its "
-            "weights"
+            f"expected the images with which the training in this folder began, got others ({differences}): restore "
+            f"them, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its weights"
         )
     log.warning("%s was trained on other images (%s): starting a new training from its weights", ckpt, differences)
     return False
@@ -188,7 +187,7 @@ def set_aside(folder: Path) -> None:
     if any(folder.glob("*.ckpt")):
         aside = next(path for path in numbered(folder) if not path.exists())
         folder.rename(aside)
-        log.warning("%s held checkpoints of another training: they are now in %s", folder, aside)
+        log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 
 def copy_history(ckpt: Path, out: Path) -> None:
@@ -197,7 +196,7 @@ def copy_history(ckpt: Path, out: Path) -> None:
     best = ckpt.with_name("best.ckpt")
     copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
     if best.is_file() and checkpoint.read(best)["global_step"] > checkpoint.read(ckpt)["global_step"]:
-        log.warning("%s was written after the step of %s, from which the training resumes: it is left out", best, ckpt)
+        log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)
         (folder / "best.ckpt").unlink(missing_ok=True)
     else:
         copies = {best: folder / "best.ckpt"} | copies

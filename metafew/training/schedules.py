@@ -57,7 +57,7 @@ def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) 
         before, group["lr"] = group["lr"], now
     if before != now:
         log.warning(
-            "the learning rate after step %d was %g and goes on at %g, its value in the schedule of the current "
+            "the learning rate after step %d was %g and continues at %g, the value of the schedule for the current "
             "trainer.max_steps",
             *(checkpoint["global_step"], before, now),
         )

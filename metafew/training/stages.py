@@ -109,15 +109,15 @@ def load_selected(parts: Parts) -> str:
     """Load the weights of the checkpoint that ``test.select`` names, and return its name."""
     folder, which = parts.checkpoints.folder, parts.config["test"]["select"]
     if not parts.data.val.total:
-        log.info("no validation took place, as val.total=0: best.ckpt holds the last weights, as last.ckpt does")
+        log.info("no validation took place, as val.total=0: best.ckpt and last.ckpt hold the last weights")
         which = "last"
     if which == "best" and not parts.checkpoints.best_model_path:
-        log.warning("no validation took place in this run, so that the last weights are tested")
+        log.warning("no validation took place in this run: the last weights are tested")
         which = "last"
     if parts.checkpoints.failed:
         log.warning(
-            "every validation had tasks that failed, as some of their logits are not finite: best.ckpt is of the one "
-            "with the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
+            "every validation had failed tasks, with logits that are not finite: best.ckpt is from the validation with "
+            "the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
             *(parts.checkpoints.failed, parts.config["val"]["total"]),
         )
     parts.learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])

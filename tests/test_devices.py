@@ -4,11 +4,14 @@ import re
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from contracts import files, node, norm
 from contracts.devices import (
     DEVICE,
+    SIZE,
     Block,
+    T,
     W,
     another_device,
     evaluate,
@@ -22,12 +25,15 @@ from contracts.norms import S, make_x, scheme
 from runs import ROOT
 from torch import nn
 
+from metafew.analysis.features.observer import Observer
 from metafew.config.groups import CONF
 from metafew.data.augment import Affine
 from metafew.data.datamodule import FewShot, to_model_input
 from metafew.episode import Episode, Labelled, Views
 from metafew.errors import UsageError
 from metafew.evaluation.feature_cache import FeatureCache
+from metafew.evaluation.metrics import summary
+from metafew.inference import Model
 from metafew.norms import fast
 from metafew.norms.kernels import group_moments, pieces
 from metafew.norms.norm import Norm
@@ -147,6 +153,33 @@ def test_predictions_and_cached_features():
         evaluate(learner, episode)
         assert learner.predict(episode).device == DEVICE
     assert not waits.places
+
+
+@pytest.mark.parametrize("head", ["protonet", "maml"])
+def test_a_model_in_another_program_answers_on_its_device(head):
+    learner = make_learner(head)
+    model = Model(learner.backbone, learner.heads[head], {"head": head}).eval()
+    with another_device():
+        task = model.to(DEVICE).adapt(np.zeros((2 * W, SIZE, SIZE), np.uint8), [*range(W)] * 2)
+        for count in (5, 0):
+            assert task.predict(np.zeros((count, SIZE, SIZE), np.uint8)).device == DEVICE
+        assert task.label(np.zeros((5, SIZE, SIZE), np.float32)) == [0] * 5  # what is read is 0
+        assert model.features(np.zeros((5, SIZE, SIZE), np.uint8)).device == DEVICE
+
+
+@pytest.mark.parametrize("head", ["protonet", "maml"])
+def test_analyses_and_tables_are_read_from_the_device(head):
+    learner = make_learner(head).eval()
+    observer = Observer.__new__(Observer)
+    pl.LightningModule.__init__(observer)
+    observer.learner, observer.numbers = learner, [torch.zeros(1, dtype=torch.long).expand(W)]
+    with another_device(), torch.no_grad():
+        learner.to(DEVICE)
+        prepare_tables(learner)
+        evaluate(learner, make_episode())
+        learner.on_test_epoch_end()
+        assert summary(learner.tables[0][head], "accuracy")["mean"] >= 0
+        assert len(observer.predict_step([make_episode()], 0)) == T
 
 
 def test_tasks_of_several_shapes_and_sources():

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,11 +107,11 @@ def check(arguments: Sequence[str]) -> int:
     report.content |= {"device": describe(device), "versions": versions(), "quick": options.quick}
     for precision in PRECISIONS:
         for head in QUICK_HEADS if options.quick else HEADS:
-            report.row("steps", f"{head} {precision}", lambda h=head, p=precision: compare(h, device, p))
-    report.row("tests", "gpu", lambda: run_tests(report.left))
+            report.row("steps", f"{head} {precision}", partial(compare, head, device, precision))
+    report.row("tests", "gpu", partial(run_tests, report))
     rounds = 1 if options.quick else 3
     for section in QUICK_SECTIONS if options.quick else SECTIONS:
-        report.row("benchmark", section, lambda s=section: run_benchmark(s, options.device, rounds, report.left))
+        report.row("benchmark", section, partial(run_benchmark, section, options.device, rounds, report))
     report.write(complete=not report.content["not_measured"])
     missing = report.content["failed"] + report.content["not_measured"]
     print(f"{options.out}: {f'{len(missing)} rows are missing: ' + ', '.join(missing) if missing else 'complete'}")
@@ -155,20 +156,20 @@ def describe(device: Any) -> dict[str, Any]:
     }
 
 
-def run_tests(left: float) -> dict[str, Any]:
+def run_tests(report: Report) -> dict[str, Any]:
     """Run the tests marked ``gpu`` (collecting only files that have some), and return the last line of their report."""
     texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_*.py"))}
     files = [str(path) for path, text in texts.items() if "mark.gpu" in text]
-    output = run_process([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files], left)
+    output = run_process([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files], report.left)
     return {"summary": output.strip().splitlines()[-1]}
 
 
-def run_benchmark(section: str, device: str, rounds: int, left: float) -> dict[str, Any]:
+def run_benchmark(section: str, device: str, rounds: int, report: Report) -> dict[str, Any]:
     """Run a section of the benchmark and return its tables."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "benchmark.json"
         words = [section, "--device", device, "--rounds", str(rounds), "--out", str(out)]
-        run_process([sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words], left)
+        run_process([sys.executable, str(ROOT / "scripts" / "benchmark.py"), *words], report.left)
         return read_json(out)[section]
 
 

@@ -64,7 +64,7 @@ def summary(table: Tensor, measure: str) -> Interval:
 
     The mean loss is NaN if a task failed.
     """
-    values = {name: table[:, PerTask.columns.index(name)].numpy(force=True) for name in (measure, "failed")}
+    values = {name: table[:, PerTask.columns.index(name)].cpu().numpy() for name in (measure, "failed")}
     return interval(values[measure]) | {"failed": int(values["failed"].sum())}
 
 

@@ -1,7 +1,8 @@
 """A device other than the CPU, without one: what mixes devices raises, and where the host waits is recorded.
 
-Tensors are fake ones on ``meta``, which have shapes and no values. An operation on tensors of two devices raises, as on
-a GPU, and so does one whose shape depends on values, such as boolean indexing.
+Tensors of the device are fake ones on ``meta``, which have shapes and no values; those on the CPU are real. An
+operation on tensors of both raises, as with a GPU, and so does one whose shape depends on values, such as boolean
+indexing.
 """
 
 import traceback
@@ -19,7 +20,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 import metafew
 from contracts import node, norm
@@ -64,17 +64,13 @@ class HostWaits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name
-        if name not in READING | CHECKING | COPYING.keys():
-            return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = any(tensor.device == DEVICE for tensor in tensors)
-        if there and name in READING | CHECKING:
-            self.record()
-        if there and name in READING:
-            return False if args[0].dtype == torch.bool else 0.0 if args[0].dtype.is_floating_point else 0
-        if name in READING and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            with _disable_current_modes():  # a tensor on the CPU, which has values
+        if FakeTensor not in types and kwargs.get("device") != DEVICE:
+            with _disable_current_modes():  # on the CPU, where tensors have values
                 return func(*args, **kwargs)
+        if name in READING | CHECKING:
+            self.record()
+        if name in READING:
+            return False if args[0].dtype == torch.bool else 0.0 if args[0].dtype.is_floating_point else 0
         result = func(*args, **kwargs)
         copied = args[COPYING[name]] if name in COPYING else None
         if not isinstance(copied, Tensor) or copied.device == result.device:
@@ -107,12 +103,6 @@ def is_autocast_enabled(*device: str, real=torch.is_autocast_enabled) -> bool:
     return device != (DEVICE.type,) and real(*device)
 
 
-def numpy(tensor: Tensor, *, force: bool = False, real=Tensor.numpy):
-    """Return the values of a tensor on the CPU."""
-    with _disable_current_modes():
-        return real(tensor, force=force)
-
-
 def tensor(waits: HostWaits, *args, device=None, real=torch.tensor, **options) -> Tensor:
     """Return what torch does, which copies from the CPU and waits."""
     if device == DEVICE:
@@ -125,8 +115,7 @@ def another_device() -> Iterator[HostWaits]:
     """Make :data:`DEVICE` usable inside; returns the record of waits."""
     waits = HostWaits()
     functions = {"autocast": autocast, "is_autocast_enabled": is_autocast_enabled, "tensor": partial(tensor, waits)}
-    replaced = patch.multiple(torch, **functions), patch.object(Tensor, "numpy", numpy)
-    with replaced[0], replaced[1], FakeTensorMode(allow_non_fake_inputs=True), waits:
+    with patch.multiple(torch, **functions), FakeTensorMode(allow_non_fake_inputs=True), waits:
         yield waits
 
 
@@ -181,9 +170,7 @@ def make_episode(size: int = SIZE) -> Episode:
         return Labelled(torch.rand(T, W * rows, 1, size, size, device=DEVICE), labels)
 
     ids = torch.zeros(T, W * SHOT, dtype=torch.long, device=DEVICE)
-    with _disable_current_modes():
-        index = torch.arange(T)
-    return Episode(labelled(SHOT), labelled(QUERY), W, index, ids=(ids, ids))
+    return Episode(labelled(SHOT), labelled(QUERY), W, torch.arange(T), ids=(ids, ids))
 
 
 def train(learner: Learner, *batch: Episode) -> None:

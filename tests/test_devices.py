@@ -21,7 +21,7 @@ from contracts.devices import (
     train,
     waits_of,
 )
-from contracts.norms import S, make_x, scheme
+from contracts.norms import Q, S, make_x, scheme
 from runs import ROOT
 from torch import nn
 
@@ -123,7 +123,13 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
-@pytest.mark.parametrize("file", files("backbone"))
+BACKBONES = [
+    pytest.param(*each.values, id=each.id, marks=[pytest.mark.slow] if each.id.startswith("resnet") else [])
+    for each in files("backbone")
+]
+
+
+@pytest.mark.parametrize("file", BACKBONES)
 def test_steps_of_every_backbone(file):
     options = node(file)
     options.pop("weights")
@@ -221,17 +227,17 @@ def elsewhere(monkeypatch):
         monkeypatch.setattr(module, "on_cpu", lambda _: False)
 
 
-@pytest.mark.parametrize("pool", [None, nn.MaxPool2d(2)])
+@pytest.mark.parametrize("context", [S, S + Q])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("word", SCHEMES)
-def test_what_other_devices_execute_is_the_definition(word, training, pool, elsewhere):
+def test_what_other_devices_execute_is_the_definition(word, training, context, elsewhere):
     found = []
     for prepare in (nn.Sequential, lambda *layers: fast.accelerate(nn.Sequential(*layers))):
         norm = scheme(CONF / "norm" / f"{word}.yaml").train(training)
         images = make_x()[..., :4, :4].clone().requires_grad_()
         inputs = images, *norm.parameters()
-        layers = prepare(norm, *([pool] if pool else []))
-        with rows(len(images), S):
+        layers = prepare(norm, nn.MaxPool2d(2))
+        with rows(len(images), context):
             y = layers(images.flatten(0, 1))
         first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, materialize_grads=True)
@@ -284,6 +290,7 @@ def test_a_wait_is_recorded_with_its_line():
         ("x.cpu()", 1),
         ("torch.zeros(3).to(x.device)", 1),
         ("torch.tensor([1.0, 2.0], device=x.device)", 1),
+        ("x.new_tensor([1.0, 2.0])", 1),
         ("torch.zeros(3).to(x.device, non_blocking=True)", 0),
         ("torch.zeros(3, device=x.device) + 1", 0),
         ("torch.linalg.cholesky(x)", 1),

@@ -110,12 +110,18 @@ def tensor(waits: HostWaits, *args, device=None, real=torch.tensor, **options) -
     return real(*args, device=device, **options)
 
 
+def new_tensor(like: Tensor, *args, **options) -> Tensor:
+    """Return what torch does, which is :func:`tensor` with the dtype and device of ``like``."""
+    return torch.tensor(*args, **{"dtype": like.dtype, "device": like.device} | options)
+
+
 @contextmanager
 def another_device() -> Iterator[HostWaits]:
     """Make :data:`DEVICE` usable inside; returns the record of waits."""
     waits = HostWaits()
     functions = {"autocast": autocast, "is_autocast_enabled": is_autocast_enabled, "tensor": partial(tensor, waits)}
-    with patch.multiple(torch, **functions), FakeTensorMode(allow_non_fake_inputs=True), waits:
+    replaced = patch.multiple(torch, **functions), patch.object(Tensor, "new_tensor", new_tensor)
+    with replaced[0], replaced[1], FakeTensorMode(allow_non_fake_inputs=True), waits:
         yield waits
 
 

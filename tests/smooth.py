@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.training.factory import make
@@ -25,6 +26,8 @@ class Smooth(Backbone):
             nn.Conv2d(1, 4, 3, padding=1, bias=False), norm(4), nn.Softplus(), nn.AvgPool2d(2),
             nn.Conv2d(4, 4, 3, padding=1, bias=False), norm(4), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
+
+        accept_task_weights(self)
 
     def forward(self, images):
         return self.body(images)

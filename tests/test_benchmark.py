@@ -72,11 +72,14 @@ def test_numbers_that_are_too_small(capsys, word):
 
 
 def test_sections(tmp_path):
-    report = measured(tmp_path, "steps", "solvers", "norms", "scaling")
+    report = measured(tmp_path, "steps", "inner", "solvers", "norms", "scaling")
     (rows,) = report["steps"].values()
     assert [*rows][1:] == [f"{head} {norm}" for head in TINY.heads for norm in ("batch", "tasknorm")]
     assert all(row["ms"] > 0 and row["MiB"] >= 0 for row in rows.values())
     assert next(iter(rows.values()))["ratio"] == 1
+    (rows,) = report["inner"].values()
+    assert len(rows) == 2 and all(row["auto"] == "batch" and row["auto / best"] >= 1 for row in rows.values())
+    assert all({"floor", "loop", "batch", "chunk", "vmap"} < set(row) for row in rows.values())
     assert len(report["solvers"]) == 2
     for rows in report["solvers"].values():
         assert set(rows) == {"crammer_singer", "ridge", "logistic"}
@@ -109,9 +112,11 @@ def test_peers_that_are_not_installed(tmp_path):
     assert "No module named 'higher'" in failed["higher"]["note"]
 
 
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "protonet"])
-def test_plain_steps_are_ours(doubles, algorithm):
+def test_plain_steps_are_ours(doubles, algorithm, downsample):
     """The loss and the meta-gradient of every weight, from the same weights and tasks, with batch norm."""
+    doubles = replace(doubles, setting=replace(TINY, downsample=downsample))
     ours, theirs = own(doubles, algorithm), getattr(plain, algorithm)(doubles)
     torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
     grads = [[p.grad for p in step.network.parameters() if p.grad is not None] for step in (ours, theirs)]

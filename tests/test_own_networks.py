@@ -169,15 +169,15 @@ def test_auto_processes_such_a_network_in_a_loop(network, episode, monkeypatch, 
     backbone = wrapped(network)
     head, loop = (MAML(backbone, True, WAY, inner=inner).double() for inner in ("auto", "loop"))
     loop.load_state_dict(head.state_dict())
-    choose = MAML.tasks_per_chunk
-    monkeypatch.setattr(MAML, "tasks_per_chunk", lambda head, _: choose(head, torch.device("cuda")))
+    choose = MAML.execution
+    monkeypatch.setattr(MAML, "execution", lambda head, backbone, _: choose(head, backbone, torch.device("cuda")))
     caplog.set_level(logging.INFO)
     for _ in range(2):
         losses = [Episodic(NoRegularizer())(backbone, each, [episode]).loss for each in (head, loop)]
         torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     (record,) = caplog.records
     assert record.getMessage().startswith("head.inner=auto is loop from here on, as vmap cannot batch this network (")
-    assert head.tasks_per_chunk(torch.device("cuda")) == 1
+    assert head.execution(backbone, torch.device("cuda")) == "loop"
 
 
 def test_the_error_of_a_network_that_fails_in_a_loop_too_is_its_own(episode):

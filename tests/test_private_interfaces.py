@@ -36,6 +36,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {path: path.read_text("utf-8") for path in sorted((ROOT / "metafew").rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 ATEN = {
+    "convolution_backward": (
+        "(Tensor grad_output, Tensor input, Tensor weight, SymInt[]? bias_sizes, SymInt[] stride, SymInt[] padding, "
+        "SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask) -> "
+        "(Tensor, Tensor, Tensor)"
+    ),
     "batch_norm_update_stats": (
         "(Tensor input, Tensor? running_mean, Tensor? running_var, float momentum) -> (Tensor, Tensor)"
     ),
@@ -56,7 +61,7 @@ ATEN = {
         "Tensor? save_invstd, bool train, float eps, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
 }
-"""Operators of torch that have no documented name, and how the kernels of the norms call them."""
+"""Operators of torch that have no documented name, and how the package calls them."""
 
 
 # what each interface must do

@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         return self
 
     def embed(
-        self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
+        self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True, targets_only: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Embed the rows of ``t`` tasks, in a scope from which norms read which rows are context.
 
@@ -83,6 +83,7 @@ class Backbone(nn.Module):
             targets: ``(t, q, c, h, w)``, rows that depend on the context but, unless a norm is transductive, not on
                 other targets.
             record: whether running moments take part in this pass (see :class:`~metafew.norms.scope.Rows`).
+            targets_only: in evaluation, leave out the features of a context that no target depends on (``s = 0``).
 
         Returns:
             Features ``(t, s, d)`` of the context and ``(t, q, d)`` of the targets (``q = 0`` if there are none).
@@ -93,10 +94,12 @@ class Backbone(nn.Module):
         parts = targets.split(_chunk.get() or targets.shape[1], 1)
         if targets.shape[1] and self.context_and_targets_separate:
             share = size / (size + targets.shape[1])
-            features, _ = self._pass(context, size, record, share)
+            skipped = targets_only and not self.training  # in training, running moments are those of the context too
+            features = None if skipped else self._pass(context, size, record, share)[0]
             # Two passes are faster. In the second one, targets are normalized as its context.
             of_parts = [self._pass(part, part.shape[1], record, 1 - share)[0] for part in parts]
-            return features, torch.cat(of_parts, 1)
+            of_targets = torch.cat(of_parts, 1)
+            return of_targets[:, :0] if features is None else features, of_targets
         passed = [self._pass(torch.cat([context, part], 1), size, record) for part in parts]
         return passed[0][0], torch.cat([features for _, features in passed], 1)
 

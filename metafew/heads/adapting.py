@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.task_weights import other_layers, summed_gradients
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.fast_weights import (
@@ -31,6 +33,10 @@ from metafew.norms.running import RunningNorm
 Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
+VALUES = 2**24
+"""Values of maps and weights, estimated, of the tasks in a batch: 64 MiB of float32."""
+WIDTH = 64
+"""Values that a pixel of an image adds to this estimate: channels of a first layer."""
 REASON = 160
 """Most characters of an error of ``vmap`` in a message."""
 log = logging.getLogger(__name__)
@@ -53,9 +59,11 @@ class AdaptingHead(Head):
         rule: how weights descend (:mod:`metafew.heads.inner`).
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
         first_order: take the outer gradient as if inner gradients were constant.
-        inner: how the tasks of a meta-batch are batched, which does not change results: one by one in a ``loop``, a
-            ``chunk`` of them by ``vmap``, or all by ``vmap``; ``auto`` is ``vmap`` on a GPU, where ``vmap`` can batch
-            the network, else ``loop``. In training no more tasks than these are held in memory at once.
+        inner: how the tasks of a meta-batch are batched, which does not change results: one by one in a ``loop``; in a
+            ``batch`` of as many as :data:`VALUES` allows, by layers that take weights for each task
+            (:mod:`metafew.backbones.task_weights`); a ``chunk`` of them by ``vmap``, or all by ``vmap``. ``auto`` is
+            ``vmap`` on a GPU and ``batch`` elsewhere, and the ``loop`` where that cannot process the network. In
+            training only one such batch is held in memory at a time.
         chunk: tasks in a chunk.
     """
 
@@ -86,11 +94,39 @@ class AdaptingHead(Head):
         """Learning rate and number of steps in evaluation."""
         return self.learning_rates[0], self.steps
 
-    def tasks_per_chunk(self, device: torch.device) -> int | None:
-        """Return how many tasks are processed together; None for all of a meta-batch."""
-        automatic = "vmap" if device.type == "cuda" and self.batchable else "loop"
-        inner = automatic if self.inner == "auto" else self.inner
-        return {"loop": 1, "chunk": self.chunk, "vmap": None}[inner]
+    def execution(self, backbone: Backbone, device: torch.device) -> str:
+        """Return ``loop``, ``batch``, ``chunk`` or ``vmap``: how tasks are batched."""
+        if self.inner == "auto":
+            on_gpu = device.type == "cuda"
+            able = self.batchable if on_gpu else not self._obstacles(backbone)
+            return "loop" if not able else "vmap" if on_gpu else "batch"
+        if self.inner == "batch" and (obstacles := self._obstacles(backbone)):
+            raise UsageError(
+                "expected a network of convolutions, linear layers and norms that tasks do not share for "
+                f"head.inner=batch, got {', '.join(obstacles)}: type head.inner=vmap"
+            )
+        return self.inner
+
+    def _obstacles(self, backbone: Backbone) -> list[str]:
+        """Return the classes of what a batch of tasks with weights for each cannot go through."""
+        if self.names and (backbone.own_norms or backbone.couples_tasks):
+            return [type(backbone).__name__]
+        return other_layers(backbone, self.names)
+
+    def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
+        """Return how many tasks with images ``(t, n, ...)`` are processed together; None for all of a meta-batch."""
+        execution = self.execution(backbone, query.device)
+        if execution != "batch":
+            return {"loop": 1, "chunk": self.chunk, "vmap": None}[execution]
+        kept = 1 + self.steps if self.training and not self.first_order else 1
+        pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
+        weights = kept * sum(p.numel() for name, p in backbone.named_parameters() if name in self.names)
+        return max(1, VALUES // (WIDTH * pixels + weights))
+
+    def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:
+        """Return how many tasks take an inner step together outside ``vmap``, as in ``objective=reptile``."""
+        batched = self.execution(backbone, support.device) == "batch"
+        return self.tasks_per_chunk(backbone, support, support[:, :0]) or 1 if batched else 1
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
@@ -108,18 +144,19 @@ class AdaptingHead(Head):
     def adaptation(self, backbone: Backbone, support: Labelled, way: int) -> Iterator[tuple[Weights, Weights]]:
         """Yield the weights of each task before and after the steps of evaluation; in eval mode, one by one."""
         model, (lr, steps) = FunctionalBackbone(backbone), self.evaluation_setting
-        for images, labels in zip(*support, strict=True):
+        for images, labels in zip(*(part.split(1) for part in support), strict=True):
             path = self._path(model, SupportSet(images, labels, way), lr, steps, autograd_gradient)
             start = next(path)
-            yield start, deque(path, maxlen=1).pop() if steps else start
+            end = deque(path, maxlen=1).pop() if steps else start
+            yield of_first_task(start), of_first_task(end)
 
-    def start(self, model: Model, task: SupportSet) -> Weights:
-        """Return the weights that adaptation starts from."""
-        fast = model.weights(self.names)
-        output = self.output.start(task.way, like=task.images)
+    def start(self, model: Model, tasks: SupportSet) -> Weights:
+        """Return the weights ``(t, ...)`` that adaptation starts from."""
+        fast = for_each(model.weights(self.names), len(tasks.images))
+        output = for_each(self.output.start(tasks.way, like=tasks.images), len(tasks.images))
         if self.output.kind == "prototype":
-            features, _ = model.embed(fast, task.images, record=False)
-            output = prototypes(features[0], task.labels, task.way)
+            features, _ = model.embed(fast, tasks.images, record=False)
+            output = prototypes(features, tasks.labels, tasks.way)
         return fast | output
 
     def first_state(self, weights: Weights) -> Weights:
@@ -131,23 +168,24 @@ class AdaptingHead(Head):
         return True
 
     def keep(self, states: Sequence[Weights]) -> None:
-        """Record the final states of the inner optimizer, one for each task of a meta-batch in lock step."""
+        """Record the final states of the inner optimizer of all tasks of a meta-batch, stack by stack."""
 
-    def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
-        """Return the mean cross-entropy, in nats, of the support rows that step ``step`` uses."""
-        features, _ = model.embed(weights, task.images, record=False)
-        return F.cross_entropy(classify(features[0], weights), task.labels)
+    def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
+        """Return the mean cross-entropy ``(t,)``, in nats, of the support rows that step ``step`` uses."""
+        features, _ = model.embed(weights, tasks.images, record=False)
+        logits, labels = classify(features, weights), tasks.labels
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
 
     def _measure(
         self, backbone: Backbone, support: Labelled, query: Tensor, way: int, readout: Readout
     ) -> dict[str, Tensor]:
-        size = self.tasks_per_chunk(query.device)
+        size = self.tasks_per_chunk(backbone, support.images, query)
+        one = self._batch if self.execution(backbone, query.device) in ("loop", "batch") else self._vmap_or_loop
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
         parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
-        one = partial(self._loop if size == 1 else self._vmap_or_loop, model, way, readout)
-        return concatenated([one(*part) for part in parts])
+        return concatenated([one(model, way, readout, *part) for part in parts])
 
     def _vmap_or_loop(self, model: Model, way: int, readout: Readout, *tasks: Tensor) -> dict[str, Tensor]:
         """Return the results of several tasks, by ``vmap``, or in a loop if ``vmap`` cannot batch the network.
@@ -162,7 +200,7 @@ class AdaptingHead(Head):
         except Exception as error:  # torch documents no class of errors for what vmap cannot batch
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
             # If the loop fails too, its error is that of the network.
-            results = concatenated([self._loop(model, way, readout, *task) for task in one_by_one])
+            results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])
             reason = " ".join(str(error).split())[:REASON]
             if self.inner != "auto":
                 raise UsageError(
@@ -173,23 +211,23 @@ class AdaptingHead(Head):
             log.warning("head.inner=auto is loop from here on, as vmap cannot batch this network (%s)", reason)
             return results
 
-    def _loop(
+    def _batch(
         self, model: Model, way: int, readout: Readout, images: Tensor, labels: Tensor, query: Tensor
     ) -> dict[str, Tensor]:
-        """Return the results ``(1, q, w)`` of one task."""
-        task = SupportSet(images[0], labels[0], way)
-        return dict(self._results(model, task, query[0], readout, autograd_gradient))
+        """Return the results ``(t, q, w)`` of a stack of tasks that go through the layers together."""
+        return dict(self._results(model, SupportSet(images, labels, way), query, readout, autograd_gradient))
 
     def _vmap(
         self, model: Model, way: int, readout: Readout, images: Tensor, labels: Tensor, query: Tensor
     ) -> dict[str, Tensor]:
-        """Return the results ``(t, q, w)`` of several tasks at once."""
+        """Return the results ``(t, q, w)`` of several tasks, each a stack of one inside ``vmap``."""
         norms: list[RunningNorm] = []
 
-        def one(images: Tensor, labels: Tensor, query: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        def one(*task: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
             ledger: dict[RunningNorm, Tensor] = {}
-            task = SupportSet(images, labels, way)
-            logits = dict(self._results(model, task, query, readout, vmap_safe_gradient, record=ledger))
+            images, labels, query = (part.unsqueeze(0) for part in task)
+            stack = SupportSet(images, labels, way)
+            logits = dict(self._results(model, stack, query, readout, vmap_safe_gradient, record=ledger))
             norms[:] = ledger
             return {name: value[0] for name, value in logits.items()}, list(ledger.values())
 
@@ -201,35 +239,48 @@ class AdaptingHead(Head):
     def _results(
         self,
         model: Model,
-        task: SupportSet,
+        tasks: SupportSet,
         query: Tensor,
         readout: Readout,
         gradient: Gradient,
         record: bool | dict = True,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Adapt to one task and yield names and logits ``(1, q, w)`` of its queries."""
+        """Adapt to a stack of tasks and yield names and logits ``(t, q, w)`` of their queries."""
+        # Weights then are those before adaptation, which all tasks share, plus constants.
+        shifted = self.first_order and self.rates.kind == "fixed"
         for lr, names in readout.items():
-            for step, weights in enumerate(self._path(model, task, lr, max(names), gradient)):
+            for step, weights in enumerate(self._path(model, tasks, lr, max(names), gradient)):
                 if step in names:
-                    _, features = model.embed(weights, task.images, query, record=record)
+                    with summed_gradients() if shifted else nullcontext():
+                        _, features = model.embed(weights, tasks.images, query, record=record, targets_only=True)
                     logits = classify(features, weights)
                     yield from ((name, logits) for name in names[step])
 
-    def _path(self, model: Model, task: SupportSet, lr: float, steps: int, gradient: Gradient) -> Iterator[Weights]:
+    def _path(self, model: Model, tasks: SupportSet, lr: float, steps: int, gradient: Gradient) -> Iterator[Weights]:
         """Yield the weights after 0, 1, ..., ``steps`` steps."""
         outer = self.training and torch.is_grad_enabled()
-        weights = self.start(model, task)
+        weights = self.start(model, tasks)
         state = self.first_state(weights)
         # Without an outer gradient the history is not needed.
         hold = dict if outer else detached
         weights, state = hold(weights), hold(state)
         yield weights
         for step in range(steps):
-            loss = partial(self.loss, model, task, step)
+            loss = partial(self.loss, model, tasks, step)
             grads, _ = gradient(loss, weights, outer and not self.first_order)
             weights, state = self.rule(weights, grads, state, self.rates.at(step, lr))
             weights, state = hold(weights), hold(state)
             yield weights
+
+
+def for_each(weights: Weights, tasks: int) -> Weights:
+    """Return weights that ``tasks`` tasks share with a dimension of tasks, without copying them."""
+    return {name: value.expand(tasks, *value.shape) for name, value in weights.items()}
+
+
+def of_first_task(weights: Weights) -> Weights:
+    """Return the weights of the first task of a stack."""
+    return {name: value[0] for name, value in weights.items()}
 
 
 def concatenated(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""Fast weights: a backbone called with the weights of one task, and the gradient of a loss in them."""
+"""Fast weights: a backbone called with weights for each task, and the gradients of losses in them.
+
+Weights are ``(t, ...)``, one for each task of a stack. A stack of one task can go through any network, one of several
+through layers that take weights for each task (:mod:`metafew.backbones.task_weights`).
+"""
 
 from __future__ import annotations
 
@@ -22,42 +26,51 @@ Gradient = Callable[[Loss, Weights, bool], tuple[Weights, Tensor]]
 
 
 class SupportSet(NamedTuple):
-    """The support set of one task, or under ``vmap`` of a stack of tasks that looks like one.
+    """The support sets of a stack of tasks.
 
     Attributes:
-        images: ``(s, c, h, w)``, or features ``(s, d)`` where the backbone does not adapt.
-        labels: ``(s,)``.
+        images: ``(t, s, c, h, w)``, or features ``(t, s, d)`` where the backbone does not adapt.
+        labels: ``(t, s)``.
         way: number of classes.
-        number: number of the task among those of training; None in evaluation.
+        numbers: numbers of the tasks among those of training; None in evaluation.
     """
 
     images: Tensor
     labels: Tensor
     way: int
-    number: int | None = None
+    numbers: Sequence[int] | None = None
 
 
 class FunctionalBackbone(nn.Module):
-    """A backbone that embeds the images of one task with given weights."""
+    """A backbone that embeds the images of each task with that task's weights."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
         # The search for weights with several names is slow: once here, instead of in every call.
         self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
+        self.of_norms = {
+            f"{name}.{key}"
+            for name, module in self.named_modules()
+            if isinstance(module, Norm)
+            for key, _ in module.named_parameters()
+        }
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Embed as the backbone does."""
         return self.backbone.embed(*args, **kwargs)
 
     def embed(self, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, Tensor]:
-        """Return the features ``(1, n, d)`` of context and targets ``(n, c, h, w)``; ignore other weights."""
+        """Return the features ``(t, n, d)`` of context and targets ``(t, n, c, h, w)``; ignore other weights."""
         named = {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
-        args = tuple(part.unsqueeze(0) for part in images)
-        return torch.func.functional_call(self, named, args, options, tie_weights=self.tied)
+        if len(images[0]) == 1:
+            named = {name: value.squeeze(0) for name, value in named.items()}
+        else:  # (t, 1, c) broadcasts to the moments (t, n, c) of a norm
+            named |= {name: named[name].unsqueeze(1) for name in self.of_norms & named.keys()}
+        return torch.func.functional_call(self, named, images, options, tie_weights=self.tied)
 
     def weights(self, names: Sequence[str]) -> Weights:
-        """Return the backbone's weights of these names, under :data:`BACKBONE` names."""
+        """Return the backbone's weights of these names, without a dimension of tasks, under :data:`BACKBONE` names."""
         values = dict(self.backbone.named_parameters())
         return {BACKBONE + name: values[name] for name in names}
 
@@ -66,9 +79,8 @@ class PrecomputedFeatures:
     """Replace a :class:`FunctionalBackbone` where no weight of the backbone adapts: images are features already."""
 
     def embed(self, weights: Weights, *features: Tensor, **options) -> tuple[Tensor, ...]:
-        """Return ``features`` ``(n, d)`` of context and targets as ``(1, n, d)``."""
-        parts = tuple(part.unsqueeze(0) for part in features)
-        return parts if len(parts) == 2 else (*parts, parts[0][:, :0])
+        """Return ``features`` ``(t, n, d)`` of context and targets."""
+        return features if len(features) == 2 else (*features, features[0][:, :0])
 
     def weights(self, names: Sequence[str]) -> Weights:
         """Return no weights."""
@@ -118,22 +130,30 @@ def inner_scale(weights: Weights) -> float:
 
 
 def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
-    """Return the gradient of ``loss(weights)``, differentiable again if ``graph``, and the loss."""
+    """Return the gradients of the losses ``loss(weights)`` ``(t,)`` of independent tasks, and the losses.
+
+    The gradients are differentiable again if ``graph``.
+    """
     # Views, since one weight may be computed from another and must be differentiated independently of it.
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
     scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():
         value = loss(weights)
-        grads = torch.autograd.grad(value * scale, targets, create_graph=graph, materialize_grads=True)
+        grads = torch.autograd.grad(value.sum() * scale, targets, create_graph=graph, materialize_grads=True)
         return unscaled(dict(zip(weights, grads, strict=True)), scale), value.detach()
 
 
 def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the same as :func:`autograd_gradient`, inside ``vmap`` too."""
     scale = inner_scale(weights)
-    grads, value = torch.func.grad_and_value(lambda weights: loss(weights) * scale)(weights)
+
+    def total(weights: Weights) -> tuple[Tensor, Tensor]:
+        value = loss(weights)
+        return value.sum() * scale, value
+
+    grads, (_, value) = torch.func.grad_and_value(total, has_aux=True)(weights)
     grads = unscaled(grads, scale)
-    return grads if graph else {name: grad.detach() for name, grad in grads.items()}, value.detach() / scale
+    return grads if graph else detached(grads), value.detach()
 
 
 def unscaled(grads: Weights, scale: float) -> Weights:

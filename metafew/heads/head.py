@@ -53,8 +53,8 @@ class Head(HasMetaParameters):
         """Return a term that an objective that trains the head adds to its loss, once per step."""
         return 0.0
 
-    def tasks_per_chunk(self, device: torch.device) -> int | None:
-        """Return how many tasks the head processes together; None for all of a meta-batch."""
+    def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
+        """Return how many tasks with images ``(t, n, ...)`` are processed together; None for all of a meta-batch."""
         return None
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:

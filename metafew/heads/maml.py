@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from metafew.backbones.backbone import Backbone
-from metafew.config.option_values import check_choice
+from metafew.config.option_values import as_list, check_choice, check_integer
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead, Readout
 from metafew.heads.fast_weights import adapting_names
@@ -17,7 +17,7 @@ CHOICES = {
     "adapt": ("all", "no_norm", "output"),
     "rates": ("fixed", "layer", "weight"),
     "optimizer": tuple(RULES),
-    "inner": ("auto", "loop", "chunk", "vmap"),
+    "inner": ("auto", "loop", "batch", "chunk", "vmap"),
 }
 
 
@@ -49,7 +49,7 @@ class MAML(AdaptingHead):
             the ``output`` layer.
         freeze: prefixes of names of backbone weights that do not adapt, such as ``blocks.0``.
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
-        inner: ``loop``, ``chunk``, ``vmap`` or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.adapting.AdaptingHead`).
         chunk: tasks in a chunk.
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
             Bronskill et al. (2020) report.
@@ -80,10 +80,8 @@ class MAML(AdaptingHead):
             check_choice(f"head.{key}", value, CHOICES[key])
         lrs, test_steps = as_list(lr), as_list(test_steps)
         for key, values, least in (("steps", [steps], 0), ("test_steps", test_steps, 0), ("chunk", [chunk], 1)):
-            if not values or not all(isinstance(v, int) and v >= least for v in values):
-                raise UsageError(
-                    f"expected head.{key} to be a whole number from {least}, got {values}: type head.{key}=5"
-                )
+            for value in values or [None]:
+                check_integer(f"head.{key}", value, least, 5)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
         if rates != "fixed" and len(lrs) > 1:
@@ -127,8 +125,3 @@ class MAML(AdaptingHead):
                 rate, steps = lr, int(name.removeprefix("step"))
             readout.setdefault(rate, {}).setdefault(steps, []).append(name)
         return readout
-
-
-def as_list(value: Any) -> list:
-    """Return the values of a list or tuple, or a list of the single value."""
-    return list(value) if isinstance(value, list | tuple) else [value]

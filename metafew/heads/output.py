@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metafew.errors import UsageError
@@ -72,6 +71,7 @@ def prototypes(features: Tensor, labels: Tensor, way: int) -> dict[str, Tensor]:
 
 
 def classify(features: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """Return the logits of ``features`` ``(..., d)`` in float32 or better, also under autocast."""
+    """Return the logits ``(t, n, w)`` of ``features`` ``(t, n, d)`` in float32 or better, also under autocast."""
     with torch.autocast(features.device.type, enabled=False):
-        return F.linear(precise(features), precise(weights["weight"]), precise(weights["bias"]))
+        bias = precise(weights["bias"]).unsqueeze(-2)
+        return torch.baddbmm(bias, precise(features), precise(weights["weight"]).mT)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.option_values import check_integer
 from metafew.errors import UsageError
 from metafew.heads.adapting import Model
 from metafew.heads.fast_weights import SupportSet
@@ -73,8 +74,7 @@ class Reptile(MAML):
         seed: int = 0,
     ):
         for key, value in {"batch": batch, "test_batch": test_batch}.items():
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"expected head.{key} to be a whole number from 1, got {value}: type head.{key}=5")
+            check_integer(f"head.{key}", value, 1, 5)
         if output == "shared":
             raise UsageError(
                 "expected an output layer with a row for each class, got head.output=shared: type head.output=zero"
@@ -102,10 +102,16 @@ class Reptile(MAML):
         """Return the second moments that tasks start from."""
         return self.rule.start(weights) | {name: getattr(self, entry(name)) for name in self.lasting}
 
-    def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
-        """Return the mean cross-entropy, in nats, of the minibatch of step ``step``."""
-        rows = self.rows(step, len(task.labels), task.number).to(task.labels.device, non_blocking=True)
-        return super().loss(model, SupportSet(task.images[rows], task.labels[rows], task.way), step, weights)
+    def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
+        """Return the mean cross-entropy ``(t,)``, in nats, of the minibatches of step ``step``."""
+        count, numbers = tasks.labels.shape[1], [None] if tasks.numbers is None else tasks.numbers
+        rows = torch.stack([self.rows(step, count, number) for number in numbers])
+        rows = rows.to(tasks.labels.device, non_blocking=True)
+        stacked = torch.arange(len(rows), device=rows.device)[:, None]
+        images, labels = (
+            part[:, rows[0]] if tasks.numbers is None else part[stacked, rows] for part in (tasks.images, tasks.labels)
+        )
+        return super().loss(model, SupportSet(images, labels, tasks.way), step, weights)
 
     def rows(self, step: int, count: int, task: int | None = None) -> Tensor:
         """Return which of ``count`` support rows step ``step`` uses; ``task`` is the number of a task of training."""
@@ -119,11 +125,11 @@ class Reptile(MAML):
 
     def keep(self, states: Sequence[Weights]) -> None:
         """Add the final second moments of some tasks to those that :func:`~metafew.norms.running.commit` averages."""
-        if not self.lasting:
-            return
-        ends = [torch.cat([state[name].flatten() for name in self.lasting]) for state in states]
-        total = torch.cat([torch.stack(ends).sum(0), ends[0].new_full((1,), len(ends))])
-        self.pending = total if self.pending is None else self.pending + total
+        for state in states if self.lasting else ():
+            tasks = len(state[self.lasting[0]])  # a number of steps is the same for all of them
+            sums = [state[name].sum(0) if state[name].ndim else tasks * state[name] for name in self.lasting]
+            total = torch.cat([*(part.flatten() for part in sums), sums[0].new_full((1,), tasks)])
+            self.pending = total if self.pending is None else self.pending + total
 
     def absorb(self, total: Tensor) -> None:
         """Set the buffers to the mean over tasks of ``total``, their sums with the number of tasks at the end."""

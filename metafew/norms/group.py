@@ -26,6 +26,6 @@ class GroupNorm(Norm):
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``."""
         mean, var = (part.unflatten(2, (self.groups, -1)) for part in own)
-        size = self.weight.numel() // self.groups
+        size = own[0].shape[2] // self.groups
         mean, var = (part.expand(*part.shape[:3], size).flatten(2) for part in pool(mean, var, dim=3))
         return mean, var

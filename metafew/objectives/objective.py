@@ -162,7 +162,7 @@ def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> 
     """
     support, query = episode.support.images, episode.query.images
     if head is not None and head.adapts_backbone:
-        return head.tasks_per_chunk(query.device)
+        return head.tasks_per_chunk(backbone, support, query)
     if query.device.type != "cpu" or backbone.couples_tasks:
         return None
     return max(1, PIXELS // (support[0, :, 0].numel() + query[0, :, 0].numel()))

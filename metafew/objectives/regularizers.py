@@ -93,9 +93,9 @@ class WeightClustering(Regularizer):
     on_weights = True
 
     def forward(self, weights: dict[str, Tensor], mean: dict[str, Tensor]) -> Tensor:
-        """Return the term for the weights of one task and their ``mean`` over tasks, by name."""
+        """Return the term ``(t,)`` of each task, for weights ``(t, ...)`` and their ``mean`` over tasks, by name."""
         terms = []
         for name, centre in mean.items():
-            gap = (weights[name] - centre).flatten(1).square().sum(1)
-            terms.append((gap / (centre.flatten(1).square().sum(1) + 1e-12)).sum())
+            gap = (weights[name] - centre).flatten(2).square().sum(2)
+            terms.append((gap / (centre.flatten(1).square().sum(1) + 1e-12)).sum(1))
         return self.weight * reduce(torch.add, terms)

@@ -77,63 +77,66 @@ class Reptile(Objective):
     def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
         """Return the mean loss of ``batch`` and each task's; only the support sets are used."""
         model, inner = FunctionalBackbone(backbone), cast(AdaptingHead, head)  # as prepare() has checked
-        tasks = [
-            SupportSet(images, labels, episode.way, index)
+        stacks = [
+            SupportSet(*part.support, part.way, part.index.tolist())
             for episode in batch
-            for images, labels, index in zip(*episode.support, episode.index.tolist(), strict=True)
+            for part in episode.split(inner.tasks_in_step(backbone, episode.support.images))
         ]
-        weights, losses = self._adapt(inner, model, tasks)
-        self._record(model, tasks, weights)
+        weights, losses = self._adapt(inner, model, stacks)
+        self._record(model, stacks, weights)
         parameters = dict(model.named_parameters()) | dict(inner.output.named_parameters())
         theta = {name: parameters[name] for name in weights[0] if inner.lasts(name)}
-        squares = [reduce(torch.add, ((p - end[name]).square().sum() for name, p in theta.items())) for end in weights]
-        surrogate = 0.5 * torch.stack(squares).mean()
+        squares = [
+            reduce(torch.add, ((p - end[name]).square().flatten(1).sum(1) for name, p in theta.items()))
+            for end in weights
+        ]
+        surrogate = 0.5 * torch.cat(squares).mean()
         return StepLoss(surrogate + (losses.mean() - surrogate).detach(), losses.detach())
 
     def _adapt(
-        self, head: AdaptingHead, model: FunctionalBackbone, tasks: Sequence[SupportSet]
+        self, head: AdaptingHead, model: FunctionalBackbone, stacks: Sequence[SupportSet]
     ) -> tuple[list[Weights], Tensor]:
-        """Return the adapted weights of each task, and its loss in the last step."""
+        """Return the adapted weights of each stack of tasks, and the loss of each task in the last step."""
         with torch.no_grad():
-            weights = [detached(head.start(model, task)) for task in tasks]
+            weights = [detached(head.start(model, tasks)) for tasks in stacks]
         states = [detached(head.first_state(value)) for value in weights]
-        shared = [name for name, value in weights[0].items() if head.lasts(name) and value.ndim > 1]
-        losses = [tasks[0].images.new_zeros(())] * len(tasks)
+        shared = [name for name, value in weights[0].items() if head.lasts(name) and value.ndim > 2]
+        losses = [tasks.images.new_zeros(len(tasks.images)) for tasks in stacks]
         for step in range(head.steps):
             mean = mean_over_tasks(weights, shared) if self.regularizer.on_weights and step else None
-            for i, task in enumerate(tasks):
-                loss = partial(self._inner, head, model, task, step, mean)
+            for i, tasks in enumerate(stacks):
+                loss = partial(self._inner, head, model, tasks, step, mean)
                 grads, losses[i] = autograd_gradient(loss, weights[i], graph=False)
                 with torch.no_grad():
                     rates = head.rates.at(step, head.learning_rates[0])
                     weights[i], states[i] = head.rule(detached(weights[i]), grads, states[i], rates)
         head.keep(states)
-        return weights, torch.stack(losses)
+        return weights, torch.cat(losses)
 
     def _inner(
         self,
         head: AdaptingHead,
         model: FunctionalBackbone,
-        task: SupportSet,
+        tasks: SupportSet,
         step: int,
         mean: Weights | None,
         weights: Weights,
     ) -> Tensor:
-        loss = head.loss(model, task, step, weights)
+        loss = head.loss(model, tasks, step, weights)
         return loss if mean is None else loss + self.regularizer(weights, mean)
 
     @staticmethod
     @torch.no_grad()
-    def _record(model: FunctionalBackbone, tasks: Sequence[SupportSet], weights: Sequence[Weights]) -> None:
+    def _record(model: FunctionalBackbone, stacks: Sequence[SupportSet], weights: Sequence[Weights]) -> None:
         """Record running moments, if there are any, of the support sets under the adapted weights."""
         if any(isinstance(norm, RunningNorm) for norm in model.backbone.norms):
-            for task, value in zip(tasks, weights, strict=True):
-                model.embed(value, task.images)
+            for tasks, value in zip(stacks, weights, strict=True):
+                model.embed(value, tasks.images)
 
 
 def mean_over_tasks(weights: Sequence[Weights], names: Sequence[str]) -> Weights:
     """Return the weights ``names``, the mean over the tasks of all processes."""
-    means = {name: torch.stack([value[name] for value in weights]).mean(0) for name in names}
+    means = {name: torch.cat([value[name] for value in weights]).mean(0) for name in names}
     flat = mean_over_processes(torch.cat([mean.flatten() for mean in means.values()]))
     parts = flat.split([mean.numel() for mean in means.values()])
     return {name: part.view_as(means[name]) for name, part in zip(names, parts, strict=True)}

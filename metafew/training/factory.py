@@ -17,6 +17,7 @@ from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import CONF, load_option
 from metafew.config.option_values import as_list
 from metafew.config.quoting import to_paste
@@ -180,7 +181,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
         checkpoint.freeze(backbone)
     if not backbone.own_norms:  # custom networks receive images in the default memory format
         backbone.to(memory_format=torch.channels_last)  # as the images; otherwise each pass would copy the weights
-    accelerate(backbone)
+    accept_task_weights(accelerate(backbone))
     return backbone
 
 

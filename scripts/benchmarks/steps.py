@@ -24,8 +24,8 @@ GRADIENT = ("maml", "fomaml", "anil")
 """Heads whose inner steps and learning rate are set."""
 
 
-def step(problem: Problem, head: str, norm: str) -> Step:
-    """Return a training step of the Learner, from tasks in memory to the update by Adam."""
+def step(problem: Problem, head: str, norm: str, *more: str) -> Step:
+    """Return a training step of the Learner, from tasks in memory to the update by Adam; ``more`` are overrides."""
     s = problem.setting
     overrides = [
         f"backbone={s.backbone}",
@@ -36,8 +36,11 @@ def step(problem: Problem, head: str, norm: str) -> Step:
     ]
     if s.backbone == "resnet12":
         overrides.append("backbone.drop=0")  # plain.py has no DropBlock
+    else:
+        overrides.append(f"backbone.downsample={s.downsample}")
     if head in GRADIENT:
         overrides += [f"head.steps={s.inner}", f"head.lr={s.rate}"]
+    overrides += more
     source = SimpleNamespace(channels=s.channels, image_size=s.size)
     logging.disable(logging.WARNING)  # advice on training does not apply
     learner = make_learner(compose_overrides(overrides), source, {"choices": {"head": head}}, trained=True, fit=True)
@@ -61,14 +64,19 @@ def step(problem: Problem, head: str, norm: str) -> Step:
 
 def floor(problem: Problem) -> Callable[[], None]:
     """Return a forward and backward pass of only the backbone on the same images, in its fastest form."""
-    net = backbone(problem, early=True).to(memory_format=torch.channels_last)
     tasks = problem.tasks()
-    images = [channels_last(torch.cat(parts)) for parts in zip(tasks.support, tasks.query, strict=True)]
+    return passes(problem, [torch.cat(parts) for parts in zip(tasks.support, tasks.query, strict=True)])
+
+
+def passes(problem: Problem, batches: list[Tensor]) -> Callable[[], None]:
+    """Return a forward and backward pass of only the backbone for each batch, in its fastest form."""
+    net = backbone(problem, early=True).to(memory_format=torch.channels_last)
+    batches = [channels_last(batch) for batch in batches]
 
     def take() -> None:
         net.zero_grad()
-        for part in images:
-            net(part).sum().backward()
+        for batch in batches:
+            net(batch).sum().backward()
 
     return take
 

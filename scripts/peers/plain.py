@@ -22,6 +22,9 @@ def conv4(setting: Setting, early: bool = False) -> nn.Sequential:
     """Return Conv4 up to its flat features; ``early`` pooling, before ReLU, gives the same values faster."""
 
     def block(inputs: int) -> nn.Sequential:
+        if setting.downsample == "stride":
+            conv = nn.Conv2d(inputs, setting.width, 3, stride=2, padding=1, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(setting.width), nn.ReLU())
         conv = nn.Conv2d(inputs, setting.width, 3, padding=1, bias=False)
         end = [nn.MaxPool2d(2), nn.ReLU()] if early else [nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(conv, nn.BatchNorm2d(setting.width), *end)
@@ -68,7 +71,8 @@ def network(problem: Problem) -> nn.Sequential:
     """Return the backbone and a linear output layer."""
     body, setting = backbone(problem), problem.setting
     width = setting.width * (10 if setting.backbone == "resnet12" else 1)
-    head = nn.Linear(width * (setting.size // 16) ** 2, setting.way).to(problem.device, problem.dtype)
+    side = -(-setting.size // 16) if setting.downsample == "stride" else setting.size // 16
+    head = nn.Linear(width * side**2, setting.way).to(problem.device, problem.dtype)
     nn.init.zeros_(head.bias)
     return nn.Sequential(OrderedDict(backbone=body, head=head))
 

@@ -22,6 +22,7 @@ class Setting:
     Attributes:
         backbone: ``conv4`` or ``resnet12``.
         width: channels of its first block.
+        downsample: ``pool`` or ``stride``, how conv4 halves its maps.
         channels: channels of the images.
         size: their height and width.
         tasks: tasks of a meta-batch.
@@ -43,6 +44,7 @@ class Setting:
 
     backbone: str = "conv4"
     width: int = 64
+    downsample: str = "pool"
     channels: int = 1
     size: int = 28
     tasks: int = 4
@@ -64,7 +66,8 @@ class Setting:
     def __str__(self) -> str:
         """Return the setting of a step in words."""
         images = f"{self.size}x{self.size}x{self.channels}"
-        return f"{self.tasks} tasks of {self.way}-way {self.shot}-shot, {self.query} query, {self.backbone}, {images}"
+        network = self.backbone + ", strided" * (self.downsample == "stride")
+        return f"{self.tasks} tasks of {self.way}-way {self.shot}-shot, {self.query} query, {network}, {images}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ class Normalize(Function):
     """``y = weight * (x - mean) / sqrt(var + eps) + bias``, with moments of each channel and group of consecutive rows.
 
     ``mean`` and ``var`` have one shape: ``(c,)``, or ``(t, n, c)`` for ``n`` groups of each of ``t`` tasks, where the
-    last may be 1, one moment for all channels. ``weight`` and ``bias`` are ``(c,)``. With
+    last may be 1, one moment for all channels. ``weight`` and ``bias`` are ``(c,)``, or ``(t, 1, c)`` where they differ
+    by task. With
     ``scale = weight / sqrt(var + eps)`` it is ``scale * x + bias - mean * scale``, one pass over ``x``.
     """
 

@@ -49,7 +49,9 @@ def to_rows(value: Tensor, x: Tensor) -> Tensor:
     """
     groups, rows = value.numel() // x.shape[1], x.shape[0]
     value = value.reshape(groups, -1, 1, 1)
-    return value if groups in (1, rows) else value.repeat_interleave(rows // groups, 0)
+    if groups in (1, rows):
+        return value
+    return value.unsqueeze(1).expand(-1, rows // groups, -1, 1, 1).flatten(0, 1)
 
 
 def group_sums(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

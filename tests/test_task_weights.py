@@ -1,0 +1,173 @@
+"""Convolutions and linear layers with weights for each task, against the same layers called task by task."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from smooth import Smooth, W, three_tasks
+from torch import nn
+
+from metafew.backbones import task_weights
+from metafew.backbones.backbone import channels_last
+from metafew.backbones.task_weights import (
+    Convolve,
+    Geometry,
+    InputGradient,
+    WeightGradient,
+    accept_task_weights,
+    other_layers,
+)
+from metafew.config.compose import compose_overrides
+from metafew.config.groups import CONF
+from metafew.episode import Labelled
+from metafew.errors import UsageError
+from metafew.heads.fast_weights import adapting_names
+from metafew.heads.maml import MAML
+from metafew.training.factory import make_learner
+
+TASKS, ROWS = 3, 2
+SMALL = (0, 10**9)
+"""Limits that make every convolution a loop, and every one a product of matrices."""
+
+
+def called(layer, weights, x):
+    return torch.func.functional_call(layer, weights, (x,))
+
+
+def stacked(layer, generator, shared=False):
+    """Draw weights for each task, or the same for all, as an inner loop starts from."""
+    weights = {}
+    for name, p in layer.named_parameters():
+        value = torch.randn(1 if shared else TASKS, *p.shape, generator=generator, dtype=torch.double)
+        weights[name] = value.expand(TASKS, *p.shape).requires_grad_()
+    return weights
+
+
+def results(x, y, weights):
+    """Return maps and gradients of a function that is not linear in them."""
+    inputs = [x, *weights.values()]
+    return [y, *torch.autograd.grad(y.sin().sum(), inputs)]
+
+
+def compare(layer, x, weights):
+    together = results(x, called(layer, weights, x), weights)
+    rows = x.chunk(TASKS)
+    one_by_one = [called(layer, {k: w[i] for k, w in weights.items()}, rows[i]) for i in range(TASKS)]
+    for ours, reference in zip(together, results(x, torch.cat(one_by_one), weights), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-11)
+
+
+@given(
+    kernel=st.sampled_from([1, 2, 3, (1, 3)]), stride=st.sampled_from([1, 2, 3, (2, 1)]),
+    padding=st.sampled_from([0, 1, 2, (0, 1)]), dilation=st.sampled_from([1, 2]), groups=st.sampled_from([1, 2]),
+    bias=st.booleans(), size=st.integers(5, 9), small=st.sampled_from(SMALL), shared=st.booleans(),
+    last=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_convolution_is_that_of_each_task(
+    kernel, stride, padding, dilation, groups, bias, size, small, shared, last, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Conv2d(2, 4, kernel, stride, padding, dilation, groups, bias).double()
+    accept_task_weights(layer)
+    x = torch.randn(TASKS * ROWS, 2, size, size + 1, generator=generator, dtype=torch.double)
+    x = (channels_last(x) if last else x).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_weights, "SMALL", small)
+        compare(layer, x, stacked(layer, generator, shared))
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_is_that_of_each_task(shape, bias):
+    generator = torch.Generator().manual_seed(0)
+    layer = accept_task_weights(nn.Linear(6, 5, bias)).double()
+    x = torch.randn(TASKS * ROWS, *shape, generator=generator, dtype=torch.double).requires_grad_()
+    compare(layer, x, stacked(layer, generator))
+
+
+@pytest.mark.parametrize("small", SMALL)
+@pytest.mark.parametrize("shared", [False, True])
+def test_derivatives_of_both_orders_by_finite_differences(small, shared, monkeypatch):
+    monkeypatch.setattr(task_weights, "SMALL", small)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.double)
+    weight = torch.randn(1 if shared else 2, 2, 1, 3, 3, generator=generator, dtype=torch.double)
+    geometry = Geometry((2, 2), (1, 1), (1, 1), 1)
+    grad = torch.randn(4, 2, 2, 2, generator=generator, dtype=torch.double)
+
+    def kernels(x, weight, grad):
+        weight = weight.expand(2, *weight.shape[1:])
+        return (
+            Convolve.apply(x, weight, geometry),
+            InputGradient.apply(grad, weight, x.detach(), geometry),
+            WeightGradient.apply(grad, x, weight.detach(), geometry),
+        )
+
+    inputs = tuple(value.requires_grad_() for value in (x, weight, grad))
+    assert torch.autograd.gradcheck(kernels, inputs)
+    assert torch.autograd.gradgradcheck(kernels, inputs, fast_mode=True)
+
+
+def test_a_convolution_under_autocast_is_in_its_precision():
+    layer = accept_task_weights(nn.Conv2d(2, 4, 3))
+    weights = {name: torch.stack([p] * TASKS) for name, p in layer.named_parameters()}
+    x = torch.rand(TASKS, 2, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = called(layer, weights, x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_that_cannot_take_weights_for_each_task_are_named():
+    backbone = Smooth("tasknorm")
+    names = adapting_names(backbone)
+    assert not other_layers(backbone, names)
+    backbone.body[0] = accept_task_weights(Scaled(1, 4, 3, padding=1))
+    backbone.body[1] = nn.GroupNorm(2, 4)
+    assert other_layers(backbone, names) == ["GroupNorm", "Scaled"]
+    assert other_layers(backbone, ["body.4.weight"]) == []
+
+
+def test_a_batch_is_refused_where_the_network_cannot_take_it():
+    backbone, task = Smooth("tasknorm").double(), three_tasks()
+    backbone.body[1] = nn.GroupNorm(2, 4).double()
+    arguments = backbone, task.support, task.query.images, W
+    auto, batch = (MAML(backbone, True, W, inner=inner).double() for inner in ("auto", "batch"))
+    assert auto.execution(backbone, torch.device("cpu")) == "loop"
+    assert auto(*arguments).isfinite().all()
+    with pytest.raises(UsageError, match=r"for head.inner=batch, got GroupNorm: type head.inner=vmap$"):
+        batch(*arguments)
+
+
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if path.stem not in ("identity", "module"))
+
+
+@pytest.mark.parametrize("word", BACKBONES)
+def test_every_backbone_gives_the_same_logits_in_a_batch(word):
+    source = SimpleNamespace(channels=1, image_size=16)
+    words = [f"backbone={word}", "backbone.width=4", "head=maml", "head.test_steps=2", "train.way=3"]
+    learner = make_learner(compose_overrides(words), source, {"choices": {"head": "maml"}}, trained=True, fit=False)
+    head = learner.double().eval().heads["maml"]
+    images = torch.rand(2, 9, 1, 16, 16, dtype=torch.double)
+    labels = torch.arange(3).repeat(2, 1)
+    arguments = learner.backbone, Labelled(images[:, :3], labels), images[:, 3:], 3
+    assert head.execution(learner.backbone, torch.device("cpu")) == "batch"
+    batch = head(*arguments)
+    head.inner = "loop"
+    torch.testing.assert_close(batch, head(*arguments), rtol=1e-8, atol=1e-9)
+
+
+def test_a_batch_has_fewer_tasks_the_larger_they_are():
+    backbone = Smooth("tasknorm")
+    head = MAML(backbone, True, W, steps=3)
+    small, large = (torch.zeros(2, 5, 1, size, size) for size in (28, 512))
+    assert head.tasks_per_chunk(backbone, small, small) > 1 == head.tasks_per_chunk(backbone, large, large)
+    trained = head.tasks_per_chunk(backbone, small, small)
+    assert head.eval().tasks_per_chunk(backbone, small, small) > trained, "no history of inner steps is kept"

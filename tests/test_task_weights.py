@@ -161,7 +161,7 @@ def test_every_backbone_gives_the_same_logits_in_a_batch(word):
     assert head.execution(learner.backbone, torch.device("cpu")) == "batch"
     batch = head(*arguments)
     head.inner = "loop"
-    torch.testing.assert_close(batch, head(*arguments), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(batch, head(*arguments), rtol=1e-6, atol=1e-7)  # 18 layers amplify rounding
 
 
 def test_a_batch_has_fewer_tasks_the_larger_they_are():

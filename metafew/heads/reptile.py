@@ -100,7 +100,8 @@ class Reptile(MAML):
 
     def first_state(self, weights: Weights) -> Weights:
         """Return the second moments that tasks start from."""
-        return self.rule.start(weights) | {name: getattr(self, entry(name)) for name in self.lasting}
+        start = self.rule.start(weights)
+        return start | {name: getattr(self, entry(name)).expand_as(start[name]) for name in self.lasting}
 
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)``, in nats, of the minibatches of step ``step``."""

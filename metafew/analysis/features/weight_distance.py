@@ -35,7 +35,7 @@ def distances(start: Weights, end: Weights) -> dict[str, float]:
     names = [name for name, value in start.items() if name.startswith(BACKBONE) and value.ndim > 1]
     squares = {
         name.removeprefix(BACKBONE).removesuffix(".weight"): float(
-            square({name: end[name].double()}, {name: start[name].double()})
+            square({name: end[name].double().unsqueeze(0)}, {name: start[name].double()})
         )
         for name in names
     }

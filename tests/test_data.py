@@ -19,7 +19,7 @@ from scipy.stats import chi2_contingency, chisquare
 from torch.utils.data import DataLoader
 
 from metafew.data.augment import Affine, Chain, as_float
-from metafew.data.datamodule import InOrder, MetaBatches
+from metafew.data.loader import InOrder, MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split, build, store_folder, verify

@@ -212,7 +212,7 @@ def verify(folder: Path) -> None:
 
 
 class Split:
-    """The images of one split, read on demand.
+    """The images of one split, read on demand. Its copy in another process maps the same files to memory.
 
     Args:
         folder: a store.
@@ -228,6 +228,7 @@ class Split:
     """
 
     def __init__(self, folder: Path, split: str, channels: int | None = None):
+        self._arguments = folder.absolute(), split, channels
         classes = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
         self.images = np.load(folder / f"{split}.npy", mmap_mode="r")
         self.channels = channels or self.images.shape[1]
@@ -235,6 +236,9 @@ class Split:
         self.groups = [c["group"] for c in classes]
         self.rows = [np.asarray(c["keys"]) for c in classes]
         self.turns = np.asarray([c["turns"] for c in classes])
+
+    def __reduce__(self) -> tuple:
+        return Split, self._arguments  # pickling a memory map would write all of its values
 
     @property
     def categories(self) -> list[Category]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def run_stages(parts: Parts) -> Outcome:
     data.prepare_data()
     outcome.data = report_data(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
-    with enough_memory(trainer, learner):
+    with enough_memory(trainer, learner), closing(data):
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
             outcome.finished = report_end(parts)

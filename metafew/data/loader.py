@@ -8,6 +8,8 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from metafew.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOAD_HERE = "type data.num_workers=0, which loads tasks in the main process"
 
 
@@ -77,7 +80,8 @@ class Loader(DataLoader):
         try:
             if self.num_workers:
                 check_semaphores(self.multiprocessing_context or multiprocessing, self.num_workers)
-            batches = super().__iter__()
+            with held_signals():
+                batches = super().__iter__()
         except OSError as error:  # such as no room in /dev/shm for semaphores, or too many processes
             raise UsageError(
                 f"expected to start data.num_workers={self.num_workers} processes, got an error ({error}): {LOAD_HERE}"
@@ -181,7 +185,24 @@ def receive(content: bytes, buffers: list[np.ndarray]) -> list[Episode]:
     return pickle.loads(content, buffers=buffers)
 
 
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end, and for ever in a process that is started inside.
+
+    A worker that is not forked imports torch, for seconds, before it can ignore them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # with the first worker otherwise, and it lets signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_signals(_: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker: all processes of a job receive them, and the main one ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

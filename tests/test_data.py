@@ -22,7 +22,7 @@ from numbered import SIZES, Numbered
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
 
-from metafew.data import loader
+from metafew.data import loader, store
 from metafew.data.augment import Affine, Chain, as_float
 from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
 from metafew.data.minibatches import Minibatches, MinibatchSampler
@@ -73,6 +73,23 @@ def test_a_build_that_breaks_off_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["keys"] and store_folder(source, tmp_path) is None
     source.read = read
     assert Split(build(source, tmp_path), "val").names
+
+
+def test_a_cache_that_cannot_be_written_to_serves_what_was_built(tmp_path, monkeypatch):
+    folder = build(Numbered(), tmp_path)
+    read_only = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    for owner, name in ((Path, "mkdir"), (Path, "touch"), (store, "FileLock"), (os, "replace")):
+        monkeypatch.setattr(owner, name, read_only)
+    assert build(Numbered(), tmp_path) == folder and Split(folder, "train").names
+    expected = r"expected the store of dataset=numbered in .*Read-only file system.*type cache_dir=PATH"
+    with pytest.raises(UsageError, match=expected):
+        build(Numbered(turns=1), tmp_path)
+
+
+def test_a_cache_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(UsageError, match=r"expected the store of dataset=numbered .*type cache_dir=PATH"):
+        build(Numbered(), tmp_path / "cache")
 
 
 def test_sidecar_says_what_the_store_is_and_verify_finds_a_flipped_bit(tmp_path):

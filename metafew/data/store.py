@@ -64,14 +64,24 @@ def build(source: Source, root: Path) -> Path:
     nothing under the final name. If several processes start together, one builds and the others wait.
 
     Raises:
-        UsageError: if the images cannot be read or stored, or there are copies with ``dataset.duplicates=error``.
+        UsageError: if the store has not been built and ``root`` cannot be written to, the images cannot be read or
+            stored, or there are copies with ``dataset.duplicates=error``.
     """
     key = key_file(source, root)
-    folder = _named_by(key)
+    try:
+        folder = _named_by(key)
+        if folder is None:
+            key.parent.mkdir(parents=True, exist_ok=True)
+            lock = Path(f"{key}.lock")
+            lock.touch()
+    except OSError as error:
+        raise UsageError(
+            f"expected the store of dataset={source.title} in {root}, or a folder that can be written to, got neither "
+            f"({error}): type cache_dir=PATH of a folder that can be written to"
+        ) from error
     if folder is None:
         try:
-            key.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{key}.lock"):
+            with FileLock(lock):
                 folder = _named_by(key)
                 if folder is None:
                     for left_over in root.glob(f"{escape(key.stem)}.*/"):

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -30,14 +31,14 @@ LOAD_HERE = "type data.num_workers=0, which loads tasks in the main process"
 class MetaBatches(Dataset):
     """The part of a sampler's meta-batches that one process loads.
 
-    Batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W`` takes every ``W``-th from the
-    ``r``-th on. A meta-batch has at least one task for each rank.
+    Batch ``k`` consists of the tasks ``k T .. (k+1) T - 1``; rank ``r`` of ``W`` loads ``tasks[r::W]``. A meta-batch
+    has at least one task per rank.
 
     Args:
         sampler: draws the tasks.
         rank: rank of this process.
         world: number of processes.
-        tasks: number of tasks in a meta-batch; None takes that of the sampler's specification.
+        tasks: number of tasks per meta-batch; None for that of the sampler's specification.
     """
 
     def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
@@ -53,7 +54,7 @@ class MetaBatches(Dataset):
 
 
 class InOrder(data.Sampler):
-    """The indices ``start .. count - 1``; its length is ``count``, as Lightning expects of a resumed run."""
+    """The indices ``start .. count - 1``; the length is ``count``, as Lightning expects in a resumed run."""
 
     def __init__(self, count: int, start: int):
         self.count, self.start = count, start
@@ -115,7 +116,8 @@ def make_loader(batches: MetaBatches, workers: int, start: int = 0) -> Loader:
         persistent_workers=workers > 0,
         multiprocessing_context=start_method() if workers else None,
         worker_init_fn=ignore_signals,
-        # The default is the global generator, which dropout uses too, and the draws depend on num_workers.
+        # A private generator, so that draws of the loader, which depend on num_workers, do not advance dropout's
+        # RNG.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
@@ -191,7 +193,7 @@ def held_signals() -> Iterator[None]:
 
     A worker that is not forked imports torch, for seconds, before it can ignore them.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if sys.platform == "win32":
         yield
         return
     resource_tracker.ensure_running()  # with the first worker otherwise, and it lets signals through
@@ -203,6 +205,6 @@ def held_signals() -> Iterator[None]:
 
 
 def ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker: all processes of a job receive them, and the main one ends its workers."""
+    """Ignore SIGINT and SIGTERM in a worker: the main process, which receives them too, stops its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -23,7 +23,8 @@ from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
 
 from metafew.data import loader, store
-from metafew.data.augment import Affine, Chain, as_float
+from metafew.data.augment import Affine, Augmentation, Chain, as_float
+from metafew.data.datamodule import FewShot
 from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
@@ -400,6 +401,20 @@ def test_a_message_becomes_the_batch_that_it_holds():
     assert all(map(torch.equal, tensors, batch[:3])) and number == 7 and np.array_equal(array, batch[4])
     tensors[2] += 1  # its memory is its own
     assert len(content) > sum(tensor.nbytes for tensor in tensors)  # by value: not the name of shared memory
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # as runs do
+def test_closed_data_have_no_workers(split, tmp_path):
+    """Lightning does not end those of the training when a validation in it raises an error."""
+    data = FewShot(Numbered(), plan(), plan(), [plan()], Augmentation([], {}), tmp_path, num_workers=1)
+    data.trainer = Mock(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+    before = set(multiprocessing.active_children())
+    batches = iter(data.train_dataloader())
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    data.close()
+    assert not set(multiprocessing.active_children()) - before
+    data.close()
 
 
 def test_joblib_and_daemonic_processes_load_tasks_too(split, monkeypatch, caplog):

@@ -3,4 +3,5 @@
 import multiprocessing
 import os
 
-multiprocessing.set_start_method(os.environ["METAFEW_START_METHOD"], force=True)
+if method := os.environ.get("METAFEW_START_METHOD"):  # pytest imports this too
+    multiprocessing.set_start_method(method, force=True)

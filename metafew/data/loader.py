@@ -69,7 +69,7 @@ class InOrder(data.Sampler):
 class Loader(DataLoader):
     """A DataLoader whose errors say what to type; :func:`make_loader` makes one."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # nobody uses more than its iterator protocol
         """Iterate over the batches.
 
         A generator starts the workers when the first batch is requested, since Lightning replaces an error that is
@@ -164,11 +164,13 @@ class Message:
     """
 
     def __init__(self, batch: list[Episode]):
-        content, self.buffers = io.BytesIO(), []
+        content = io.BytesIO()
+        self.buffers: list[np.ndarray] = []
         # The values of arrays are kept apart, because they would be copied once more within the content.
-        MessagePickler(
-            content, 5, buffer_callback=lambda values: self.buffers.append(np.frombuffer(values, np.uint8))
-        ).dump(batch)
+        pickler = MessagePickler(
+            content, 5, buffer_callback=lambda values: self.buffers.append(np.frombuffer(values.raw(), np.uint8))
+        )
+        pickler.dump(batch)
         self.content = content.getvalue()
 
     def __reduce__(self) -> tuple:

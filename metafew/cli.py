@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal import utils
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         with in_one_line(sys.argv[1:]):
             sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them over many lines
+            utils.is_under_debugger = lambda: True  # Hydra raises its errors, instead of printing them over many lines
             job()
     except UsageError as error:
         if is_rank_zero():

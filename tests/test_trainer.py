@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from runs import TINY, metafew, state
 
 from metafew.callbacks.checkpoints import Checkpoints
@@ -20,6 +21,7 @@ from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
+from metafew.training.stages import suitable_callbacks
 from metafew.training.trainer import OWNED, check_trainer_options, make_added, make_trainer
 
 ARGUMENTS = inspect.signature(pl.Trainer).parameters
@@ -95,6 +97,19 @@ def test_other_callbacks_and_loggers_are_usage_errors(option, value):
     node = OmegaConf.create({"trainer": {option: value}}).trainer[option]
     with pytest.raises(UsageError, match=rf"expected trainer.{option} to be a list of .*: type '\+trainer.{option}="):
         make_added(option, node, Callback)
+
+
+def test_an_error_of_a_callback_of_lightning_is_a_usage_error():
+    """Only the first validation shows that EarlyStopping monitors what nobody logs."""
+    stopping = EarlyStopping("val/nothing")
+    message = r"callbacks that work in this run, got .*val/nothing.*correct its options"
+    with pytest.raises(UsageError, match=message), suitable_callbacks():
+        stopping._validate_condition_metric({"val/protonet/accuracy": torch.tensor(1.0)})
+    with pytest.raises(UsageError, match="not supported"), suitable_callbacks():
+        raise MisconfigurationException("not supported.")
+    for other in (RuntimeError("of torch"), UsageError("of metafew"), KeyError("of a callback of the user's")):
+        with pytest.raises(type(other), match=str(other)), suitable_callbacks():
+            raise other
 
 
 def test_a_profiler_leaves_its_report_in_the_folder_of_the_run(launch):

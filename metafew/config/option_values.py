@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ def check_integer(option: str, value: int, least: int, example: int | None = Non
     if most is not None and type(value) is int and value > most:
         raise UsageError(f"expected {option} to be an integer of at most {most}, got {value}: type {option}={most}")
     if type(value) is not int or value < least:  # True is an instance of int
+        if isinstance(value, float) and value.is_integer() and value >= least:  # 1e3
+            example = int(value)
         raise UsageError(
             f"expected {option} to be an integer of at least {least}, got {value}: type {option}={example or least}"
         )
+
+
+def check_truth(option: str, value: Any) -> None:
+    """Raise UsageError unless the value of an option is true or false."""
+    if not isinstance(value, bool):
+        raise UsageError(f"expected {option} to be true or false, got {value}: type {option}=true")
 
 
 def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
@@ -41,7 +50,7 @@ def option_path(option: str, value: Any, kind: str = "DIR") -> Path:
     """
     path = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(path, str | Path) and str(path).strip():
-        return Path(path).expanduser()
+        return Path(expanduser(path))  # the method of Path fails for ~x if there is no user x
     if path is None or isinstance(path, str):
         raise UsageError(f"expected a path in {option}, got none: type {option}={kind}")
     raise UsageError(f"expected a path in {option}, got the {type(path).__name__} {path}: type {option}=./{kind}")

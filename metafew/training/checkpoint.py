@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -64,9 +66,34 @@ def load_backbone(backbone: Backbone, path: str) -> None:
         UsageError: if the checkpoint at ``path`` holds another backbone.
     """
     model = nn.ModuleDict({"backbone": backbone})
-    kept, saved = meta_parameters(model), read(path)["state_dict"].items()
+    kept, checkpoint = meta_parameters(model), read(path)
+    saved = checkpoint["state_dict"].items()
     state = {key: value for key, value in saved if key.startswith("backbone.") and key not in kept}
-    model.load_state_dict(complete_state(state, model, path, fit=True))
+    with explain_channels(backbone, checkpoint, path):
+        model.load_state_dict(complete_state(state, model, path, fit=True))
+
+
+@contextmanager
+def explain_channels(backbone: Backbone, checkpoint: dict, path: str) -> Iterator[None]:
+    """Raise the error of a checkpoint that does not fit as one of channels, if its images had another number of them.
+
+    Args:
+        backbone: the backbone of this run.
+        checkpoint: the content of the checkpoint.
+        path: the checkpoint.
+    """
+    try:
+        yield
+    except UsageError as error:
+        saved = checkpoint["metafew"]
+        channels, dataset = saved["model"]["images"]["channels"], saved["choices"]["dataset"]
+        if channels == backbone.channels:
+            raise
+        raise UsageError(
+            f"expected images with the channels of those that {path} was trained on, {channels}, got "
+            f"{backbone.channels}: type dataset.channels={channels}, or a dataset with as many, such as "
+            f"dataset={dataset}"
+        ) from error
 
 
 def freeze(backbone: Backbone) -> None:

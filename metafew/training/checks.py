@@ -6,12 +6,16 @@ All checks run before an image is read. Constructors of components check their o
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.groups import CONF
+from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
-from metafew.config.option_values import check_choice, check_integer
+from metafew.config.option_values import check_choice, check_integer, check_truth
+from metafew.config.paths import PATHS
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
@@ -29,6 +33,8 @@ CHOICES = {
     "test.select": ("best", "last"),
     "test.queries": ("together", "single", "class"),
     "analyze.split": ("test", "val", "train"),
+    "trainer.gradient_clip_algorithm": ("norm", "value"),
+    "trainer.deterministic": (None, True, False, "warn"),
 }
 """Options with a few values."""
 LEAST = {
@@ -44,7 +50,14 @@ LEAST = {
     "analyze.every": 0,
 }
 """Options that are integers, with their smallest values."""
-PATHS = ("ckpt", "data_dir", "cache_dir", "backbone.weights")
+
+
+TRUTHS = ("save.keep", "trainer.enable_progress_bar")
+"""Options that are true or false."""
+SECTIONS = ("train", "val", "test", "analyze", "save", "data")
+"""Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
+OF_OBJECTIVE = "train.batch_size"
+"""The option of such a part that an objective adds."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -53,16 +66,20 @@ def check_options(cfg: DictConfig) -> None:
     Raises:
         UsageError: if one of them has an invalid value.
     """
+    check_sections(cfg)
     check_stages(as_list(cfg.stages))
+    for key in TRUTHS:
+        check_truth(key, OmegaConf.select(cfg, key))
     for key, allowed in CHOICES.items():
         check_choice(key, OmegaConf.select(cfg, key), allowed)
     for key, least in LEAST.items():
         check_integer(key, OmegaConf.select(cfg, key), least)
     check_integer("seed", cfg.seed, 0, most=LARGEST_SEED)
-    check_option_types(cfg)
-    check_trainer_options(cfg.trainer)
     for key in PATHS:
         check_path(key, OmegaConf.select(cfg, key))
+    check_clipping(cfg.trainer.gradient_clip_val, cfg.trainer.gradient_clip_algorithm)
+    check_option_types(cfg)
+    check_trainer_options(cfg.trainer)
     check_test_shots(as_list(cfg.test.shot))
 
 
@@ -70,6 +87,41 @@ def check_stages(stages: list) -> None:
     """Check that stages is not empty and holds known stages only."""
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
+
+
+def check_sections(cfg: DictConfig) -> None:
+    """Check that ``train``, ``test`` and the like have no option that nothing reads, which ``+`` can add."""
+    main: Any = OmegaConf.load(CONF / "train.yaml")
+    for section in SECTIONS:
+        if not OmegaConf.is_dict(cfg.get(section)):
+            raise UsageError(
+                f"expected {section} to be a group of options, got {cfg.get(section)}: type {section}.OPTION=VALUE "
+                f"with one of {', '.join(main[section])}"
+            )
+        for name in cfg[section]:
+            if name in main[section] or f"{section}.{name}" == OF_OBJECTIVE:
+                continue
+            near = nearest(name, list(main[section]), SIMILAR_OPTION)
+            instead = f"type {section}.{near}=VALUE" if near else f"leave out {section}.{name}"
+            raise UsageError(
+                f"expected {section} to have the options {', '.join(main[section])}, got {section}.{name}"
+                f"{did_you_mean(f'{section}.{near}' if near else None)}: {instead}"
+            )
+
+
+def check_clipping(value: Any, algorithm: str) -> None:
+    """Check that the largest norm or value of gradients is a number of at least 0, or null."""
+    if value is None and algorithm != "norm":
+        raise UsageError(
+            f"expected trainer.gradient_clip_val with trainer.gradient_clip_algorithm={algorithm}, got null: "
+            "type trainer.gradient_clip_val=1.0"
+        )
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value < math.inf):
+        raise UsageError(
+            f"expected trainer.gradient_clip_val to be a number of at least 0, or null for no clipping, got {value}: "
+            "type trainer.gradient_clip_val=null"
+        )
 
 
 def check_path(key: str, value: Any) -> None:

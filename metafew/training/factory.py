@@ -224,6 +224,11 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
         pairs = objective.regularizer.on_features
         train = Minibatches("train", cfg.train.batch_size, cfg.train.tasks, total, cfg.seed, pairs)
     else:
+        if "batch_size" in cfg.train:
+            raise UsageError(
+                f"expected no train.batch_size with an objective of tasks, got {cfg.train.batch_size}: "
+                "type objective=classical, or train.tasks=4 for the tasks of a step"
+            )
         train = make_spec("train", total, cfg.seed)
     val = make_spec("val", cfg.val.total, cfg.test.seed)
     test = [make_spec("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in as_list(cfg.test.shot)]

@@ -160,7 +160,8 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
     """
     if start is not None and ckpt is not None:
         state = checkpoint.trained_state(start)
-        learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
+        with checkpoint.explain_channels(learner.backbone, start, ckpt):
+            learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
     contained = start and start["metafew"]["model"]["backbone"]["weights"]
     if weights not in (None, contained):
         checkpoint.load_backbone(learner.backbone, weights)

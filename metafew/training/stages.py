@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from metafew.analysis.features import analyze
 from metafew.errors import UsageError
@@ -55,7 +58,7 @@ def run_stages(parts: Parts) -> Outcome:
     data.prepare_data()
     outcome.data = report_data(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
-    with enough_memory(trainer, learner):
+    with enough_memory(trainer, learner), suitable_callbacks():
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
             outcome.finished = report_end(parts)
@@ -68,6 +71,23 @@ def run_stages(parts: Parts) -> Outcome:
         if "analyze" in parts.stages:
             outcome.analysis = analyze.analyze(trainer, learner, data, parts.out)
     return outcome
+
+
+@contextmanager
+def suitable_callbacks() -> Iterator[None]:
+    """Raise UsageError if a callback of Lightning cannot work in this run, which only its first steps show."""
+    try:
+        yield
+    except Exception as error:
+        raised_in = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)][-1]
+        of_callback = raised_in.startswith(("pytorch_lightning.callbacks.", "pytorch_lightning.tuner."))
+        if isinstance(error, UsageError) or not (of_callback or isinstance(error, MisconfigurationException)):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"expected callbacks that work in this run, got one that does not ({reason}): correct its options in "
+            "trainer.callbacks, or leave it out"
+        ) from error
 
 
 def resumed(parts: Parts) -> Path | None:

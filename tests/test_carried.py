@@ -4,7 +4,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from runs import TINY, metafew
 
@@ -14,7 +13,6 @@ from metafew.config.groups import CONF, describe_groups
 from metafew.config.overrides import verbatim
 from metafew.distributed.subprocesses import main_configuration
 from metafew.errors import UsageError
-from metafew.training.resume import newest_of_this_run
 
 
 @pytest.fixture(autouse=True)
@@ -201,13 +199,16 @@ def test_a_subprocess_finds_the_main_configuration(monkeypatch):
     assert main_configuration() == flags
 
 
-@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False)])
-def test_a_main_configuration_may_set_the_folder_that_is_resumed(tmp_path, monkeypatch, folder, works):
-    parts = {"run": {"dir": folder}, "sweep": {"dir": folder}, "runtime": {"output_dir": str(tmp_path)}}
-    hydra = OmegaConf.create({"mode": RunMode.RUN, **parts})
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    if works:
-        assert newest_of_this_run() is None  # there is no checkpoint yet
+@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False), (None, False)])
+@pytest.mark.parametrize("key", ["run", "sweep"])
+def test_a_training_is_only_resumed_in_a_folder_that_somebody_named(tmp_path, folder, works, key):
+    """The default folder is named after the time, so that the last one is never in it."""
+    own = ["defaults: [train, _self_]", *([f"hydra: {{{key}: {{dir: '{folder}'}}}}"] if folder else [])]
+    (tmp_path / "resumed.yaml").write_text("\n".join([*own, "test: {way: 1000}"]), "utf-8")
+    words = ["--config-dir=.", "--config-name=resumed", "ckpt=last", *["-m"] * (key == "sweep")]
+    done = metafew(*words, *TINY, cwd=tmp_path, code=1 if key == "sweep" else 2)
+    if works:  # and finds no checkpoint yet
+        assert "test.way" in done.stderr and "outputs/mine" in done.stderr + done.stdout
     else:
-        with pytest.raises(UsageError, match=r"type hydra\.run\.dir=DIR"):
-            newest_of_this_run()
+        advice = f"expected hydra.{key}.dir, the folder in which ckpt=last resumes a training, got none: type hydra."
+        assert advice in done.stderr

@@ -59,7 +59,7 @@ def test_a_value_of_any_option_may_have_letters_of_other_scripts():
         "dataset.sources",
         ["glyphs", "数据/鸟", {"root": "a=b", "name": "鸟"}],
     )
-    assert readable(["-m", "dataset.root=数据/鸟,a=b"]) == ["-m", "dataset.root='数据/鸟','a=b'"]
+    assert readable(["-m", "dataset.root=数据/鸟,a=b"]) == ["dataset.root='数据/鸟','a=b'", "-m"]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,12 @@ def test_other_errors_of_hydra_are_one_line(word):
         compose_overrides([word])
     assert "\n" not in str(caught.value)
     assert "https://" not in str(caught.value)
+
+
+def test_a_variable_that_is_not_set_is_named():
+    with pytest.raises(UsageError, match="type NO_SUCH=VALUE in front of the command") as caught:
+        compose_overrides(["dataset=folder", "dataset.root=${oc.env:NO_SUCH}/x"])
+    assert caught.match("expected dataset.root to name a variable of the environment, got NO_SUCH")
 
 
 def test_the_nearest_word_has_the_same_end_or_is_similar():

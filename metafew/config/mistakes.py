@@ -23,6 +23,7 @@ from metafew.errors import UsageError
 NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']+)'")
 NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^'/]*)'")
 SEVERAL = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<values>.+?)' 1\.")
+NO_VARIABLE = re.compile(r"Environment variable '(?P<name>[^']+)' not found.*full_key: (?P<key>\S+)")
 NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
 LIKELIEST = ("folder", "maml", "batch")
 """Options to suggest for a key that several options of a group have."""
@@ -72,6 +73,11 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     if found := NO_OPTION.search(facts):
         listed = facts.partition(f"Available options in '{found['group']}':")[2]
         return no_option(found["group"], found["option"], listed.split())
+    if found := NO_VARIABLE.search(facts):
+        return (
+            f"expected {found['key']} to name a variable of the environment, got {found['name']}, which is not set: "
+            f"type {found['name']}=VALUE in front of the command"
+        )
     if found := NO_INTERPOLATION.search(facts):
         near = nearest(found["key"], keys(words))
         return f"expected ${{...}} to name an option, got {found['key']}{did_you_mean(near)}: {facts}"

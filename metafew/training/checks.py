@@ -66,7 +66,8 @@ def check_options(cfg: DictConfig) -> None:
     Raises:
         UsageError: if one of them has an invalid value.
     """
-    check_sections(cfg)
+    for section in SECTIONS:
+        check_section(section, cfg.get(section))
     check_stages(as_list(cfg.stages))
     for key in TRUTHS:
         check_truth(key, OmegaConf.select(cfg, key))
@@ -89,24 +90,24 @@ def check_stages(stages: list) -> None:
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
 
 
-def check_sections(cfg: DictConfig) -> None:
+def check_section(section: str, options: Any) -> None:
     """Check that ``train``, ``test`` and the like have no option that nothing reads, which ``+`` can add."""
     main: Any = OmegaConf.load(CONF / "train.yaml")
-    for section in SECTIONS:
-        if not OmegaConf.is_dict(cfg.get(section)):
-            raise UsageError(
-                f"expected {section} to be a group of options, got {cfg.get(section)}: type {section}.OPTION=VALUE "
-                f"with one of {', '.join(main[section])}"
-            )
-        for name in cfg[section]:
-            if name in main[section] or f"{section}.{name}" == OF_OBJECTIVE:
-                continue
-            near = nearest(name, list(main[section]), SIMILAR_OPTION)
-            instead = f"type {section}.{near}=VALUE" if near else f"leave out {section}.{name}"
-            raise UsageError(
-                f"expected {section} to have the options {', '.join(main[section])}, got {section}.{name}"
-                f"{did_you_mean(f'{section}.{near}' if near else None)}: {instead}"
-            )
+    known = list(main[section])
+    if not OmegaConf.is_dict(options):
+        raise UsageError(
+            f"expected {section} to be a group of options, got {options}: type {section}.OPTION=VALUE with one of "
+            f"{', '.join(known)}"
+        )
+    for name in options:
+        if name in known or f"{section}.{name}" == OF_OBJECTIVE:
+            continue
+        near = nearest(name, known, SIMILAR_OPTION)
+        instead = f"type {section}.{near}=VALUE" if near else f"leave out {section}.{name}"
+        raise UsageError(
+            f"expected {section} to have the options {', '.join(known)}, got {section}.{name}"
+            f"{did_you_mean(f'{section}.{near}' if near else None)}: {instead}"
+        )
 
 
 def check_clipping(value: Any, algorithm: str) -> None:

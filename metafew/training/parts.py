@@ -160,8 +160,8 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
     """
     if start is not None and ckpt is not None:
         state = checkpoint.trained_state(start)
-        with checkpoint.explain_channels(learner.backbone, start, ckpt):
+        with checkpoint.explain_channels(learner, start, ckpt):
             learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
     contained = start and start["metafew"]["model"]["backbone"]["weights"]
     if weights not in (None, contained):
-        checkpoint.load_backbone(learner.backbone, weights)
+        checkpoint.load_backbone(learner, weights)

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.allocator import use_huge_pages
 from metafew.config.command_line import readable
-from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
-from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
+from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
+from metafew.config.groups import CONF, register_evaluation_heads
 from metafew.config.help import help_text
 from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
@@ -166,8 +166,8 @@ def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:
     """Run a composed configuration."""
     from metafew.training.run import run
 
-    chosen = HydraConfig.get().runtime.choices
-    choices = {group: chosen[group] for group in describe_groups() if isinstance(chosen.get(group), str)}
+    chosen = chosen_options(HydraConfig.get().runtime.choices)
+    choices = {group: option for group, option in chosen.items() if isinstance(option, str)}
     run(cfg, choices, overrides, out)
 
 

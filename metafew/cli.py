@@ -70,6 +70,8 @@ def job(cfg: DictConfig) -> None:
 
 def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
     """Return what ``--cfg`` shows: the configuration of the run, with ``ckpt`` on top of that of the checkpoint."""
+    if OmegaConf.is_readonly(cfg.hydra):  # of a run, for the log of hydra.verbose
+        return sanitize(hydra, cfg, cfg_type)
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
@@ -83,6 +85,7 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
         sys.exit(2)
     with open_dict(cfg):
         cfg.hydra = of_hydra
+    OmegaConf.set_readonly(cfg.hydra, False)  # --resolve resolves it in place
     return sanitize(hydra, cfg, cfg_type)
 
 

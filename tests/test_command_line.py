@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from runs import compose_in, metafew
@@ -20,6 +23,7 @@ from metafew.config.paths import PATHS, resolve_paths
 from metafew.config.quoting import parser
 from metafew.errors import UsageError
 from metafew.training.checks import check_options
+from metafew.training.factory import attempt
 
 ONE_LINE = "expected [^\n]+, got [^\n]+: [^\n]+"
 PLACES = [
@@ -98,11 +102,17 @@ def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "named", "typed"),
     [
+        (["head=[svm]"], r"got \[svm\]", "head=svm"),
+        (["hydra.run.dir="], "hydra.run.dir to be a folder, got none", "hydra.run.dir=DIR"),
+        (["hydra.sweep.dir=''"], "hydra.sweep.dir to be a folder", "hydra.sweep.dir=DIR"),
         (["head=5"], "one of anil, .*, svm, got 5", "head=protonet"),
         (["backbone=18"], "backbone", "backbone=resnet18"),
         (["dataset=101"], "dataset", "dataset=glyphs"),
         (["norm=null"], "norm", "norm=none"),
         (["~norm"], "norm", "norm=none"),
+        (["~head=protonet"], "got ~head", "head=protonet"),
+        (["~seed"], "a value of seed", "leave out ~seed"),
+        (["~train.way=5"], "a value of train.way", "leave out ~train.way=5"),
         (["head=null"], "head", "head=protonet"),
         (["-m", "head=svm,5"], "head", "head=protonet"),
         (["evaluate=[svm,5]"], "evaluate", "leave out evaluate"),
@@ -143,6 +153,12 @@ def test_flags_may_stand_between_other_words():
     words = ["head=svm", "--info", "-m", "seed=0,1", "-cn", "mine", "norm=batch", "--config-dir=my", "--info", "config"]
     expected = ["head=svm", "seed=0,1", "norm=batch"]
     assert readable(words) == [*expected, "--info", "-m", "-cn", "mine", "--config-dir=my", "--info", "config"]
+
+
+@pytest.mark.parametrize("words", [["--cfg", "all", "--resolve"], ["--info"], ["--info", "config"]], ids=" ".join)
+def test_hydra_shows_what_it_composes(words, tmp_path):
+    shown = metafew(*words, "train.way=7", cwd=tmp_path).stdout
+    assert "way: 7" in shown and "max_steps: 600" in shown
 
 
 def test_a_configuration_that_is_no_yaml_is_one_line(tmp_path):
@@ -189,6 +205,9 @@ def test_an_unknown_word_is_one_line_with_the_nearest_that_exists(word, typed):
 def test_other_errors_of_hydra_are_one_line(word):
     with pytest.raises(UsageError) as caught:
         compose_overrides([word])
+    assert word not in ("foo", "train.way=[5") or caught.match(
+        f"such as head=svm, got '{re.escape(word)}' .*type --help"
+    )
     assert "\n" not in str(caught.value)
     assert "https://" not in str(caught.value)
 
@@ -305,6 +324,13 @@ def test_gradients_are_clipped_to_a_number_or_not_at_all(value, tmp_path):
         ("trainer.deterministic", "foo", "expected trainer.deterministic to be null or True or False or warn, got foo"),
         ("trainer.gradient_clip_algorithm", "value", "got null: type trainer.gradient_clip_val=1.0"),
         ("trainer.max_steps", 1e3, "at least 1, got 1000.0: type trainer.max_steps=1000"),
+        ("evaluate.svm.c", 1, r"expected evaluate.svm to come with .*: type evaluate=\[svm\], without"),
+        ("logger.wandb.project", "x", r"expected logger.wandb to come with .*: type logger=\[wandb\], without"),
+        ("norm.eps", -1, "expected norm.eps to be a number of at least 0, got -1"),
+        ("norm.momentum", 2, "expected norm.momentum to be a number from 0 to 1, got 2"),
+        ("norm.momentum", True, "expected norm.momentum to be a number from 0 to 1, got True"),
+        ("optimizer.lr", True, "expected optimizer.lr to be a number, got True"),
+        ("optimizer.weight_decay", False, "expected optimizer.weight_decay to be a number, got False"),
         ("trainer.max_steps", 0.0, "at least 1, got 0.0: type trainer.max_steps=1"),
     ],
 )
@@ -313,6 +339,13 @@ def test_what_no_option_takes_or_can_act_is_refused(key, value, message, tmp_pat
     OmegaConf.update(cfg, key, value, force_add=True)
     with pytest.raises(UsageError, match=message):
         check_options(cfg)
+
+
+def test_options_that_a_constructor_cannot_take_apart_are_a_usage_error():
+    """Optimizers are made of partials, whose errors Hydra does not wrap."""
+    adam = partial(torch.optim.Adam, betas=[0.9])
+    with pytest.raises(UsageError, match=r"optimizer cannot be made with these options \(list index out of range\)"):
+        attempt("optimizer", adam, [torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_the_name_of_a_folder_may_be_a_number_in_a_file(monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 
-from metafew.config.groups import default_options, group_names
+from metafew.config.groups import common_options, default_options, group_names
 from metafew.config.mistakes import no_option
 from metafew.config.paths import FOLDERS, PATHS
 from metafew.config.quoting import OPENING, elements, parsed, quoted
@@ -24,6 +24,8 @@ INFO = {"info", "i"}
 """Hydra's flags with a value that may be left out."""
 SWITCHES = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m", "shell-completion", "sc"}
 """Hydra's flags without a value."""
+LISTS_OF_OPTIONS = ("evaluate", "logger")
+"""Groups that take several options."""
 VALUES = {
     "cfg": ("job", "hydra", "all"),
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -47,14 +49,16 @@ def readable(words: Sequence[str]) -> list[str]:
     words = flags_last(words)
     sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
     for place, word in enumerate(words):
-        if found := WORD.fullmatch(word):
+        if word.startswith("~"):
+            check_deleted(word)
+        elif found := WORD.fullmatch(word):
             check_list_is_one_word(words[place:])
             key = found["key"].lstrip("+~").split("@")[0]
             check_null(key, found["value"])
             check_group(key, found["value"])
+            if key in FOLDERS and found["value"].strip() in ("", "null", "''", '""'):
+                raise UsageError(f"expected {key} to be a folder, got {found['value'] or 'none'}: type {key}=DIR")
             words[place] = f"{found['key']}={readable_value(key, found['value'], sweeps)}"
-        elif word.startswith("~") and word[1:] in default_options():
-            raise UsageError(no_option(word[1:], word))
     return words
 
 
@@ -132,6 +136,15 @@ def readable_path(text: str, read: tuple) -> str:
     return quoted(text) if literal else text
 
 
+def check_deleted(word: str) -> None:
+    """Check that a word with ``~`` deletes nothing that every run needs: a group, or an option of no group."""
+    name = word[1:].partition("=")[0]
+    if name in default_options():
+        raise UsageError(no_option(name, f"~{name}"))
+    if name in common_options():
+        raise UsageError(f"expected a value of {name}, which every run has, got {word}: leave out {word}")
+
+
 def check_hyphens(word: str) -> None:
     """Raise the error for ``--key=value``, and for anything else with hyphens that is no flag."""
     name = word.partition("=")[0]
@@ -169,13 +182,15 @@ def check_null(key: str, value: str) -> None:
 
 
 def check_group(key: str, value: str) -> None:
-    """Check that each option of a group is a word, and not a number or null.
+    """Check that each option of a group is a word, and not a number, null or a list.
 
     Raises:
         UsageError: if it is, which Hydra would answer by a traceback.
     """
     if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
         return
+    if key not in LISTS_OF_OPTIONS and value.startswith("["):
+        raise UsageError(no_option(key, value))
     for part in parts(value):
         read = parsed(part)
         if read and not isinstance(read[0], str):

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 """The folder: inside an installed package, and next to the package in a checkout."""
+NOT_COMMON = ("defaults", "hydra")
+"""Parts of conf/train.yaml that are no options of metafew's."""
 
 
 @cache
@@ -31,6 +33,16 @@ def default_options() -> dict[str, str]:
     entries: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")).defaults)
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if isinstance(option, str)}
+
+
+def common_options() -> dict[str, Any]:
+    """Return the options that belong to no group, such as ``seed`` and ``test.way``, with their defaults."""
+    main = cast(DictConfig, OmegaConf.load(CONF / "train.yaml"))
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(main, [key for key in main if key not in NOT_COMMON]))
+    parts = {
+        f"{key}.{name}": value for key in plain if isinstance(plain[key], dict) for name, value in plain[key].items()
+    }
+    return plain | parts
 
 
 def group_names() -> list[str]:

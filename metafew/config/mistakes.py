@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metafew.config.groups import CONF, default_options, describe_groups, load_option
-from metafew.config.quoting import to_paste
+from metafew.config.quoting import can_be_read, to_paste
 from metafew.errors import UsageError
 
 NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']+)'")
@@ -25,7 +25,7 @@ NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^
 SEVERAL = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<values>.+?)' 1\.")
 NO_VARIABLE = re.compile(r"Environment variable '(?P<name>[^']+)' not found.*full_key: (?P<key>\S+)")
 NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
-LIKELIEST = ("folder", "maml", "batch")
+LIKELIEST = ("folder", "maml", "ridge", "batch")
 """Options to suggest for a key that several options of a group have."""
 SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
 """How similar to what was typed a key, or one of a few options, must be to be suggested, from 0 to 1."""
@@ -54,9 +54,9 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
 
 
 def raised_by_hydra(error: Exception) -> bool:
-    """Return whether Hydra itself raised an error, rather than the run that it started."""
+    """Return whether Hydra itself, or the logging that it configures, raised an error, rather than the run."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
+    return str(frames[-1].f_globals.get("__name__")).startswith(("hydra.", "logging.config"))
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
@@ -87,6 +87,9 @@ def explain(error: Exception, words: Sequence[str]) -> str:
             f"expected one value of {key} in a run that is not a sweep, got {values}: type -m "
             f"{shlex.quote(f'{key}={values}')} for a run of each, or {shlex.quote(f'{key}=[{values}]')} for a list"
         )
+    unreadable = next((word for word in words if not word.startswith("-") and not can_be_read(word)), None)
+    if unreadable is not None:
+        return f"expected words such as head=svm, got {unreadable!r} ({facts}): type --help to see more of them"
     if found := NO_KEY.search(facts):
         return no_key(found["key"], words)
     return facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isinf
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ def check_integer(option: str, value: int, least: int, example: int | None = Non
         raise UsageError(
             f"expected {option} to be an integer of at least {least}, got {value}: type {option}={example or least}"
         )
+
+
+def check_range(option: str, value: Any, least: float, most: float) -> None:
+    """Raise UsageError unless the value of an option is a number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or isinf(value):
+        bounds = f"of at least {least}" if isinf(most) else f"from {least} to {most}"
+        raise UsageError(f"expected {option} to be a number {bounds}, got {value}: type --cfg job to see its default")
 
 
 def check_truth(option: str, value: Any) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metafew.config.groups import CONF
+from metafew.config.groups import common_options
 from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
-from metafew.config.option_values import check_choice, check_integer, check_truth
+from metafew.config.option_values import check_choice, check_integer, check_range, check_truth
 from metafew.config.paths import PATHS
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
@@ -52,6 +53,8 @@ LEAST = {
 """Options that are integers, with their smallest values."""
 
 
+RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
+"""Options that are numbers, where the norm has them, with their bounds."""
 TRUTHS = ("save.keep", "trainer.enable_progress_bar")
 """Options that are true or false."""
 SECTIONS = ("train", "val", "test", "analyze", "save", "data")
@@ -76,6 +79,10 @@ def check_options(cfg: DictConfig) -> None:
     for key, least in LEAST.items():
         check_integer(key, OmegaConf.select(cfg, key), least)
     check_integer("seed", cfg.seed, 0, most=LARGEST_SEED)
+    for key, bounds in RANGES.items():
+        check_range(key, OmegaConf.select(cfg, key, default=bounds[0]), *bounds)
+    for group in ("evaluate", "logger"):
+        check_chosen(group, cfg.get(group) or {})
     for key in PATHS:
         check_path(key, OmegaConf.select(cfg, key))
     check_clipping(cfg.trainer.gradient_clip_val, cfg.trainer.gradient_clip_algorithm)
@@ -92,8 +99,7 @@ def check_stages(stages: list) -> None:
 
 def check_section(section: str, options: Any) -> None:
     """Check that ``train``, ``test`` and the like have no option that nothing reads, which ``+`` can add."""
-    main: Any = OmegaConf.load(CONF / "train.yaml")
-    known = list(main[section])
+    known = list(common_options()[section])
     if not OmegaConf.is_dict(options):
         raise UsageError(
             f"expected {section} to be a group of options, got {options}: type {section}.OPTION=VALUE with one of "
@@ -123,6 +129,16 @@ def check_clipping(value: Any, algorithm: str) -> None:
             f"expected trainer.gradient_clip_val to be a number of at least 0, or null for no clipping, got {value}: "
             "type trainer.gradient_clip_val=null"
         )
+
+
+def check_chosen(group: str, parts: Mapping[str, Any]) -> None:
+    """Check that each part of ``evaluate`` or ``logger`` is an option that was chosen, and not only options of it."""
+    for name, node in parts.items():
+        if not OmegaConf.is_dict(node) or "_target_" not in node:
+            raise UsageError(
+                f"expected {group}.{name} to come with the choice {group}={name}, got {node} without it: "
+                f"type {group}=[{name}], without ++ in front of its options"
+            )
 
 
 def check_path(key: str, value: Any) -> None:

@@ -33,6 +33,12 @@ from metafew.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
+REJECTIONS = (
+    InstantiationException, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+    MisconfigurationException,
+)  # fmt: skip
+"""What constructors raise for options that they do not accept."""
+
 
 def as_list(value: Any) -> list:
     """Return the values of a list, or a list of the single value."""
@@ -52,7 +58,7 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
     """Call ``constructor``, and raise UsageError that names ``group`` if it fails."""
     try:
         return constructor(*args, **kwargs)
-    except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
+    except REJECTIONS as error:
         cause = error.__cause__ or error
         if isinstance(cause, UsageError):
             raise cause from None

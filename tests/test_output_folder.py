@@ -122,7 +122,7 @@ def test_a_resumed_training_keeps_its_best_checkpoint_and_none_of_later_steps(tm
     before, out = tmp_path / "before", tmp_path / ("before" if own else "out")
     checkpoint(out, "best", 1)
     checkpoint(before, "best", 20)
-    resume.take_over(out, checkpoint(before, "last", last))
+    resume.take_over(out, checkpoint(before, "last", last), last)
     assert steps(out) == expected
     assert own or steps(out, "checkpoints-1") == {"best": 1}
 

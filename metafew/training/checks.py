@@ -257,9 +257,10 @@ def warn_of_context_sizes(parts: Parts) -> None:
 def check_something_trains(parts: Parts) -> None:
     """Check that a parameter is left to train when the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
+        frozen = "leave out backbone.weights" if parts.config["backbone"]["weights"] else "type backbone=conv4"
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
-            "frozen: leave out backbone.weights, or choose another head or head.output"
+            f"frozen: {frozen}, or choose another head or head.output"
         )
 
 

@@ -166,7 +166,7 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
     }
 
 
-def take_over(out: Path, ckpt: Path | None) -> None:
+def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
     """Make the folder of a run that of one training, the one that ``ckpt`` resumes, or else a new one.
 
     Checkpoints of another training are set aside, so that none of them is later taken for one of this run. What a
@@ -175,6 +175,7 @@ def take_over(out: Path, ckpt: Path | None) -> None:
     Args:
         out: folder of the run.
         ckpt: the checkpoint of the training that the run resumes; None for a new training.
+        step: its step.
     """
     if not is_rank_zero():
         return
@@ -182,7 +183,7 @@ def take_over(out: Path, ckpt: Path | None) -> None:
     if ckpt is None or ckpt.parent != folder:
         set_aside(folder)
     if ckpt is not None:
-        copy_history(ckpt, out)
+        copy_history(ckpt, step, out)
 
 
 def set_aside(folder: Path) -> None:
@@ -193,12 +194,12 @@ def set_aside(folder: Path) -> None:
         log.warning("%s held checkpoints of another training: they are now in %s", folder, aside)
 
 
-def copy_history(ckpt: Path, out: Path) -> None:
-    """Copy best.ckpt, last.ckpt and metrics.csv as they were at the step of ``ckpt``."""
+def copy_history(ckpt: Path, step: int, out: Path) -> None:
+    """Copy best.ckpt, last.ckpt and metrics.csv as they were at ``step``, that of ``ckpt``."""
     folder = out / "checkpoints"
     best = ckpt.with_name("best.ckpt")
     copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
-    if best.is_file() and checkpoint.read(best)["global_step"] > checkpoint.read(ckpt)["global_step"]:
+    if best.is_file() and checkpoint.read(best)["global_step"] > step:
         log.warning("%s was written after the step of %s, from which the training resumes: it is left out", best, ckpt)
         (folder / "best.ckpt").unlink(missing_ok=True)
     else:

@@ -71,5 +71,7 @@ def silence_lightning() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*AMP with fp16 is not supported on CPU.*",  # make_trainer warns of it
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*in eval mode at the start of training.*",  # where the network put them
+        ".*`srun` command is available.*",  # on the login node of a cluster
     ):
         warnings.filterwarnings("ignore", message)

@@ -93,7 +93,7 @@ def suitable_callbacks() -> Iterator[None]:
 def resumed(parts: Parts) -> Path | None:
     """Prepare the folder of the run for its training; return the checkpoint that it resumes, None without one."""
     ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
-    resume.take_over(parts.out.resolve(), ckpt)
+    resume.take_over(parts.out.resolve(), ckpt, parts.start["global_step"] if parts.start else 0)
     return ckpt
 
 

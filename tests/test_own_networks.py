@@ -214,7 +214,7 @@ class Bits(nn.Linear):
         return super().forward(x.flatten(1)).to(self.dtype)
 
 
-def test_a_network_that_works_in_place_leaves_the_images_as_they_are():
+def test_a_network_that_works_in_place_does_not_change_the_images():
     backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.InPlace")
     images = torch.rand(1, 4, 1, SIZE, SIZE)
     before = images.clone()

@@ -37,12 +37,10 @@ def default_options() -> dict[str, str]:
 
 def common_options() -> dict[str, Any]:
     """Return the options that belong to no group, such as ``seed`` and ``test.way``, with their defaults."""
-    main = cast(DictConfig, OmegaConf.load(CONF / "train.yaml"))
-    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(main, [key for key in main if key not in NOT_COMMON]))
-    parts = {
-        f"{key}.{name}": value for key in plain if isinstance(plain[key], dict) for name, value in plain[key].items()
-    }
-    return plain | parts
+    main: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")), resolve=False)
+    common = {key: value for key, value in main.items() if key not in NOT_COMMON}
+    parts = [(key, part) for key, part in common.items() if isinstance(part, dict)]
+    return common | {f"{key}.{name}": value for key, part in parts for name, value in part.items()}
 
 
 def group_names() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from metafew.errors import UsageError
 
 
-def check_integer(option: str, value: int, least: int, example: int | None = None, most: int | None = None) -> None:
+def check_integer(option: str, value: Any, least: int, example: int | None = None, most: int | None = None) -> None:
     """Raise UsageError unless the value of an option is an integer of at least ``least`` and at most ``most``."""
     if most is not None and type(value) is int and value > most:
         raise UsageError(f"expected {option} to be an integer of at most {most}, got {value}: type {option}={most}")

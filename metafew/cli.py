@@ -36,12 +36,12 @@ sanitize = Hydra.get_sanitized_cfg
 
 
 def main() -> None:
-    """Parse the command line of this process, and run it."""
+    """Parse the command line of this process and run it."""
     print_any_character()
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(help_text())  # Hydra's own help would first load all files to render its templates
+        print(help_text())  # Hydra's own help would load all files to render its templates
         return
-    use_huge_pages()  # under torchrun a callback of Hydra imports torch before job() is called
+    use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     try:
@@ -90,12 +90,12 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
 
 
 def launch_experiment(cfg: DictConfig) -> None:
-    """Run all cells of an experiment, and exit with a code other than 0 if one of them failed."""
+    """Run all cells of an experiment, and exit with a non-zero code if one of them failed."""
     from metafew.experiments.start import start_experiment
 
     try:
         code = start_experiment(resolve_paths(cfg))
-    except UsageError as error:  # not report_error, which would replace results in its folder
+    except UsageError as error:  # not report_error, which would overwrite results in its folder
         print(f"metafew: {error}", file=sys.stderr)
         code = 2
     if code:
@@ -103,20 +103,20 @@ def launch_experiment(cfg: DictConfig) -> None:
 
 
 def run_single(cfg: DictConfig, out: Path) -> None:
-    """Run one configuration, and exit with 2 after an error that the user can correct."""
+    """Run one configuration, and exit with code 2 after an error that the user can correct."""
     try:
         start_run(*compose_run(cfg), out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
         sys.exit(2)
     except Exception:
-        if already_reported():  # another rank failed, and this one lost the connection to it
+        if already_reported():  # another rank failed, and this rank lost the connection to it
             sys.exit(2)
         raise
 
 
 def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
-    """Run one cell of a sweep; an error is written to its folder, and the sweep goes on."""
+    """Run one cell of a sweep; an error is written to its folder, and the sweep continues."""
     try:
         cfg, overrides = compose_run(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -135,7 +135,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
 
 
 def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
-    """Return the fingerprints of the data of a configuration by name; the stores are built if necessary."""
+    """Return the fingerprints of the data of a configuration by name, and build the stores if necessary."""
     from metafew.data.store import build, describe, store_root
     from metafew.training.factory import make_source
 
@@ -144,7 +144,7 @@ def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
 
 
 def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Return the configuration of this run and its overrides; with ``ckpt``, on top of those of the checkpoint."""
+    """Return the configuration and overrides of this run; with ``ckpt``, on top of those of the checkpoint."""
     overrides = main_words() + verbatim(HydraConfig.get().overrides.task)
     with in_one_line(overrides):
         resolve_paths(cfg)
@@ -161,7 +161,7 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
             cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
             resolve_paths(cfg)
-        OmegaConf.to_container(cfg, resolve=True)  # an unknown ${name} is refused here
+        OmegaConf.to_container(cfg, resolve=True)  # refuses unknown ${name}s
     return cfg, overrides
 
 

@@ -106,7 +106,7 @@ def test_a_new_training_sets_aside_the_checkpoints_of_another(tmp_path, caplog):
     assert steps(tmp_path, "checkpoints-2") == {"best": 20, "step-000010": 10}
     assert not (tmp_path / "checkpoints").exists()
     assert caplog.messages[1].endswith(
-        f"held checkpoints of another training: they are now in {tmp_path / 'checkpoints-2'}"
+        f"contained checkpoints of another training, which are now in {tmp_path / 'checkpoints-2'}"
     )
 
 

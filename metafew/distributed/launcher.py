@@ -1,4 +1,4 @@
-"""Find out whether torchrun, SLURM's srun or Lightning launched the processes of a run. Imports no torch."""
+"""Detect whether torchrun, SLURM's srun or Lightning launched the processes of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is rank zero of the run, whatever launched it."""
+    """Return whether this process is rank zero of the run, with any launcher."""
     ranks = ["RANK"] if "RANK" in os.environ else ["NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"]
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def launched_world_size() -> int:
-    """Return how many processes torchrun or srun launched for this run; 0 if neither did."""
+    """Return the number of processes that torchrun or srun launched for this run; 0 if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # there Lightning launches its own
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # there, Lightning launches its own processes
         return 0
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is set in a batch script without srun, too
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is also set in a batch script without srun
 
 
 def job_of_queue() -> str | None:
-    """Return the number that a job keeps when its queue stops it and starts it again; None outside of such a job."""
+    """Return the job number, which a job keeps when it is requeued; None outside of a job."""
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         return f"local {os.environ['SUBMITIT_LOCAL_JOB_ID']}"
     if "SLURM_ARRAY_JOB_ID" in os.environ:
@@ -43,12 +43,12 @@ def job_of_queue() -> str | None:
 
 
 def is_restarted() -> bool:
-    """Return whether this job may have been started before. A job of SLURM, which can be a shell, counts its starts."""
+    """Return whether this job may have been started before. SLURM, whose jobs can be shells, counts the starts."""
     return "SUBMITIT_LOCAL_JOB_ID" in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEnvironment]:
-    """Return the Lightning plugin for a run inside a SLURM job: srun's or Lightning's own. Elsewhere, none.
+    """Return the Lightning plugin for a run inside a SLURM job, srun's or Lightning's own; none elsewhere.
 
     By default Lightning assumes that srun launched every process of a SLURM job, and requeues jobs from its own
     checkpoints.
@@ -58,7 +58,7 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
         nodes: ``trainer.num_nodes``.
 
     Raises:
-        UsageError: if srun launched another number of processes than the run needs.
+        UsageError: if srun launched a different number of processes from what the run needs.
     """
     from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
@@ -81,7 +81,7 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
 
 
 def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> None:
-    """Check that torchrun or SLURM launched ``world_size`` processes, if one of them launched this run.
+    """Check that torchrun or SLURM, if it launched this run, launched ``world_size`` processes.
 
     Args:
         devices: ``trainer.devices``.
@@ -89,7 +89,7 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
         world_size: number of processes of the Trainer.
 
     Raises:
-        UsageError: if it launched another number.
+        UsageError: if the number differs.
     """
     count = launched_world_size()
     lightning_launches = count == 1 and nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -102,13 +102,13 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
 
 
 def require_one_process(what: str) -> None:
-    """Check that torchrun or srun does not launch several processes of a command that starts many runs.
+    """Check that torchrun or srun did not launch several processes of a command that starts many runs.
 
     Args:
         what: the command, such as ``a sweep``.
 
     Raises:
-        UsageError: if it does, as each process would repeat all runs.
+        UsageError: if it did, as each process would repeat all runs.
     """
     if (count := launched_world_size()) > 1:
         raise UsageError(
@@ -120,12 +120,12 @@ def require_one_process(what: str) -> None:
 class SharedOutputFolder(Callback):
     """Hydra callback that claims the output folder of a run or a sweep.
 
-    All ranks launched by torchrun or SLURM get that of rank zero, as the default folder is named after the time, which
+    All ranks launched by torchrun or SLURM use the folder of rank zero, as the default name contains the time, which
     differs between processes and machines.
     """
 
     def claim_folder(self, config: DictConfig, **_: Any) -> None:
-        """Claim the folder; exit if torchrun or srun would run a complete sweep in each process."""
+        """Claim the folder, or exit if torchrun or srun would run the complete sweep in each process."""
         sweep = config.hydra.mode == RunMode.MULTIRUN
         if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
             try:
@@ -146,7 +146,7 @@ class SharedOutputFolder(Callback):
     on_run_start = on_multirun_start = claim_folder
 
     def share(self, key: str, folder: str, by_clock: bool) -> str:
-        """Claim a folder on rank zero, before any other rank creates its own, and return it on every rank."""
+        """Claim a folder on rank zero, before any other rank creates one, and return it on every rank."""
         from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
         from torch.distributed.rendezvous import rendezvous
 
@@ -166,7 +166,7 @@ class SharedOutputFolder(Callback):
 
 
 def claim_or_exit(key: str, folder: str, by_clock: bool) -> str:
-    """Claim a folder, or exit: Hydra makes a warning of any other exception in a callback."""
+    """Claim a folder, or exit: Hydra turns any other exception in a callback into a warning."""
     try:
         return str(claim(key, Path(folder), by_clock))
     except UsageError as error:

@@ -13,12 +13,11 @@ from metafew.solvers.logistic import logistic
 class Logistic(FeatureHead):
     """Logits ``scale * (f(x) W + b)``, where ``W`` and ``b`` minimise ``1/2 |W|^2 + c * sum of the losses``.
 
-    The losses are the cross-entropies of the support rows, and the intercept ``b`` is not penalised: the objective
-    of scikit-learn's ``LogisticRegression(C=c)``. Gradients pass through the solution by the implicit function
-    theorem.
+    The losses are the cross-entropies of the support rows, and the intercept ``b`` is not penalised, as in
+    scikit-learn's ``LogisticRegression(C=c)``. Gradients use implicit differentiation.
 
     Args:
-        c: weight of each support row's loss against the penalty.
+        c: weight of each support row's loss relative to the penalty.
         scale: initial value of the learned scale of the logits.
     """
 

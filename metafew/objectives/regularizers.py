@@ -1,4 +1,4 @@
-"""Terms of the loss of each task (Goldblum et al. 2020)."""
+"""Loss terms per task (Goldblum et al. 2020)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Regularizer(nn.Module):
 
 
 class FeatureClustering(Regularizer):
-    """Pull images of a class together and push classes away from each other: ``weight * R_FC``.
+    """Pull images of a class together and push classes apart: ``weight * R_FC``.
 
     Args:
         weight: factor of the measure.
@@ -73,10 +73,10 @@ class WeightClustering(Regularizer):
     """Pull together the weights of tasks that adapt in parallel: ``weight * sum_f ||w_f - m_f||^2 / ||m_f||^2``.
 
     ``w_f`` are the filters of convolutions and the rows of linear layers of one task, ``m_f`` their detached means over
-    the tasks of the meta-batch. The paper penalizes a filter-normalized distance and gives neither its exact form nor
-    the weight: here it is the square, normalized by filters as in Li et al. (2018). It acts in the inner loop of
-    ``objective=reptile`` only: the outer loss depends on the adapted weights as constants, so that a term of theirs
-    would have no gradient there.
+    the tasks of the meta-batch. The paper penalizes a filter-normalized distance and, as far as reported, gives neither
+    its exact form nor the weight; here it is the square, normalized by filter as in Li et al. (2018). It acts only in
+    the inner loop of ``objective=reptile``: the outer loss treats the adapted weights as constants, so a term in it
+    would have no gradient. The default weight has almost no effect on Omniglot (docs/reproduction.md).
 
     Args:
         weight: factor of the distance.

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: which of its options the user sets, and which belong to metafew."""
+"""The Lightning Trainer of a run: the options that the user can set, and those that metafew owns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from metafew.callbacks.clustering_monitor import ClusteringMonitor
 from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.config.option_values import as_list
 from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
-from metafew.training.factory import as_list, attempt, make
+from metafew.training.factory import attempt, make
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Owned(NamedTuple):
     """An argument of the Trainer that the user cannot change.
 
     Attributes:
-        value: the only value that is accepted besides null.
+        value: the only accepted value besides null.
         reason: why.
         instead: what to type.
     """
@@ -63,11 +64,11 @@ OWNED = {
     "model_registry": Owned(None, "checkpoints are written to the folder of the run", "type logger=wandb"),
     "default_root_dir": Owned(None, "all outputs are written to the folder of the run", "type hydra.run.dir=DIR"),
     "enable_autolog_hparams": Owned(True, "loggers always receive the configuration", LEAVE_OUT),
-    "inference_mode": Owned(False, "heads that adapt take gradients in evaluation", LEAVE_OUT),
+    "inference_mode": Owned(False, "adapting heads compute gradients in evaluation", LEAVE_OUT),
     "use_distributed_sampler": Owned(False, "processes divide the tasks of each meta-batch", LEAVE_OUT),
-    "sync_batchnorm": Owned(False, "a norm says itself what it reduces over processes", "type norm=batch_shared"),
+    "sync_batchnorm": Owned(False, "each norm defines what it reduces over processes", "type norm=batch_shared"),
 }
-"""Arguments that belong to metafew. The others act, as conf/trainer/default.yaml says."""
+"""Arguments owned by metafew. The others have an effect, described in conf/trainer/default.yaml."""
 EXAMPLES = {
     "callbacks": "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/protonet/accuracy, mode: max}",
     "logger": "{_target_: pytorch_lightning.loggers.CSVLogger, save_dir: logs}",
@@ -75,10 +76,10 @@ EXAMPLES = {
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Check that no option of the Trainer is one of :data:`OWNED`, and the form of ``max_time``.
+    """Check that no option of the Trainer is one of :data:`OWNED`, and check the format of ``max_time``.
 
     Raises:
-        UsageError: if one of them has a value other than its own, or ``max_time`` is a number.
+        UsageError: if one of them has a different value, or ``max_time`` is a number.
     """
     for name, owned in OWNED.items():
         value = options.get(name)
@@ -97,7 +98,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
 
     Args:
         cfg: the composed configuration.
-        trained: the head whose validation accuracy chooses the best checkpoint.
+        trained: the head whose validation accuracy selects the best checkpoint.
         loggers: the loggers; those of ``trainer.logger`` are appended.
         out: folder of the run.
     """
@@ -135,7 +136,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         inference_mode=False,
         _convert_="all",
     )
-    if isinstance(options.get("profiler"), str):  # otherwise the report is only a message of Lightning's
+    if isinstance(options.get("profiler"), str):  # otherwise Lightning only logs the report
         trainer.profiler.dirpath, trainer.profiler.filename = out, "profile"
     if str(options.precision).startswith("16") and trainer.precision == "bf16-mixed":
         log.warning("a CPU does not train in float16: trainer.precision=%s is bf16-mixed here", options.precision)
@@ -147,11 +148,11 @@ def make_added(option: str, nodes: Any, kind: type) -> list:
 
     Args:
         option: ``callbacks`` or ``logger``.
-        nodes: its value: a configuration with ``_target_``, a list of them, or None.
-        kind: the class that each must have.
+        nodes: its value: a configuration with ``_target_``, a list of these, or None.
+        kind: the required class of each.
 
     Raises:
-        UsageError: if they are anything else.
+        UsageError: if one of them is not.
     """
     added = [make(node) if isinstance(node, DictConfig) else node for node in as_list(nodes) if node is not None]
     for each in added:

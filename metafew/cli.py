@@ -25,7 +25,7 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
-from metafew.distributed.report_once import already_reported, first_to_report, global_rank
+from metafew.distributed.report_once import already_reported, first_to_report, global_rank, print_on_rank_zero
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
@@ -60,6 +60,7 @@ def job(cfg: DictConfig) -> None:
     """Run one configuration: an experiment, a single run, or a cell of a sweep."""
     use_huge_pages()  # a process of joblib does not call main()
     print_any_character()
+    print_on_rank_zero()
     if "experiment" in cfg:
         launch_experiment(cfg)
     elif HydraConfig.get().mode == RunMode.RUN:

@@ -89,9 +89,14 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
         world_size: number of processes of the Trainer.
 
     Raises:
-        UsageError: if it launched another number.
+        UsageError: if it launched another number, or nothing launched the processes of the other machines.
     """
     count = launched_world_size()
+    if nodes > 1 and not count and not {"MASTER_ADDR", "NODE_RANK"} & set(os.environ):
+        raise UsageError(
+            f"expected torchrun or SLURM to start the processes of {nodes} machines, got a process that neither of "
+            f"them has started: type torchrun --nnodes={nodes} in place of python on each, or trainer.num_nodes=1"
+        )
     lightning_launches = count == 1 and nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
     if count not in (0, world_size) and not lightning_launches:
         raise UsageError(

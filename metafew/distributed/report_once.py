@@ -1,7 +1,8 @@
-"""Report an error once, although several ranks may raise it. Imports no torch."""
+"""Report errors and other messages once, although several ranks may have them. Imports no torch."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,14 @@ def first_to_report() -> Iterator[bool]:
     else:
         yield store.add("reporting", 1) == 1
         store.set("reported", "")  # by now the report is written
+
+
+def print_on_rank_zero() -> None:
+    """Print messages below errors on rank zero only; those of the other ranks are in their log files."""
+    if not is_rank_zero():
+        for handler in logging.root.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
 
 
 def already_reported() -> bool:

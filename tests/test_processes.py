@@ -1,23 +1,29 @@
 """A run of several ranks equals that of one."""
 
 import csv
+import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import OmegaConf
+from pytorch_lightning.strategies.launchers import subprocess_script
 from runs import ROOT, TINY, Copy, command, compose_in, metafew
 from torch import nn
 
-from metafew.distributed import launcher, subprocesses
+from metafew.distributed import launcher, report_once, subprocesses
 from metafew.errors import UsageError
 from metafew.training import checkpoint, run
 
@@ -131,11 +137,22 @@ def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
         assert set(measured.values()) == {cfg.test.total} == {len({index for _, index in answers(many / name)})}
 
 
-@pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["copies", "processes"])
+COPIES_OR_PROCESSES = pytest.mark.parametrize(
+    "process", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["copies", "processes"]
+)
+"""Copies of this process have imported everything, which takes a new process seconds."""
+
+
+@COPIES_OR_PROCESSES
 def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path, monkeypatch, process):
-    """Lightning starts a second process for each of two cells; the others may be copies of this one."""
+    """Each of two cells is a process, from which Lightning starts a second one."""
+
+    def start_second(typed, env, cwd):
+        return Copy(command(typed[2:], cwd, env), 1, 2)
+
     if not process:
         monkeypatch.setattr(subprocesses, "run_subprocess", lambda typed: Copy(command(typed, tmp_path), 1, 2).wait())
+        monkeypatch.setattr(subprocess_script, "subprocess", SimpleNamespace(Popen=start_second))
     words = [*TINY, *FEW[2:], "trainer.max_steps=1", "head=protonet,maml", "hydra.sweep.dir=sweep"]
     metafew("-m", *words, *DDP, cwd=tmp_path, process=process)
     reports = [json.loads(file.read_text()) for file in sorted(tmp_path.rglob("results.json"))]
@@ -145,6 +162,16 @@ def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "1", "multirun.yaml"}
     assert all((tmp_path / "sweep" / cell / "train_ddp_process_1.log").exists() for cell in "01")  # Lightning's second
+
+
+def test_a_thread_runs_the_cells_of_a_sweep_over_several_processes(monkeypatch):
+    """Only the main thread may set handlers of signals."""
+    ended = SimpleNamespace(wait=lambda: 3)
+    monkeypatch.setattr(subprocesses, "start_subprocess", lambda typed: ended)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(subprocesses.run_subprocess, []).result() == subprocesses.run_subprocess([]) == 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_tasks_must_divide_among_the_ranks(launch):
@@ -252,10 +279,37 @@ def test_rank_zero_reports_for_all(monkeypatch, given, first):
     assert launcher.is_rank_zero() == first
 
 
+@pytest.mark.parametrize(("rank", "printed"), [("0", ["warning", "error"]), ("1", ["error"])])
+def test_warnings_are_printed_once_for_all_ranks(monkeypatch, tmp_path, rank, printed):
+    clear(monkeypatch)
+    monkeypatch.setenv("RANK", rank)
+    console, file = logging.StreamHandler(io.StringIO()), logging.FileHandler(tmp_path / "train.log")
+    monkeypatch.setattr(logging.root, "handlers", [console, file])
+    report_once.print_on_rank_zero()
+    logging.warning("warning")
+    logging.error("error")
+    file.close()
+    assert console.stream.getvalue().split() == printed
+    assert (tmp_path / "train.log").read_text().split() == ["warning", "error"]
+
+
+def test_machines_without_torchrun_or_slurm_are_a_usage_error(monkeypatch):
+    clear(monkeypatch)
+    with pytest.raises(UsageError, match=r"processes of 2 machines, .*: type torchrun --nnodes=2 in place of python"):
+        launcher.check_world_size(1, 2, 2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # one process on each, as Lightning's documentation describes
+    launcher.check_world_size(1, 2, 2)
+
+
 def clear(monkeypatch):
     """Isolate the tests from the environment of whatever launched them."""
     for key in list(os.environ):
-        if key.startswith(("SLURM_", "TORCHELASTIC_")) or key in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+        if key.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_")) or key in (
+            "RANK",
+            "LOCAL_RANK",
+            "NODE_RANK",
+            "WORLD_SIZE",
+        ):
             monkeypatch.delenv(key)
 
 

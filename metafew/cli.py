@@ -25,7 +25,13 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
-from metafew.distributed.report_once import already_reported, first_to_report, global_rank, print_on_rank_zero
+from metafew.distributed.report_once import (
+    already_reported,
+    end_other_ranks,
+    first_to_report,
+    global_rank,
+    print_on_rank_zero,
+)
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
@@ -110,6 +116,7 @@ def run_single(cfg: DictConfig, out: Path) -> None:
     except Exception:
         if already_reported():  # another rank failed, and this one lost the connection to it
             sys.exit(2)
+        end_other_ranks()
         raise
 
 

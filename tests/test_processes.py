@@ -247,6 +247,7 @@ def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch, t
     """The checkpoint may set trainer.devices."""
     clear(monkeypatch)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher.SharedOutputFolder, "store", None)
     shared, folders = torch.distributed.HashStore(), []
     module = sys.modules["torch.distributed.rendezvous"]  # whose name its function has taken
     monkeypatch.setattr(module, "rendezvous", lambda _, rank, world: iter([(shared, rank, world)]))
@@ -313,13 +314,70 @@ def clear(monkeypatch):
             monkeypatch.delenv(key)
 
 
-@pytest.mark.slow
-def test_torchrun_leaves_one_folder(tmp_path):
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "train.py", *TINY, *DDP]
-    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, timeout=300)
+class Breaks(Smooth):
+    """A network that one process has no memory for: to build it, or for the rows of a training step."""
+
+    def __init__(self, at: str):
+        super().__init__()
+        self.at = at
+        self.fail("start")
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.fail("step")
+        return super().forward(images)
+
+    def fail(self, at):
+        if (at, os.environ.get("RANK")) == (self.at, "1"):
+            raise MemoryError("the other machine has no memory left")
+
+
+def run_on_two_nodes(words, cwd, process):
+    """Run a command as torchrun does on two machines; returns their exit codes and what they printed as errors."""
+    port, nodes, files = find_free_network_port(), [], [cwd / "first", cwd / "second"]
+    for rank, file in enumerate(files):
+        with file.open("w", encoding="utf-8") as errors:
+            if process:
+                place = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+                typed = ["-m", "torch.distributed.run", *place, f"--node_rank={rank}", str(ROOT / "train.py"), *words]
+                env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+                nodes.append(subprocess.Popen([sys.executable, *typed], cwd=cwd, env=env, stderr=errors))
+            else:
+                env = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                nodes.append(Copy(command(words, cwd, env), 1, errors))
+    return [node.wait() for node in nodes], [file.read_text(encoding="utf-8") for file in files]
+
+
+NODES = ["trainer.num_nodes=2", "trainer.devices=1", *EXACT, "trainer.log_every_n_steps=1"]
+
+
+@COPIES_OR_PROCESSES
+def test_two_nodes_measure_what_one_process_does(tmp_path, launch, process):
+    codes, _ = run_on_two_nodes([*TINY, *NODES], tmp_path, process)
+    assert codes == [0, 0]
+    (many,) = tmp_path.glob("outputs/*/*")  # by its own clock, the second node would have a folder of its own
+    _, one = launch(*NODES[2:], out=tmp_path / "one")
+    assert answers(many) == answers(one)
+    torch.testing.assert_close(curves(many), curves(one), rtol=0, atol=1e-9)
+    torch.testing.assert_close(weights(many), weights(one), rtol=0, atol=1e-9)
+    left = {file.name for file in many.iterdir()} - {"train.log", "train_1.log", ".hydra"}
+    assert left >= {file.name for file in one.iterdir()}  # of which the fixture leaves out the figures
+    assert {file.name for file in (many / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("at", "process"),
+    [("start", False), *(pytest.param(at, True, marks=pytest.mark.slow) for at in ("start", "step"))],
+)
+def test_an_error_of_one_node_ends_both(tmp_path, process, at):
+    own = ["backbone=module", f"backbone.target={__name__}.Breaks", f"backbone.arguments={{at:{at}}}"]
+    words = [*(word for word in TINY if not word.startswith("backbone.")), *own, *NODES]
+    codes, printed = run_on_two_nodes(words, tmp_path, process)
+    assert all(codes)
+    assert "process 1: " in printed[1]
     (report,) = tmp_path.rglob("results.json")
-    assert json.loads(report.read_text())["metrics"]["test/protonet/accuracy"]["tasks"] == 6
-    assert [*tmp_path.glob("outputs/*/*")] == [report.parent]
+    assert "no memory left" in json.loads(report.read_text())["error"]
 
 
 @pytest.mark.slow

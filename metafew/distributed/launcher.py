@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -16,6 +16,7 @@ from metafew.errors import UsageError
 
 if TYPE_CHECKING:
     from pytorch_lightning.plugins.environments import ClusterEnvironment
+    from torch.distributed import Store
 
 
 def is_rank_zero() -> bool:
@@ -127,7 +128,12 @@ class SharedOutputFolder(Callback):
 
     All ranks launched by torchrun or SLURM get that of rank zero, as the default folder is named after the time, which
     differs between processes and machines.
+
+    Attributes:
+        store: the key-value store of these ranks, to which Lightning connects too; None without them.
     """
+
+    store: ClassVar[Store | None] = None
 
     def claim_folder(self, config: DictConfig, **_: Any) -> None:
         """Claim the folder; exit if torchrun or srun would run a complete sweep in each process."""
@@ -158,14 +164,15 @@ class SharedOutputFolder(Callback):
         cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
         # Lightning connects to the same store later, so rank zero keeps it open.
-        self.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        SharedOutputFolder.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        store = SharedOutputFolder.store
         if self.rank == 0:
             claimed = ""
             try:
                 claimed = claim_or_exit(key, folder, by_clock)
             finally:
-                self.store.set("folder", claimed)
-        elif not (claimed := self.store.get("folder").decode()):
+                store.set("folder", claimed)
+        elif not (claimed := store.get("folder").decode()):
             sys.exit(2)  # rank zero has printed the reason
         return claimed
 

@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Timer
 
 from metafew.analysis.features import analyze
+from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training
@@ -55,6 +56,7 @@ def run_stages(parts: Parts) -> Outcome:
     data.prepare_data()
     outcome.data = report_data(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
+    wait_for_other_ranks()
     with enough_memory(trainer, learner):
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)

@@ -33,8 +33,9 @@ COMMON = [*TINY, "train.tasks=4", "trainer.max_steps=3", "trainer.log_every_n_st
 FEW = ["head.steps=1", "head.test_steps=1", *(f"{split}.way=2" for split in ("train", "val", "test"))]
 MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "val.tasks=1", "test.tasks=1"]
 MIXTURE += [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
+MEASURED = ["analyze.every=2", "analyze.tasks=2"]
 DOUBLE = {
-    "protonet": ["evaluate=[ridge]", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2"],
+    "protonet": ["evaluate=[ridge]", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2", *MEASURED],
     "svm": ["head=svm", "norm=batch", "test.way=2", "test.total=120", "test.tasks=12"],
     "maml": ["head=maml", "norm=batch", *FEW],
     "reptile": ["head=reptile", *FEW],

@@ -190,8 +190,9 @@ def check_devices(accelerator: Any, devices: Any) -> None:
         )
     count = len(devices) if OmegaConf.is_list(devices) else gpus or 1
     devices = list(devices) if OmegaConf.is_list(devices) else devices
+    kind: Any = CUDAAccelerator if gpus else CPUAccelerator
     try:
-        found = devices == "auto" or (CUDAAccelerator if gpus else CPUAccelerator).parse_devices(devices)
+        found = devices == "auto" or kind.parse_devices(devices)
     except (MisconfigurationException, TypeError, ValueError):
         found = None
     if not found:

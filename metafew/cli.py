@@ -25,6 +25,7 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
+from metafew.distributed.output_folder import named_by_clock, require_named
 from metafew.distributed.report_once import already_reported, first_to_report, global_rank
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
@@ -73,8 +74,10 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
-        of_hydra = cfg.pop("hydra")
     try:
+        require_named("hydra.run.dir", named_by_clock(cfg, "hydra.run.dir"), cfg.get("ckpt"))
+        with open_dict(cfg):
+            of_hydra = cfg.pop("hydra")
         if "experiment" not in cfg:
             cfg, _ = compose_run(cfg)
             of_hydra = HydraConfig.get()

@@ -7,11 +7,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.config.paths import typed_in
@@ -29,17 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def newest_of_this_run() -> str | None:
-    """Return the newest checkpoint in the folder of this run, or None.
-
-    Raises:
-        UsageError: if neither the command line nor the user's own main configuration sets this folder.
-    """
-    hydra = HydraConfig.get()
-    key, part = ("hydra.run.dir", hydra.run) if hydra.mode == RunMode.RUN else ("hydra.sweep.dir", hydra.sweep)
-    folder: Any = OmegaConf.to_container(OmegaConf.masked_copy(cast(DictConfig, part), "dir"), resolve=False)
-    if "${now:" in folder["dir"]:  # the default of conf/train.yaml
-        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
-    file = newest(Path(hydra.runtime.output_dir))
+    """Return the newest checkpoint in the folder of this run, or None."""
+    file = newest(Path(HydraConfig.get().runtime.output_dir))
     return None if file is None else str(file)
 
 

@@ -71,5 +71,6 @@ def silence_lightning() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*AMP with fp16 is not supported on CPU.*",  # make_trainer warns of it
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*`srun` command is available.*",  # on every machine of a cluster, for runs of one process too
     ):
         warnings.filterwarnings("ignore", message)

@@ -15,19 +15,19 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-bench: $(READY) ## measure how long things take, as ratios
+bench: $(READY) ## run the benchmarks, which report ratios of times
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 train: $(READY) ## run the default experiment; ARGS="head=svm norm=batch" changes it
 	$(BIN)/python train.py $(ARGS)
 
-reproduce: $(READY) ## run every published table and figure at a small budget, hours in all; goes on where it stopped
+reproduce: $(READY) ## run every published table and figure at a small budget (hours); repeat it to resume
 	$(BIN)/python scripts/reproduce.py all $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
-test-all: $(READY) ## run all tests, the slow ones too
+test-all: $(READY) ## run all tests, including the slow ones
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY) ## check style and types
@@ -35,7 +35,7 @@ lint: $(READY) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 
-format: $(READY) ## mend style
+format: $(READY) ## apply automatic style fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

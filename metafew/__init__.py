@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     """Load a trained model from a checkpoint, to adapt it to new tasks.
 
-    The model consists of the backbone and the head that were trained, with weights in float32, in eval mode and on the
-    CPU; ``.to(device)`` moves it. The dataset that it was trained on is not needed::
+    The model consists of the trained backbone and head, with weights in float32, in eval mode and on the CPU;
+    ``.to(device)`` moves it. The training dataset is not needed::
 
         model = metafew.load("outputs/DATE/TIME/checkpoints/best.ckpt")
         task = model.adapt(images, ["cat", "dog", "cat"])
         task.label(others)  # ["dog", "cat", ...]
         task.predict(others)  # probabilities (q, 2)
 
-    A checkpoint cannot run arbitrary code: only tensors and plain values are read from it, and of the classes that it
-    names only metafew's own and those in ``trust`` are called.
+    A checkpoint cannot run arbitrary code: only tensors and plain values are read from it, and only metafew's own
+    classes and those in ``trust`` are called.
 
     Args:
         path: a checkpoint from the folder ``checkpoints`` of a run.

@@ -1,4 +1,4 @@
-"""Huge pages for tensors on the CPU, and freed memory that the process keeps for the next step."""
+"""Huge pages for tensors on the CPU, and reuse of freed memory in the next step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SETTINGS = ("TRIM_THRESHOLD_", "MMAP_THRESHOLD_", "MMAP_MAX_")
 def use_huge_pages() -> None:
     """Request huge pages for tensors, and keep freed memory; call it before torch allocates its first tensor.
 
-    A training step allocates and frees the same hundreds of megabytes each time. By default the kernel maps and clears
-    pages of 4 KiB again in every step, and a processor caches the addresses of only a few of them. With this setting
-    tensors of 2 MiB or more use pages of 2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed
-    blocks of any size for the next step, so that the process stays at its peak size. Results do not change.
+    Every training step allocates and frees the same hundreds of megabytes. By default, the kernel maps and clears pages
+    of 4 KiB in every step, and the processor caches the addresses of only a few of them. With this setting, tensors of
+    2 MiB or more use pages of 2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed blocks of any
+    size for the next step, so that the process stays at its peak size. Results do not change.
 
     Settings in the environment take precedence: ``THP_MEM_ALLOC_ENABLE=0`` disables huge pages, and
     ``MALLOC_TRIM_THRESHOLD_=131072`` (or any other setting of malloc) leaves freed memory to malloc.
@@ -33,4 +33,4 @@ def use_huge_pages() -> None:
     if platform.libc_ver()[0] == "glibc" and not configured:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
-        libc.mallopt(MMAP_MAX, 0)  # a block that is mapped separately returns to the kernel as soon as it is freed
+        libc.mallopt(MMAP_MAX, 0)  # separately mapped blocks return to the kernel as soon as they are freed

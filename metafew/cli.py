@@ -25,6 +25,7 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
+from metafew.distributed.output_folder import named_by_clock, require_named
 from metafew.distributed.report_once import (
     already_reported,
     end_other_ranks,
@@ -42,18 +43,18 @@ sanitize = Hydra.get_sanitized_cfg
 
 
 def main() -> None:
-    """Parse the command line of this process, and run it."""
+    """Parse the command line of this process and run it."""
     print_any_character()
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(help_text())  # Hydra's own help would first load all files to render its templates
+        print(help_text())  # Hydra's own help would load all files to render its templates
         return
-    use_huge_pages()  # under torchrun a callback of Hydra imports torch before job() is called
+    use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     try:
         with in_one_line(sys.argv[1:]):
             sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, instead of printing them over many lines
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing many lines
             job()
     except UsageError as error:
         if is_rank_zero():
@@ -76,12 +77,14 @@ def job(cfg: DictConfig) -> None:
 
 
 def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
-    """Return what ``--cfg`` shows: the configuration of the run, with ``ckpt`` on top of that of the checkpoint."""
+    """Return the configuration of the run for ``--cfg``, which with ``ckpt`` is composed on top of the checkpoint."""
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
-        of_hydra = cfg.pop("hydra")
     try:
+        require_named("hydra.run.dir", named_by_clock(cfg, "hydra.run.dir"), cfg.get("ckpt"))
+        with open_dict(cfg):
+            of_hydra = cfg.pop("hydra")
         if "experiment" not in cfg:
             cfg, _ = compose_run(cfg)
             of_hydra = HydraConfig.get()
@@ -94,12 +97,12 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
 
 
 def launch_experiment(cfg: DictConfig) -> None:
-    """Run all cells of an experiment, and exit with a code other than 0 if one of them failed."""
+    """Run all cells of an experiment, and exit with a non-zero code if one of them failed."""
     from metafew.experiments.start import start_experiment
 
     try:
         code = start_experiment(resolve_paths(cfg))
-    except UsageError as error:  # not report_error, which would replace results in its folder
+    except UsageError as error:  # not report_error, which would overwrite results in its folder
         print(f"metafew: {error}", file=sys.stderr)
         code = 2
     if code:
@@ -107,21 +110,21 @@ def launch_experiment(cfg: DictConfig) -> None:
 
 
 def run_single(cfg: DictConfig, out: Path) -> None:
-    """Run one configuration, and exit with 2 after an error that the user can correct."""
+    """Run one configuration, and exit with code 2 after an error that the user can correct."""
     try:
         start_run(*compose_run(cfg), out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
         sys.exit(2)
     except Exception:
-        if already_reported():  # another rank failed, and this one lost the connection to it
+        if already_reported():  # another rank failed, and this rank lost the connection to it
             sys.exit(2)
         end_other_ranks()
         raise
 
 
 def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
-    """Run one cell of a sweep; an error is written to its folder, and the sweep goes on."""
+    """Run one cell of a sweep; an error is written to its folder, and the sweep continues."""
     try:
         cfg, overrides = compose_run(cfg)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -140,7 +143,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
 
 
 def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
-    """Return the fingerprints of the data of a configuration by name; the stores are built if necessary."""
+    """Return the fingerprints of the data of a configuration by name, and build the stores if necessary."""
     from metafew.data.store import build, describe, store_root
     from metafew.training.factory import make_source
 
@@ -149,7 +152,7 @@ def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
 
 
 def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Return the configuration of this run and its overrides; with ``ckpt``, on top of those of the checkpoint."""
+    """Return the configuration and overrides of this run; with ``ckpt``, on top of those of the checkpoint."""
     overrides = main_words() + verbatim(HydraConfig.get().overrides.task)
     with in_one_line(overrides):
         resolve_paths(cfg)
@@ -166,7 +169,7 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
             cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
             resolve_paths(cfg)
-        OmegaConf.to_container(cfg, resolve=True)  # an unknown ${name} is refused here
+        OmegaConf.to_container(cfg, resolve=True)  # refuses unknown ${name}s
     return cfg, overrides
 
 

@@ -29,7 +29,7 @@ class Labelled(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Random views that have yet to be applied to the images of an episode.
+    """Random views that have not been applied to the images of an episode yet.
 
     Attributes:
         chain: applies them, ``chain.apply(images, parameters)``.
@@ -45,18 +45,18 @@ class Views(NamedTuple):
 class Episode(NamedTuple):
     """A stack of ``t`` tasks with the same way and the same numbers of support and query rows.
 
-    A meta-batch, the input of one Lightning step, is a list of episodes: one if all its tasks have the same shape,
-    several if way or shot is drawn for each task. Nothing is padded, so no statistic can include an absent row.
+    A meta-batch, the input of one Lightning step, is a list of episodes: one if all tasks have the same shape, several
+    if way or shot is drawn per task. Nothing is padded, so no statistic can include a missing row.
 
     Attributes:
         support: the labelled examples, ``(t, s, ...)``.
         query: the examples to label, with their true labels, ``(t, q, ...)``.
-        way: number of classes of each task.
-        index: ``(t,)`` indices of the tasks in their split.
-        views: random views that have yet to be applied, or None.
-        source: index of the dataset that all tasks come from, in a mixture of several.
-        ids: ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that
-            their features may be cached; None for a part of an episode, and for images that belong to no split.
+        way: number of classes per task.
+        index: ``(t,)`` indices of the tasks in their split, on the CPU, where they are read.
+        views: random views that have not been applied yet, or None.
+        source: index of the dataset of all tasks, in a mixture of several.
+        ids: ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that their
+            features can be cached; None for a part of an episode and for images outside of any split.
     """
 
     support: Labelled
@@ -68,10 +68,10 @@ class Episode(NamedTuple):
     ids: tuple[Tensor, Tensor] | None = None
 
     def grouped_by_class(self) -> Episode:
-        """Return the tasks with the queries of each class together, classes in the order of their first query.
+        """Return the tasks with queries grouped by class, in the order of the first query of each class.
 
-        This order is random in a sampler's tasks, so that a query's position does not reveal its class. Views must have
-        been applied.
+        This order is random in tasks from a sampler, so that the position of a query does not reveal its class. Views
+        must have been applied.
         """
         images, labels = self.query
         first = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).int().argmax(-1)

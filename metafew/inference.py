@@ -26,9 +26,9 @@ from metafew.training.factory import make_backbone, make_head
 log = logging.getLogger(__name__)
 
 AT_ONCE = 256
-"""Queries in a forward pass, so that memory does not grow with their number."""
+"""Maximum number of queries per forward pass, which bounds memory."""
 TOLERANCE = 1e-3
-"""How far pixels may lie outside of [0, 1], as resizing in floating point overshoots."""
+"""Tolerance for pixels outside of [0, 1], as resizing in floating point overshoots."""
 
 
 class Model(nn.Module):
@@ -36,11 +36,11 @@ class Model(nn.Module):
 
     Attributes:
         backbone: the feature extractor.
-        head: the head, which adapts to a support set and labels queries.
+        head: the head, which adapts to a support set and classifies queries.
         channels: channels of the images.
         image_size: height and width of the images.
         choices: the option chosen for each group in training, such as ``{"head": "svm", ...}``.
-        trained_conversion: how training converted images; None if its dataset had no image files, or it is not known.
+        trained_conversion: the conversion of images in training; None if the dataset had no image files, or if unknown.
         conversion: converts a PIL image, an array or an image file as in training: ``model.conversion(file)`` is uint8
             ``(c, h, w)``.
     """
@@ -59,15 +59,15 @@ class Model(nn.Module):
 
         Args:
             images: ``(n, c, h, w)``, or ``(n, h, w)`` for images of one channel; uint8, or floating point in [0, 1].
-                They should look as in training, which :attr:`conversion` takes care of: of the same size, and drawings
-                bright (255 or 1) on a dark background (0). Vectors ``(n, d)`` for a model of ``dataset=features``.
-            labels: ``n`` strings, numbers or other hashable values; classes may differ in their number of images.
+                They should look as in training: of the same size, and drawings bright (255 or 1) on a dark background
+                (0). :attr:`conversion` takes care of this. Vectors ``(n, d)`` for a model of ``dataset=features``.
+            labels: ``n`` strings, numbers or other hashable values; classes may have different numbers of images.
 
         Raises:
             UsageError: if images are not as in training, or labels do not match them or the head.
         """
         support = self.prepare(images)
-        # Tensors of the same value have different hashes.
+        # Tensors with the same value have different hashes.
         labels = [label.item() if isinstance(label, Tensor) else label for label in labels]
         if len(labels) != support.shape[1]:
             raise UsageError(
@@ -91,7 +91,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return features ``(n, d)`` of ``n`` images, without adaptation. All images are context to the norm.
+        """Return features ``(n, d)`` of ``n`` images, without adaptation. Norms take all images as context.
 
         Args:
             images: as :meth:`adapt` takes them.
@@ -102,7 +102,7 @@ class Model(nn.Module):
         return self.backbone.embed(self.prepare(images))[0][0].float()
 
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], in the model's precision and on its device."""
+        """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], with the model's precision and device."""
         shape = (self.channels, self.image_size, self.image_size)
         vectors = self.image_size == 1
         images_of = f"images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
@@ -135,7 +135,7 @@ class Model(nn.Module):
 class Task:
     """A support set to which a model adapts, returned by :meth:`Model.adapt`.
 
-    The head adapts to the support set in each call, by a solver or by gradient steps. One call for many queries is
+    The head adapts to the support set in each call, by a solver or by gradient steps. One call with many queries is
     faster than many calls, with the same predictions. A prediction depends on the other images of its call only if
     ``model.backbone.transductive`` or ``model.head.transductive``.
 
@@ -148,9 +148,9 @@ class Task:
 
     @torch.no_grad()
     def predict(self, images: Tensor | np.ndarray) -> Tensor:
-        """Return probabilities ``(q, w)`` in float32, one column for each of :attr:`classes`.
+        """Return probabilities ``(q, w)`` in float32, with one column per class in :attr:`classes`.
 
-        The row of an image whose logits are not all finite, such as one of a model that diverged, is NaN.
+        Rows of images with non-finite logits, as from a diverged model, are NaN.
 
         Args:
             images: ``q`` images, as :meth:`Model.adapt` takes them.
@@ -166,11 +166,11 @@ class Task:
         return probabilities(logits[0].float())
 
     def label(self, images: Tensor | np.ndarray) -> list:
-        """Return the most probable label of each image; None for an image whose logits are not all finite."""
+        """Return the most probable label of each image; None for images with non-finite logits."""
         return self.most_probable(self.predict(images))
 
     def most_probable(self, found: Tensor) -> list:
-        """Return the most probable label of each row of what :meth:`predict` returns; None for a row of NaN."""
+        """Return the most probable label of each row of :meth:`predict`'s result; None for rows of NaN."""
         return [None if number == NO_ANSWER else self.classes[number] for number in answers(found).tolist()]
 
 
@@ -198,7 +198,7 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
     check_called_paths(cfg, path, trust, lambda targets: f"type trust={sorted({*trust, *targets.values()})} with it")
-    # Frozen first: heads that expect a frozen backbone warn of any other.
+    # Frozen first, as heads that expect a frozen backbone warn about any other.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)
     head, name = make_head(cfg.head, backbone, cfg.trained), provenance["choices"]["head"]
     model = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: head.requires_grad_(False)})})

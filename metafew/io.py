@@ -1,4 +1,4 @@
-"""JSON, files that are replaced atomically, and the encoding of the terminal. Imports no torch."""
+"""JSON files, atomic writes, and the encoding of the terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 
 def read_json(path: Path) -> dict:
-    """Return the content of a JSON file; an empty dictionary if there is no such file."""
+    """Return the content of a JSON file, or an empty dictionary if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -30,7 +30,7 @@ def write_json(path: Path, content: dict) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
-    """Open a file that replaces ``path`` once it is complete; until then, and after an error, ``path`` is unchanged.
+    """Open a file that replaces ``path`` once it is complete; before that, and after an error, ``path`` is unchanged.
 
     Args:
         path: the file to create or replace.
@@ -53,7 +53,7 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
 
 
 def print_any_character() -> None:
-    """Print characters that the encoding of the terminal lacks as a question mark, and write log files in UTF-8."""
+    """Print characters outside the encoding of the terminal as question marks, and write log files in UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

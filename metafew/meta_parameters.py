@@ -1,7 +1,7 @@
 """Meta-parameters: learned across tasks, exempt from adaptation to a task and from weight decay.
 
-The optimizer groups of ``training.learner`` and the fast weights of ``heads.fast_weights`` leave them out; they stay
-trainable when a checkpoint's backbone is frozen.
+The decayed optimizer group of ``training.learner`` and the fast weights of ``heads.fast_weights`` exclude them. They
+stay trainable when the backbone of a checkpoint is frozen.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import nn
 
 
 class HasMetaParameters(nn.Module):
-    """A module that declares which of its own parameters are meta-parameters."""
+    """A module that declares which of its parameters are meta-parameters."""
 
     meta_parameters: tuple[str, ...] = ()
-    """Names of parameters of this module itself. A name whose parameter is None or not registered is ignored."""
+    """Names of this module's own parameters. Names of missing or None parameters are ignored."""
 
 
 def meta_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the meta-parameters that the modules of ``model`` declare, by their names in ``model``."""
+    """Return the meta-parameters declared by the modules of ``model``, by their names in ``model``."""
     return {
         f"{prefix}.{name}" if prefix else name: parameter
         for prefix, module in model.named_modules()

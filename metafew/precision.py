@@ -1,4 +1,4 @@
-"""The lowest precision in which moments, solvers and metrics compute."""
+"""The lowest precision of moments, solvers and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one rule by which logits answer a query; whatever compares an answer with a label takes it from here."""
+"""The rule that turns logits into answers, used wherever an answer is compared with a label."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ NO_ANSWER = -1
 def answers(logits: Tensor) -> Tensor:
     """Return the most probable class of each query, and :data:`NO_ANSWER` where a logit is NaN or infinite.
 
-    ``argmax`` takes NaN for the largest value, so that a diverged model would always predict the first class and score
-    ``1 / way`` or more.
+    ``argmax`` treats NaN as the largest value, so a diverged model would always predict the first class and score ``1 /
+    way`` or more.
 
     Args:
-        logits: ``(..., w)``, or what :func:`probabilities` returns.
+        logits: ``(..., w)``, or the result of :func:`probabilities`.
 
     Returns:
         ``(...)``, int64.

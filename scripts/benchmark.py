@@ -1,7 +1,7 @@
 """Measure times as ratios within one run: python scripts/benchmark.py [SECTION ...] [--rounds N] [--threads N].
 
-The rows of a table take turns, and each shows its median over the rounds; the first round is a warm-up. Run it on an
-otherwise idle machine. Without arguments it takes less than ten minutes on two cores.
+The rows of a table are measured in turn, and each shows its median over rounds; the first round is a warm-up. Run it on
+an otherwise idle machine. Without arguments, it takes less than ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None, setting: Setting = Setting()) -> No
     """Measure the sections, print their tables and write a JSON file."""
     options = parse(arguments)
     untouched = dict(os.environ)
-    use_huge_pages()  # as train.py does
+    use_huge_pages()  # as in train.py
     from metafew.evaluation.results import versions
 
     if options.threads:
@@ -103,7 +103,7 @@ def device_name(device: torch.device) -> str:
 
 
 def rich_table(title: str, rows: Rows) -> Table:
-    """Return a table; the cells of columns that a row lacks are empty."""
+    """Return a table, with empty cells for missing columns of a row."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     table = Table(Column(no_wrap=True), *columns, title=title)
     for word, row in rows.items():

@@ -1,8 +1,8 @@
 """Create environments for scripts/benchmark.py --peers DIR: python scripts/make_peers.py DIR [NAME ...].
 
-Each environment DIR/NAME is created from scratch, with one other library from the package registry and the release of
-torch that is installed here. Of the library's requirements only those that its steps import are installed: some would
-bring another torch or an old NumPy. An environment that fails is reported in one line and does not stop the others.
+Each environment DIR/NAME is created from scratch, with one other library from the package registry and the installed
+release of torch. Only those requirements of the library are installed that its steps import, as some would install
+another torch or an old NumPy. A failed environment is reported in one line and does not stop the others.
 """
 
 from __future__ import annotations

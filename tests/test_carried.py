@@ -4,7 +4,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from runs import TINY, metafew
 
@@ -14,7 +13,6 @@ from metafew.config.groups import CONF, describe_groups
 from metafew.config.overrides import verbatim
 from metafew.distributed.subprocesses import main_configuration
 from metafew.errors import UsageError
-from metafew.training.resume import newest_of_this_run
 
 
 @pytest.fixture(autouse=True)
@@ -199,15 +197,3 @@ def test_a_subprocess_finds_the_main_configuration(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     flags = ["--config-name", "mine", "--config-path", "/conf", "--config-dir", "/my own"]
     assert main_configuration() == flags
-
-
-@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False)])
-def test_a_main_configuration_may_set_the_folder_that_is_resumed(tmp_path, monkeypatch, folder, works):
-    parts = {"run": {"dir": folder}, "sweep": {"dir": folder}, "runtime": {"output_dir": str(tmp_path)}}
-    hydra = OmegaConf.create({"mode": RunMode.RUN, **parts})
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    if works:
-        assert newest_of_this_run() is None  # there is no checkpoint yet
-    else:
-        with pytest.raises(UsageError, match=r"type hydra\.run\.dir=DIR"):
-            newest_of_this_run()

@@ -251,10 +251,12 @@ class TestSentences:
         class Plain(Backbone):
             features = 4
 
-        with pytest.raises(UsageError, match=r"FiLM places .*got Plain.*type backbone=conv4 or backbone=resnet18"):
+        with pytest.raises(UsageError, match=r"FiLM layers .*got Plain.*type backbone=conv4 or backbone=resnet18"):
             cnaps(Plain(1, 16))
 
-    @pytest.mark.parametrize("change", [{"width": 0}, {"width": 1.5}, {"penalty": -1.0}, {"init_std": -0.1}])
+    @pytest.mark.parametrize(
+        "change", [{"width": 0}, {"width": 1.5}, {"width": True}, {"penalty": -1.0}, {"init_std": -0.1}]
+    )
     def test_bad_values(self, backbone, change):
         with pytest.raises(UsageError, match=rf"head\.{next(iter(change))} to be .*: type head\."):
             cnaps(backbone, **change)

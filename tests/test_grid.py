@@ -39,7 +39,7 @@ ADAPTING = set(filter(adapts_backbone, HEADS))
 COUPLING = {word for word in NORMS if make_norm(word)(64).couples_tasks}
 """Norms that treat a meta-batch as one batch: heads that adapt the backbone cannot be trained with them."""
 MODULATED = {word for word in OURS if make_network(word).films}
-"""Backbones with FiLM places, which only head=cnaps needs."""
+"""Backbones with FiLM layers, which only head=cnaps needs."""
 
 QUICK = [word for word in TINY if not word.startswith("backbone.")]
 QUICK += ["trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]
@@ -114,7 +114,7 @@ def choose(head="protonet", norm="tasknorm", backbone="conv4"):
 def sentence(head, norm, backbone):
     """Return what is said of choices that do not go together, or None."""
     if head == "cnaps" and backbone not in MODULATED:
-        return "expected a backbone with FiLM places"
+        return "expected a backbone with FiLM layers"
     if head in ADAPTING and norm in COUPLING:
         return f"head={head} adapts the backbone to one task at a time, and this norm"
     return None
@@ -189,7 +189,7 @@ def test_shots_that_differ_is_refused_where_all_tasks_are_one_batch(quick):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_takes_a_network_of_the_user(quick, head, network):
     words = [f"head={head}", "backbone=module", f"backbone.target={__name__}.{network}"]
-    said = {"cnaps": "expected a backbone with FiLM places for head=cnaps, got Wrapped"}
+    said = {"cnaps": "expected a backbone with FiLM layers for head=cnaps, got Wrapped"}
     if network == "BatchNormed":
         said |= dict.fromkeys(ADAPTING, "this network .* type a network without batch norm")
     if head in said:

@@ -140,7 +140,7 @@ def test_an_unsolved_task_is_reported(monkeypatch):
     support, labels, query = draw(2, 3, 2, 5)
     solve = solver._solve
     monkeypatch.setattr(solver, "_solve", lambda *a: [part / 1e3 for part in solve(*a)])
-    with pytest.warns(UserWarning, match="left with a residual"):
+    with pytest.warns(UserWarning, match="did not converge"):
         logistic(support, labels, 3, 1.0, query)
 
 

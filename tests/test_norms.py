@@ -19,7 +19,7 @@ from metafew.backbones.conv4 import Conv4
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
-from metafew.norms.fast import accelerate
+from metafew.norms.fast import accelerate, decelerate
 from metafew.norms.kernels.group_moments import GroupMoments
 from metafew.norms.kernels.normalize import Normalize
 from metafew.norms.kernels.one_group import OneGroup
@@ -112,6 +112,15 @@ def test_an_accelerated_layer_is_pickled_and_is_freed_with_its_last_reference(x)
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_decelerated_network_runs_its_definitions(x):
+    layers = accelerate(nn.Sequential(scheme("batch"), MAX))
+    fast = layers.forward
+    assert decelerate(layers) is layers and fast != layers.forward
+    assert not any("forward" in vars(module) for module in layers.modules())
+    with rows(T, S, record=False):
+        torch.testing.assert_close(layers(x.flatten(0, 1)), accelerate(layers)(x.flatten(0, 1)))
 
 
 def test_hooks_of_norms_and_poolings_fire(x):

@@ -1,6 +1,5 @@
 """A run of several ranks equals that of one."""
 
-import csv
 import io
 import json
 import logging
@@ -9,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,17 +18,16 @@ from unittest.mock import patch
 import pytest
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 from pytorch_lightning.strategies.launchers import subprocess_script
-from runs import ROOT, TINY, Copy, command, compose_in, metafew
+from runs import DDP, EXACT, ROOT, TINY, Copy, answers, command, compose_in, curves, metafew, rows, weights
 from torch import nn
 
 from metafew.distributed import launcher, report_once, subprocesses
 from metafew.errors import UsageError
-from metafew.training import checkpoint, run
+from metafew.training import run
 
-EXACT = ["trainer.precision=64-true"]
-DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
 COMMON = [*TINY, "train.tasks=4", "trainer.max_steps=3", "trainer.log_every_n_steps=1", "val.total=5", "test.total=9"]
 FEW = ["head.steps=1", "head.test_steps=1", *(f"{split}.way=2" for split in ("train", "val", "test"))]
 MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]", "val.tasks=1", "test.tasks=1"]
@@ -82,26 +81,6 @@ def launch_all(cases, folder, world):
     port = find_free_network_port()
     ranks = [Copy(partial(run_all, cases, folder, world, port, rank), 1, 2) for rank in range(world)]
     assert [rank.wait() for rank in ranks] == [0] * world
-
-
-def rows(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def curves(folder):
-    """Return all that metrics.csv holds: the loss of each step, and what validation measured."""
-    return [{key: float(value) for key, value in row.items() if value} for row in rows(folder / "metrics.csv")]
-
-
-def answers(folder):
-    """Return the accuracy of each task under each head, which is a count of correct answers."""
-    return {(row["head"], int(row["index"])): row["accuracy"] for row in rows(folder / "tasks.csv")}
-
-
-def weights(folder):
-    state = checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def losses(folder):
@@ -195,7 +174,13 @@ def test_several_devices_under_joblib_are_a_usage_error(tmp_path):
         ({}, 2, 0),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "SLURM_NTASKS": "2"}, 2, 4),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "train"}, 2, 2),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "interactive"}, 2, 0),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NAME": "interactive"}, 2, 2),  # salloc srun
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": "1"},
+            2,
+            0,
+        ),  # a shell of srun --pty
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PTY_PORT": "40000", "SLURM_TASK_PID": str(os.getpid())}, 2, 2),
         ({"SLURM_NTASKS": "8"}, 2, 0),  # a batch script's own process
         ({"SLURM_STEP_NUM_TASKS": "8"}, 1, 8),
     ],
@@ -215,33 +200,70 @@ def test_another_number_of_processes_than_were_launched_is_a_usage_error(monkeyp
             launcher.require_one_process("a sweep")
 
 
+SBATCH = {"SLURM_JOB_ID": "7"}
+
+
+def srun(tasks, layout, **more):
+    """Return the variables of a task that srun starts."""
+    return SBATCH | {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_TASKS_PER_NODE": layout} | more
+
+
 @pytest.mark.parametrize(
     ("given", "nodes", "starter"),
     [
         ({}, 1, None),
-        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, 1, None),
-        ({"SLURM_NTASKS": "2", "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, 1, None),
-        ({"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}, 1, "LightningEnvironment"),  # sbatch
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, 1, "LightningEnvironment"),  # submitit
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}, 1, "SLURMEnvironment"),
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, 1, UsageError),
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 2, UsageError),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}, 2, UsageError),
+        ({}, 2, None),
+        (SBATCH | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, 1, None),
+        (SBATCH, 1, "LightningEnvironment"),  # without srun
+        (SBATCH | {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, 1, "LightningEnvironment"),
+        (SBATCH | {"NODE_RANK": "1"}, 2, "LightningEnvironment"),
+        (srun(1, "1"), 1, "LightningEnvironment"),  # submitit
+        (srun(2, "2"), 1, "SrunEnvironment"),
+        (srun(2, "2", SLURM_JOB_NAME="interactive"), 1, "SrunEnvironment"),
+        (srun(4, "2(x2)"), 2, "SrunEnvironment"),
+        (SBATCH, 2, "one process"),
+        (srun(4, "4"), 1, "4"),
+        (srun(4, "4"), 2, "4"),
+        (srun(4, "3,1"), 2, "3,1"),
+        (srun(2, "1(x2)"), 1, r"1\(x2\)"),
     ],
 )
 def test_in_a_job_of_slurm_the_processes_are_those_of_srun_or_those_of_lightning(monkeypatch, given, nodes, starter):
     clear(monkeypatch)
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    if starter is UsageError:
-        with pytest.raises(UsageError, match=f"type --nodes={nodes} --ntasks-per-node=2 "):
+    if starter is not None and not starter.endswith("Environment"):
+        with pytest.raises(UsageError, match=f"got {starter}: type srun --nodes={nodes} --ntasks-per-node=2 "):
             launcher.cluster_environment(2, nodes)
         return
     found = launcher.cluster_environment(2, nodes)
     assert [type(each).__name__ for each in found] == ([starter] if starter else [])
-    assert not any(getattr(each, "auto_requeue", False) for each in found)
     if starter == "LightningEnvironment":
-        launcher.check_world_size(2, nodes, 2)
+        launcher.check_world_size(2, nodes, 2 * nodes)
+
+
+def test_a_task_of_srun_knows_its_place(monkeypatch):
+    clear(monkeypatch)
+    given = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]"}
+    for key, value in (srun(4, "2(x2)", SLURM_STEP_ID="0") | given).items():
+        monkeypatch.setenv(key, value)
+    (task,) = launcher.cluster_environment(2, 2)
+    assert (task.world_size(), task.global_rank(), task.local_rank(), task.node_rank()) == (4, 3, 1, 1)
+    assert task.creates_processes_externally and task.main_address == "gpu07"
+    ports = [task.main_port]
+    for name, value in (("SLURM_STEP_ID", "1"), ("SLURM_JOB_ID", "8"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+        ports.append(task.main_port)
+    assert len({*ports}) == 4 and ports[-1] == 29500 and all(15000 <= port < 25000 for port in ports[:-1])
+
+
+def test_on_a_machine_with_srun_a_run_is_not_asked_to_use_it(monkeypatch):
+    """A warning of Lightning would be an error here."""
+    clear(monkeypatch)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    with warnings.catch_warnings():
+        run.silence_lightning()
+        SLURMEnvironment.detect()
 
 
 def test_launched_processes_share_a_folder_whatever_the_overrides(monkeypatch, tmp_path):
@@ -306,12 +328,8 @@ def test_machines_without_torchrun_or_slurm_are_a_usage_error(monkeypatch):
 def clear(monkeypatch):
     """Isolate the tests from the environment of whatever launched them."""
     for key in list(os.environ):
-        if key.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_")) or key in (
-            "RANK",
-            "LOCAL_RANK",
-            "NODE_RANK",
-            "WORLD_SIZE",
-        ):
+        ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if key.startswith(("SLURM_", "TORCHELASTIC_")) or key in ranks:
             monkeypatch.delenv(key)
 
 

@@ -190,10 +190,13 @@ def test_a_job_of_slurm_counts_its_starts(monkeypatch):
     assert job_of_queue() == "SLURM 30_2"
 
 
-def test_steps_of_several_batches_are_whole_when_it_goes_on(tmp_path):
-    words = [*HEADS["protonet"], "trainer.accumulate_grad_batches=2"]
+@pytest.mark.parametrize(
+    ("word", "count"), [("trainer.accumulate_grad_batches=2", 15), ("trainer.precision=64-true", 8)]
+)
+def test_steps_of_several_batches_and_of_double_precision_go_on_too(tmp_path, word, count):
+    words = [*HEADS["protonet"], word]
     command(*words, out=tmp_path / "whole")
-    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=15, act=terminate)
+    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=count, act=terminate)
     assert os.waitstatus_to_exitcode(status) == 143
     command(*words, "ckpt=last", out=tmp_path / "cut")
     check_equal(tmp_path / "cut", tmp_path / "whole")
@@ -253,7 +256,7 @@ def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_erro
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["best.ckpt", "last.ckpt", "step-000003.ckpt", "step-000006.ckpt", "step-000009.ckpt"]
     for words in (["ckpt=last"], [f"ckpt={tmp_path}/checkpoints/best.ckpt"]):
-        with pytest.raises(UsageError, match=r"typed below optimizer are not those of .* another hydra\.run\.dir"):
+        with pytest.raises(UsageError, match=r"different ones for optimizer than in .* another hydra\.run\.dir"):
             command("optimizer.lr=0.5", *words, out=tmp_path)
     # Options of evaluation may change.
     assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
@@ -271,7 +274,7 @@ def test_words_that_name_other_values_are_the_same_words_again(tmp_path):
 def test_another_kind_of_step_is_another_training(tmp_path):
     command(out=tmp_path)
     for word in ("accumulate_grad_batches=2", "gradient_clip_val=1.0", "precision=64"):
-        with pytest.raises(UsageError, match="those typed below trainer are not those"):
+        with pytest.raises(UsageError, match="different ones for trainer than in"):
             command("trainer.max_steps=20", f"trainer.{word}", "ckpt=last", out=tmp_path)
 
 
@@ -332,7 +335,7 @@ def test_the_schedule_follows_more_steps(tmp_path, caplog):
     """The learning rate of a longer training goes on as if it had been typed from the beginning."""
     command(out=tmp_path)
     command("trainer.max_steps=20", "ckpt=last", out=tmp_path)
-    assert "the learning rate after step 12 was 0 and goes on at 0.000345" in caplog.text
+    assert "the learning rate after step 12 was 0 and continues at 0.000345" in caplog.text
     rates = {}
     command("trainer.max_steps=20", out=tmp_path / "whole")
     for file in (tmp_path, tmp_path / "whole"):

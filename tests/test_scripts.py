@@ -23,7 +23,7 @@ from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
-COMMANDS = ["dashboard", "predict", "prepare", "report", "reproduce", "search"]
+COMMANDS = ["dashboard", "device_check", "predict", "prepare", "report", "reproduce", "search"]
 
 
 def picture(path, level, seed, size=(40, 30)):
@@ -218,7 +218,7 @@ def test_predict_leaves_images_without_finite_logits_empty(ckpt, shades, tmp_pat
     assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 2
     shown = capsys.readouterr()
     assert "10 of 20 images are labelled" in shown.out
-    assert "metafew: expected finite logits for every image, got others for 10 of 20" in shown.err.splitlines()[-1]
+    assert "metafew: expected finite logits for every image, got NaN or infinity for 10" in shown.err.splitlines()[-1]
     rows = rows_of(tmp_path / "a.csv")
     assert len(rows) == 20 and all(set(list(row.values())[1:]) == {""} for row in rows[::2])
     assert all(row["predicted"] == shades[row["file"]] for row in rows[1::2])

@@ -225,7 +225,7 @@ def test_residual_sees_every_violation():
 
 def test_an_unsolved_task_is_reported(monkeypatch):
     monkeypatch.setattr(svm, "_interior_point", lambda gram, target, c: 0 * target)
-    with pytest.warns(UserWarning, match="SVM of a task was left with a residual"):
+    with pytest.warns(UserWarning, match="SVM of a task did not converge"):
         crammer_singer(*mixed_batch(), 5)
     with counted() as counts:
         crammer_singer(*mixed_batch(), 5)
@@ -340,7 +340,7 @@ def test_ridge_limits():
     torch.testing.assert_close(ridge(support, targets, 1e-12, support), targets)  # n <= d: every row is fitted
 
 
-@pytest.mark.parametrize("penalty", [0.0, -1.0, torch.nan, torch.tensor(0.0)])
+@pytest.mark.parametrize("penalty", [0.0, -1.0, torch.nan])
 def test_ridge_needs_a_positive_penalty(penalty):
     support, targets, query = regression(5, 9)
     with pytest.raises(ValueError, match="expected penalty to be positive"):

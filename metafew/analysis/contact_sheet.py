@@ -1,4 +1,4 @@
-"""The contact sheet of a dataset: training and test tasks, with the names of their classes."""
+"""The contact sheet of a dataset: training and test tasks with class names."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Sample(NamedTuple):
     """One task to draw.
 
     Attributes:
-        title: the text above it.
-        names: the names of its classes.
+        title: the text above the task.
+        names: the class names.
         images: the images of each class, support before queries: uint8 ``(n, c, h, w)`` with ``n`` up to 8.
     """
 
@@ -43,7 +43,7 @@ def draw_sample(split: Split, title: str, seed: int) -> Sample:
 
 
 def contact_sheet(train: Sequence[Sample], test: Sequence[Sample], path: Path) -> None:
-    """Draw training tasks on the left and test tasks on the right, a row for each class, support before queries.
+    """Draw training tasks on the left and test tasks on the right, one row per class, support before queries.
 
     Args:
         train: training tasks.
@@ -84,7 +84,7 @@ def draw_task(axes: Axes, task: Sample) -> None:
         for left, image in zip(starts, images, strict=False):
             frame = canvas[row * step : (row + 1) * step + line, left : left + step + line]
             frame[:] = LINE
-            # Grey images are drawings with bright ink: shown as ink on paper.
+            # Grey images are drawings with bright ink, shown as dark ink on paper.
             frame[line:-line, line:-line] = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0][..., None]
     axes.imshow(canvas)
     for start, word in ((0, "support"), (SHOT, "queries")):

@@ -1,4 +1,4 @@
-"""Figures of a single run: its learning curve, the alpha of its TaskNorm layers, and a test task."""
+"""Figures of a single run: the learning curve, the alphas of TaskNorm layers, and a test task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metafew.predictions import NO_ANSWER, answers
 
 
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
-    """Draw training loss and the validation accuracy of ``head`` over steps, from metrics.csv if it exists.
+    """Draw training loss and validation accuracy of ``head`` over steps, from metrics.csv if it exists.
 
     Validations with failed tasks are crossed out.
     """
@@ -50,11 +50,11 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
 
 
 def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -> None:
-    """Draw the weight of the context's moments in each TaskNorm layer over the size of the context.
+    """Draw the weight of the context moments in each TaskNorm layer over the context size.
 
     Args:
         alphas: the alphas of the layers, from first to last.
-        trained: the smallest and largest context of training. This range is shaded, as alpha is not fitted outside it.
+        trained: the smallest and largest context in training. This range is shaded; alpha is not fitted outside it.
         path: the PNG to write; an SVG is written next to it.
     """
     sizes = [10 ** (k / 20) for k in range(0, 55)]
@@ -67,13 +67,13 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
 
 
 def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: int = 12) -> None:
-    """Draw the first task of ``episode``, a row for each of its first ten classes: support, then labelled queries.
+    """Draw the first task of ``episode``, one row for each of up to ten classes: support, then labelled queries.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
-        probabilities: ``(t, q, w)``, NaN for a query without an answer.
+        probabilities: ``(t, q, w)``, NaN for an unanswered query.
         path: the PNG to write; an SVG is written next to it.
-        queries: the largest number of queries of a class to draw.
+        queries: the maximum number of queries to draw per class.
     """
     way = min(episode.way, 10)
     support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
@@ -112,6 +112,6 @@ def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: 
 
 
 def draw_image(axes: Axes, image: Tensor) -> None:
-    """Draw an image ``(c, h, w)`` with values in [0, 1]; a grey one as ink on paper."""
+    """Draw an image ``(c, h, w)`` with values in [0, 1]; grey images are drawn as dark ink on paper."""
     axes.imshow(image.permute(1, 2, 0).squeeze(-1).float().clamp(0, 1).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""Styles of all figures, distinguishable with colour vision deficiencies and in grey, and how figures are saved."""
+"""Styles of all figures, distinguishable with colour vision deficiencies and in grey, and saving of figures."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""The colours of Okabe and Ito that stand out on white, distinguishable with common colour vision deficiencies."""
+"""The colours of Okabe and Ito with enough contrast on white, distinguishable with colour vision deficiencies."""
 BLUE, ORANGE, LIGHT = COLOURS[0], COLOURS[1], COLOURS[4]
 LINES, MARKERS, HATCHES = ("-", "--", "-.", ":"), "osD^vPX", ("", "///", "...", "\\\\\\", "xx")
 CLASSES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "marker": marker}
     for colour, marker in zip(("#0072b2", "#e69f00", "#000000", "#56b4e9", "#d55e00"), "o^sxD", strict=True)
 )
-"""Styles of points by class, in the order of greatest contrast in grey."""
+"""Styles of points by class, ordered by contrast in grey."""
 HEIGHT = 3.6  # inches
 
 
 def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
-    """Return a figure and its axes, with labels ``x`` and ``y``."""
+    """Return a figure and its axes with the labels ``x`` and ``y``."""
     figure = Figure(figsize=(width, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
@@ -39,7 +39,7 @@ def plain(axes: Axes) -> None:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Return colour, line style and marker of line ``number``, distinguishable in grey too."""
+    """Return colour, line style and marker of line ``number``, distinguishable also in grey."""
     turn = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -66,7 +66,7 @@ def legend(figure: Figure, title: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as ``path``, a PNG, and as an SVG with the same stem; equal figures give equal files."""
+    """Write ``figure`` to the PNG ``path`` and to an SVG with the same stem; equal figures give equal files."""
     figure.savefig(path, dpi=150)
     with rc_context({"svg.hashsalt": "metafew"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

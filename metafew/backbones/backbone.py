@@ -1,4 +1,4 @@
-"""The base class of feature extractors: ``embed``, the only way in which heads see images."""
+"""The base class of feature extractors; heads only access images through ``embed``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
 
 @contextmanager
 def target_chunks(count: int | None) -> Iterator[None]:
-    """Limit every ``embed`` inside to ``count`` consecutive targets a pass, each pass with the same context.
+    """Limit every ``embed`` in this context to ``count`` consecutive targets per pass, each with the same context.
 
-    Under a transductive norm, only targets of the same pass then influence one another. None means one pass for all.
+    With a transductive norm, only targets of the same pass then influence one another. None means a single pass.
     """
     token = _chunk.set(count)
     try:
@@ -31,7 +31,7 @@ def target_chunks(count: int | None) -> Iterator[None]:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Return ``images`` ``(b, c, h, w)`` in channels-last memory format, in which convolutions are fastest.
+    """Return ``images`` ``(b, c, h, w)`` in channels-last memory format, where convolutions are fastest.
 
     ``Tensor.to(memory_format=...)`` does nothing for images of one channel, so that later layers would run in the slow
     format, and it fails under ``vmap``.
@@ -51,41 +51,41 @@ class Backbone(nn.Module):
     features: int
     """Dimension ``d`` of the features."""
     own_norms = False
-    """Whether the network brings its normalization layers, which ignore the context, instead of using ``norm``."""
+    """Whether the network has its own normalization layers, which ignore the context, instead of ``norm``."""
     frozen: frozenset[str] = frozenset()
-    """Names of the parameters that the constructor froze: no head adapts them."""
+    """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()
-    """Names of the modules that the constructor put in eval mode: :meth:`train` leaves them in it."""
+    """Names of modules that the constructor put in eval mode, in which :meth:`train` leaves them."""
 
     def __init__(self, channels: int, image_size: int):
         super().__init__()
         self.channels, self.image_size = channels, image_size
 
     def keep_frozen(self) -> None:
-        """Record what the constructor froze, before a run freezes more: parameters, and modules in eval mode."""
+        """Record the parameters that the constructor froze and the modules in eval mode, before a run freezes more."""
         self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
         self.in_eval = frozenset(name for name, module in self.named_modules() if not module.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of every module but those of :attr:`in_eval`."""
+        """Set the mode of every module except those in :attr:`in_eval`."""
         super().train(mode)
-        for name in self.in_eval:  # by name: trainer.sync_batchnorm replaces modules
+        for name in self.in_eval:  # by name, as trainer.sync_batchnorm replaces modules
             self.get_submodule(name).training = False
         return self
 
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
     ) -> tuple[Tensor, Tensor]:
-        """Embed the rows of ``t`` tasks, in a scope from which every norm reads which rows are context.
+        """Embed the rows of ``t`` tasks, in a scope from which norms read which rows are context.
 
         Args:
-            context: ``(t, s, c, h, w)``, the rows that every norm may take moments from.
-            targets: ``(t, q, c, h, w)``, rows that depend on the context and, unless a norm is transductive, on no
-                other target.
+            context: ``(t, s, c, h, w)``, the rows from which norms may take moments.
+            targets: ``(t, q, c, h, w)``, rows that depend on the context but, unless a norm is transductive, not on
+                other targets.
             record: whether running moments take part in this pass (see :class:`~metafew.norms.scope.Rows`).
 
         Returns:
-            Features ``(t, s, d)`` of the context and ``(t, q, d)`` of the targets (``q = 0`` without any).
+            Features ``(t, s, d)`` of the context and ``(t, q, d)`` of the targets (``q = 0`` if there are none).
         """
         size = context.shape[1]
         if targets is None:
@@ -94,21 +94,21 @@ class Backbone(nn.Module):
         if targets.shape[1] and self.context_and_targets_separate:
             share = size / (size + targets.shape[1])
             features, _ = self._pass(context, size, record, share)
-            # Two passes are faster. In the second, targets are normalized as its context.
+            # Two passes are faster. In the second one, targets are normalized as its context.
             of_parts = [self._pass(part, part.shape[1], record, 1 - share)[0] for part in parts]
             return features, torch.cat(of_parts, 1)
         passed = [self._pass(torch.cat([context, part], 1), size, record) for part in parts]
         return passed[0][0], torch.cat([features for _, features in passed], 1)
 
     def _pass(self, images: Tensor, context: int, record: bool | dict, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Embed ``images`` ``(t, n, c, h, w)``, of which the first ``context`` rows are context."""
+        """Embed ``images`` ``(t, n, c, h, w)``, whose first ``context`` rows are context."""
         with rows(images.shape[0], context, record, share):
             features = self(channels_last(images.flatten(0, 1))).unflatten(0, images.shape[:2])
         return features[:, :context], features[:, context:]
 
     @property
     def transductive(self) -> bool:
-        """Whether some norm lets a target influence another in evaluation."""
+        """Whether some norm lets one target influence another in evaluation."""
         return any(norm.transductive for norm in self.norms)
 
     @property
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
 
     @property
     def context_and_targets_separate(self) -> bool:
-        """Whether every norm uses moments of the context for the context and of the targets for the targets."""
+        """Whether every norm uses moments of the context for the context, and of the targets for the targets."""
         separate = (norm.context_and_targets_separate for norm in self.norms)
         return not self.own_norms and bool(self.norms) and all(separate)
 
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
 
     @property
     def films(self) -> list[FiLM]:
-        """The places where a head may modulate channels, from input to output."""
+        """The layers where a head can modulate channels, from input to output."""
         return [module for module in self.modules() if isinstance(module, FiLM)]
 
     @property

@@ -13,19 +13,19 @@ from metafew.norms.film import FiLM
 
 
 class Conv4(Backbone):
-    """Four blocks of 3x3 convolution without bias, norm, halving of the image, and ReLU.
+    """Four blocks of 3x3 convolution without bias, norm, downsampling by 2, and ReLU.
 
-    With the defaults it has 64 features for 28x28 images and 1,600 for 84x84 (Conv4-64, Snell et al. 2017);
+    With the defaults, it has 64 features for 28x28 images and 1,600 for 84x84 images (Conv4-64, Snell et al. 2017);
     ``width=32`` is the network of MAML for mini-ImageNet, ``downsample=stride readout=mean`` its network for Omniglot
-    (Finn et al. 2017). Pooling comes before the ReLU, which gives the same values on a quarter of the positions.
+    (Finn et al. 2017). Pooling precedes the ReLU, which gives the same values on a quarter of the positions.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images.
         norm: ``norm(channels)`` makes a normalization layer.
         width: channels of each block.
-        downsample: ``pool``, 2x2 max-pooling that drops an odd row (images of at least 16 pixels), or ``stride``,
-            convolutions of stride 2 that keep it.
+        downsample: ``pool``, 2x2 max-pooling, which drops an odd row (images of at least 16 pixels), or ``stride``,
+            convolutions with stride 2, which keep it.
         readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
 

@@ -1,4 +1,4 @@
-"""DropBlock (Ghiasi et al. 2018): dropout of squares of a feature map, as MetaOptNet schedules it."""
+"""DropBlock (Ghiasi et al. 2018), dropout of squares of a feature map, with MetaOptNet's schedule."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ RAMP = 20 * 2000
 class DropBlock(nn.Module):
     """Set random squares of every channel to zero in training; the identity in evaluation.
 
-    With a map ``F`` positions wide, a square starts at each place where it fits with probability
-    ``gamma = (1 - keep) / size^2 * F^2 / (F - size + 1)^2``, so that about ``keep`` of the positions remain (more where
-    squares overlap). What remains is multiplied by positions / remaining positions, counted over the batch. The
-    fraction falls slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. Of a map smaller than the square entire
-    channels are dropped.
+    In a map of width ``F``, a square starts at each position where it fits with probability ``gamma = (1 - keep) /
+    size^2 * F^2 / (F - size + 1)^2``, so that about ``keep`` of the positions remain (more where squares overlap).
+    Remaining values are multiplied by positions / remaining positions, counted over the batch. The fraction decreases
+    slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. In maps smaller than the square, entire channels are
+    dropped.
 
-    A call is one pass in training mode, whatever the number of its tasks and images, and includes the current one. A
-    head on frozen features makes one per step, for support set and queries together, where Lee et al. make two; a head
-    that adapts the backbone makes one per inner step and one for the queries, for all tasks that it adapts together.
+    A call is one pass in training mode, with any number of tasks and images; the current one is included. A head on
+    frozen features makes one call per step, for support set and queries together, whereas Lee et al. make two; a head
+    that adapts the backbone makes one call per inner step and one for the queries, for all tasks that it adapts
+    together.
 
     Args:
         drop: fraction of positions dropped after :data:`RAMP` calls.
@@ -37,12 +38,12 @@ class DropBlock(nn.Module):
         if not isinstance(size, int) or size < 1:
             raise UsageError(f"expected backbone.block_size to be at least 1, got {size}: type backbone.block_size=5")
         self.drop, self.size = drop, size
-        # Not a buffer, since transforms such as torch.func.grad do not allow in-place changes of buffers.
+        # Not a buffer, as transforms such as torch.func.grad do not allow in-place changes of buffers.
         self.calls = 0
 
     @property
     def keep(self) -> float:
-        """The fraction of positions that is kept at present."""
+        """The current fraction of kept positions."""
         return max(1 - self.drop * self.calls / RAMP, 1 - self.drop)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from metafew.errors import UsageError
 
 
 class Wrapped(Backbone):
-    """The network that ``target(**arguments)`` returns, its output flattened to ``(b, d)``.
+    """The network returned by ``target(**arguments)``, with its output flattened to ``(b, d)``.
 
     Its normalization layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In
     training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
-    updates its running moments in every pass, unless the network put it in eval mode. What the network froze stays so:
-    parameters by ``requires_grad_(False)``, of which an inner loop adapts none, and modules by ``eval()``.
+    updates its running moments in every pass, unless the network put it in eval mode. Whatever the network froze stays
+    frozen: parameters with ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
 
     Args:
         channels: channels of the images.

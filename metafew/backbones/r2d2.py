@@ -14,13 +14,13 @@ from metafew.errors import UsageError
 class R2D2(Backbone):
     """Four blocks of 3x3 convolution, norm, 2x2 max-pooling and LeakyReLU(0.1); features of the last two, concatenated.
 
-    The last block has no activation. Blocks 3 and 4 end in dropout. With the defaults (96, 192, 384 and 512 channels)
-    it has 51,200 features for 84x84 images and 8,192 for 32x32.
+    The last block has no activation. Blocks 3 and 4 end in dropout. With the defaults (96, 192, 384 and 512 channels),
+    it has 51,200 features for 84x84 images and 8,192 for 32x32 images.
 
-    The network of Bertinetto et al. differs: block 4 pools with stride 1 and ends in LeakyReLU too, the features of
-    block 3 pass one more max-pooling of stride 1, and both dropouts have the same rate (0.1 on mini-ImageNet, 0.4 on
-    CIFAR-FS); it has 72,576 and 8,064 features. Here convolutions are initialised by He's rule and have no bias, which
-    the norm's shift replaces; Lee et al. use biases and PyTorch's default initialisation.
+    The network of Bertinetto et al. differs: block 4 pools with stride 1 and also ends in LeakyReLU, the features of
+    block 3 pass through another max-pooling with stride 1, and both dropouts have the same rate (0.1 on mini-ImageNet,
+    0.4 on CIFAR-FS); it has 72,576 and 8,064 features. Here, convolutions have He initialization and no bias, which the
+    shift of the norm replaces; Lee et al. use biases and PyTorch's default initialization.
 
     Args:
         channels: channels of the images.

@@ -17,11 +17,11 @@ MakeNorm = Callable[[int], nn.Module]
 class Block(nn.Module):
     """Three 3x3 convolutions with norms, plus a 1x1 convolution with norm, then halving, LeakyReLU(0.1) and ``drop``.
 
-    Pooling comes before the LeakyReLU of the sum, which gives the same values on a quarter of the positions.
+    Pooling precedes the LeakyReLU of the sum, which gives the same values on a quarter of the positions.
 
     Args:
-        inputs: channels before.
-        outputs: channels after.
+        inputs: input channels.
+        outputs: output channels.
         norm: ``norm(channels)`` makes a normalization layer.
         drop: the last layer, a form of dropout.
     """
@@ -41,24 +41,24 @@ class Block(nn.Module):
         self.end = nn.Sequential(nn.MaxPool2d(2), nn.LeakyReLU(0.1), drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maps of half the height and width."""
+        """Return maps with half the height and width."""
         return self.end(self.residual(x) + self.shortcut(x))
 
 
 class ResNet12(Backbone):
     """Four residual blocks; dropout ends the first two, DropBlock the last two.
 
-    With the defaults (64, 160, 320 and 640 channels) it has 16,000 features for 84x84 images and 2,560 for 32x32: they
-    are not averaged over positions, as in Lee et al. (2019). Convolutions are initialised by He's rule over the
-    outgoing fan.
+    With the defaults (64, 160, 320 and 640 channels), it has 16,000 features for 84x84 images and 2,560 for 32x32
+    images: as in Lee et al. (2019), they are not averaged over positions. Convolutions have He initialization with
+    fan-out.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images, at least 16.
         norm: ``norm(channels)`` makes a normalization layer.
         width: channels of the first block; the others have 2.5, 5 and 10 times as many.
-        drop: rate of dropout, and the one that DropBlock reaches.
-        block_size: width of the squares of DropBlock; Lee et al. take 5 for 84x84 images and 2 for 32x32.
+        drop: rate of dropout, and final rate of DropBlock.
+        block_size: width of the squares of DropBlock; Lee et al. use 5 for 84x84 images and 2 for 32x32 images.
         readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
 

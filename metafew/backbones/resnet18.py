@@ -15,18 +15,18 @@ MakeNorm = Callable[[int], nn.Module]
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    """Return a convolution without bias, initialised by He's rule over the outgoing fan."""
+    """Return a convolution without bias, with He initialization and fan-out."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with norm and a place for FiLM, plus a shortcut; ReLU between them and after the sum.
+    """Two 3x3 convolutions, each with norm and FiLM layer, plus a shortcut; ReLU between them and after the sum.
 
     Args:
-        inputs: channels before.
-        outputs: channels after. Where they differ from ``inputs``, the image is halved and the shortcut is a 1x1
+        inputs: input channels.
+        outputs: output channels. If they differ from ``inputs``, the image is halved and the shortcut is a 1x1
             convolution with norm.
         stage: number of the stage, from 0.
         norm: ``norm(channels)`` makes a normalization layer.
@@ -53,11 +53,11 @@ class Block(nn.Module):
 
 
 class ResNet18(Backbone):
-    """A 5x5 convolution of stride 2, four stages of two residual blocks, and the mean over positions.
+    """A 5x5 convolution with stride 2, four stages of two residual blocks, and the mean over positions.
 
-    There is no max-pooling: 84x84 images end as 6x6 maps. With the default width the stages have 64, 128, 256 and 512
-    channels, and there are 512 features. The norms of the residual branches can be modulated, those of the first
-    convolution and of the shortcuts cannot (Requeima et al. 2019).
+    There is no max-pooling, so 84x84 images result in 6x6 maps. With the default width, the stages have 64, 128, 256
+    and 512 channels, and there are 512 features. FiLM layers modulate the residual branches, but not the first
+    convolution and the shortcuts (Requeima et al. 2019).
 
     Args:
         channels: channels of the images.

@@ -1,4 +1,4 @@
-"""Checkpoints during training: when they are written, and resuming from one with identical results."""
+"""Write checkpoints during training, and resume from them with identical results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from metafew.solvers.unsolved import so_far
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically. Lightning's own writer moves them here from another disk.
+    """Write checkpoints atomically, whereas Lightning's own writer moves them here from another disk.
 
-    Torch ends with an internal error when it writes to a disk that is full, so that the file is composed in memory.
+    The file is composed in memory, as torch ends with an internal error when it writes to a full disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -37,15 +37,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Write best.ckpt and last.ckpt, from which a run resumes as if it had never stopped.
+    """Write best.ckpt and last.ckpt, from which a run resumes as if it had never been interrupted.
 
-    Lightning would skip an interrupted validation, lose the best score in another folder, and draw other random
-    numbers. A run that a signal stops writes last.ckpt.
+    Lightning would skip an interrupted validation, lose the best score in a different folder, and draw different random
+    numbers. A run that is stopped by a signal writes last.ckpt.
 
     Args:
-        folder: where checkpoints go.
-        head: the head whose :func:`~metafew.evaluation.statistics.score` on validation tasks chooses the best.
-        every: steps between writes of last.ckpt; each validation writes it too.
+        folder: the folder of the checkpoints.
+        head: the head whose :func:`~metafew.evaluation.statistics.score` on validation tasks selects the best
+            checkpoint.
+        every: steps between writes of last.ckpt, which is also written after each validation.
         keep: whether to keep the checkpoint of each of these steps.
     """
 
@@ -53,19 +54,19 @@ class Checkpoints(ModelCheckpoint):
         monitor = f"val/{head}/accuracy"
         super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
         self.every, self.keep = every, keep
-        self.failed = 0  # the failed tasks of the best validation
-        self.saved = self.validated = 0  # the steps after which this happened last
-        self.begun = -1  # the steps before the one under way
+        self.failed = 0  # failed tasks of the best validation
+        self.saved = self.validated = 0  # steps after which this last happened
+        self.begun = -1  # steps before the current one
         self.random: dict[str, torch.Tensor] = {}  # the random state then
 
     @property
     def folder(self) -> Path:
-        """The folder of the checkpoints, on which all processes agree once a run starts."""
+        """The folder of the checkpoints, the same in all processes once a run has started."""
         assert self.dirpath is not None  # the constructor sets it
         return Path(self.dirpath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the random state of the checkpoint, after everything has been set up."""
+        """Restore the random state of the checkpoint after everything has been set up."""
         super().on_train_start(trainer, pl_module)
         if self.random:
             torch.set_rng_state(self.random["cpu"])
@@ -73,7 +74,7 @@ class Checkpoints(ModelCheckpoint):
             torch.cuda.set_rng_state(self.random["cuda"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
-        """Write a checkpoint every ``every`` steps: by now metrics.csv has the row of the last step."""
+        """Write a checkpoint every ``every`` steps, when metrics.csv contains the row of the last step."""
         step, within = divmod(index, trainer.accumulate_grad_batches)
         if within:
             return
@@ -91,7 +92,7 @@ class Checkpoints(ModelCheckpoint):
             self.write(trainer)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
-        """Return whether this validation is the best: fewer tasks failed, or as many with a higher accuracy."""
+        """Return whether this validation is the best: it has fewer failed tasks, or as many and a higher accuracy."""
         if current is None:
             return False
         failed = int(trainer.callback_metrics[f"{str(self.monitor).rpartition('/')[0]}/failed"])
@@ -101,20 +102,20 @@ class Checkpoints(ModelCheckpoint):
         return better
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last weights, which are also the best of a training without validation."""
+        """Write the last weights, which without validation are also the best."""
         if not trainer.enable_validation:
             trainer.save_checkpoint(self.folder / "best.ckpt")
         self.write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write last.ckpt when a signal ends the run."""
-        # Lightning does not resume a training of which only the last validation is missing.
+        # Lightning does not resume a training that only lacks its last validation.
         over = trainer.validating and trainer.global_step >= trainer.max_steps
         if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING and not over:
             self.write(trainer)
 
     def write(self, trainer: pl.Trainer) -> None:
-        """Write last.ckpt, unless this step already has."""
+        """Write last.ckpt, unless it has already been written at this step."""
         if self.saved != trainer.global_step:
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved = trainer.global_step
@@ -126,8 +127,8 @@ class Checkpoints(ModelCheckpoint):
         checkpoint["resume"] = {"random": random, "validated": self.validated, "unsolved": unsolved}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Set Lightning's loops to after a complete step, and after its validation or before it."""
-        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of each command, not of all together
+        """Set Lightning's loops to a state after a complete step, and after or before its validation."""
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits each command, not all together
         self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
         if trainer.is_global_zero:
             so_far().update(checkpoint["resume"]["unsolved"])
@@ -158,11 +159,11 @@ class Checkpoints(ModelCheckpoint):
             scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
             paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": scores})
-            self.failed = state_dict.get("failed", 0)  # checkpoints of earlier versions have none
+            self.failed = state_dict.get("failed", 0)  # missing from checkpoints of earlier versions
 
 
 def progress(ready: int = 0, started: int = 0) -> dict[str, int]:
-    """Return the progress of a loop of Lightning."""
+    """Return the progress of one of Lightning's loops."""
     return {"ready": ready, "completed": 0, "started": started, "processed": 0}
 
 

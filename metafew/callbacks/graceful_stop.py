@@ -1,4 +1,4 @@
-"""End a run after SIGTERM or Ctrl-C, all processes after the same step."""
+"""End all processes of a run after the same step on SIGTERM, Ctrl-C or a signal of ``sbatch --signal``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class GracefulStop(Callback):
-    """End all processes together after SIGTERM, which clusters send before SIGKILL, or Ctrl-C.
+    """End all processes together on Ctrl-C, SIGUSR1, SIGUSR2 or SIGTERM, which clusters send before SIGKILL.
 
-    Lightning's handler runs a collective operation wherever the signal interrupts its process. Two processes that get a
-    signal at once, as in a cluster, would then wait for different operations forever.
+    Lightning's handler runs a collective operation wherever the signal interrupts its process. Two processes that
+    receive a signal at the same time, as in a cluster, could then wait for different operations forever.
     """
 
     def __init__(self):
@@ -30,6 +30,9 @@ class GracefulStop(Callback):
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                if signal.getsignal(number) == signal.SIG_DFL:  # submitit has a handler, which requeues its job
+                    signal.signal(number, self.note)
 
     on_train_start = on_validation_start = on_test_start = listen
 
@@ -54,7 +57,7 @@ class GracefulStop(Callback):
         self.end(trainer)
 
     def end(self, trainer: pl.Trainer) -> None:
-        """Raise SIGTERMException in all processes if one of them got a signal."""
+        """Raise SIGTERMException in all processes if one of them received a signal."""
         asked = self.asked
         if trainer.world_size > 1:
             flag = torch.tensor(float(asked), device=trainer.strategy.root_device)

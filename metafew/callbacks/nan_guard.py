@@ -19,14 +19,14 @@ from metafew.objectives.objective import Objective
 
 
 class Step(NamedTuple):
-    """A step whose loss is not checked yet.
+    """A step whose loss has not been checked yet.
 
     Attributes:
         number: its number, from 1.
         lr: its learning rate.
         loss: its loss, a scalar.
         task_losses: the loss of each task, ``(t,)``.
-        task_numbers: the numbers of the tasks, ``(t,)``.
+        task_numbers: the numbers of the tasks, ``(t,)``, on the CPU.
     """
 
     number: int
@@ -37,14 +37,14 @@ class Step(NamedTuple):
 
 
 class NanGuard(Callback):
-    """Stop training in all processes when the loss of a step is not finite; such weights are never saved.
+    """Stop training in all processes when the loss of a step is not finite, and never save non-finite weights.
 
-    On a CPU each loss is checked before its gradient is taken, and last.ckpt receives the weights before the step. On a
-    GPU this would synchronize in every step: losses are checked every ``log_every_n_steps`` steps and before a
-    checkpoint is written, and last.ckpt stays as it is.
+    On a CPU, each loss is checked before its gradient is computed, and last.ckpt receives the weights before the step.
+    On a GPU this would synchronize in every step, so losses are checked every ``log_every_n_steps`` steps and before a
+    checkpoint is written, and last.ckpt is left unchanged.
 
-    With a gradient scaler (float16) a loss may overflow: the scaler skips the step and halves its factor. Training
-    stops only if the factor is below 1.
+    With a gradient scaler (float16), a loss may overflow: the scaler skips the step and halves its factor. Training
+    only stops if the factor is below 1.
     """
 
     def __init__(self):
@@ -58,7 +58,7 @@ class NanGuard(Callback):
         self.task_numbers = torch.cat([episode.index for episode in batch])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Record the loss of the step, and check the recorded losses when they are due."""
+        """Record the loss of the step, and check the recorded losses when due."""
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if scaled and cast(Objective, pl_module.objective).loss_scale >= 1:
             return
@@ -72,14 +72,14 @@ class NanGuard(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to save weights that are not finite."""
+        """Refuse to save non-finite weights."""
         self.check_recent(trainer, pl_module)
         if not finite(pl_module):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             stop(trainer, pl_module, f"a weight is not finite after step {trainer.global_step}", lr)
 
     def check_recent(self, trainer: pl.Trainer, learner: pl.LightningModule) -> None:
-        """Stop if the loss of a recent step is not finite on any rank, and name the first such step."""
+        """Stop if the loss of a recent step is not finite on any rank, and report the first such step."""
         recent, self.recent = self.recent, []
         if not recent:
             return
@@ -88,7 +88,7 @@ class NanGuard(Callback):
         if not any(failed):
             return
         step = recent[failed.index(1.0)]
-        diverged = step.task_numbers[~step.task_losses.isfinite()].tolist()
+        diverged = step.task_numbers[~step.task_losses.isfinite().cpu()].tolist()
         tasks = sorted(task for part in gather_objects(diverged) for task in part)
         named = f" of task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}" if tasks else ""
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
@@ -98,7 +98,7 @@ class NanGuard(Callback):
 
 
 def stop(trainer: pl.Trainer, learner: pl.LightningModule, what: str, lr: float) -> NoReturn:
-    """Raise Diverged with what is not finite, where the last finite weights are, and what to type."""
+    """Raise Diverged, whose message says what is not finite, where the last finite weights are, and what to type."""
     kept = f" ({last(trainer)} holds the weights from before)" if last(trainer).exists() else ""
     measured = cast(Evaluator, learner)
     lrs = measured.heads[measured.trained].learning_rates

@@ -11,13 +11,13 @@ from metafew.evaluation.statistics import format_failed
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with steps instead of epochs and short names of measures."""
+    """Lightning's progress bar with steps instead of epochs and short names of measures."""
 
     def _get_train_description(self, _: int) -> str:
         return "Training"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the training loss and the validation accuracy of the trained head, with the tasks that failed."""
+        """Return training loss, and validation accuracy and failed tasks of the trained head."""
         names = {"train/loss": "loss", f"val/{pl_module.trained}/accuracy": "validation accuracy"}
         values = trainer.progress_bar_metrics
         shown = {short: f"{values[name]:.3f}" for name, short in names.items() if name in values}

@@ -1,1 +1,1 @@
-"""What the scripts do: one module per script, with a function ``main`` that takes a command line."""
+"""The implementation of scripts/: one module per script, with a function ``main`` that takes a command line."""

@@ -1,4 +1,4 @@
-"""Run a command: its usage on request, errors as one line and an exit code."""
+"""Run a command: print usage on request, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
     """Run ``action`` on a command line and return the exit code: 0, or 2 after a UsageError, which is printed.
 
     Args:
-        action: what the command does.
-        arguments: its command line; None takes that of the process.
-        usage: printed instead if there are no arguments, or ``--help`` is among them.
+        action: the command, as a function of its arguments.
+        arguments: the command line; None for that of the process.
+        usage: printed instead if there are no arguments, or if they contain ``--help``.
     """
     print_any_character()
     arguments = [with_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
@@ -32,7 +32,7 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
 
 
 def with_home(word: str) -> str:
-    """Return ``KEY=~/x``, with or without quotes, or a path by itself, with the home folder in place of ``~``."""
+    """Expand ``~`` to the home folder in ``KEY=~/x``, with or without quotes, or in a path."""
     key, equals, value = word.partition("=") if "=" in word else ("", "", word)
     bare = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
     return f"{key}{equals}{expanduser(bare)}" if bare.startswith("~") else word

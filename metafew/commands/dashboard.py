@@ -3,10 +3,10 @@
   python scripts/dashboard.py project=metafew [entity=ME] [heads=protonet,svm] [by=head,norm] [out=FILE.json]
 
 The report shows validation accuracy and TaskNorm's alphas over steps, test accuracies and seconds as bars, the figures
-of the runs, and the table of test tasks. Bands and bars are means over the runs of a group. heads are those whose
-accuracies are shown (default: all heads of metafew); by lists the choices that runs are grouped by, such as
-by=norm,dataset. entity is a user or a team (default: you). out=FILE.json writes the description to a file instead of
-sending it, which requires neither a key nor the package wandb-workspaces.
+of the runs, and the table of test tasks. Bands and bars are means over the runs of a group. heads selects the heads
+whose accuracies are shown (default: all heads of metafew); by lists the groups of options by which runs are grouped,
+such as by=norm,dataset. entity is a user or a team (default: you). out=FILE.json writes the description to a file
+instead of sending it, which requires neither a key nor the package wandb-workspaces.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def dashboard(arguments: Sequence[str]) -> None:
 
 
 def describe_report(project: str, entity: str, heads: Sequence[str], by: Sequence[str]) -> dict[str, Any]:
-    """Return the report as plain values: its runs, their grouping, and each panel with the options of its class.
+    """Return the report as plain values: runs, grouping, and each panel with the options of its class.
 
     Args:
         project: name of the project.
         entity: user or team; empty for the user who is logged in.
-        heads: those whose accuracies are shown.
-        by: groups of the configuration, such as ``norm``: runs with the same choices form one group.
+        heads: the heads whose accuracies are shown.
+        by: groups of the configuration, such as ``norm``; runs with the same options form one group.
     """
     band = {"x": STEP, "title_x": "step", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     validation, tested = ([f"{split}/{head}/accuracy" for head in heads] for split in ("val", "test"))
@@ -80,7 +80,7 @@ def send(description: dict[str, Any]) -> str:
     """Create the report and return its address.
 
     Raises:
-        UsageError: wandb-workspaces is not installed, or there is no key.
+        UsageError: if wandb-workspaces is not installed, or there is no key.
     """
     if find_spec("wandb_workspaces") is None:
         raise UsageError(

@@ -2,11 +2,11 @@
 
   python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
-support contains a folder of example images for each class; query is a folder of images to label, or one image. Images
-are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on paper),
+support contains one folder of example images per class; query is a folder of images to label, or one image. Images are
+converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on paper),
 white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models trained on
-glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) may construct it only if
-you type trust=my_package.MyNetwork.
+glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) requires
+trust=my_package.MyNetwork.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 DEFAULTS = {"out": "predictions.csv", "trust": ""} | dict.fromkeys(CHOICES, "")
 KEYS = ("ckpt", "support", "query", *DEFAULTS)
 USAGE = __doc__.split("\n\n")[1].strip()
-CHUNK = 256  # queries that are in memory at a time
-NONE = ""  # the prediction for an image whose logits are not all finite; no class has this name
+CHUNK = 256  # number of queries in memory at a time
+NONE = ""  # the prediction for an image with non-finite logits; no class has this name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def as_typed_here(message: str) -> str:
-    """Return a message with the options of a conversion as this command takes them, without their group."""
+    """Return a message with the options of a conversion in the form of this command, without their group."""
     return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
 
 
@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def predict(values: dict[str, str]) -> None:
-    """Label the queries, write the CSV file, and print how many there are of each class.
+    """Label the queries, write the CSV file, and print the number of predictions per class.
 
     Raises:
         UsageError: if an input cannot be used, or, once the file is written, if queries have no prediction.
@@ -115,13 +115,14 @@ def predict(values: dict[str, str]) -> None:
     print(f"{counts.total()} of {len(files)} images are labelled in {out}")
     if unanswered:
         raise UsageError(
-            f"expected finite logits for every image, got others for {unanswered} of {len(files)}, whose rows in {out} "
-            f"are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or head.lr"
+            f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "
+            f"in {out} are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or "
+            "head.lr"
         )
 
 
 def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
-    """Return the conversion of the model with the choices that were typed, and print which differ from training."""
+    """Return the conversion of the model with the options of the command line, and print differences from training."""
     parsers = {"invert": "true".__eq__, "white": parse_number}
     typed = {key: parsers.get(key, str)(values[key]) for key in CHOICES if values[key]}
     for key, value in typed.items():
@@ -136,8 +137,8 @@ def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
 
 
 def print_remarks(model: Model, conversion: Conversion) -> None:
-    """Print what the user should know of the images that were converted."""
-    # Of a model that was trained on cropped images, it is no news that it crops others.
+    """Print remarks on the converted images."""
+    # A model trained on cropped images is expected to crop others.
     seen = {key: value for key, value in conversion.seen.items() if not (model.trained_conversion and "cut" in key)}
     found = remarks(seen)
     if model.trained_conversion is None:
@@ -151,7 +152,7 @@ def print_remarks(model: Model, conversion: Conversion) -> None:
 
 
 def parse_number(word: str) -> float:
-    """Return the number that a word spells; raises UsageError for another word."""
+    """Return a word as a number; raises UsageError if it is not one."""
     try:
         return float(word)
     except ValueError:
@@ -162,11 +163,11 @@ def read_examples(support: Path) -> Tree:
     """Return the examples of each class.
 
     Raises:
-        UsageError: if there are none, a class has none that can be read, or it is not clear what the classes are.
+        UsageError: if there are none, a class has no readable image, or the classes are ambiguous.
     """
     scan = Scan(support)
     rows = class_files(scan)
-    # A class that is left out is not predicted, so that its images receive the label of another.
+    # A missing class is never predicted, so its images would receive the label of another class.
     lacking = [name for name in scan.empty if str(PurePosixPath(name).parent) not in scan.images] + scan.dead_links()
     if lacking:
         raise UsageError(
@@ -178,7 +179,7 @@ def read_examples(support: Path) -> Tree:
 
 
 def list_images(query: Path) -> dict[str, Path]:
-    """Return the image files of a folder, or the one file, by their names in the CSV file."""
+    """Return the image files of a folder, or the single file, by their names in the CSV file."""
     if query.is_file():
         return {query.name: query}
     paths = []
@@ -194,7 +195,7 @@ def list_images(query: Path) -> dict[str, Path]:
 
 
 def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and pixels of each image, and print which files cannot be read."""
+    """Yield the name and pixels of each image, and print the names of unreadable files."""
     bar = Console(stderr=True)
     for name, path in track(files.items(), "images", console=bar, transient=True, disable=not bar.is_terminal):
         try:
@@ -204,7 +205,7 @@ def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[s
 
 
 def predictions(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterator[Row]:
-    """Yield the name of each image, the class predicted, None for none, and the probability of each class."""
+    """Yield the name of each image, the predicted class, if any, and the probability of each class."""
     while chunk := list(islice(queries, CHUNK)):
         names, images = zip(*chunk, strict=True)
         found = task.predict(np.stack(images))
@@ -212,10 +213,10 @@ def predictions(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterat
 
 
 def write_predictions(out: Path, classes: list[str], rows: Iterable[Row]) -> Counter[str]:
-    """Write the CSV file atomically and return how often each class, or :data:`NONE`, is predicted.
+    """Write the CSV file atomically and return the number of predictions of each class and of :data:`NONE`.
 
     Raises:
-        UsageError: there are no rows, or the file cannot be written.
+        UsageError: if there are no rows, or the file cannot be written.
     """
     counts: Counter[str] = Counter()
     try:

@@ -2,7 +2,7 @@
 
   python scripts/prepare.py dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
 
-Missing files are downloaded. The overrides are those of train.py, which then finds the stores ready. The contact sheet
+Missing files are downloaded. The overrides are those of train.py, which then uses the stores. The contact sheet
 FILE.png (default DATASET.png) shows three training tasks and three test tasks.
 """
 
@@ -25,8 +25,8 @@ from metafew.data.sources import SPLITS, Source
 from metafew.data.store import Split, build, store_root, summary_of, verify
 from metafew.data.summary import full_summary, warnings
 
-TASKS = 3  # of each split on the contact sheet
-WIDE = 1000  # columns, more than any table has
+TASKS = 3  # tasks of each split on the contact sheet
+WIDE = 1000  # columns, more than in any table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def print_stores(stores: dict[Source, Path]) -> None:
-    """Print the splits of every store, with the size of the smallest and largest class, and the store's folder."""
+    """Print the splits of every store with the sizes of the smallest and largest class, and the store's folder."""
     table = Table(*(Column(word, no_wrap=True) for word in ("dataset", "split")))
     for column in ("classes", "images", "smallest", "largest", "pixels", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -64,13 +64,13 @@ def print_stores(stores: dict[Source, Path]) -> None:
             numbers = map(str, (len(split.names), count, min(sizes), max(sizes)))
             table.add_row(escape(source.title), name, *numbers, pixels, megabytes)
         table.add_section()
-    Console(width=WIDE).print(table)  # a terminal wraps what is too wide for it, but rich would cut numbers off
+    Console(width=WIDE).print(table)  # a terminal wraps long lines, but rich would truncate numbers
     for source, folder in stores.items():
         print(f"the store of {source.title} is {folder}")
 
 
 def print_summaries(stores: dict[Source, Path]) -> None:
-    """Print what was not read, what the images are like, and the copies among them; and what a user should know."""
+    """Print what was not read, properties of the images, copies, and warnings."""
     for source, folder in stores.items():
         summary = summary_of(source, folder)
         print(*full_summary(source, summary), sep="\n")

@@ -3,10 +3,10 @@
   python scripts/report.py RUNS... [out=DIR] [against="WORDS"] [spread=se]
 
 RUNS are folders of runs or sweeps, or folders above them, results.json files, or patterns such as 'outputs/2026-*'.
-Runs that differ only in seed share a row. Each row is compared with the best of its column, or with the row that WORDS
-name, such as against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. DIR
-(default report) gets table.md, table.tex, table.csv with all digits, figures as PNG and SVG, and a self-contained
-index.html. For runs with stages=[analyze], tested or not, the figures show their analyses side by side.
+Runs that differ only in seed share a row. Each row is compared with the best of its column, or with the row given by
+WORDS, such as against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs
+in DIR (default report) are table.md, table.tex, table.csv with full precision, figures as PNG and SVG, and a
+self-contained index.html. For runs with stages=[analyze], tested or not, the figures show their analyses side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
 DEFAULTS: dict[str, Any] = {"out": "report", "against": None, "spread": "ci95"}
-WIDTH = 15  # characters of an accuracy with its interval in a terminal
+WIDTH = 15  # width of an accuracy with its interval in a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

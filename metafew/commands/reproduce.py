@@ -1,13 +1,13 @@
-"""Run the published tables and figures that are not finished yet, and write the page of their results.
+"""Run the unfinished published tables and figures, and write the page of their results.
 
   python scripts/reproduce.py all [out=DIR] [overrides for each of them]
   python scripts/reproduce.py NAMES... [out=DIR] [overrides for each of them]
   python scripts/reproduce.py page
 
 NAMES are experiments. Overrides, such as seeds=[0,1,2], budget=paper, jobs=4 or data_dir=PATH, apply to each of them.
-DIR (default outputs) gets a folder for each experiment, and cells/, which keeps finished runs: the same command resumes
-where it stopped. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is written
-from them; page only writes docs/reproduction.md.
+DIR (default outputs) receives one folder per experiment, and cells/, which keeps finished runs: repeating the command
+resumes it. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is written from
+them; page only writes docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from metafew.io import atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 REFUSED = 2
-"""Exit code of an experiment that was not run: the contents of its folder are from an earlier command."""
+"""Exit code of an experiment that was not run, whose folder contains the results of an earlier command."""
 
 
 def main(arguments: Sequence[str] | None = None, docs: Path = Path("docs")) -> int:

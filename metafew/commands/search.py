@@ -3,9 +3,9 @@
   python scripts/search.py head=svm optimizer.lr=1e-4..1e-1,log head.scale=1..20 norm=batch,tasknorm trials=20 out=DIR
 
 The overrides are those of train.py, in which LOW..HIGH is a range to search (of integers if both are integers; on a
-logarithmic scale with ,log) and A,B,C a list. Ranges of way and shot keep the meaning that they have in train.py. Every
-trial is a run that trains and does not test, in its own folder below DIR/trials. The same command, also with more
-trials, resumes the search in DIR. Defaults are trials=20 out=outputs/search.
+logarithmic scale with ,log) and A,B,C a list. Ranges of way and shot keep their meaning in train.py. Every trial is a
+run that trains without a test, in its own folder below DIR/trials. Repeating the command, also with more trials,
+resumes the search in DIR. Defaults are trials=20 out=outputs/search.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def search(arguments: Sequence[str]) -> None:
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
-    composed = [compose_overrides(each) for each in space.bounds()]  # fails before the first run for unusable values
+    composed = [compose_overrides(each) for each in space.bounds()]  # refuses invalid values before the first run
     if not all(cfg.val.total for cfg in composed):
         raise UsageError(
             "expected validation tasks, on which a search compares its trials, got val.total=0: type val.total=200"
@@ -79,7 +79,7 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
         data: the fingerprints of the data by name.
 
     Raises:
-        UsageError: it was started with other overrides, or on other data.
+        UsageError: if it was started with other overrides, or on other data.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -95,7 +95,7 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
             f"expected the overrides with which the search in {out} was started ({shlex.join(before)}), got "
             f"{shlex.join(overrides)}: type {to_paste('out', f'{out}_2')}"
         )
-    if study.user_attrs.get("data", data) != data:  # searches of earlier versions did not record them
+    if study.user_attrs.get("data", data) != data:  # missing from searches of earlier versions
         raise UsageError(
             f"expected the images with which the search in {out} was started, got others of dataset="
             f"{' and '.join(data)}: bring those back, or type {to_paste('out', f'{out}_2')}"
@@ -108,7 +108,7 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that ended, failed ones included."""
+    """Return the trials that ended, including failed ones."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
@@ -128,7 +128,7 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     if not validation:
         error = report.get("error", "it was never validated")
         trial.set_user_attr("error", error)
-        study.tell(trial, 0.0)  # its sampler ignores trials in the state FAIL, and would propose similar ones again
+        study.tell(trial, 0.0)  # the sampler ignores trials in the state FAIL, and would propose similar ones again
         print_plain(console, f"  failed: {error}")
     else:
         failed = validation.get("failed", 0)
@@ -138,7 +138,7 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
 
 
 def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str]:
-    """Round floats to the four digits that the command line of a trial has.
+    """Round floats to four digits, as in the command line of a trial.
 
     >>> rounded({"optimizer.lr": 0.0012345678, "head.scale": 7, "norm": "batch"})
     {'optimizer.lr': 0.001235, 'head.scale': 7, 'norm': 'batch'}
@@ -147,10 +147,10 @@ def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str
 
 
 def print_trials(study: optuna.Study, space: Space, out: Path, console: Console) -> None:
-    """Print every trial, the best first, and the command of the best.
+    """Print all trials, the best first, and the command of the best.
 
     Raises:
-        UsageError: all trials failed.
+        UsageError: if all trials failed.
     """
     failed = [trial for trial in finished_trials(study) if "error" in trial.user_attrs]
     ranked = sorted((t for t in finished_trials(study) if t not in failed), key=lambda trial: -(trial.value or 0))
@@ -158,7 +158,7 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
     table.add_column("validation accuracy", justify="right")
     for trial in ranked + failed:
         values = (escape(str(value)) for value in rounded(trial.params).values())
-        # A trial of an earlier version has its accuracy as its value.
+        # In earlier versions, the value of a trial is its accuracy.
         accuracy = trial.user_attrs.get("validation", {"mean": trial.value, "ci95": None})
         table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else format_percent(accuracy, " %"))
     console.print(table)

@@ -1,4 +1,4 @@
-"""The command line of a search: which overrides are fixed, and the distribution of each of the others."""
+"""The command line of a search: fixed overrides, and distributions for the others."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"(?P<key>.+?)=(?P<low>{NUMBER})\.\.(?P<high>{NUMBER})(?P<log>,log)?")
-TASK_RANGES = (".way", ".shot")  # options for which train.py itself takes a range
+TASK_RANGES = (".way", ".shot")  # options for which train.py itself accepts ranges
 
 
 class Space:
     """The overrides of a search.
 
     Attributes:
-        fixed: the overrides that every trial shares.
-        distributions: what each of the other keys is sampled from.
+        fixed: the overrides shared by all trials.
+        distributions: the distribution of each other key.
 
     Raises:
-        UsageError: an override cannot be parsed, or none has a range or a list.
+        UsageError: if an override cannot be parsed, or none has a range or a list.
     """
 
     def __init__(self, overrides: Sequence[str]):
@@ -49,17 +49,17 @@ class Space:
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
     def bounds(self) -> Iterable[list[str]]:
-        """Yield overrides that contain each value of the lists, and both ends of the ranges, at least once."""
+        """Yield overrides that together contain each value of the lists and both ends of the ranges."""
         ends = {key: list(getattr(d, "choices", ())) or [d.low, d.high] for key, d in self.distributions.items()}
         for number in range(max(map(len, ends.values()))):
             yield self.overrides({key: values[number % len(values)] for key, values in ends.items()})
 
 
 def distribution(override: str) -> optuna.distributions.BaseDistribution | None:
-    """Return what the key of an override is sampled from; None if it is fixed.
+    """Return the distribution of the key of an override; None if it is fixed.
 
     Raises:
-        UsageError: the range is empty, is not of the form LOW..HIGH, or Hydra cannot parse the override.
+        UsageError: if the range is empty or not of the form LOW..HIGH, or Hydra cannot parse the override.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 

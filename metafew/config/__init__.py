@@ -1,1 +1,1 @@
-"""The command line's words: the YAML files behind them, overrides, option types, and what a checkpoint may call."""
+"""The command line: its YAML files, overrides, option types, and the code that a checkpoint may call."""

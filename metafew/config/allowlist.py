@@ -1,4 +1,4 @@
-"""Restrict the code that a checkpoint may call: its configuration names classes, and could name any code."""
+"""Restrict the code that a checkpoint may call, as its configuration could name any code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from metafew.config.groups import CONF
 from metafew.errors import UsageError
 
 CALLS = ("_target_", "_args_", "target")
-"""Keys that name code: two of Hydra, and that of ``backbone=module``, which ``_args_`` could also pass."""
+"""Keys that name code: two keys of Hydra, and that of ``backbone=module``, which ``_args_`` could also pass."""
 
 
 def called_paths(config: Any, key: str = "") -> dict[str, str]:
-    """Return the dotted paths that a configuration would call, at any depth, by the keys that name them.
+    """Return the dotted paths that a configuration would call, at any depth, by their keys.
 
     >>> config = OmegaConf.create({"head": {"_target_": "a.B"}, "views": [{"_target_": "${head._target_}"}]})
     >>> called_paths(config)
@@ -38,7 +38,7 @@ def called_paths(config: Any, key: str = "") -> dict[str, str]:
 @cache
 def allowed_paths() -> frozenset[str]:
     """Return the dotted paths that metafew's own YAML files call."""
-    # A prefix would not do: metafew.experiments.cells.subprocess.run starts with metafew, too.
+    # A prefix would not suffice: metafew.experiments.cells.subprocess.run starts with metafew, too.
     files = (OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.glob("**/*.yaml"))
     return frozenset(name for file in files for name in called_paths(file).values())
 
@@ -46,13 +46,13 @@ def allowed_paths() -> frozenset[str]:
 def check_called_paths(
     config: Any, path: str | PathLike, trusted: Iterable[str], advise: Callable[[dict[str, str]], str]
 ) -> None:
-    """Check that a configuration from a checkpoint calls only what it may.
+    """Check that a configuration from a checkpoint only calls allowed code.
 
     Args:
         config: the configuration to be instantiated.
         path: the checkpoint.
         trusted: dotted paths that the user allows in addition to those of metafew's own YAML files.
-        advise: returns how the user allows more, from dotted paths by the keys that name them.
+        advise: returns the advice on how to allow further dotted paths, which it takes by their keys.
 
     Raises:
         UsageError: if ``config`` calls other code.

@@ -1,4 +1,4 @@
-"""What a checkpoint carries of the configuration of its run, and how a later composition changes it."""
+"""The part of a run's configuration that a checkpoint stores, and its changes in later compositions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 MACHINE = ("hydra", "defaults", "logger", "experiment", "ckpt", "stages", "data_dir", "cache_dir")
-"""Parts that hold for one command on one machine; ``defaults`` would make Hydra load further files."""
+"""Parts that belong to one command on one machine; ``defaults`` would make Hydra load further files."""
 OF_ONE_COMMAND = ("callbacks", "logger", "profiler", "max_time")
-"""Options of the trainer on which a model does not depend, and which could name any code."""
+"""Trainer options that do not affect the model, and that could name any code."""
 TRAINING = (
     "dataset", "augment", "backbone", "norm", "regularizer",
     "objective", "optimizer", "schedule", "head", "train", "seed",
 )  # fmt: skip
-"""Parts of the configuration that a training depends on."""
+"""Parts of the configuration that affect training."""
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
-"""Options of the trainer that change a training step."""
+"""Trainer options that affect a training step."""
 MISSING = object()
 
 
@@ -36,7 +36,7 @@ class Composition(NamedTuple):
 
 
 def carried(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a configuration that a checkpoint carries, which is all but :data:`MACHINE`.
+    """Return the part of a configuration that a checkpoint stores: everything except :data:`MACHINE`.
 
     >>> carried({"seed": 1, "ckpt": "a.ckpt", "data_dir": "data"})
     {'seed': 1}
@@ -48,21 +48,21 @@ def carried(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_options(config: dict) -> dict:
-    """Return the parts of a configuration, with unresolved interpolations, that a training depends on."""
+    """Return the parts of a configuration that affect training, with unresolved interpolations."""
     training = {key: config[key] for key in TRAINING if key in config}
     return training | {"trainer": {key: value for key, value in config["trainer"].items() if key in STEP}}
 
 
 def choose(saved: Composition, old: Composition, new: Composition, groups: Iterable[str]) -> Composition:
-    """Return a saved composition after a change of choices, with all that the old choices brought exchanged.
+    """Switch groups of a saved composition to new choices, and return the result.
 
-    Groups that change take their own defaults. Other values change where the saved one is what the old choices set.
+    Switched groups start from their defaults. Elsewhere, values still at the defaults of the old choices are replaced.
 
     Args:
         saved: the composition of a checkpoint.
-        old: what the choices that will change compose to by themselves.
-        new: what the new choices compose to by themselves.
-        groups: the groups that are chosen anew.
+        old: the composition of the old choices alone.
+        new: the composition of the new choices alone.
+        groups: the groups to switch.
     """
     brought = (group for group in new.choices if saved.chosen(group) == old.chosen(group) != new.chosen(group))
     changed = {group for group in groups if saved.chosen(group) != new.chosen(group)} | set(brought)
@@ -73,7 +73,7 @@ def choose(saved: Composition, old: Composition, new: Composition, groups: Itera
 
 
 def rebase(saved: dict, old: dict, new: dict) -> dict:
-    """Return ``saved`` with the change from ``old`` to ``new``; values of ``saved`` that are not the old ones stay.
+    """Apply the changes from ``old`` to ``new`` to ``saved``; values of ``saved`` that differ from ``old`` are kept.
 
     >>> rebase({"way": 5, "tasks": 1, "size": 64}, {"way": 20, "tasks": 1, "size": 64}, {"way": 2, "tasks": 4})
     {'way': 5, 'tasks': 4}
@@ -89,7 +89,7 @@ def rebase(saved: dict, old: dict, new: dict) -> dict:
 
 
 def lay(config: dict, over: dict) -> dict:
-    """Return ``over`` with the values of ``config`` that it lacks, at any depth.
+    """Return ``over``, completed by values of ``config`` at any depth.
 
     >>> lay({"test": {"way": 5, "shot": 1}, "ckpt": None}, {"test": {"way": 20}})
     {'test': {'way': 20, 'shot': 1}, 'ckpt': None}
@@ -104,12 +104,12 @@ def is_pair(one: Any, other: Any) -> bool:
 
 
 def differences(config: dict, base: dict, ignored: Iterable[str], path: str = "") -> dict:
-    """Return the values of ``config`` that are not those of ``base``.
+    """Return the values of ``config`` that differ from those of ``base``.
 
     Args:
         config: a configuration.
         base: another one.
-        ignored: keys, such as ``head.c``, that do not count, and neither do those below them.
+        ignored: keys, such as ``head.c``, to ignore together with all keys below them.
         path: key of both in the configuration, with a trailing dot.
 
     >>> differences({"test": {"way": 20, "shot": 1}, "seed": 3}, {"test": {"way": 5, "shot": 1}, "seed": 0}, ["seed"])

@@ -1,4 +1,4 @@
-"""Read the words of a command line before Hydra does: quote what its grammar cannot read, refuse what it misreads."""
+"""Preprocess a command line for Hydra: quote what its grammar cannot parse, and refuse what it would misread."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FLAGS = {
     "cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "info", "i",
     "experimental-rerun", "shell-completion", "sc",
 }  # fmt: skip
-"""Hydra's own flags that take a value; their hyphens are not those of a W&B agent."""
+"""Flags of Hydra that take a value. Their hyphens do not come from a W&B agent."""
 
 
 def readable(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line as Hydra can read them.
+    """Return the words of a command line in a form that Hydra can parse.
 
-    A value that its grammar cannot read, such as a path with letters of other scripts, parentheses or ``=``, is quoted,
-    and ``~`` is the home folder. Words that are read already stay the same.
+    A value that its grammar cannot parse, such as a path with non-Latin letters, parentheses or ``=``, is quoted, and
+    ``~`` is expanded to the home folder. Words that Hydra can already parse are unchanged.
 
     >>> readable(["dataset.root=数据/鸟", "ckpt=o/head=svm/best.ckpt", "dataset.root=2024", "seed=2024", "-m"])
     ["dataset.root='数据/鸟'", "ckpt='o/head=svm/best.ckpt'", "dataset.root='2024'", 'seed=2024', '-m']
 
     Raises:
-        UsageError: if a group is given something else than an option, a word has hyphens in front as those of W&B
-            agents do, a value is Python's ``None``, or a list is in several words.
+        UsageError: if the value of a group is not an option, a word starts with hyphens as those of W&B agents do, a
+            value is Python's ``None``, or a list is split into several words.
     """
     words = list(words)
     sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
@@ -53,7 +53,7 @@ def readable(words: Sequence[str]) -> list[str]:
 
 
 def readable_value(key: str, value: str, sweeps: bool) -> str:
-    """Return the value of an option as Hydra can read it; with ``sweeps``, commas divide those of several runs."""
+    """Return the value of an option in a form that Hydra can parse; with ``sweeps``, commas separate several runs."""
     path = key in (*PATHS, *FOLDERS)
     read = parsed(value)
     if read and not path:
@@ -72,7 +72,7 @@ def readable_value(key: str, value: str, sweeps: bool) -> str:
 
 
 def readable_path(text: str, read: tuple) -> str:
-    """Return a path as Hydra can read it.
+    """Return a path in a form that Hydra can parse.
 
     Args:
         text: the path on the command line.
@@ -81,11 +81,11 @@ def readable_path(text: str, read: tuple) -> str:
     if not read:
         return quoted(expanduser(text))
     (value,) = read
-    if text != text.strip():  # spaces that Hydra would remove
+    if text != text.strip():  # spaces that Hydra would strip
         return quoted(text)
     if isinstance(value, str):
-        return quoted(expanduser(value)) if value.startswith("~") else text  # in quotes, or Hydra could not read it
-    # A folder called 2024, true, [new] or, if it is there, a,b, which would otherwise be two runs of a sweep.
+        return quoted(expanduser(value)) if value.startswith("~") else text  # was quoted: a bare ~ is not parsed
+    # A folder named 2024, true or [new], or an existing folder a,b, which would otherwise mean two runs of a sweep.
     literal = isinstance(value, int | float | list | dict) or (value is not None and Path(text).exists())
     return quoted(text) if literal else text
 
@@ -99,10 +99,10 @@ def check_hyphens(word: str) -> None:
 
 
 def check_list_is_one_word(words: Sequence[str]) -> None:
-    """Check that the shell did not divide a list at its spaces.
+    """Check that the shell did not split a list at its spaces.
 
     Args:
-        words: a word with a key and a value, and all words that follow it.
+        words: a word with a key and a value, and all following words.
     """
     joined = words[0]
     for count, word in enumerate(words[1:], 2):
@@ -115,17 +115,17 @@ def check_list_is_one_word(words: Sequence[str]) -> None:
 
 
 def check_null(key: str, value: str) -> None:
-    """Check that a value is not ``None``, which Hydra reads as a word of four letters."""
+    """Check that a value is not ``None``, which Hydra parses as a string."""
     if "None" in parts(value):
         advice = re.sub(r"\bNone\b", "null", value)
         raise UsageError(f"expected null for no value, got {key}={value}: type {key}={advice}")
 
 
 def check_group(key: str, value: str) -> None:
-    """Check that each option of a group is a word, and not a number or null.
+    """Check that the options of a group are words, not numbers or null.
 
     Raises:
-        UsageError: if it is, which Hydra would answer by a traceback.
+        UsageError: if one of them is not; Hydra would print a traceback.
     """
     if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
         return

@@ -35,10 +35,10 @@ DEFERRED: set[str] = set()
 
 
 def compose_overrides(overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of these overrides, for programs other than ``train.py``.
+    """Compose a configuration from overrides, outside of ``train.py``.
 
     Raises:
-        UsageError: if Hydra cannot read an override, or rejects it.
+        UsageError: if Hydra cannot parse an override, or rejects it.
     """
     register_evaluation_heads()
     words = readable(overrides)
@@ -49,16 +49,16 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
 def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, list[str]]:
     """Return the configuration of a run that starts from a checkpoint, and its overrides.
 
-    What the command line says is laid over the configuration of the checkpoint. A group word that differs from the
-    choice of the checkpoint takes the defaults of its option; one that does not changes nothing.
+    The command line overrides the configuration of the checkpoint. A group whose option differs from that of the
+    checkpoint starts from the defaults of the new option; re-selecting the same option changes nothing.
 
     Args:
-        cfg: what the command line composes without the checkpoint; ``cfg.ckpt`` is the path of the checkpoint.
-        saved: what the checkpoint says of its run.
+        cfg: the composition of the command line without the checkpoint; ``cfg.ckpt`` is the path of the checkpoint.
+        saved: the checkpoint's record of its run.
 
     Raises:
-        UsageError: if the command line does not fit the choices of the checkpoint, or the checkpoint calls code that
-            neither metafew's own YAML files nor the command line name.
+        UsageError: if the command line does not fit the choices of the checkpoint, or the checkpoint calls code named
+            neither in metafew's own YAML files nor on the command line.
     """
     chosen = HydraConfig.get()
     given = main_words() + [undeferred(override) for override in verbatim(chosen.overrides.task)]
@@ -78,7 +78,7 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"expected overrides that fit the choices that {cfg.ckpt} carries, got others ({reason}): "
+            f"expected overrides that fit the choices in {cfg.ckpt}, got others ({reason}): "
             "type options of those choices, or choose the group again"
         ) from error
     changed = [group for group in group_names() if before.chosen(group) != start.chosen(group)]
@@ -86,27 +86,27 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
 
 
 def carried_by(saved: dict) -> Composition:
-    """Return the composition that a checkpoint carries; one of an earlier version carries overrides that compose it."""
+    """Return the composition in a checkpoint, or for an earlier version, compose it from the overrides there."""
     if "config" in saved:
         return Composition(carried(saved["config"]), carried(saved["choices"]))
-    # Overrides of Hydra itself do not count: in a checkpoint from elsewhere they could name any config folder.
+    # Overrides of Hydra itself are dropped: in an untrusted checkpoint they could name any config folder.
     overrides = [override for override in saved["overrides"] if not override.lstrip("+~").startswith("hydra")]
     composed = compose_plain(MAIN, overrides)
     return Composition(carried(composed.config), carried(composed.choices))
 
 
 def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str]) -> Composition:
-    """Return the configuration of a checkpoint with the groups that a command line chooses, and all that it lacks.
+    """Return the configuration of a checkpoint with the groups chosen on a command line, completed by defaults.
 
     Args:
-        start: the composition that the checkpoint carries.
+        start: the composition in the checkpoint.
         given: the overrides of the command line.
-        before: those of the run that wrote the checkpoint.
+        before: the overrides of the run that wrote the checkpoint.
     """
     main, words = str(HydraConfig.get().job.config_name), [override for override in given if is_choice(override)]
     new, groups = compose_plain(main, words), {key(override) for override in words}
     stated: dict = {}
-    if main != MAIN:  # what the main configuration says otherwise counts as typed
+    if main != MAIN:  # differences of the main configuration count as overrides
         own, default = compose_plain(main, []), compose_plain(MAIN, [])
         set_before = {key(override) for override in before} if main_words()[0] in before else set()
         groups |= {group for group in group_names() if own.chosen(group) != default.chosen(group)} - set_before
@@ -116,7 +116,7 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
     if any(start.chosen(group) != new.chosen(group) for group in groups):
         try:
             old = compose_plain(main, [f"{group}={as_word(start.chosen(group))}" for group in groups])
-        except HydraException:  # an option of the user's own, whose folder this command line does not name
+        except HydraException:  # the user's own option, whose folder this command line does not name
             old = compose_plain(main, [])
         changed = choose(start, old, new, groups)
     unsuited = {group for group in group_names() if changed.chosen(group) != new.chosen(group)}
@@ -126,7 +126,7 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
 
 
 def compose_plain(main: str, overrides: Sequence[str]) -> Composition:
-    """Return what overrides of a main configuration compose to, with the search path of this command line."""
+    """Return the composition of overrides of a main configuration, with the search path of this command line."""
     composed = load(main, overrides)
     choices = {group: composed.hydra.runtime.choices.get(group) for group in describe_groups()}
     with open_dict(composed):
@@ -136,8 +136,8 @@ def compose_plain(main: str, overrides: Sequence[str]) -> Composition:
 
 
 def load(main: str, overrides: Sequence[str]) -> DictConfig:
-    """Return what Hydra composes of overrides and a main configuration, in this run."""
-    # A search path holds for the command line that gives it, and is not saved.
+    """Return Hydra's composition of overrides and a main configuration in this run."""
+    # A search path applies only to the command line that contains it, and is not saved.
     of_hydra = verbatim(HydraConfig.get().overrides.hydra)
     search_path = [override for override in of_hydra if override.lstrip("+").startswith("hydra.searchpath=")]
     loader = GlobalHydra.instance().config_loader()
@@ -145,7 +145,7 @@ def load(main: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def main_words() -> list[str]:
-    """Return the word that names a main configuration of the user's own; none without one."""
+    """Return, in a list, the word that names the user's own main configuration, if any."""
     name = HydraConfig.get().job.config_name
     return [] if name == MAIN else [f"{CONFIG_NAME}={name}"]
 
@@ -156,11 +156,11 @@ def is_choice(override: str) -> bool:
 
 
 def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
-    """Return the overrides of a command line that set options, as they apply to the configuration of a checkpoint.
+    """Return the overrides of a command line that set options, in the form for the configuration of a checkpoint.
 
     Args:
         given: the overrides of the command line.
-        before: those of the run that wrote the checkpoint, which may be the same.
+        before: the overrides of the run that wrote the checkpoint, which may be the same.
 
     >>> options(["head=svm", "ckpt=a.ckpt", "+trainer.benchmark=true", "~augment.views.flip"], ["~augment.views.flip"])
     ['++trainer.benchmark=true']
@@ -173,19 +173,19 @@ def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
 
 
 def as_word(choice: Any) -> str:
-    """Return the choice of a group as it is typed: an option, a list of options, or null."""
+    """Return the choice of a group as on the command line: an option, a list of options, or null."""
     return f"[{','.join(choice)}]" if isinstance(choice, list) else choice or "null"
 
 
 def type_targets(targets: Mapping[str, str]) -> str:
-    """Return the advice to type the code that a checkpoint calls, in words that a shell reads."""
+    """Return the advice to name the code that a checkpoint calls, quoted for the shell."""
     prefixes = {path: "" if path.partition(".")[0] in group_names() else "++" for path in targets}
     words = [f"{prefixes[path]}{path}={target}" for path, target in targets.items()]
     return f"type {shlex.join(words)} in addition to ckpt"
 
 
 def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with ``++`` in front of options whose group only the checkpoint chooses.
+    """Return the overrides with ``++`` in front of options whose group is chosen by the checkpoint only.
 
     Hydra composes before the checkpoint is read, and would reject an option that the default choice does not have.
     :func:`compose_on_checkpoint` checks them against the choice of the checkpoint.
@@ -194,7 +194,7 @@ def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
     ['ckpt=a.ckpt', '++head.each_step=true', 'norm=tasknorm', 'norm.alpha=independent', 'seed=1']
     """
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
-    if chosen.get("ckpt") in (None, "null", "last"):  # ckpt=last needs all overrides of its run again
+    if chosen.get("ckpt") in (None, "null", "last"):  # ckpt=last repeats all overrides of its run
         return list(overrides)
     undecided = tuple(f"{group}." for group in group_names() if group not in chosen)
     DEFERRED.update(key(each) for each in overrides if each.startswith(undecided) and "=" in each)

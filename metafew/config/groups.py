@@ -1,4 +1,4 @@
-"""The folder of YAML files: its groups, and the options that each of them offers."""
+"""The folder of YAML files: its groups and their options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
-"""The folder: inside an installed package, and next to the package in a checkout."""
+"""The folder: inside an installed package, or next to the package in a checkout."""
 
 
 @cache
@@ -27,19 +27,19 @@ def describe_groups() -> dict[str, dict[str, str]]:
 
 
 def default_options() -> dict[str, str]:
-    """Return the option that each group has by default, without groups that have none."""
+    """Return the default option of each group that has one."""
     entries: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")).defaults)
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if isinstance(option, str)}
 
 
 def group_names() -> list[str]:
-    """Return the names of all groups, including ``evaluate``, which has the options of ``head``."""
+    """Return the names of all groups, including ``evaluate``, whose options are those of ``head``."""
     return [*describe_groups(), "evaluate"]
 
 
 def register_evaluation_heads() -> None:
-    """Register each head as an option of ``evaluate``, without what it sets in other groups."""
+    """Register each head as an option of ``evaluate``, without its settings in other groups."""
     store = ConfigStore.instance()
     for file in (CONF / "head").glob("*.yaml"):
         store.store(group="evaluate", name=file.stem, node=load_option(file), package=f"evaluate.{file.stem}")

@@ -24,7 +24,7 @@ More examples
 
 
 def help_text() -> str:
-    """Return every group with its options and what each of them does."""
+    """Return a description of every group and its options."""
     lines, groups = [HEADER], describe_groups()
     for group, options in groups.items():
         lines.append(group)

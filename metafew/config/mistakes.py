@@ -1,4 +1,4 @@
-"""Turn the errors of Hydra and OmegaConf into one line each, with the nearest word that exists."""
+"""Turn errors of Hydra and OmegaConf into one line, with the nearest existing word."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']
 NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^'/]*)'")
 NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
 SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
-"""How similar to what was typed a key, or one of a few options, must be to be suggested, from 0 to 1."""
+"""The least similarity, from 0 to 1, of a key or of one of a few options to be suggested."""
 REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for details", re.DOTALL)
-"""What Hydra adds to its messages."""
+"""Text that Hydra adds to its messages."""
 
 
 @contextmanager
 def in_one_line(words: Sequence[str]) -> Iterator[None]:
-    """Raise an error of Hydra or OmegaConf inside as a UsageError of one line.
+    """Convert an error of Hydra or OmegaConf inside this context to a UsageError of one line.
 
     Args:
         words: the command line.
@@ -38,7 +38,7 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, words)) from error
-    except ValueError as error:  # of two flags that exclude one another, for example
+    except ValueError as error:  # for example, of two mutually exclusive flags
         if not raised_by_hydra(error):
             raise
         raise UsageError(one_line(str(error))) from error
@@ -51,10 +51,10 @@ def raised_by_hydra(error: Exception) -> bool:
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
-    """Return an error of Hydra or OmegaConf in one line, with the nearest word that exists.
+    """Return an error of Hydra or OmegaConf in one line, with the nearest existing word.
 
     Args:
-        error: what Hydra or OmegaConf raised.
+        error: the error of Hydra or OmegaConf.
         words: the command line.
     """
     causes = [error, *([error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
@@ -71,12 +71,12 @@ def explain(error: Exception, words: Sequence[str]) -> str:
 
 
 def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
-    """Return the error for something that is not an option of a group.
+    """Return the error for a value that is not an option of a group.
 
     Args:
         group: the group.
-        given: what was typed.
-        listed: the options of a group that is not metafew's own, if Hydra lists them.
+        given: the value on the command line.
+        listed: the options of a group outside metafew, if Hydra lists them.
     """
     group = group.partition("@")[0]
     options = options_of(group) or list(listed)
@@ -95,7 +95,7 @@ def options_of(group: str) -> list[str]:
 
 
 def no_key(key: str, words: Sequence[str]) -> str:
-    """Return the error for a key that the configuration of a command line does not have."""
+    """Return the error for a key that does not exist in the configuration of a command line."""
     group, _, option = key.partition(".")
     value = next((word.partition("=")[2] for word in words if word.lstrip("+~").partition("=")[0] == key), "")
     owners = [name for name in describe_groups().get(group, ()) if option in keys_of(group, name)]
@@ -115,12 +115,12 @@ def no_key(key: str, words: Sequence[str]) -> str:
 
 
 def did_you_mean(near: str | None) -> str:
-    """Return the question after what was given, empty without a near word."""
+    """Return the suggestion of a near word in parentheses, or an empty string."""
     return f" (did you mean {near}?)" if near else ""
 
 
 def nearest(word: str, candidates: Sequence[str], similar: float = SIMILAR_KEY) -> str | None:
-    """Return the candidate that is most likely meant; None if none is near.
+    """Return the candidate that was most likely meant; None if none is near.
 
     >>> nearest("lr", ["seed", "optimizer.lr"]), nearest("train.wya", ["train.way"]), nearest("18", ["resnet18"])
     ('optimizer.lr', 'train.way', 'resnet18')
@@ -137,7 +137,7 @@ def nearest(word: str, candidates: Sequence[str], similar: float = SIMILAR_KEY) 
 
 
 def keys(words: Sequence[str]) -> list[str]:
-    """Return the keys of the configuration that a command line composes, as far as metafew's own files have them."""
+    """Return the keys of the configuration that a command line composes, as far as metafew's own files contain them."""
     chosen = default_options() | {
         group: option for group, _, option in (word.partition("=") for word in words) if group in describe_groups()
     }
@@ -150,7 +150,7 @@ def keys(words: Sequence[str]) -> list[str]:
 
 
 def keys_of(group: str, option: str) -> list[str]:
-    """Return the keys of an option of a group, below the group."""
+    """Return the keys of an option of a group, relative to the group."""
     node: Any = OmegaConf.to_container(load_option(CONF / group / f"{option}.yaml"))
     return [key for key in flat(node.get(group, node)) if not key.rpartition(".")[2].startswith("_")]
 

@@ -1,4 +1,4 @@
-"""What checkpoints and results of earlier versions name by other paths, and the options that they lack."""
+"""Update checkpoints and results of earlier versions: dotted paths that have moved, and options added since."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 ADDED = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
 }
-"""Options that earlier versions lack, by group, with the values that give what these versions did."""
+"""Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""
 
 
 def add_options(saved: dict, current: dict) -> dict:
-    """Return the options of a checkpoint or of results with those of :data:`ADDED` that they lack.
+    """Add missing options of :data:`ADDED` to the options of a checkpoint or of results.
 
     Args:
         saved: options by group.
-        current: the options of this run, which may be others than those of :data:`ADDED`.
+        current: the options of this run, which need not include those of :data:`ADDED`.
 
     >>> add_options({"dataset": {"root": "a"}}, {"dataset": {"root": "a", "duplicates": "drop"}})
     {'dataset': {'duplicates': 'warn', 'root': 'a'}}
@@ -39,7 +39,7 @@ def add_options(saved: dict, current: dict) -> dict:
 
 
 def update_paths(config: Any) -> Any:
-    """Return plain values in which each dotted path, also as the value of an override, is the current one.
+    """Return plain values with all dotted paths updated, also in the values of overrides.
 
     >>> update_paths({"schedule": {"_target_": "metafew.schedules.piecewise", "since": [0]}})
     {'schedule': {'_target_': 'metafew.training.schedules.piecewise', 'since': [0]}}

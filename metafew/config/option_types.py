@@ -14,7 +14,7 @@ from metafew.errors import UsageError
 
 
 class Kind(NamedTuple):
-    """A type that options may have.
+    """A type of options.
 
     Attributes:
         name: its name in error messages.
@@ -32,7 +32,7 @@ KINDS = {
     "str": Kind("a word", lambda value: isinstance(value, str)),
     "None": Kind("null", lambda value: value is None),
 }
-"""The annotations that are checked."""
+"""The checked annotations."""
 OTHERS = ("torch", "pytorch_lightning", "wandb", "hydra")
 """Packages that check their arguments themselves."""
 
@@ -66,7 +66,7 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
 
 
 def wrong_type(key: str, expected: str, value: Any) -> UsageError:
-    """Return the error for an option of a wrong type."""
+    """Return the error for an option with the wrong type."""
     return UsageError(f"expected {key} to be {expected}, got {value}: type --cfg job to see its default")
 
 
@@ -76,8 +76,8 @@ def argument_annotations(target: Any) -> dict[str, str]:
         return {}
     try:
         signature = inspect.signature(get_object(target))
-    except Exception:  # the error is reported where the target is called
+    except Exception:  # reported when the target is called
         return {}
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    # Types themselves without ``from __future__ import annotations``, their names with it.
+    # Types without ``from __future__ import annotations``, their names with it.
     return {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in annotations.items()}

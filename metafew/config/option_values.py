@@ -9,6 +9,11 @@ from typing import Any
 from metafew.errors import UsageError
 
 
+def as_list(value: Any) -> list:
+    """Return the values of a list or tuple, or a list of the single value."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
 def check_integer(option: str, value: int, least: int, example: int | None = None, most: int | None = None) -> None:
     """Raise UsageError unless the value of an option is an integer of at least ``least`` and at most ``most``."""
     if most is not None and type(value) is int and value > most:
@@ -29,15 +34,15 @@ def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
 def option_path(option: str, value: Any, kind: str = "DIR") -> Path:
     """Return the path that is the value of an option, with ``~`` expanded.
 
-    The command line parses a name of digits as a number.
+    Hydra parses a name that consists of digits as a number.
 
     Args:
         option: the option.
         value: its value.
-        kind: what the path is of, ``DIR`` or ``FILE``, for the error message.
+        kind: ``DIR`` or ``FILE``, for the error message.
 
     Raises:
-        UsageError: if the value is empty, a list, or anything else that is no path.
+        UsageError: if the value is empty, a list, or anything else that is not a path.
     """
     path = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(path, str | Path) and str(path).strip():

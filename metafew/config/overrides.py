@@ -1,4 +1,4 @@
-"""Overrides of the command line, and how they merge with those of an earlier run."""
+"""Overrides on the command line, and merging them with those of an earlier run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def merge(saved: Iterable[str], new: Iterable[str], groups: Iterable[str]) -> li
     new = list(new)
     replaced = {key(override) for override in new}
     dropped = tuple(f"{group}." for group in replaced & set(groups))
-    # A saved + added a key. If the key exists by now, only ++ can set it.
+    # A saved + adds a key. If the key has been added since, only ++ can set it.
     saved = [f"+{o}" if o.startswith("+") and not o.startswith("++") else o for o in saved]
     kept = [o for o in saved if key(o) not in replaced | {"ckpt", "stages"} and not key(o).startswith(dropped)]
     return kept + new

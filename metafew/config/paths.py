@@ -1,4 +1,4 @@
-"""Options that are paths: ``~`` is the home folder, and relative ones are those of the folder where they were typed."""
+"""Options that are paths: ``~`` is the home folder, and relative paths resolve against the launch directory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PATHS = (
     "data_dir", "cache_dir", "ckpt", "cells", "backbone.weights",
     "dataset.root", "dataset.splits", "dataset.labels",
 )  # fmt: skip
-"""Options that are one path, or null."""
+"""Options with a single path, or null."""
 LISTS = ("dataset.sources", "dataset.test_sources")
-"""Options that are lists of paths and of other words."""
+"""Options with lists of paths and other words."""
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-"""Paths among the options of Hydra itself, which reads them."""
+"""Options of Hydra itself that are paths."""
 
 
 def resolve_paths(cfg: DictConfig) -> DictConfig:
@@ -40,12 +40,12 @@ def resolve_paths(cfg: DictConfig) -> DictConfig:
 
 
 def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
-    """Return an option that is a path, or a list of paths and other words, as :func:`resolve_paths` leaves it.
+    """Resolve one option that is a path, or a list of paths and other words, for :func:`resolve_paths`.
 
     Args:
         value: the option.
-        folder: the folder of relative paths, which become absolute; None leaves them relative.
-        listed: whether only what is there is taken for a path.
+        folder: the folder against which relative paths are resolved; None leaves them relative.
+        listed: whether only existing files and folders count as paths.
     """
     if isinstance(value, list):
         return [resolved_path(item, folder, listed) for item in value]
@@ -58,6 +58,6 @@ def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
 
 
 def typed_in() -> Path:
-    """Return the folder in which the command of this run was typed, which ``hydra.job.chdir`` leaves."""
+    """Return the launch directory of this run, from which ``hydra.job.chdir`` changes."""
     hydra: Any = HydraConfig.get()
-    return Path(OmegaConf.select(hydra, "runtime.cwd") or Path.cwd())  # a composed configuration has none
+    return Path(OmegaConf.select(hydra, "runtime.cwd") or Path.cwd())  # missing in a composed configuration

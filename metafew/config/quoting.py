@@ -21,7 +21,7 @@ def parser() -> OverridesParser:
 
 
 def parsed(value: str) -> tuple[Any, ...]:
-    """Return the value that Hydra reads as a tuple of one; an empty tuple if it cannot read it.
+    """Return the value as parsed by Hydra in a tuple of one element; an empty tuple if Hydra cannot parse it.
 
     >>> parsed("[1,a]"), parsed("photos (1)"), parsed("a=b"), parsed("null")
     (([1, 'a'],), (), (), (None,))
@@ -33,7 +33,7 @@ def parsed(value: str) -> tuple[Any, ...]:
 
 
 def quoted(text: str) -> str:
-    """Return ``text`` as a value that Hydra reads as this string, in quotes only if necessary.
+    """Return ``text`` in a form that Hydra parses as this string, quoted only if necessary.
 
     >>> print(*(quoted(text) for text in ("runs/a", "a=b", "1", "it's (1)", "null", "数据")))
     runs/a 'a=b' '1' "it's (1)" 'null' '数据'
@@ -43,7 +43,7 @@ def quoted(text: str) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """Return ``key=value`` for the command line of a process, in which Hydra reads a string or a path as it is.
+    """Return ``key=value`` for the command line of a process; Hydra parses strings and paths in it literally.
 
     >>> override("ckpt", "o/head=svm/best.ckpt"), override("test.shot", [1, 5]), override("seed", None)
     ("ckpt='o/head=svm/best.ckpt'", 'test.shot=[1,5]', 'seed=null')
@@ -63,19 +63,19 @@ def grammar(value: object) -> str:
 
 
 def to_paste(key: str, value: object) -> str:
-    """Return ``key=value`` as a message advises it: a word that can be pasted into a shell.
+    """Return ``key=value`` for the advice in a message, ready to be pasted into a shell.
 
     >>> print(to_paste("ckpt", "o/head=svm (1)/best.ckpt"), to_paste("train.way", 5))
     "ckpt='o/head=svm (1)/best.ckpt'" train.way=5
     """
     word = override(key, value)
     in_single_quotes = shlex.quote(word)
-    # Double quotes read better around a value in single quotes, unless the shell would expand something.
+    # Double quotes are more readable around a value in single quotes, unless the shell would expand something.
     return f'"{word}"' if "'" in word and not set('$`"\\!') & set(word) else in_single_quotes
 
 
 def elements(value: str) -> Iterator[str]:
-    """Yield the parts of a value between commas that are outside of quotes and brackets.
+    """Yield the parts of a value, split at commas outside of quotes and brackets.
 
     >>> list(elements("a, 'b,c',[d,e],数据"))
     ['a', " 'b,c'", '[d,e]', '数据']

@@ -1,4 +1,4 @@
-"""Random views of images, drawn for each image on the CPU and applied to batches on the device."""
+"""Random views of images, drawn per image on the CPU and applied to batches on the device."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Affine:
 
 
 class Crop:
-    """A random crop of the zero-padded image to its original size: a shift by an integer number of pixels per axis.
+    """A random crop of the zero-padded image to its original size, a shift by an integer number of pixels per axis.
 
     Args:
         padding: width of the padding, in pixels.
@@ -115,7 +115,7 @@ class Flip:
 
 
 class Colour:
-    """Random brightness, then contrast, then saturation, each by a factor uniform in ``[1 - x, 1 + x]``.
+    """Random brightness, then contrast, then saturation, each with a uniform factor in ``[1 - x, 1 + x]``.
 
     Brightness multiplies the image, contrast its difference from the mean of its grey image, and saturation its
     difference from its grey image. Values are clipped to [0, 1]. (Lee et al. 2019 apply the three in random order.)
@@ -219,7 +219,7 @@ class Augmentation:
             )
 
     def chain(self, split: str, jitter: View | None) -> Chain | None:
-        """Return all views of a split's images, starting with the dataset's ``jitter``; None if there are none."""
+        """Return all views of the images of a split, starting with the dataset's ``jitter``; None if there are none."""
         views = self.views if split in self.splits else []
         if jitter is not None:
             views = [jitter, *views]
@@ -230,8 +230,8 @@ def grey(images: Tensor) -> Tensor:
     """Return grey images ``(n, 1, h, w)``, weighted as in ITU-R BT.601, from images of 1 or 3 channels."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-    return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def as_float(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""The LightningDataModule: builds stores, loads the tasks of every split, and prepares batches on the device."""
+"""The LightningDataModule: builds stores, loads tasks of every split, and prepares batches on the device."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from metafew.errors import UsageError
 class MetaBatches(Dataset):
     """The part of a sampler's meta-batches that one process loads.
 
-    Batch ``k`` holds the tasks ``k T .. (k+1) T - 1``, of which rank ``r`` of ``W`` takes every ``W``-th from the
-    ``r``-th on. A meta-batch has at least one task for each rank.
+    Batch ``k`` consists of the tasks ``k T .. (k+1) T - 1``; rank ``r`` of ``W`` loads ``tasks[r::W]``. A meta-batch
+    has at least one task per rank.
 
     Args:
         sampler: draws the tasks.
         rank: rank of this process.
         world: number of processes.
-        tasks: number of tasks in a meta-batch; None takes that of the sampler's specification.
+        tasks: number of tasks per meta-batch; None for that of the sampler's specification.
     """
 
     def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
@@ -49,7 +49,7 @@ class MetaBatches(Dataset):
 
 
 class InOrder(data.Sampler):
-    """The indices ``start .. count - 1``; its length is ``count``, as Lightning expects of a resumed run."""
+    """The indices ``start .. count - 1``; the length is ``count``, as Lightning expects in a resumed run."""
 
     def __init__(self, count: int, start: int):
         self.count, self.start = count, start
@@ -62,13 +62,13 @@ class InOrder(data.Sampler):
 
 
 class TaskModule(Protocol):
-    """What :class:`FewShot` requires of the LightningModule."""
+    """The interface that :class:`FewShot` requires of the LightningModule."""
 
     @property
     def dtype(self) -> torch.dtype: ...
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
-        """Return how many tasks of ``sampler`` are evaluated in one step."""
+        """Return the number of tasks of ``sampler`` per evaluation step."""
         ...
 
 
@@ -80,10 +80,10 @@ class FewShot(pl.LightningDataModule):
         train: training tasks, or minibatches.
         val: validation tasks.
         test: the tasks of each test; all tests have the same classes and queries.
-        augmentation: views of the images, in addition to those that are part of the data.
+        augmentation: views of the images, in addition to those that are part of the dataset.
         cache: the folder of the stores.
-        num_workers: number of processes that load tasks in advance; 0 loads them in the main process.
-        analyzed: the tasks that a checkpoint is analyzed on, or None.
+        num_workers: number of processes that prefetch tasks; 0 loads them in the main process.
+        analyzed: the tasks for the analysis of a checkpoint, or None.
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class FewShot(pl.LightningDataModule):
         self._folders: dict[Source, Path] = {}
 
     def prepare_data(self) -> None:
-        """Build the stores; Lightning calls this in one process of each machine."""
+        """Build the stores. Lightning calls this in one process per machine."""
         for source in self.source.all_components():
             self.folder(source)
 
     def folder(self, source: Source) -> Path:
-        """Return the folder of the store of a component, and build it if necessary."""
-        if source not in self._folders:  # a fingerprint reads the names of all files
+        """Return the folder of a component's store, and build the store if necessary."""
+        if source not in self._folders:  # computing a fingerprint lists all files
             self._folders[source] = build(source, self.cache)
         return self._folders[source]
 
     def summaries(self) -> dict[str, dict]:
-        """Return the fingerprint and the summary of each component, by title; the stores are built if necessary.
+        """Return the fingerprint and the summary of each component, by title, and build the stores if necessary.
 
-        ``shared`` is added to test datasets that hold images of another dataset; see
+        ``shared`` is added to test datasets that contain images of another dataset; see
         :func:`~metafew.data.shared_images.shared_images`.
         """
         sources = self.source.all_components()
@@ -138,22 +138,22 @@ class FewShot(pl.LightningDataModule):
         return [self._evaluation_loader(spec) for spec in self.test]
 
     def predict_dataloader(self) -> DataLoader:
-        """Return the meta-batches that a checkpoint is analyzed on."""
-        assert self.analyzed is not None  # only analyses of a checkpoint predict
+        """Return the meta-batches for the analysis of a checkpoint."""
+        assert self.analyzed is not None  # only an analysis calls predict
         return self._loader(self.sampler(self.analyzed))
 
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
-        """Return a task of the first test as the input of a model in ``dtype``, on the CPU."""
+        """Return a task of the first test as input for a model in ``dtype``, on the CPU."""
         (episode,) = self.sampler(self.test[0]).batch([number])
         return to_model_input(episode, dtype)
 
     def test_images(self) -> list[dict[str, int]]:
-        """Return how many classes and distinct images the tests draw from, for each dataset."""
+        """Return the numbers of classes and distinct images that the tests draw from, for each dataset."""
         splits = [self._split(source, "test") for source in self.source.components("test")]
         return [{"classes": len(split.names), "images": len(split.images)} for split in splits]
 
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
-        """Return a sampler of the tasks of ``spec``, from stores that have been built."""
+        """Return a sampler of the tasks of ``spec``; the stores must have been built."""
         parts = [
             (self._split_for(source, spec), self.augmentation.chain(spec.split, source.jitter))
             for source in self.source.components(spec.split)
@@ -168,9 +168,9 @@ class FewShot(pl.LightningDataModule):
         return Split(self.folder(source), split, self.source.channels)
 
     def _split_for(self, source: Source, spec: TaskSpec | Minibatches) -> Split:
-        """Return the split that ``spec`` draws from; raises UsageError if too few images are left without copies."""
+        """Return the split that ``spec`` draws from; raises UsageError if too few images remain without copies."""
         split = self._split(source, spec.split)
-        # Only the store lists the images that are left.
+        # Only the store lists the remaining images.
         lacks = spec.shortages(split.categories, source.title) if source.duplicates == "drop" else []
         if lacks:
             options = [f"{option}={value}" for shortage in lacks for option, value in shortage.options.items()]
@@ -180,7 +180,7 @@ class FewShot(pl.LightningDataModule):
 
     @property
     def _attached_trainer(self) -> pl.Trainer:
-        assert self.trainer is not None  # Lightning sets it before it requests loaders
+        assert self.trainer is not None  # set by Lightning before it requests loaders
         return self.trainer
 
     @property
@@ -188,7 +188,7 @@ class FewShot(pl.LightningDataModule):
         return cast(TaskModule, self._attached_trainer.lightning_module)
 
     def _evaluation_loader(self, spec: TaskSpec) -> DataLoader:
-        """Return a loader of the tasks of ``spec``, with as many per step as the LightningModule requests."""
+        """Return a loader of the tasks of ``spec``, with the number per step that the LightningModule requests."""
         sampler = self.sampler(spec)
         return self._loader(sampler, self._module.tasks_of_a_step(sampler))
 
@@ -202,10 +202,18 @@ class FewShot(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=ignore_signals,
-            # The default is the global generator, which dropout uses too, and the draws depend on num_workers.
+            # A private generator, so that draws of the loader, which depend on num_workers, do not advance dropout's
+            # RNG.
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
+
+    def transfer_batch_to_device(
+        self, batch: list[Episode], device: torch.device, dataloader_idx: int
+    ) -> list[Episode]:
+        """Move everything but the numbers of the tasks, which only the host reads."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return [episode._replace(index=own.index) for episode, own in zip(moved, batch, strict=True)]
 
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
         """Convert images to floating point and apply their views, on the device."""
@@ -213,7 +221,7 @@ class FewShot(pl.LightningDataModule):
 
 
 def ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker: all processes of a job receive them, and the main one ends its workers."""
+    """Ignore SIGINT and SIGTERM in a worker: the main process, which receives them too, stops its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

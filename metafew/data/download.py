@@ -39,7 +39,7 @@ class Remote(NamedTuple):
 
     Attributes:
         name: its name on disk.
-        urls: complete addresses, tried in this order.
+        urls: complete addresses, tried in order.
         checksum: ``md5:...`` or ``sha256:...``; None if none is published, in which case only the size is checked.
         size: number of bytes, used if a server does not send the length.
     """
@@ -51,20 +51,20 @@ class Remote(NamedTuple):
 
 
 class CutOffError(Exception):
-    """A server stopped sending; the message gives the number of bytes received."""
+    """The server stopped sending; the message contains the number of received bytes."""
 
 
 def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
     """Return the path of a file in ``folder``, downloading it first if it is missing.
 
-    An incomplete download is a hidden file, which the next attempt resumes; it is renamed once it is complete and
-    verified. Processes that need the same file wait for the first.
+    An incomplete download is a hidden file that the next attempt resumes; it is renamed once complete and verified.
+    Concurrent processes wait for the first one.
 
     Args:
         folder: the folder of the file, created if necessary.
         remote: the file.
         download: whether it may be downloaded.
-        dataset: the value of ``dataset`` that needs it, for error messages.
+        dataset: the value of ``dataset`` that needs the file, for error messages.
 
     Raises:
         UsageError: if the file is missing, and downloading it is forbidden or failed.
@@ -86,7 +86,7 @@ def obtain(folder: Path, remote: Remote, download: bool, dataset: str) -> Path:
 
 
 def fetch(folder: Path, remote: Remote) -> str | None:
-    """Download a file into ``folder`` unless it exists; return why that failed, or None."""
+    """Download a file into ``folder`` unless it exists; return the reason for a failure, or None."""
     unwritable = f"that folder cannot be written, so {' or '.join(remote.urls)} was not downloaded"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def fetch(folder: Path, remote: Remote) -> str | None:
 
 
 def try_mirrors(folder: Path, remote: Remote) -> str | None:
-    """Download a file from the first mirror that has it; return why each of them failed, or None."""
+    """Download a file from the first mirror that has it; return the reasons if all mirrors fail, or None."""
     part = folder / f".{remote.name}.part"
     waiting, failures = deque(remote.urls), []
     while waiting:
@@ -109,11 +109,11 @@ def try_mirrors(folder: Path, remote: Remote) -> str | None:
             return None
         except (requests.RequestException, CutOffError) as error:
             failures.append(f"{url} ({explain(error)})")
-        except OSError as error:  # a local error, which every mirror would raise
+        except OSError as error:  # a local error, which would occur with every mirror
             failures.append(f"{url} ({explain(error)})")
             break
         except ValueError:  # pooch: the checksum differs, and the file is deleted
-            if resumed:  # the partial file may be damaged, or of another version
+            if resumed:  # the partial file may be damaged, or from another version
                 waiting.appendleft(url)
             else:
                 failures.append(f"{url} (checksum differs)")
@@ -121,7 +121,7 @@ def try_mirrors(folder: Path, remote: Remote) -> str | None:
 
 
 class ResumingDownloader:
-    """A downloader for pooch that resumes where an earlier attempt was cut off.
+    """A downloader for pooch that resumes where an earlier attempt was interrupted.
 
     Args:
         part: the partial file.
@@ -138,7 +138,7 @@ class ResumingDownloader:
             CutOffError: if the server stops early.
             OSError: if the disk is full, or the server cannot be reached or refuses (``requests.RequestException``).
         """
-        # Without a checksum, a partial file of another version would go unnoticed.
+        # Without a checksum, a partial file from another version would go unnoticed.
         held = self.part.stat().st_size if self.remote.checksum and self.part.exists() else 0
         with request(url, held) as response:
             start = held if response.status_code == requests.codes.partial_content else 0
@@ -167,7 +167,7 @@ class ResumingDownloader:
 
 
 def request(url: str, start: int) -> requests.Response:
-    """Request a file from byte ``start`` on, or all of it if the server has no such byte."""
+    """Request a file from byte ``start`` on, or the complete file if the server has no such byte."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     if start and response.status_code == requests.codes.requested_range_not_satisfiable:

@@ -12,7 +12,7 @@ import numpy as np
 POLICIES = ("warn", "error", "drop")
 """Values of ``dataset.duplicates``."""
 EXAMPLES = 3
-"""How many examples of each kind of copies are reported."""
+"""Number of reported examples per kind of copies."""
 Classes = Mapping[str, Sequence[Mapping[str, Any]]]
 """By split, the ``name``, ``group``, ``turns`` and ``keys`` (rows of images) of each class, as in a store."""
 
@@ -34,14 +34,14 @@ class Stored(NamedTuple):
 
 
 def hash_image(content: bytes) -> int:
-    """Return 64 bits of the BLAKE2b hash of an image: among a million images, two share it with probability 3e-8."""
+    """Return 64 bits of the BLAKE2b hash of an image; a collision among a million images has probability 3e-8."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
 
 def find_copies(classes: Classes, hashes: Mapping[str, np.ndarray]) -> list[list[Stored]]:
     """Return the groups of equal images, in the order of their first members.
 
-    The classes that share images in different rotations do not hold copies.
+    Classes that share images in different rotations do not count as copies.
 
     Args:
         classes: the classes of each split.
@@ -68,11 +68,11 @@ def find_copies(classes: Classes, hashes: Mapping[str, np.ndarray]) -> list[list
 
 
 def count_copies(groups: Sequence[Sequence[Stored]], describe: Callable[[str, int], str]) -> dict[str, dict]:
-    """Return the number of copies of each kind with examples; an empty dictionary if there are none.
+    """Return the number of copies of each kind, with examples; an empty dictionary if there are none.
 
-    ``within_class`` counts images beyond the first of each group of equal images of a class; ``across_classes`` and
-    ``across_splits`` count different images that are in several of them. An example has the classes, the number of
-    copies that they share, and the names of two equal images.
+    ``within_class`` counts images beyond the first of each group of equal images in a class. ``across_classes`` and
+    ``across_splits`` count distinct images that occur in several classes or splits. An example contains the classes,
+    the number of copies that they share, and the names of two equal images.
 
     Args:
         groups: the groups of equal images.
@@ -122,9 +122,9 @@ def by_class(groups: Sequence[Sequence[Stored]]) -> list[list[Stored]]:
 
 
 def without_copies(classes: Classes, groups: Sequence[Sequence[Stored]]) -> dict[str, list[dict]]:
-    """Return the classes with one image of each group within a class, and none of a group in several classes.
+    """Return the classes with one image of each group within a class, and no image of groups across classes.
 
-    A class without an image left is left out.
+    Classes without remaining images are dropped.
     """
     dropped: set[Stored] = set()
     for group in groups:

@@ -22,11 +22,12 @@ class Minibatches:
 
     Attributes:
         split: ``train``.
-        size: number of images in a minibatch, over all processes.
-        tasks: number of equal chunks in a minibatch; normalization treats each as a task.
+        size: number of images per minibatch, over all processes.
+        tasks: number of equal chunks per minibatch; norms treat each chunk as one task.
         total: total number of chunks.
         seed: seed of the sequence of chunks.
-        pairs: whether a chunk consists of pairs of classes with two images each, as regularizers on features need.
+        pairs: whether a chunk consists of pairs of classes with two images each, as required by regularizers on
+            features.
     """
 
     split: str
@@ -49,16 +50,16 @@ class Minibatches:
 
     @property
     def chunk(self) -> int:
-        """The number of images of a chunk."""
+        """The number of images per chunk."""
         return self.size // self.tasks
 
     @property
     def contexts(self) -> tuple[int, int]:
-        """The smallest and largest number of context rows of a task: all of a chunk."""
+        """The smallest and largest number of context rows per task, which are all rows of a chunk."""
         return self.chunk, self.chunk
 
     def shortages(self, categories: Sequence[Category], dataset: str) -> list[Shortage]:
-        """Return what ``categories`` lack for minibatches of this specification; an empty list if they suffice."""
+        """Return the shortages of ``categories`` for minibatches of this specification; an empty list if none."""
         where = f"the {self.split} split of dataset={dataset}"
         if len(categories) < 2:
             return [Shortage(f"training needs two classes or more, but {where} has {counted(categories)}")]
@@ -80,20 +81,20 @@ class MinibatchSampler(Sampler):
     """Draw chunks: tasks with all classes of the split, whose rows are all support.
 
     Without pairs, chunks are consecutive parts of an endless sequence of epochs, each a permutation of all images of
-    the split; an epoch may end within a chunk. With pairs, each chunk draws its classes, all different, and two images
-    of each, independently of the others: there are no epochs.
+    the split; an epoch may end within a chunk. With pairs, each chunk independently draws distinct classes and two
+    images of each, without epochs.
 
     Args:
         split: the images.
-        spec: the minibatches that the chunks are part of.
+        spec: the specification of the minibatches.
         views: random views of the images, or None.
     """
 
-    spec: Minibatches  # type: ignore[assignment]  # chunks are specified by other options than tasks
+    spec: Minibatches  # type: ignore[assignment]  # chunks have other options than tasks
 
     def __init__(self, split: Split, spec: Minibatches, views: Chain | None):
         super().__init__(split, spec, views)  # type: ignore[arg-type]  # see above
-        # Rotated classes share images, so an image of an epoch is a row and a class.
+        # Rotated classes share images, so an image of an epoch is identified by a row and a class.
         self.rows = np.concatenate(split.rows)
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
         self._latest = (-1, np.empty(0, int))
@@ -101,8 +102,8 @@ class MinibatchSampler(Sampler):
     def draw(self, index: int) -> DrawnTask:
         """Draw chunk ``index``.
 
-        With pairs, the features ``(1, n, d)`` of its episode, viewed as ``(1, n / 4, 2, 2, d)``, are (task, pair,
-        class, image).
+        With pairs, the features ``(1, n, d)`` of its episode, viewed as ``(1, n / 4, 2, 2, d)``, have the dimensions
+        (task, pair, class, image).
         """
         rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
         rows, classes = self._draw_pairs(rng) if self.spec.pairs else self._consecutive(index * self.spec.chunk)
@@ -111,22 +112,22 @@ class MinibatchSampler(Sampler):
         return DrawnTask(support, query, len(self.split.rows), index)
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of two images of each of ``chunk / 2`` different classes, and their classes."""
+        """Return the rows of two images from each of ``chunk / 2`` distinct classes, and their classes."""
         classes = rng.permutation(len(self.split.rows))[: self.spec.chunk // 2]
         rows = [rng.choice(self.split.rows[c], 2, replace=False) for c in classes]
         return np.concatenate(rows), np.repeat(classes, 2)
 
     def _consecutive(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows and classes of ``chunk`` images of the sequence of epochs, from number ``start`` on."""
+        """Return the rows and classes of ``chunk`` images in the sequence of epochs, starting at number ``start``."""
         stop, size = start + self.spec.chunk, len(self.rows)
         epochs = range(start // size, -(-stop // size))
         order = np.concatenate([self._epoch(e)[max(start - e * size, 0) : stop - e * size] for e in epochs])
         return self.rows[order], self.classes[order]
 
     def _epoch(self, number: int) -> np.ndarray:
-        """Return the order of all images in an epoch; the latest is cached, since chunks mostly come in order."""
+        """Return the order of all images in an epoch. The latest is cached, as chunks are mostly requested in order."""
         if self._latest[0] != number:
-            # A child stream, which differs from the stream of every chunk.
+            # A child stream, distinct from the streams of chunks.
             stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split]], spawn_key=(number,))
             self._latest = number, np.random.default_rng(stream).permutation(len(self.rows))
         return self._latest[1]

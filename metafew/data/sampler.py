@@ -46,7 +46,7 @@ class DrawnTask(NamedTuple):
         query: the examples to label.
         way: number of classes.
         index: index of the task in its split.
-        source: index of its dataset, in a mixture of several.
+        source: index of its dataset in a mixture.
     """
 
     support: DrawnRows
@@ -57,16 +57,16 @@ class DrawnTask(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What tasks must have in common to be stacked: way, support size, query size and source."""
+        """The key that stacked tasks must share: way, support size, query size and source."""
         return self.way, len(self.support.rows), len(self.query.rows), self.source
 
 
 class Sampler:
     """Draw the tasks of a split.
 
-    A task draws its classes, then for each class its queries, then its support, so that queries do not depend on the
-    shot and an ``n``-shot support is a subset of the ``n+1``-shot one. A stream of its own then draws the order of the
-    queries and that of the support, so that the position of an image reveals nothing about its class.
+    A task draws its classes, then for each class first the queries and then the support, so that queries do not depend
+    on the shot and the ``n``-shot support is a subset of the ``n+1``-shot one. A separate stream then shuffles queries
+    and support, so that the position of an image carries no information about its class.
 
     Args:
         split: the images.
@@ -78,18 +78,18 @@ class Sampler:
         self.split, self.spec, self.views = split, spec, views
 
     def batch(self, indices: Iterable[int]) -> list[Episode]:
-        """Return a meta-batch: tasks of equal shape stacked, in the order in which shapes first occur."""
+        """Return a meta-batch, with tasks of equal shape stacked, in the order in which shapes first occur."""
         by_shape: dict[tuple, list[DrawnTask]] = {}
         for task in map(self.draw, indices):
             by_shape.setdefault(task.shape, []).append(task)
         return [self.stack(tasks) for tasks in by_shape.values()]
 
     def task(self, index: int) -> Episode:
-        """Return task ``index`` as an episode of one task, images in uint8."""
+        """Return task ``index`` as an episode of one task, with images in uint8."""
         return self.stack([self.draw(index)])
 
     def stack(self, tasks: Sequence[DrawnTask]) -> Episode:
-        """Return tasks of one shape as one episode, images in uint8."""
+        """Return tasks with the same shape as one episode, with images in uint8."""
         support, support_ids, support_views = self._read([task.support for task in tasks])
         query, query_ids, query_views = self._read([task.query for task in tasks])
         return Episode(
@@ -103,7 +103,7 @@ class Sampler:
         )
 
     def _read(self, drawn: Sequence[DrawnRows]) -> tuple[Labelled, torch.Tensor, torch.Tensor]:
-        """Read the support or query of several tasks: images and labels, ids of the images, and parameters of views."""
+        """Read the support or query rows of several tasks: images and labels, image ids, and parameters of views."""
         rows, classes, labels, views = (np.stack(fields) for fields in zip(*drawn, strict=True))
         turns = self.split.turns[classes]
         return (
@@ -116,7 +116,7 @@ class Sampler:
         """Draw task ``index``."""
         rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
         classes, query, shots = (self._draw_natural_sizes if self.spec.natural else self._draw_sizes)(rng)
-        # All images are shuffled and all views drawn, so that later draws do not depend on the shot.
+        # Shuffle all images and draw all views, so that later draws do not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
         views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
 
@@ -128,7 +128,7 @@ class Sampler:
             return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
         queries, support = [slice(0, query)] * len(classes), [slice(query, query + shot) for shot in shots]
-        # A child stream: neither the shot nor views change the order of queries.
+        # A child stream, so that neither the shot nor views change the order of queries.
         stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split], index], spawn_key=(1,))
         order = np.random.default_rng(stream)
         asked = select(queries).permuted(order)
@@ -139,8 +139,8 @@ class Sampler:
         return np.empty((len(classes), 0), np.float32) if self.views is None else self.views.draw(rng, classes)
 
     def _draw_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
-        """Draw the classes of a task, the number of queries of each, and the shot of each."""
-        # Both sizes are always drawn, so that classes do not depend on whether way and shot are fixed.
+        """Draw the classes of a task, and the number of queries and the shot of each class."""
+        # Always draw both sizes, so that classes do not depend on whether way and shot are fixed.
         (way_low, way_high), (shot_low, shot_high) = self.spec.bounds("way"), self.spec.bounds("shot")
         sizes = rng.random(2)
         way = way_low + int(sizes[0] * (way_high - way_low + 1))
@@ -149,7 +149,7 @@ class Sampler:
         return classes, self.spec.query, np.full(way, shot)
 
     def _draw_natural_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
-        """Draw the same as in Meta-Dataset (Triantafillou et al. 2020, section 3 and appendix): classes of one group.
+        """Draw classes of one group, and sizes, as in Meta-Dataset (Triantafillou et al. 2020, section 3 and appendix).
 
         With ``n_c`` the images of class ``c``: ``q = min(query, floor(min n_c / 2))`` queries of each class; support
         size ``S = min(support, sum_c ceil(beta min(100, n_c - q)))`` with ``beta ~ U(0, 1]``; shots
@@ -170,15 +170,15 @@ class Sampler:
 
     @cached_property
     def _groups(self) -> list[np.ndarray]:
-        """The classes of each group that has enough classes for a task with natural shots."""
+        """The classes of each group with enough classes for a task with natural shots."""
         return class_groups(self.split.groups, self.spec.bounds("way")[0])
 
 
 class MixtureSampler(Sampler):
     """Draw tasks from several datasets, each task from one of them.
 
-    Training draws the dataset of a task uniformly. Evaluation cycles through the datasets, so that each is evaluated on
-    the same tasks as without the others.
+    Training draws the dataset of a task uniformly. Evaluation cycles through the datasets, so that each dataset is
+    evaluated on the same tasks as without the others.
 
     Args:
         samplers: the sampler of each dataset.
@@ -192,11 +192,11 @@ class MixtureSampler(Sampler):
         """Draw task ``index``."""
         own, number = divmod(index, len(self.samplers))
         if self.spec.split == "train":
-            # A child stream, which differs from the stream of every task.
+            # A child stream, distinct from the streams of tasks.
             stream = np.random.SeedSequence([self.spec.seed, STREAMS["train"], index], spawn_key=(0,))
             own, number = index, int(np.random.default_rng(stream).integers(len(self.samplers)))
         return self.samplers[number].draw(own)._replace(index=index, source=number)
 
     def stack(self, tasks: Sequence[DrawnTask]) -> Episode:
-        """Return tasks of one shape, and therefore of one dataset, as one episode."""
+        """Return tasks with the same shape, and hence from the same dataset, as one episode."""
         return self.samplers[tasks[0].source].stack(tasks)

@@ -1,4 +1,4 @@
-"""Find the test datasets of a mixture whose images are those of another dataset that is trained on."""
+"""Find test datasets of a mixture that share images with a training dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metafew.data.store import luma
 
 
 def stored_hashes(source: Source, folder: Path, split: str, channels: int) -> np.ndarray:
-    """Return the hashes of the images of a store, uint64, as images of at most so many channels."""
+    """Return the hashes, uint64, of the images of a store, converted to at most a given number of channels."""
     if source.channels == channels:
         return np.load(folder / f"{split}.hashes.npy")
     images = np.load(folder / f"{split}.npy", mmap_mode="r")
@@ -22,16 +22,16 @@ def stored_hashes(source: Source, folder: Path, split: str, channels: int) -> np
 
 
 def shared_images(source: Source, folders: Mapping[Source, Path]) -> dict[str, dict]:
-    """Return which test datasets of a mixture hold images of another dataset that is trained on.
+    """Return the test datasets of a mixture that share images with a training dataset.
 
-    Images are compared as they are stored, except that those in colour are made grey to compare them with grey ones.
+    Images are compared as stored, except that colour images are converted to grey for comparison with grey images.
 
     Returns:
-        by title of a test dataset: the title of the ``source`` that most of its test images are from, and the
-        ``share`` of its test images that are in any split of that one, and in its training split (``trained``).
+        By title of a test dataset: the title of the ``source`` that contains most of its test images, and the shares of
+        its test images that are in any split of that dataset (``share``) and in its training split (``trained``).
     """
 
-    @cache  # each dataset meets every other
+    @cache  # each dataset is compared with every other
     def hashes(one: Source, split: str, channels: int) -> np.ndarray:
         return stored_hashes(one, folders[one], split, channels)
 
@@ -51,5 +51,5 @@ def shared_images(source: Source, folders: Mapping[Source, Path]) -> dict[str, d
 
 
 def share_of(hashes: np.ndarray, others: np.ndarray) -> float:
-    """Return the share of ``hashes`` that are among ``others``; 0 if there are none."""
+    """Return the share of ``hashes`` contained in ``others``; 0 if there are none."""
     return float(np.isin(hashes, others).mean()) if len(hashes) else 0.0

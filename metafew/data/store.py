@@ -1,4 +1,4 @@
-"""Store images on disk: a memory-mapped array for each split, and an index of its classes."""
+"""Store images on disk: one memory-mapped array per split, with an index of its classes."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ FORMAT = 3
 
 
 def store_root(cache_dir: str | None) -> Path:
-    """Return the folder of all stores: ``cache_dir``, or by default a folder in the user's cache."""
+    """Return the folder of all stores: ``cache_dir``, by default a folder in the user's cache."""
     return Path(cache_dir or pooch.os_cache("metafew"))
 
 
 def key_file(source: Source, root: Path) -> Path:
-    """Return the file that names the store of ``source``; its own name changes with the source's files and options."""
+    """Return the file that names the store of ``source``; its own name depends on the source's files and options."""
     settings = (FORMAT, source.fingerprint(), source.duplicates == "drop")
     return root / "keys" / f"{source.name}-{checksum(settings)}.json"
 
 
 def checksum(content: Any) -> str:
-    """Return 64 bits of a checksum of plain values."""
+    """Return a 64-bit checksum of plain values."""
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def store_folder(source: Source, root: Path) -> Path | None:
-    """Return the folder of the store of ``source``, or None if it has not been built since its files changed."""
+    """Return the folder of the store of ``source``; None if it has not been built since its files changed."""
     return _named_by(key_file(source, root))
 
 
 def _named_by(key: Path) -> Path | None:
-    """Return the store that a key file names; None if there is no such store."""
+    """Return the store that a key file names; None if there is none."""
     folder = key.parents[1] / read_json(key).get("store", key.parent.name)
     return folder if (folder / "store.json").is_file() else None
 
@@ -57,11 +57,11 @@ def _named_by(key: Path) -> Path | None:
 def build(source: Source, root: Path) -> Path:
     """Build the store of ``source`` below ``root`` unless it exists, and return its folder.
 
-    The folder is named by its content. After files have been copied or touched, images are read once more, and the
-    store of before serves if their content is the same.
+    The folder is named after its content. If files were copied or touched, images are read once more, and the existing
+    store is used if their content is unchanged.
 
-    Images are written to a temporary folder, which is renamed once it is complete: an interrupted build leaves nothing
-    under the final name. If several processes start together, one builds and the others wait.
+    Images are written to a temporary folder, which is renamed once it is complete, so that an interrupted build leaves
+    nothing under the final name. If several processes start together, one builds and the others wait.
 
     Raises:
         UsageError: if the images cannot be read or stored, or there are copies with ``dataset.duplicates=error``.
@@ -90,7 +90,7 @@ def build(source: Source, root: Path) -> Path:
 
 
 def _build(source: Source, root: Path, name: str) -> Path:
-    """Write the store of ``source`` to a temporary folder whose name begins with ``name``, and rename it."""
+    """Write the store of ``source`` to a temporary folder whose name starts with ``name``, and rename it."""
     check_space(source, root)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
     try:
@@ -109,7 +109,7 @@ def _build(source: Source, root: Path, name: str) -> Path:
         description = {
             "format": FORMAT,
             "dataset": source.name,
-            # An array's checksum covers its shape and type.
+            # The checksum of an array covers its shape and type.
             "fingerprint": checksum([classes, {split: entry["sha256"] for split, entry in splits.items()}]),
             "image_size": source.image_size,
             "channels": source.channels,
@@ -125,7 +125,7 @@ def _build(source: Source, root: Path, name: str) -> Path:
 
 
 def _rename(unfinished: Path, path: Path) -> Path:
-    """Rename a complete store to ``path``, unless one of the same content is there; return ``path``."""
+    """Rename a complete store to ``path``, unless a store with the same content exists there; return ``path``."""
     try:
         os.replace(unfinished, path)
     except OSError:
@@ -135,7 +135,7 @@ def _rename(unfinished: Path, path: Path) -> Path:
 
 
 def check_space(source: Source, root: Path) -> None:
-    """Raise UsageError if the store of ``source`` exceeds the free space."""
+    """Raise UsageError if the store of ``source`` exceeds the free disk space."""
     size = source.channels * source.image_size**2 * np.dtype(source.dtype).itemsize
     needed = size * sum(len({key for c in categories for key in c.keys}) for categories in source.splits().values())
     if needed > (free := shutil.disk_usage(root).free):
@@ -146,10 +146,10 @@ def check_space(source: Source, root: Path) -> None:
 
 
 def _write_images(folder: Path, source: Source) -> tuple[dict[str, list[dict]], dict[str, np.ndarray], dict]:
-    """Write the array of each split; return by split the classes, with rows as keys, and the hashes; and the copies.
+    """Write the array of each split; return, by split, the classes with rows as keys, and the hashes; and the copies.
 
     Raises:
-        UnreadableImages: that lists the damaged images of all splits.
+        UnreadableImages: with the damaged images of all splits.
     """
     classes: dict[str, list[dict]] = {}
     keys, hashes, faults = {}, {}, []
@@ -182,7 +182,7 @@ def _write_array(path: Path, images: Iterable[np.ndarray], count: int, source: S
     """Write ``count`` images of ``source`` and return their hashes, uint64."""
     shape, hashes = (source.channels, source.image_size, source.image_size), np.empty(count, np.uint64)
     with path.open("wb") as file:
-        # Written one by one, because the pages of a memory map would count as memory used by the process.
+        # Written one by one, as the pages of a memory map would count as memory of the process.
         header = {"descr": np.dtype(source.dtype).str, "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for row, image in zip(range(count), images, strict=True):
@@ -200,7 +200,7 @@ def describe(folder: Path) -> dict[str, Any]:
 def summary_of(source: Source, folder: Path) -> dict[str, Any]:
     """Return the fingerprint and the summary of the store of ``source``."""
     content = describe(folder)
-    ignored = dict(source.ignored)  # of now: these files do not change the store
+    ignored = dict(source.ignored)  # current values: these files do not affect the store
     return {"fingerprint": content["fingerprint"], **content["summary"], "ignored": ignored}
 
 
@@ -253,11 +253,11 @@ class Split:
             rows: ``(...)`` rows of the images.
             turns: ``(...)`` numbers of quarter turns.
         """
-        images = np.asarray(self.images).take(rows, 0)  # indexing the memory map itself takes twice as long
+        images = np.asarray(self.images).take(rows, 0)  # indexing the memory map directly takes twice as long
         if self.channels > images.shape[-3]:
             images = images.repeat(self.channels, axis=-3)
         elif self.channels < images.shape[-3]:
-            images = np.stack([luma(task) for task in images])  # one by one: the products are float64, 8 times as large
+            images = np.stack([luma(task) for task in images])  # one by one: products are float64, 8 times as large
         for turn in np.unique(turns[turns > 0]):
             images[turns == turn] = np.rot90(images[turns == turn], turn, axes=(2, 3))
         return images

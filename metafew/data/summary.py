@@ -1,4 +1,4 @@
-"""What a dataset holds, what was not read, and what a user should know of it."""
+"""Summarize a dataset: its content, what was not read, and warnings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ KINDS = {
     "across_classes": "images in several classes",
     "within_class": "copies within a class",
 }
-"""Kinds of copies, the gravest first."""
+"""Kinds of copies, the most serious first."""
 
 
 def summarize(source: Source, splits: Mapping[str, Mapping[str, Any]], copies: Mapping[str, dict]) -> dict[str, Any]:
-    """Return the summary of a dataset that has been read, as plain values.
+    """Return the summary of a dataset, after it has been read, as plain values.
 
     Args:
         source: the dataset.
-        splits: the number of ``classes`` and ``images`` of each split.
-        copies: the copies of each kind, as :func:`~metafew.data.duplicates.count_copies` returns them.
+        splits: the numbers of ``classes`` and ``images`` of each split.
+        copies: the copies of each kind, as returned by :func:`~metafew.data.duplicates.count_copies`.
     """
     return {
         **{what: {split: entry[what] for split, entry in splits.items()} for what in ("classes", "images")},
@@ -33,9 +33,9 @@ def summarize(source: Source, splits: Mapping[str, Mapping[str, Any]], copies: M
 
 
 def kinds_of_copies(copies: Mapping[str, dict]) -> list[tuple[str, dict]]:
-    """Return the kinds of copies that occur, in words, with their counts and examples.
+    """Return the occurring kinds of copies, in words, with counts and examples.
 
-    Images in several classes are left out if all of them are in several splits, which implies it.
+    Images in several classes are left out if all of them are also in several splits, which implies it.
     """
     kinds = {kind: copies[kind] for kind in KINDS if kind in copies}
     counts = {kind: found["images"] for kind, found in kinds.items()}
@@ -45,7 +45,7 @@ def kinds_of_copies(copies: Mapping[str, dict]) -> list[tuple[str, dict]]:
 
 
 def describe_duplicates(source: Source, copies: Mapping[str, dict]) -> str | None:
-    """Describe the number of copies of each kind and examples; None if there are no copies."""
+    """Describe the numbers of copies of each kind, with examples; None if there are no copies."""
     found = [
         f"{kind}: {copies['images']:,} ({'; '.join(map(describe_example, copies['examples']))})"
         for kind, copies in kinds_of_copies(copies)
@@ -59,7 +59,7 @@ def describe_duplicates(source: Source, copies: Mapping[str, dict]) -> str | Non
 
 
 def describe_example(example: Mapping[str, Any]) -> str:
-    """Return the classes of copies, how many they are, and two names.
+    """Return the number of copies, their classes, and two names.
 
     >>> describe_example({"classes": ["a (train)", "b (test)"], "images": 20, "files": ["a/0.png", "b/0.png"]})
     '20 of a (train) and b (test), such as a/0.png and b/0.png'
@@ -68,9 +68,9 @@ def describe_example(example: Mapping[str, Any]) -> str:
 
 
 def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each property of a dataset that makes results differ from what they seem.
+    """Return a warning for each property of a dataset that makes results misleading.
 
-    What its images are like is said of the user's own only.
+    Properties of the images are only reported for the user's own datasets.
     """
     found = [f"dataset={source.title}: {remark}" for remark in remarks(summary["seen"] if source.own_images else {})]
     images = sum(summary["images"].values())
@@ -88,7 +88,7 @@ def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
 
 
 def summary_lines(source: Source, summary: Mapping[str, Any]) -> list[str]:
-    """Return lines on what a dataset holds and what was not read, for the beginning of a run."""
+    """Return lines on the content of a dataset and on what was not read, for the start of a run."""
     counts = {what: " + ".join(f"{n:,}" for n in summary[what].values()) for what in ("classes", "images")}
     lines = [
         f"{source.title}: {counts['classes']} classes, {counts['images']} images ({' + '.join(summary['images'])})"
@@ -99,7 +99,7 @@ def summary_lines(source: Source, summary: Mapping[str, Any]) -> list[str]:
 
 
 def full_summary(source: Source, summary: Mapping[str, Any]) -> list[str]:
-    """Return lines on everything in the summary of a dataset but the sizes of its splits."""
+    """Return lines on everything in the summary of a dataset except the sizes of its splits."""
     lines = [f"not read: {count:,} × {reason}" for reason, count in summary["ignored"].items()]
     lines += [f"{name.replace('_', ' ')}: {value}" for name, value in summary["seen"].items()]
     for kind, words in KINDS.items():
@@ -109,7 +109,7 @@ def full_summary(source: Source, summary: Mapping[str, Any]) -> list[str]:
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
-    """Return counts and their reasons, the largest first.
+    """Return counts with their reasons, the largest first.
 
     >>> describe_counts({"*.npy in a": 1, "*.heic in b": 1200})
     '1,200 × *.heic in b, 1 × *.npy in a'

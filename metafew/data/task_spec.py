@@ -1,4 +1,4 @@
-"""Specify the tasks of a split, and find out what a dataset lacks for them."""
+"""Specify the tasks of a split, and determine what a dataset lacks for them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from metafew.data.sources import Category
 from metafew.errors import UsageError
 
 NATURAL = "natural"
-"""The shot of Meta-Dataset's tasks, drawn for each class, roughly in proportion to the number of its images."""
+"""The shot of Meta-Dataset's tasks, drawn per class, roughly in proportion to its number of images."""
 
 
 class Shortage(NamedTuple):
-    """Something that a split lacks for the tasks of a run.
+    """A shortage of classes or images in a split for the tasks of a run.
 
     Attributes:
-        problem: what is needed, and what there is.
-        options: values of options with which it would suffice; empty if there are none.
-        images: whether a class lacks images, rather than the split classes.
+        problem: the requirement, and what the split has.
+        options: values of options with which the split would suffice; empty if there are none.
+        images: whether images of a class are missing, rather than classes.
     """
 
     problem: str
@@ -38,14 +38,14 @@ class TaskSpec:
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
-        way: number of classes in a task, or ``"a..b"`` for a number drawn uniformly for each task.
-        shot: number of support images of each class, likewise; or ``"natural"`` for Meta-Dataset's tasks, whose way is
-            at most the number of classes in the group and whose shots differ from class to class.
-        query: number of query images of each class; with natural shots the largest number.
-        tasks: number of tasks in a meta-batch, over all processes; evaluation on cached features may use more.
+        way: number of classes per task, or ``"a..b"`` for a number drawn uniformly per task.
+        shot: number of support images per class, or a range as for ``way``; or ``"natural"`` for Meta-Dataset's tasks,
+            whose way is at most the number of classes in the group and whose shots differ between classes.
+        query: number of query images per class; with natural shots, the maximum.
+        tasks: number of tasks per meta-batch, over all processes; evaluation on cached features may use more.
         total: total number of tasks; 0 for training without validation.
         seed: seed of the sequence of tasks.
-        support: largest number of support images of a task with natural shots.
+        support: maximum number of support images of a task with natural shots.
     """
 
     split: str
@@ -85,7 +85,7 @@ class TaskSpec:
 
     @property
     def contexts(self) -> tuple[int, int]:
-        """The smallest and largest number of support images of a task."""
+        """The smallest and largest number of support images per task."""
         way, ways = self.bounds("way")
         if self.natural:
             return way, self.support
@@ -94,17 +94,17 @@ class TaskSpec:
 
     @property
     def images(self) -> tuple[int, int]:
-        """The smallest and largest number of images of a task with all its queries; natural tasks may have fewer."""
+        """The smallest and largest number of images per task, with all queries; natural tasks may have fewer."""
         (context, contexts), (way, ways) = self.contexts, self.bounds("way")
         return context + way * self.query, contexts + ways * self.query
 
     def shortages(self, categories: Sequence[Category], dataset: str, options: str | None = None) -> list[Shortage]:
-        """Return what ``categories`` lack for tasks of this specification; an empty list if all can be drawn.
+        """Return the shortages of ``categories`` for tasks of this specification; an empty list if all can be drawn.
 
         Args:
             categories: the classes of the split.
             dataset: the name of the dataset in messages.
-            options: the group of the options that specify these tasks; None for the name of the split.
+            options: the group of options that specify these tasks; None for the name of the split.
         """
         group, where = options or self.split, f"the {self.split} split of dataset={dataset}"
         if len(categories) < 2:
@@ -149,7 +149,7 @@ class TaskSpec:
 
 
 def capped(low: int, high: int, most: int) -> int | str:
-    """Return the part of the range ``low..high`` that is not above ``most``, as an option's value.
+    """Return the range ``low..high``, cut off above ``most``, as the value of an option.
 
     >>> capped(5, 20, 12), capped(5, 20, 5), capped(5, 5, 3)
     ('5..12', 5, 3)
@@ -158,12 +158,12 @@ def capped(low: int, high: int, most: int) -> int | str:
 
 
 def counted(categories: Sequence[Category]) -> str:
-    """Return how many classes there are, in words, if there are too few for a task."""
+    """Describe a number of classes that is too small for a task."""
     return f"one class, '{categories[0].name}'" if categories else "no classes"
 
 
 def class_groups(groups: Sequence[str], least: int) -> list[np.ndarray]:
-    """Return the indices of the classes of each group of at least ``least`` classes, given the group of each class.
+    """Return the class indices of each group with at least ``least`` classes, given the group of each class.
 
     >>> class_groups(["Greek", "Latin", "Greek", "Latin", "Runes"], 2)
     [array([0, 2]), array([1, 3])]

@@ -20,7 +20,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list:
-    """Return the ``value`` of every rank; any picklable object."""
+    """Return the ``value`` of every rank, which can be any picklable object."""
     if not distributed():
         return [value]
     values = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Find out whether torchrun, SLURM's srun or Lightning launched the processes of a run. Imports no torch."""
+"""Detect whether torchrun, SLURM's srun or Lightning launched the processes of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from metafew.distributed.output_folder import claim, named_by_clock
+from metafew.distributed.output_folder import claim, named_by_clock, require_named
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is rank zero of the run, whatever launched it."""
+    """Return whether this process is rank zero of the run, with any launcher."""
     ranks = ["RANK"] if "RANK" in os.environ else ["NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"]
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def launched_world_size() -> int:
-    """Return how many processes torchrun or srun launched for this run; 0 if neither did."""
+    """Return the number of processes that torchrun or srun launched for this run; 0 if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # there Lightning launches its own
+    # A shell of srun --pty has these variables too, but what is typed in it is one process unless srun starts it.
+    if "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_TASK_PID") != str(os.getpid()):
         return 0
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is set in a batch script without srun, too
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is also set in a batch script without srun
 
 
 def job_of_queue() -> str | None:
-    """Return the number that a job keeps when its queue stops it and starts it again; None outside of such a job."""
+    """Return the job number, which a job keeps when it is requeued; None outside of a job."""
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         return f"local {os.environ['SUBMITIT_LOCAL_JOB_ID']}"
     if "SLURM_ARRAY_JOB_ID" in os.environ:
@@ -44,12 +45,12 @@ def job_of_queue() -> str | None:
 
 
 def is_restarted() -> bool:
-    """Return whether this job may have been started before. A job of SLURM, which can be a shell, counts its starts."""
+    """Return whether this job may have been started before. SLURM, whose jobs can be shells, counts the starts."""
     return "SUBMITIT_LOCAL_JOB_ID" in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEnvironment]:
-    """Return the Lightning plugin for a run inside a SLURM job: srun's or Lightning's own. Elsewhere, none.
+    """Return the Lightning plugin for a run inside a SLURM job, srun's or Lightning's own; none elsewhere.
 
     By default Lightning assumes that srun launched every process of a SLURM job, and requeues jobs from its own
     checkpoints.
@@ -59,30 +60,31 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
         nodes: ``trainer.num_nodes``.
 
     Raises:
-        UsageError: if srun launched another number of processes than the run needs.
+        UsageError: if srun launched different processes from what the run needs, or none for a run on several nodes.
     """
-    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
-
-    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+    if "TORCHELASTIC_RUN_ID" in os.environ or not {"SLURM_JOB_ID", "SLURM_NTASKS"} & {*os.environ}:
         return []
-    count = launched_world_size()
-    if count < 2 and nodes == 1:
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from metafew.distributed.srun import SrunEnvironment
+
+    if launched_world_size() < 2 and (nodes == 1 or "NODE_RANK" in os.environ):  # with which the user starts each
         return [LightningEnvironment()]
-    try:
-        slurm = SLURMEnvironment(auto_requeue=False)
-        slurm.validate_settings(devices if isinstance(devices, int) else count // nodes, nodes)
-    except (RuntimeError, ValueError) as error:
+    count = launched_world_size()
+    each = devices if isinstance(devices, int) and devices > 0 else max(1, count // nodes)
+    layout = f"{each}(x{nodes})" if nodes > 1 else str(each)
+    started = os.environ.get("SLURM_STEP_TASKS_PER_NODE", layout if count == each * nodes else count)
+    if count < 2 or started != layout:
         raise UsageError(
-            f"expected SLURM to have that many nodes for trainer.devices={devices} trainer.num_nodes={nodes}, with a "
-            f"task for each device, got {os.environ.get('SLURM_NNODES')} nodes with "
-            f"{os.environ.get('SLURM_NTASKS_PER_NODE')} tasks on each: type --nodes={nodes} "
-            f"--ntasks-per-node={devices} for sbatch"
-        ) from error
-    return [slurm]
+            f"expected srun to start a process for each of trainer.devices={devices} on trainer.num_nodes={nodes}, "
+            f"{layout} in its words, got {started if count > 1 else 'one process'}: type srun --nodes={nodes} "
+            f"--ntasks-per-node={each} before python, or other values of trainer.devices and trainer.num_nodes"
+        )
+    return [SrunEnvironment()]
 
 
 def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> None:
-    """Check that torchrun or SLURM launched ``world_size`` processes, if one of them launched this run.
+    """Check that torchrun or SLURM, if it launched this run, launched ``world_size`` processes.
 
     Args:
         devices: ``trainer.devices``.
@@ -90,7 +92,7 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
         world_size: number of processes of the Trainer.
 
     Raises:
-        UsageError: if it launched another number, or nothing launched the processes of the other machines.
+        UsageError: if the number differs, or nothing launched the processes of the other machines.
     """
     count = launched_world_size()
     if nodes > 1 and not count and not {"MASTER_ADDR", "NODE_RANK"} & set(os.environ):
@@ -108,13 +110,13 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
 
 
 def require_one_process(what: str) -> None:
-    """Check that torchrun or srun does not launch several processes of a command that starts many runs.
+    """Check that torchrun or srun did not launch several processes of a command that starts many runs.
 
     Args:
         what: the command, such as ``a sweep``.
 
     Raises:
-        UsageError: if it does, as each process would repeat all runs.
+        UsageError: if it did, as each process would repeat all runs.
     """
     if (count := launched_world_size()) > 1:
         raise UsageError(
@@ -126,7 +128,7 @@ def require_one_process(what: str) -> None:
 class SharedOutputFolder(Callback):
     """Hydra callback that claims the output folder of a run or a sweep.
 
-    All ranks launched by torchrun or SLURM get that of rank zero, as the default folder is named after the time, which
+    All ranks launched by torchrun or SLURM use the folder of rank zero, as the default name contains the time, which
     differs between processes and machines.
 
     Attributes:
@@ -136,15 +138,22 @@ class SharedOutputFolder(Callback):
     store: ClassVar[Store | None] = None
 
     def claim_folder(self, config: DictConfig, **_: Any) -> None:
-        """Claim the folder; exit if torchrun or srun would run a complete sweep in each process."""
+        """Claim the folder, or exit if torchrun or srun would run the complete sweep in each process."""
         sweep = config.hydra.mode == RunMode.MULTIRUN
-        if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
-            try:
-                require_one_process("a sweep")
-            except UsageError as error:
-                exit_with(error)
         key, node = ("hydra.sweep.dir", config.hydra.sweep) if sweep else ("hydra.run.dir", config.hydra.run)
         several, by_clock = launched_world_size() > 1 and not sweep, named_by_clock(config, key)
+        try:
+            if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+                require_one_process("a sweep")
+            require_named(key, by_clock, config.get("ckpt"))
+        except UsageError as error:
+            exit_with(error)
+        if by_clock and is_restarted() and is_rank_zero():
+            print(
+                f"metafew: SLURM started this job again, and its training starts anew, as {key} is named after the "
+                f"time: type {key}=outputs/$SLURM_JOB_ID",
+                file=sys.stderr,
+            )
         folder = (self.share if several else claim_or_exit)(key, node.dir, by_clock)
         with read_write(config), open_dict(config):
             if sweep and folder != node.dir:  # Hydra composes each cell from these overrides again
@@ -157,11 +166,13 @@ class SharedOutputFolder(Callback):
     on_run_start = on_multirun_start = claim_folder
 
     def share(self, key: str, folder: str, by_clock: bool) -> str:
-        """Claim a folder on rank zero, before any other rank creates its own, and return it on every rank."""
-        from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+        """Claim a folder on rank zero, before any other rank creates one, and return it on every rank."""
+        from pytorch_lightning.plugins.environments import TorchElasticEnvironment
         from torch.distributed.rendezvous import rendezvous
 
-        cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
+        from metafew.distributed.srun import SrunEnvironment
+
+        cluster = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SrunEnvironment()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
         # Lightning connects to the same store later, so rank zero keeps it open.
         SharedOutputFolder.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
@@ -178,7 +189,7 @@ class SharedOutputFolder(Callback):
 
 
 def claim_or_exit(key: str, folder: str, by_clock: bool) -> str:
-    """Claim a folder, or exit: Hydra makes a warning of any other exception in a callback."""
+    """Claim a folder, or exit: Hydra turns any other exception in a callback into a warning."""
     try:
         return str(claim(key, Path(folder), by_clock))
     except UsageError as error:

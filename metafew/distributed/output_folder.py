@@ -16,13 +16,13 @@ from metafew.errors import UsageError
 def claim(key: str, folder: Path, by_clock: bool) -> Path:
     """Create an output folder, and return its path.
 
-    Runs that start in the same second have the same name from the clock: the first to create the folder keeps it, and
-    the others append ``-1``, ``-2`` and so on. A folder that the user names may exist, as ``ckpt=last`` needs it.
+    Runs that start in the same second have the same default name: the first to create the folder keeps it, and the
+    others append ``-1``, ``-2`` and so on. A folder named by the user may exist, as ``ckpt=last`` requires.
 
     Args:
         key: the option that names the folder, ``hydra.run.dir`` or ``hydra.sweep.dir``.
         folder: its value.
-        by_clock: whether that comes from the clock, as :func:`named_by_clock` finds out.
+        by_clock: whether the value contains the time, as returned by :func:`named_by_clock`.
 
     Raises:
         UsageError: if the folder cannot be created, or nothing can be written to it.
@@ -43,15 +43,30 @@ def claim(key: str, folder: Path, by_clock: bool) -> Path:
 
 
 def named_by_clock(config: DictConfig, key: str) -> bool:
-    """Return whether the value of ``key`` depends on Hydra's resolver ``now``, directly or through other options."""
+    """Return whether the value of ``key`` uses Hydra's resolver ``now``, directly or through other options."""
     trial = copy.deepcopy(config)
     OmegaConf.clear_cache(trial)
     OmegaConf.select(trial, key)
     return "now" in OmegaConf.get_cache(trial)
 
 
+def require_named(key: str, by_clock: bool, ckpt: str | None) -> None:
+    """Check that a run or sweep with ``ckpt=last`` has a folder to go on in, which the clock does not name anew.
+
+    Args:
+        key: the option that names the folder, ``hydra.run.dir`` or ``hydra.sweep.dir``.
+        by_clock: whether its value comes from the clock.
+        ckpt: the value of ``ckpt``.
+
+    Raises:
+        UsageError: if it has none.
+    """
+    if ckpt == "last" and by_clock:
+        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
+
+
 def create_first_free(folder: Path) -> Path:
-    """Create the first of :func:`numbered` names that does not exist; of several processes one succeeds with each."""
+    """Create the first of the :func:`numbered` names that does not exist. Each name goes to a single process."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for name in numbered(folder):
         try:
@@ -63,7 +78,7 @@ def create_first_free(folder: Path) -> Path:
 
 
 def numbered(path: Path) -> Iterator[Path]:
-    """Yield ``path``, and then the same with ``-1``, ``-2`` and so on.
+    """Yield ``path``, then ``path`` with ``-1``, ``-2`` and so on appended.
 
     >>> from itertools import islice
     >>> [path.name for path in islice(numbered(Path("outputs/12-30-59")), 3)]

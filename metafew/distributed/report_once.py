@@ -1,4 +1,4 @@
-"""Report errors and other messages once, although several ranks may have them. Imports no torch."""
+"""Report errors and other messages once, even if several ranks have them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TIMEOUT = timedelta(seconds=5)
 
 @contextmanager
 def first_to_report() -> Iterator[bool]:
-    """Yield whether this rank reports an error: rank zero, or else the first rank whose wait for it times out.
+    """Yield whether this rank reports an error: rank zero, or the first rank whose wait for rank zero times out.
 
-    A wrong option is an error on all ranks, running out of memory perhaps on one.
+    A wrong option is an error on all ranks, while running out of memory may affect only one.
     """
     store = default_store()
     if store is None:
@@ -34,7 +34,7 @@ def first_to_report() -> Iterator[bool]:
         yield False
     else:
         yield store.add("reporting", 1) == 1
-        store.set("reported", "")  # by now the report is written
+        store.set("reported", "")  # the report has been written
 
 
 def print_on_rank_zero() -> None:
@@ -46,7 +46,7 @@ def print_on_rank_zero() -> None:
 
 
 def already_reported() -> bool:
-    """Return whether a rank has reported an error, so that the others need not."""
+    """Return whether some rank has already reported an error."""
     store = default_store()
     return store is not None and is_set(store, "reporting", timedelta(milliseconds=1))
 
@@ -99,7 +99,7 @@ def process_group() -> ModuleType | None:
 
 
 def is_set(store: Store, key: str, timeout: timedelta) -> bool:
-    """Return whether a rank sets ``key`` before ``timeout``, or the rank that hosts the store has exited."""
+    """Return whether a rank sets ``key`` within ``timeout``, or the rank that hosts the store has exited."""
     try:
         store.wait([key], timeout)
     except sys.modules["torch"].distributed.DistStoreError:

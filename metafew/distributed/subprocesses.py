@@ -1,4 +1,4 @@
-"""Start runs in subprocesses, to which signals are forwarded. Imports no torch."""
+"""Start runs in subprocesses, and forward signals to them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
 
     Args:
         overrides: its command line.
-        log: file for its output, if not that of this process.
-        threads: number of cores it uses, unless the user's environment sets one.
+        log: file for its output; None for the output of this process.
+        threads: number of cores to use, unless the user's environment sets one.
     """
-    # The subprocess imports the same package, whatever the working directory.
+    # The subprocess imports the same package from any working directory.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])]))
     environment = os.environ | {"PYTHONPATH": path}
     if threads:
@@ -69,7 +69,7 @@ def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int
 
 
 def run_subprocess(overrides: list[str]) -> int:
-    """Run one command to its end and return its exit code, which is ``TERMINATED`` after a signal."""
+    """Run one command, wait for its end and return its exit code, which is ``TERMINATED`` after a signal."""
     child = start_subprocess(overrides)
     with forward_signals([child]) as received:
         code = child.wait()
@@ -77,7 +77,7 @@ def run_subprocess(overrides: list[str]) -> int:
 
 
 def main_configuration() -> list[str]:
-    """Return the flags with which a subprocess finds the main configuration of this process."""
+    """Return the flags that make a subprocess use the main configuration of this process."""
     hydra = HydraConfig.get()
     flags = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
@@ -91,8 +91,8 @@ def main_configuration() -> list[str]:
 def run_cell(out: Path) -> None:
     """Run a cell of a sweep with several ranks in a subprocess, from which Lightning launches the other ranks.
 
-    Lightning repeats the command line of its process in each rank, which would be that of the complete sweep, and
-    leaves a process group behind, which the next cell would join.
+    Lightning repeats the command line of its process in each rank, which here would be that of the complete sweep, and
+    leaves behind a process group that the next cell would join.
 
     Args:
         out: folder of the cell.
@@ -115,4 +115,4 @@ def run_cell(out: Path) -> None:
     if code == TERMINATED:
         sys.exit(TERMINATED)
     if code and "error" not in read_json(out / "results.json"):
-        raise UsageError(f"the processes of this run ended with exit code {code}: see what they printed")
+        raise UsageError(f"the processes of this run ended with exit code {code}: see their output")

@@ -1,4 +1,4 @@
-"""Skip the finished cells of a sweep, and report the failed ones at its end."""
+"""Skip finished cells of a sweep, and report failed cells at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metafew.io import read_json
 
 
 class ReportFailedCells(Callback):
-    """Hydra callback that lists the cells of a sweep that failed, and then exits with 1."""
+    """Hydra callback that lists the failed cells of a sweep, and then exits with 1."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Record the cells of an earlier sweep in the same folder."""
@@ -37,7 +37,7 @@ class ReportFailedCells(Callback):
 def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
     """Return the start times of the runs of a sweep, in ns by the clock of their file system.
 
-    Without ``subdir``, which is ``hydra.output_subdir``, they are the times of the runs' results or errors.
+    ``subdir`` is ``hydra.output_subdir``; without it, these are the times of the runs' results or errors.
     """
     # Hydra writes overrides.yaml when a cell starts, in any process and on any machine.
     name = f"{subdir}/overrides.yaml" if subdir else "results.json"
@@ -46,16 +46,16 @@ def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
 
 
 def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]) -> bool:
-    """Return whether ``out`` holds the results of this configuration, whether or not it was interrupted before.
+    """Return whether ``out`` contains the results of this configuration, possibly after interruptions.
 
     Args:
         out: folder of the run.
         config: the composed configuration, as plain values.
-        fingerprints: returns the fingerprints of the data by name. It is called only if the configuration is the same,
-            and not for results of an earlier version, which lack them.
+        fingerprints: returns the fingerprints of the data by name. It is called only if the configurations are equal,
+            and not for results of earlier versions, which contain no fingerprints.
     """
     saved = read_json(out / "results.json")
-    if "config" not in saved or not saved.get("finished", True):  # earlier versions did not write it
+    if "config" not in saved or not saved.get("finished", True):  # missing from results of earlier versions
         return False
     before = add_options(update_paths(saved["config"]), config)
     if without_own_ckpt(before, out) != without_own_ckpt(config, out):
@@ -65,6 +65,6 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:
-    """Return ``config`` without a ``ckpt`` in ``out`` itself, with which the run was only resumed."""
+    """Return ``config`` without a ``ckpt`` inside ``out``, which only means that the run was resumed."""
     own = config["ckpt"] is not None and Path(config["ckpt"]).resolve().is_relative_to(out.resolve())
     return config | {"ckpt": None} if own else config

@@ -1,1 +1,1 @@
-"""What is measured on tasks."""
+"""Measurements on tasks."""

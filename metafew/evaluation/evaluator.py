@@ -1,4 +1,4 @@
-"""Measure a backbone through its heads on validation and test tasks."""
+"""Evaluate a backbone with its heads on validation and test tasks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator(pl.LightningModule):
-    """Measure a backbone through one or several heads, on the same tasks.
+    """Evaluate a backbone with one or several heads, on the same tasks.
 
     Args:
         backbone: the feature extractor.
-        heads: heads by name; the first one trains, the others only measure.
-        queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
+        heads: heads by name; the first one is trained, the others only evaluate.
+        queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
     """
 
     backbone: Backbone
@@ -61,30 +61,30 @@ class Evaluator(pl.LightningModule):
 
     @property
     def transductive(self) -> bool:
-        """Whether, in evaluation, one query may change the logits of another, through the backbone or a head."""
+        """Whether, in evaluation, one query can change the logits of another, through the backbone or a head."""
         return self.backbone.transductive or any(head.transductive for head in self.heads.values())
 
     @property
     def measured(self) -> list[str]:
-        """Names of everything that evaluation measures: each head, and ``HEAD/READING`` for its extra readings."""
+        """Names of all measurements: each head, and ``HEAD/READING`` for its extra readings."""
         return [n for name, head in self.heads.items() for n in (name, *(f"{name}/{e}" for e in self._extras(head)))]
 
     def _extras(self, head: Head) -> list[str]:
-        """Return the names of a head's extra readings: none during training."""
+        """Return the names of a head's extra readings; none during training."""
         return [] if self.trainer.state.fn == TrainerFn.FITTING else head.extra_readings
 
     def on_validation_epoch_start(self) -> None:
-        """Start a table of tasks for everything that is measured."""
+        """Start a table of tasks for each measurement."""
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
         loader: Any = self.trainer.val_dataloaders  # a single one
         self.feature_caches = [self._feature_cache(loader)]
 
     def validation_step(self, batch: list[Episode], _: int) -> None:
-        """Measure every head on a batch of validation tasks."""
+        """Evaluate every head on a batch of validation tasks."""
         self._measure(batch, self.val_tasks, self.feature_caches[0])
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas at the largest training context."""
+        """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas for the largest training context."""
         for name, metric in self.val_tasks.items():
             table = metric.compute()
             accuracy = summary(table, "accuracy")
@@ -100,16 +100,16 @@ class Evaluator(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
-        loaders: Any = self.trainer.test_dataloaders  # a list: one for each shot
+        loaders: Any = self.trainer.test_dataloaders  # a list with one entry per shot
         self.test_tasks = [
             {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)} for _ in loaders
         ]
         self.feature_caches = []
-        for loader in loaders:  # all of one split: one cache serves them
+        for loader in loaders:  # all from one split, so they share a cache
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
-        """Measure every head, and the nearest neighbour, on a batch of test tasks."""
+        """Evaluate every head, and the nearest neighbour, on a batch of test tasks."""
         tables, cache = self.test_tasks[dataloader_idx], self.feature_caches[dataloader_idx]
         for episode in batch:
             if self.queries == "class":
@@ -121,29 +121,29 @@ class Evaluator(pl.LightningModule):
             tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
-        """Compute, for each test, a table of tasks for every head."""
+        """Compute a table of tasks for every test and head."""
         self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
 
     @torch.no_grad()
     def predict(self, episode: Episode) -> Tensor:
-        """Return the :func:`probabilities` ``(t, q, w)`` that the trained head gives to the queries of ``episode``."""
+        """Return the :func:`probabilities` ``(t, q, w)`` of the queries of ``episode`` under the trained head."""
         self.eval()
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
         return probabilities(logits)
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
-        """Return the number of tasks in a step of evaluation on the tasks of ``sampler``."""
+        """Return the number of tasks per evaluation step on the tasks of ``sampler``."""
         with evaluating(self.backbone):
             return tasks_per_step(self.backbone, sampler) if self._caches_features(sampler) else sampler.spec.tasks
 
     def _caches_features(self, sampler: Sampler) -> bool:
-        """Return whether computing the features of all images before ``sampler`` draws tasks saves time."""
+        """Return whether computing the features of all images in advance saves time for the tasks of ``sampler``."""
         return all(isinstance(head, FeatureHead) for head in self.heads.values()) and is_worthwhile(
             self.backbone, sampler
         )
 
     def _feature_cache(self, loader: DataLoader) -> FeatureCache | None:
-        """Return the features of all images that ``loader`` draws tasks from, where computing them first saves time."""
+        """Return the features of all images that ``loader`` can draw, if computing them in advance saves time."""
         sampler = cast(MetaBatches, loader.dataset).sampler
         if not self._caches_features(sampler):
             return None
@@ -162,7 +162,7 @@ class Evaluator(pl.LightningModule):
                     tables[f"{name}/{reading}".rstrip("/")].update(logits, episode)
 
     def _readings(self, head: Head, backbone: Backbone, episode: Episode, at_once: int | None) -> dict[str, Tensor]:
-        """Return the logits of a head under ``""``, and its extra readings, for ``at_once`` queries a call."""
+        """Return the logits of a head under ``""``, and its extra readings, for ``at_once`` queries per call."""
         call = head.readings if self._extras(head) else lambda *args: {"": head(*args)}
         images = episode.query.images
         parts = [images] if at_once is None else images.split(at_once, 1)
@@ -170,10 +170,10 @@ class Evaluator(pl.LightningModule):
         return readings[0] if len(readings) == 1 else {n: torch.cat([r[n] for r in readings], 1) for n in readings[0]}
 
     def choose(self) -> dict[str, dict]:
-        """Set every head that has candidates to the best of the last validation; return what was chosen.
+        """Set every head with candidates to the best candidate of the last validation, and return the selection.
 
-        Candidates are compared by :func:`~metafew.evaluation.statistics.score`: one with failed tasks is chosen only if
-        every other has failed tasks too, which logs a warning.
+        Candidates are compared by :func:`~metafew.evaluation.statistics.score`: one with failed tasks is selected only
+        if all others have failed tasks, too, which logs a warning.
         """
         chosen = {}
         for name, head in self.heads.items():
@@ -186,8 +186,8 @@ class Evaluator(pl.LightningModule):
                 chosen[name] = {**head.candidates[best], **measured}
                 if failed := found[best]["failed"]:
                     log.warning(
-                        "all %d candidates of head=%s have validation tasks that failed, as some of their logits are "
-                        "not finite: one with the fewest is chosen (%d failed), and a smaller head.lr may help",
+                        "all %d candidates of head=%s have failed validation tasks, with logits that are not finite: "
+                        "one with the fewest is selected (%d failed), and a smaller head.lr may help",
                         *(len(found), name, failed),
                     )
         return chosen
@@ -195,7 +195,7 @@ class Evaluator(pl.LightningModule):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` in evaluation mode inside, and each part of it back in its own mode afterwards."""
+    """Put ``module`` in eval mode inside this context, and restore the mode of each submodule afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

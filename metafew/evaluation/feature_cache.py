@@ -1,4 +1,4 @@
-"""Evaluation on cached features: the same numbers as embedding every task, in less time."""
+"""Evaluation on cached features: the same results as embedding every task, in less time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from metafew.data.store import Split
 from metafew.episode import Episode
 
 IMAGES_PER_PASS = 256
-CACHE_BYTES = 2**31  # bytes of cached features
-STEP_BYTES = 2**23  # bytes of tasks in a step: more would not fit in the processor's cache
+CACHE_BYTES = 2**31  # maximum size of cached features
+STEP_BYTES = 2**23  # size of the tasks of a step; more would not fit in the processor's cache
 
 
 class FeatureCache:
     """The features of every image of a split, or of the splits of a mixture.
 
     Args:
-        backbone: embeds each image regardless of others.
+        backbone: a backbone that embeds each image independently of others.
         sampler: draws the tasks.
         like: a tensor of the model, for its device and precision.
     """
@@ -30,8 +30,8 @@ class FeatureCache:
         self.tables = [table(backbone, part.split, like) for part in parts(sampler)]
 
     def __call__(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        """Return features ``(t, s, d)`` and ``(t, q, d)`` of the support and the queries."""
-        assert episode.ids is not None  # samplers number the images of each episode
+        """Return features ``(t, s, d)`` of the support and ``(t, q, d)`` of the queries."""
+        assert episode.ids is not None  # samplers set the ids of images in each episode
         support, query = episode.ids
         return self.tables[episode.source][support], self.tables[episode.source][query]
 
@@ -39,8 +39,8 @@ class FeatureCache:
 def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
     """Return whether caching the features of all images of a split is valid and saves time.
 
-    It is valid if no image changes the features of another and no task draws random views; it saves time if the tasks
-    have more images in all than the split, and the features fit in memory.
+    It is valid if no image changes the features of another and no task draws random views. It saves time if the tasks
+    contain more images in total than the split, and the features fit in memory.
     """
     if not backbone.per_image or any(part.views for part in parts(sampler)):
         return False
@@ -50,10 +50,10 @@ def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
 
 
 def tasks_per_step(backbone: Backbone, sampler: Sampler) -> int:
-    """Return the number of tasks in a step on cached features: as many as :data:`STEP_BYTES` hold, or the spec's.
+    """Return the number of tasks per step on cached features: as many as fit in :data:`STEP_BYTES`, or the spec's.
 
-    A task counts the pixels and features of its images and, for what heads and the nearest neighbour compute, a value
-    for each support image, image and class.
+    The size of a task is that of the pixels and features of its images and, for the computations of heads and of the
+    nearest neighbour, one value per support image, image and class.
     """
     spec, values = sampler.spec, backbone.channels * backbone.image_size**2 + backbone.features
     task = spec.images[1] * (values + spec.contexts[1] * spec.bounds("way")[1])
@@ -66,7 +66,7 @@ def parts(sampler: Sampler) -> list[Sampler]:
 
 
 def rows(split: Split) -> int:
-    """Return the number of rows of a table: one for each image in each of its quarter turns."""
+    """Return the number of rows of a table, which has one row per image and quarter turn."""
     return len(split.images) * (1 + int(split.turns.max(initial=0)))
 
 

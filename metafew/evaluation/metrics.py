@@ -1,4 +1,4 @@
-"""Metrics of evaluation: one row for each task, independent of the number of processes."""
+"""Metrics of evaluation: one row per task, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from metafew.predictions import NO_ANSWER, answers
 class PerTask(Metric):
     """The accuracy and loss of every task, sorted by task number.
 
-    A query without an answer (:func:`~metafew.predictions.answers`) is wrong, and its task has failed: ``failed`` is 1
-    and the loss NaN. ``compute`` returns float64 ``(tasks, 7)`` with the columns of :attr:`columns`, gathered over all
+    An unanswered query (:func:`~metafew.predictions.answers`) counts as wrong, and its task as failed: ``failed`` is 1
+    and the loss is NaN. ``compute`` returns float64 ``(tasks, 7)`` with the columns :attr:`columns`, gathered over all
     processes.
     """
 
@@ -33,15 +33,15 @@ class PerTask(Metric):
     def reset(self) -> None:
         """Remove all rows."""
         super().reset()
-        # A process may have no task, but all take part in gathering.
+        # A process may have no tasks, but all processes take part in gathering.
         self.rows.append(torch.empty(0, len(self.columns), dtype=torch.float64, device=self.device))
 
     def update(self, logits: Tensor, episode: Episode) -> None:
-        """Add the tasks of an episode, with ``shot`` as the mean over classes.
+        """Add the tasks of an episode; ``shot`` is the mean over classes.
 
         Args:
             logits: ``(t, q, w)``.
-            episode: the tasks; ``loss`` is the mean cross-entropy of their queries, in nats.
+            episode: the tasks. ``loss`` is the mean cross-entropy of their queries, in nats.
         """
         labels = episode.query.labels
         found = answers(logits)
@@ -50,20 +50,21 @@ class PerTask(Metric):
         loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1).masked_fill(failed, torch.nan)
         shot = episode.support.labels.shape[1] / episode.way
         source, way, shot = (torch.full_like(loss, value) for value in (episode.source, episode.way, shot))
-        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss, failed.double()], 1))
+        index = episode.index.to(loss, non_blocking=True)
+        self.rows.append(torch.stack([index, source, way, shot, accuracy, loss, failed.double()], 1))
 
     def compute(self) -> Tensor:
         """Return the rows, sorted by task number."""
-        rows = dim_zero_cat(self.rows)  # one tensor already, where those of several processes were gathered
+        rows = dim_zero_cat(self.rows)  # already one tensor if the rows of several processes were gathered
         return rows[rows[:, 0].argsort()]
 
 
 def summary(table: Tensor, measure: str) -> Interval:
-    """Return mean and interval of ``accuracy`` or ``loss`` over a table of :class:`PerTask`, and how many tasks failed.
+    """Summarize ``accuracy`` or ``loss`` over a table of :class:`PerTask`: mean, interval, and number of failed tasks.
 
     The mean loss is NaN if a task failed.
     """
-    values = {name: table[:, PerTask.columns.index(name)].numpy(force=True) for name in (measure, "failed")}
+    values = {name: table[:, PerTask.columns.index(name)].cpu().numpy() for name in (measure, "failed")}
     return interval(values[measure]) | {"failed": int(values["failed"].sum())}
 
 

@@ -1,4 +1,4 @@
-"""The metrics of results.json, the rows of tasks.csv, and the table that a run prints."""
+"""The metrics of results.json, the rows of tasks.csv, and the table printed by a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metafew.evaluation.statistics import format_failed, format_options, format_
 from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
-"""The highest accuracy after any step of an adapting head, which is selected on test data."""
+"""The highest accuracy over the steps of an adapting head, which is selected on test data."""
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -28,23 +28,22 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # a checkout that is not installed
+        except PackageNotFoundError:  # a checkout, not installed
             found[name] = "unknown"
     return found
 
 
 def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:
-    """Return ``metrics`` of the heads and ``baselines``: mean, 95 % interval, number of tasks, and how many failed.
+    """Return ``metrics`` of the heads and ``baselines``: mean, 95 % interval, number of tasks, and of failed tasks.
 
-    A mean that is not finite, as that of a loss if a task failed, becomes None.
+    A mean that is not finite, such as that of the loss if a task failed, becomes None.
 
-    A mixture of datasets adds the metrics of each head on each dataset and, with several heads, ``average_rank``.
+    For a mixture, metrics of each head on each dataset are added and, with several heads, ``average_rank``.
 
     Args:
-        tables: one dictionary for each test: by name, the table of tasks that
-            :class:`~metafew.evaluation.metrics.PerTask` computes.
-        shots: the shot of each test; the metrics of all but the first have it in their name.
-        heads: the names in ``tables`` that are heads, the trained one first.
+        tables: one dictionary per test: the tables computed by :class:`~metafew.evaluation.metrics.PerTask`, by name.
+        shots: the shot of each test, which is part of the names of metrics, except for the first test.
+        heads: the names of heads in ``tables``, with the trained one first.
         sources: the datasets of the test tasks.
     """
     metrics, baselines = {}, {}
@@ -76,7 +75,7 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
 
 
 def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
-    """Return the rank of each head among the heads, averaged over datasets."""
+    """Return the rank of each head, averaged over datasets."""
     accuracy = PerTask.columns.index("accuracy")
     tables = {head: test[head].cpu() for head in heads}
     by_dataset = [
@@ -86,7 +85,7 @@ def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> di
 
 
 def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
-    """Write one row for each test task and head.
+    """Write one row per test task and head.
 
     Args:
         path: the CSV file.
@@ -104,7 +103,7 @@ def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str])
 
 
 def failures(metrics: dict[str, dict]) -> list[str]:
-    """Return a phrase for each accuracy with failed tasks; single steps and the datasets of a mixture are left out.
+    """Return a phrase for each accuracy with failed tasks, except those of single steps and of datasets of a mixture.
 
     >>> failures({"test/svm/accuracy": {"tasks": 600, "failed": 12}, "test/maml/accuracy": {"tasks": 600, "failed": 0}})
     ['12 of 600 tasks failed in test/svm/accuracy']
@@ -118,7 +117,7 @@ def failures(metrics: dict[str, dict]) -> list[str]:
 
 
 def print_results(report: dict) -> None:
-    """Print a table of accuracies and baselines, and one for each dataset of a mixture."""
+    """Print a table of accuracies and baselines and, for a mixture, one by dataset."""
     console = Console()
     table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
     table.add_column("measured")
@@ -142,7 +141,7 @@ def print_results(report: dict) -> None:
 
 
 def tested_on(report: dict) -> str:
-    """Return how many distinct images and classes the tests rest on.
+    """Describe the numbers of distinct images and classes in the tests.
 
     >>> tested_on({"tested_on": {"glyphs": {"classes": 12, "images": 60}}})
     'test: 12 classes, 60 images'
@@ -154,7 +153,7 @@ def tested_on(report: dict) -> str:
 
 
 def table_by_source(report: dict) -> Table:
-    """Return a table with a row for each dataset of a mixture and a column for each head, for the first shot."""
+    """Return a table with one row per dataset of a mixture and one column per head, for the first shot."""
     first = next(iter(report["sources"]))
     heads = [n.split("/")[1] for n in report["metrics"] if n.split("/")[2:] == [first, "accuracy"]]
     table = Table(title="accuracy (%) on each dataset")
@@ -174,7 +173,7 @@ def table_by_source(report: dict) -> Table:
 
 
 def trained_on(seen: bool, summary: dict) -> str:
-    """Return whether a dataset was trained on, itself or by images that it shares with one that was.
+    """Return whether a dataset was in the training data, itself or through images shared with another dataset.
 
     >>> trained_on(False, {"shared": {"source": "glyphs", "share": 0.25, "trained": 0.0}})
     'no (25 % same images)'
@@ -191,6 +190,6 @@ def percent(value: dict) -> str:
 
 
 def short(value: dict) -> str:
-    """Format a mean and its interval with one digit, for tables of many columns."""
+    """Format a mean and its interval with one decimal, for tables with many columns."""
     measured = format_percent(value | {"failed": 0})
     return re.sub(r"(\.\d)\d| ", r"\1", measured) + format_failed(value["failed"])

@@ -1,4 +1,4 @@
-"""Means, confidence intervals and ranks of accuracies. Imports no torch: reports are written without it."""
+"""Means, confidence intervals and ranks of accuracies. Imports no torch, which reports do not need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Interval = dict[str, Any]
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Return the mean over tasks, or over the means of seeds, and the half width of its 95 % confidence interval.
 
-    ``ci95 = t(0.975, n - 1) s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); None for a single one.
+    ``ci95 = t(0.975, n - 1) s / sqrt(n)`` with ``s`` the sample standard deviation (``n - 1``); None for a single
+    value.
 
     >>> {k: round(v, 3) for k, v in interval([0.5, 0.7, 0.9]).items()}
     {'mean': 0.7, 'ci95': 0.497, 'tasks': 3}
@@ -27,7 +28,7 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
 
 
 def standard_errors(count: float) -> float:
-    """Return the half width of a 95 % interval in standard errors, for ``count`` values, two or more.
+    """Return the half width of a 95 % interval in standard errors, for ``count`` values, at least two.
 
     >>> [round(standard_errors(count), 3) for count in (2, 3, 600)]
     [12.706, 4.303, 1.964]
@@ -36,10 +37,9 @@ def standard_errors(count: float) -> float:
 
 
 def score(accuracy: float, failed: int) -> float:
-    """Return the number by which candidates are compared on validation tasks: the fewest failed tasks come first.
+    """Return the score of a candidate on validation tasks, where fewer failed tasks take precedence over accuracy.
 
-    Among equally many, the higher accuracy does: a failed task has a wrong query, so that ``accuracy - failed`` of any
-    candidate is below that of each with fewer failed tasks.
+    A failed task has a wrong query, so ``accuracy - failed`` is lower for every candidate with more failed tasks.
 
     >>> max([(0.9, 1), (0.2, 0), (0.3, 0)], key=lambda found: score(*found))
     (0.3, 0)
@@ -50,7 +50,7 @@ def score(accuracy: float, failed: int) -> float:
 def summarize_seeds(measures: Sequence[Mapping[str, Any]]) -> Interval:
     """Return mean, ``ci95`` and ``se`` of one measure, given its mean and ``ci95`` for each seed.
 
-    A single seed keeps its interval over tasks; several have the interval over seeds. All are None if a seed diverged.
+    The interval is over tasks for a single seed, else over seeds. All values are None if a seed diverged.
 
     >>> {k: round(v, 3) for k, v in summarize_seeds([{"mean": 0.5, "ci95": 0.43, "tasks": 3}]).items()}
     {'mean': 0.5, 'ci95': 0.43, 'se': 0.1}
@@ -68,13 +68,13 @@ def summarize_seeds(measures: Sequence[Mapping[str, Any]]) -> Interval:
 
 
 def ranks(accuracies: np.ndarray) -> np.ndarray:
-    """Return the rank of each method, 1 for the best; indistinguishable methods share the mean of their ranks.
+    """Return the rank of each method, 1 for the best; indistinguishable methods share their mean rank.
 
     Two methods differ if the 95 % confidence interval of the mean of their paired differences excludes 0. The rank of a
     method is 1 + the number of better methods + half the number of methods that do not differ from it.
 
     Args:
-        accuracies: ``(methods, tasks)``, or ``(methods, seeds)`` of means.
+        accuracies: accuracies ``(methods, tasks)``, or means ``(methods, seeds)``.
 
     Returns:
         ``(methods,)``.
@@ -97,7 +97,7 @@ def contains_zero(difference: Mapping[str, Any]) -> bool:
 
 
 def format_percent(measure: Mapping[str, Any] | None, unit: str = "") -> str:
-    """Format an accuracy in percent with its confidence interval, if it has one, and how many tasks failed.
+    """Format an accuracy in percent with its confidence interval, if any, and the number of failed tasks.
 
     >>> format_percent({"mean": 0.875, "ci95": 0.0123}), format_percent({"mean": 1.0, "ci95": None})
     ('87.50 ± 1.23', '100.00')
@@ -113,7 +113,7 @@ def format_percent(measure: Mapping[str, Any] | None, unit: str = "") -> str:
 
 
 def format_failed(failed: float | None) -> str:
-    """Format the number of failed tasks, as it follows an accuracy; results of earlier versions have none.
+    """Format the number of failed tasks, to follow an accuracy; results of earlier versions do not contain it.
 
     >>> format_failed(12), format_failed(0), format_failed(None)
     (' (12 failed)', '', '')
@@ -122,7 +122,7 @@ def format_failed(failed: float | None) -> str:
 
 
 def format_options(choice: Mapping[str, Any]) -> str:
-    """Format the options of a head that were chosen on validation tasks.
+    """Format the options of a head that were selected on validation tasks.
 
     >>> format_options({"lr": 0.5, "test_steps": 10, "validation_accuracy": 0.8, "validation_failed": 0})
     'lr=0.5 test_steps=10'

@@ -1,1 +1,1 @@
-"""Published tables and figures, one command each: the runs, their results, and whether the paper's claims hold."""
+"""Published tables and figures, one command each: runs, results, and verdicts on the papers' claims."""

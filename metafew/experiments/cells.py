@@ -1,4 +1,4 @@
-"""Run an experiment: its trainings and tests, several at a time, each in its own process. Imports no torch."""
+"""Run an experiment: trainings and tests, several at a time, each in its own process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from metafew.io import write_json
 
 
 def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int = 1) -> int:
-    """Run the commands that are not finished, and write results.json, table.md and the figures to ``out``.
+    """Run the unfinished commands, and write results.json, table.md and figures to ``out``.
 
-    A failed run does not stop the others, and an interrupted one resumes. results.json is updated after every training.
-    Several experiments may need the same runs at the same time.
+    A failed run does not stop the others, and interrupted runs are resumed. results.json is updated after every
+    training. Concurrent experiments can share runs.
 
     Args:
         experiment: the node ``experiment`` of the YAML, with ``name``, ``budget`` and ``command``.
         cells: its cells, from :func:`metafew.experiments.plan.plan_cells`.
         out: the output folder.
-        jobs: how many runs share the cores at a time.
+        jobs: number of concurrent runs, which share the cores.
 
     Returns:
         The exit code: 0, 1 if a cell failed, 130 after an interruption.
@@ -55,7 +55,7 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
 
 
 def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, console: Console) -> list[int]:
-    """Run the commands that are not finished, and return the signals that interrupted them, if any.
+    """Run the unfinished commands, and return the signals that interrupted them, if any.
 
     See :func:`run_experiment` for the arguments.
     """
@@ -89,7 +89,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
 
 
 def pending_commands(cells: Sequence[Cell]) -> Iterator[list[Command]]:
-    """Yield, for each training, its unfinished commands in order: pretraining, training, tests."""
+    """Yield the unfinished commands of each training in order: pretraining, training, tests."""
     found: dict[Command, list[Command]] = {}
     for cell in cells:
         found.setdefault(cell.fit, []).extend(cell.commands)
@@ -100,7 +100,7 @@ def pending_commands(cells: Sequence[Cell]) -> Iterator[list[Command]]:
 
 @contextmanager
 def locked(command: Command, signals: Sequence[int]) -> Iterator[None]:
-    """Wait for the lock of a run's folder, which other experiments may hold, or for a signal."""
+    """Wait for the lock of a run's folder, which another experiment may hold, or for a signal."""
     command.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(command.folder / "run.lock")
     while not signals:
@@ -118,7 +118,7 @@ def locked(command: Command, signals: Sequence[int]) -> Iterator[None]:
 def run_in_process(
     command: Command, children: list[subprocess.Popen], signals: list[int], threads: int | None = None
 ) -> bool:
-    """Run one command, with its output in log.txt, and return whether it succeeded.
+    """Run one command with its output in log.txt, and return whether it succeeded.
 
     If the process ends without results, a results.json with an error message is written.
 
@@ -126,7 +126,7 @@ def run_in_process(
         command: the run.
         children: holds its process while it runs.
         signals: receives the signal that ended it, if any, to stop other runs too.
-        threads: the cores that it may use, unless the environment sets their number.
+        threads: number of cores to use, unless the environment sets one.
     """
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)
@@ -145,12 +145,12 @@ def run_in_process(
 
 
 def draw_figures(experiment: dict, cells: Sequence[Cell], out: Path, console: Console) -> Iterator[str]:
-    """Draw the figures whose rows are finished, from folders of trainings (``from: fit``) or of tests.
+    """Draw the figures with finished rows, from folders of trainings (``from: fit``) or of tests.
 
-    ``rows`` maps labels to rows; the default is one label for each row, or with ``by: panel`` for each panel.
+    ``rows`` maps labels to rows; the default is one label per row or, with ``by: panel``, per panel.
 
     Yields:
-        The name of each figure drawn.
+        The name of each drawn figure.
     """
     names = list(experiment["rows"])
     for name, figure in experiment.get("figures", {}).items():
@@ -176,7 +176,7 @@ def finished_folders(cells: Sequence[Cell], rows: str | Sequence[str], stage: st
     Args:
         cells: all cells.
         rows: their names.
-        stage: ``"fit"`` for those of the trainings, ``"test"`` for those of the tests.
+        stage: ``"fit"`` for folders of trainings, ``"test"`` for folders of tests.
     """
     rows = [rows] if isinstance(rows, str) else rows
     finished = [cell for cell in cells if cell.row in rows and cell.finished]
@@ -184,7 +184,7 @@ def finished_folders(cells: Sequence[Cell], rows: str | Sequence[str], stage: st
 
 
 def format_time(seconds: float, done: int, left: int) -> str:
-    """Return the minutes so far, and an estimate for the ``left`` trainings from the ``done`` ones.
+    """Return the minutes so far, and an estimate for the ``left`` trainings based on the ``done`` ones.
 
     >>> format_time(600, 4, 6)
     '10 min so far, about 15 min left'
@@ -193,5 +193,5 @@ def format_time(seconds: float, done: int, left: int) -> str:
 
 
 def print_plain(console: Console, text: str) -> None:
-    """Print literal text without markup, and without breaking lines, so that commands can be copied."""
+    """Print literal text without markup or line breaks, so that commands can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -8,8 +8,8 @@ A claim consists of comparisons, each a line such as
     single = together within 0.01              equality up to a tolerance
 
 An inequality is decided if the 95 % interval of the difference excludes 0, an equality if the interval lies within the
-tolerance. Differences are paired by the same seeds, else by the same test tasks, else unpaired. A diverged training
-counts as worse than all others.
+tolerance. Differences are paired by seed if the seeds are equal, else by test task if the tasks are, else unpaired. A
+diverged training counts as worse than all others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evidence:
 
 
 def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: Sequence[str]) -> list[Evidence]:
-    """Return the evidence of every comparison, one for each column if it names none.
+    """Return the evidence for every comparison, which is one per column if the comparison names none.
 
     Raises:
         UsageError: if a line is not a comparison.
@@ -70,7 +70,7 @@ def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: S
 
 
 def compare_cells(line: str, match: re.Match, measurements: Measurements, column: str) -> Evidence:
-    """Return the evidence of one comparison in one column."""
+    """Return the evidence for one comparison in one column."""
     left = measurements.get((match["left"], column))
     number = re.fullmatch(r"[\d.]+", match["right"])
     right = None if number else measurements.get((match["right"], match["at"] or column))
@@ -82,7 +82,7 @@ def compare_cells(line: str, match: re.Match, measurements: Measurements, column
         lower = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[higher]
         return Evidence(line, {">": higher, "<": lower, "=": FAILS}[match["sign"]])
     gap = difference(left, right) if right else Difference(left.mean - float(match["right"]), left.ci95, True)
-    # Without an interval, as for a scalar of a single training, a comparison is undecided.
+    # A comparison without an interval, as for a scalar of a single training, is undecided.
     verdict = OPEN if gap.ci95 is None else judge(match["sign"], gap.mean, gap.ci95, match["bound"])
     return Evidence(line, verdict, *gap)
 

@@ -1,4 +1,4 @@
-"""The measurement of each row and column of an experiment. Imports no torch."""
+"""Measurements for the rows and columns of an experiment. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TASK_STREAM = ("experiment",)
 def measure_row(cells: Sequence[Cell], column: str | dict, reference: Sequence[Cell]) -> Measurement | None:
     """Return the measurement of one row over its seeds; None before any of its cells finished.
 
-    Its mean is None if a training diverged.
+    The mean is None if a training diverged.
 
     Args:
-        cells: of one row, one for each seed; unfinished ones are left out.
-        column: a path into the metrics of results.json (``test/svm/accuracy``, and ``test/trained/accuracy`` for the
-            trained head) or into analysis.json (``clustering/variance_ratio``), or of learning curves ``{reach: 0.95,
-            of: ROW, in: steps}``: when validation accuracy first reached that fraction of the final one of row ROW, in
-            ``steps`` or ``seconds``.
+        cells: the cells of one row, one per seed; unfinished ones are ignored.
+        column: a path into the metrics of results.json (``test/svm/accuracy``, or ``test/trained/accuracy`` for the
+            trained head) or into analysis.json (``clustering/variance_ratio``), or, for learning curves, ``{reach:
+            0.95, of: ROW, in: steps}``: the time, in ``steps`` or ``seconds``, at which validation accuracy first
+            reached that fraction of the final accuracy of row ROW.
         reference: the cells of that row.
     """
     reference_of = {cell.seed: cell for cell in reference if cell.finished}
@@ -58,7 +58,7 @@ def measure_row(cells: Sequence[Cell], column: str | dict, reference: Sequence[C
 
 
 def look_up(path: str, run: Run) -> dict | None:
-    """Return the measure at a path, with its interval if it has one."""
+    """Return the measure at a path, with its interval, if any."""
     metrics = run.report.get("metrics", {})
     if (path := name_trained_head(path, run)) in metrics:
         return metrics[path]
@@ -72,7 +72,7 @@ def look_up(path: str, run: Run) -> dict | None:
 
 
 def name_trained_head(path: str, run: Run) -> str:
-    """Replace ``trained`` in a path by the name of the trained head."""
+    """Replace ``trained`` in a path with the name of the trained head."""
     return path.replace("/trained/", f"/{run.trained_head}/")
 
 
@@ -86,7 +86,7 @@ def task_accuracies(run: Run, column: str | dict) -> dict:
 
 
 def time_to_reach(cell: Cell, reference: Cell | None, column: dict) -> dict | None:
-    """Return when validation first reached a fraction of the final accuracy of ``reference``.
+    """Return the time at which validation first reached a fraction of the final accuracy of ``reference``.
 
     If it never did, the time of the last validation is a lower bound, marked as ``over``.
     """

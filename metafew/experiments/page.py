@@ -43,10 +43,10 @@ This page is generated from the files in [results](results): `python scripts/rep
 
 
 def reproduction_page(results: Path) -> str:
-    """Return the page.
+    """Return the page in Markdown.
 
     Args:
-        results: the folder of NAME.json, the results of each experiment, and NAME.md, optional remarks.
+        results: the folder with NAME.json, the results of each experiment, and NAME.md, optional remarks.
     """
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
     reports = {name: read_json(results / f"{name}.json") for name in names}
@@ -59,7 +59,7 @@ def reproduction_page(results: Path) -> str:
 
 
 def claims_table(reports: Mapping[str, Mapping]) -> str:
-    """Return the table of all claims, in Markdown."""
+    """Return the table of all claims in Markdown."""
     table = TextTable("", ["here", "experiment"])
     for name, report in reports.items():
         claims = report.get("claims") or [{"text": text, "verdict": MISSING} for text in read_yaml(name)["claims"]]
@@ -95,7 +95,7 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
 
 
 def with_italic_title(table: TextTable) -> str:
-    """Render a table to Markdown with an italic title, if any, in place of a heading."""
+    """Render a table to Markdown with an italic title, if any, instead of a heading."""
     heading, *lines = table.markdown().strip().split("\n")
     title = heading.removeprefix("## ").strip()
     body = "\n".join(wrap(line) if line.startswith("- ") else line for line in lines).strip()

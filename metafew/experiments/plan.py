@@ -1,4 +1,4 @@
-"""The runs of an experiment: trainings and their tests, in folders named after their overrides. Imports no torch."""
+"""Plan the runs of an experiment: trainings and tests, in folders named after their overrides. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from metafew.errors import UsageError
 from metafew.io import read_json
 
 EXPERIMENT_KEYS = ("experiment", "budget", "seeds", "jobs", "cells")
-"""Keys of an experiment itself; all other overrides apply to each of its runs."""
+"""Keys of the experiment itself; all other overrides apply to each of its runs."""
 EVALUATION = re.compile(r"(test\.|analyze\.|evaluate|data_dir=|cache_dir=)")
-"""Overrides that leave a training unchanged."""
+"""Overrides that do not affect training."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Command:
 
     @property
     def report(self) -> dict:
-        """The content of its results.json, empty before it ends."""
+        """The content of its results.json; empty before it ends."""
         return read_json(self.folder / "results.json")
 
     @property
     def finished(self) -> bool:
-        """Whether it ended without an error, and not before its last step because its time was over."""
+        """Whether it ended without an error, and after its last step rather than at its time limit."""
         report = self.report
         return "metrics" in report and report.get("finished", True)
 
@@ -55,8 +55,8 @@ class Cell:
 
     Args:
         row: ``"panel/row"``, or the row of a table without panels.
-        seed: of initialisation and training tasks.
-        fit: the training, which cells may share.
+        seed: the seed of initialization and training tasks.
+        fit: the training, which several cells may share.
         test: the run that tests or analyzes it.
         pretraining: the training of its frozen backbone, if any.
     """
@@ -74,7 +74,7 @@ class Cell:
 
     @property
     def error(self) -> str | None:
-        """The error message of its first run that failed."""
+        """The error message of its first failed run."""
         for report in (each.report for each in self.commands):
             if "error" in report:
                 return report["error"]
@@ -101,22 +101,22 @@ def plan_cells(
     """Return the cells of every row and seed.
 
     The overrides of a training are those of the table (``settings`` and its budget), of its panel (``panels``, named
-    after the prefix of rows) and of its row, each with ``train`` and its budget, then those of the command line; later
-    ones win. The overrides of a test are ``test`` of the same three, then the evaluation settings of their budgets.
-    ``from`` is a pretraining with its own overrides, whose backbone every row freezes. The folder of a run is named
-    after its overrides, so that tables share their runs.
+    after the prefix of rows) and of its row, each with ``train`` and its budget, followed by those of the command line;
+    later ones take precedence. The overrides of a test are ``test`` of the same three, followed by the evaluation
+    settings of their budgets. ``from`` is a pretraining with its own overrides, whose frozen backbone every row uses.
+    The folder of a run is named after its overrides, so that tables can share runs.
 
     Args:
         experiment: the node ``experiment`` of the YAML.
-        overrides: those of the command line, for every run.
+        overrides: command-line overrides for every run.
         budget: one of ``experiment["budgets"]``.
-        seeds: each is one training.
+        seeds: the seeds, one training for each.
         folder: the folder of all runs.
         groups: the groups of the configuration.
 
     Raises:
-        UsageError: if a row or panel has other entries, the checkpoint is not set for each budget, budget or seeds are
-            invalid, or an override belongs to the experiment itself.
+        UsageError: if a row or panel has unknown entries, the checkpoint is not set for each budget, budget or seeds
+            are invalid, or an override sets what the experiment sets itself.
     """
     check_experiment(experiment, overrides, budget, seeds)
     stages = f"stages=[{','.join(experiment.get('stages', ['test']))}]"
@@ -167,7 +167,7 @@ def training_command(overrides: Sequence[str], seed: int, folder: Path) -> Comma
 
 
 def merge_parts(parts: Sequence[Sequence[str | list[str]] | None], groups: Sequence[str]) -> list[str]:
-    """Return the overrides of all parts; later ones win.
+    """Return the overrides of all parts; later ones take precedence.
 
     >>> merge_parts([["norm=batch", "seed=1"], None, [["norm=layer"], "norm.eps=1"]], ["norm"])
     ['seed=1', 'norm=layer', 'norm.eps=1']

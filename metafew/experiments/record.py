@@ -1,4 +1,4 @@
-"""The results.json of an experiment, from which its tables and its page are made. Imports no torch."""
+"""The results.json of an experiment, from which tables and the page are generated. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
 
     Args:
         experiment: the node ``experiment`` of the YAML, with ``name``, ``budget`` and ``command``.
-        cells: all of them.
+        cells: all cells.
     """
     columns = experiment["columns"]
     cells_of = {row: [cell for cell in cells if cell.row == row] for row in experiment["rows"]}
@@ -50,7 +50,7 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
 
 
 def panel_of(row: str) -> str:
-    """Return the panel of a row, empty in a table without panels."""
+    """Return the panel of a row; empty in a table without panels."""
     return row.rpartition("/")[0]
 
 
@@ -87,20 +87,20 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
 
 
 def result_tables(report: Mapping) -> list[TextTable]:
-    """Return a table of each panel, one of the claims, and one of published results for rows of other names."""
+    """Return the tables of all panels, of the claims, and of published results for rows with other names."""
     claims = TextTable("claims", ["here"], [[claim["text"], claim["verdict"]] for claim in report["claims"]])
     claims.notes += [line for claim in report["claims"] for line in evidence_lines(claim, report["columns"])]
     return [*panel_tables(report), *([claims] if claims.rows else []), *published_only(report)]
 
 
 def published_rows(report: Mapping) -> Mapping:
-    """Return the published results if all of them are for rows of the experiment, else no rows."""
+    """Return the published results if all of them belong to rows of the experiment, else nothing."""
     published = report["published"] or {"rows": {}}
     return published if published["rows"].keys() <= set(map(name_in_panel, report["rows"])) else {"rows": {}}
 
 
 def published_only(report: Mapping) -> Iterator[TextTable]:
-    """Yield a table of the published results, if there are any for rows of other names."""
+    """Yield a table of the published results, if any, for rows with other names."""
     published = report["published"]
     if published and not published_rows(report)["rows"]:
         rows = [[row, *map(format_published, values)] for row, values in published["rows"].items()]
@@ -108,7 +108,7 @@ def published_only(report: Mapping) -> Iterator[TextTable]:
 
 
 def panel_tables(report: Mapping) -> Iterator[TextTable]:
-    """Yield a table of each panel, with columns of the published results for its rows."""
+    """Yield a table for each panel, with columns for the published results of its rows."""
     published = published_rows(report)
     panels: dict[str, dict[str, Mapping]] = {}
     for row, results in report["rows"].items():
@@ -129,10 +129,10 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
 
 
 def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
-    """Return the notes of a panel: its intervals, its source, the chosen hyperparameters and its errors.
+    """Return the notes of a panel: intervals, source, selected hyperparameters and errors.
 
     Args:
-        rows: the results of its rows by name.
+        rows: the results of the rows of the panel by name.
         published: the source of the published results, if the table has them.
     """
     counts = {len(figure["seeds"]) for row in rows.values() for figure in row["figures"].values()} or {1}
@@ -175,7 +175,7 @@ def format_published(value: float | str) -> str:
 
 
 def evidence_lines(claim: Mapping, units: Mapping[str, str]) -> Iterator[str]:
-    """Yield one line for each comparison of a claim, with the difference in the unit of its column.
+    """Yield one line per comparison of a claim, with the difference in the unit of its column.
 
     >>> each = {"line": "a [x] > b", "verdict": "holds", "difference": 0.05, "ci95": 0.0123, "paired": True}
     >>> list(evidence_lines({"evidence": [each]}, {"x": "percent"}))

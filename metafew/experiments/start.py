@@ -20,7 +20,7 @@ from metafew.experiments.cells import run_experiment
 from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
 
 PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
-"""Overrides of where and how an experiment computes, which do not change its results."""
+"""Overrides of where and how an experiment computes, which do not affect results."""
 
 
 def start_experiment(cfg: DictConfig) -> int:
@@ -37,7 +37,7 @@ def start_experiment(cfg: DictConfig) -> int:
         "command": " ".join(["python train.py", *shown]),
     }
     of_runs = [override for override in overrides if override.split("=")[0] not in EXPERIMENT_KEYS]
-    if changed := [override for override in of_runs if override in shown]:  # a table other than that of the YAML
+    if changed := [override for override in of_runs if override in shown]:  # differs from the YAML's table
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
     out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)

@@ -1,1 +1,1 @@
-"""How a backbone is adapted to a support set and labels queries. One method a file."""
+"""Heads: how a backbone is adapted to a support set and classifies queries. One method per file."""

@@ -1,4 +1,4 @@
-"""Conditional neural adaptive processes, CNAPs (Requeima et al. 2019), as Bronskill et al. (2020) use them."""
+"""Conditional neural adaptive processes, CNAPs (Requeima et al. 2019), as used by Bronskill et al. (2020)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.config.option_values import check_integer
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.head import Head, class_means
@@ -29,14 +30,14 @@ class Residual(nn.Linear):
 
 
 class Modulation(nn.Module):
-    """The scale and shift of one FiLM place: ``gamma = 1 + v_1 * g(h)`` and ``beta = v_2 * b(h)``.
+    """The scale and shift of one FiLM layer: ``gamma = 1 + v_1 * g(h)`` and ``beta = v_2 * b(h)``.
 
-    ``g`` and ``b`` are three residual dense layers each, with ReLU between them. The learned vectors ``v`` start near
-    0, so that modulation starts near the identity.
+    ``g`` and ``b`` are three residual dense layers each, with ReLU between them. The learned vectors ``v`` are
+    initialized near 0, so that modulation starts near the identity.
 
     Args:
-        channels: number of channels ``c`` of the place.
-        init_std: standard deviation that the vectors are drawn with.
+        channels: number of channels ``c`` of the FiLM layer.
+        init_std: standard deviation of the initial values of the vectors.
     """
 
     def __init__(self, channels: int, init_std: float):
@@ -57,8 +58,8 @@ class Modulation(nn.Module):
 class Classifier(nn.Module):
     """A linear classifier generated from class means ``nu_c``: ``logit_c = f(x) . (nu_c + w(nu_c)) + b(nu_c)``.
 
-    ``w`` and ``b`` are three dense layers each, with ELU between them, those of ``b`` one unit wide; all classes share
-    them. The last layers have no bias: it would move the logits of all classes alike.
+    ``w`` and ``b`` are three dense layers each, with ELU between them, and shared by all classes; the layers of ``b``
+    are one unit wide. The last layers have no bias, which would shift the logits of all classes equally.
 
     Args:
         features: dimension ``d`` of the features.
@@ -82,22 +83,23 @@ class Classifier(nn.Module):
 class CNAPs(Head):
     """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set.
 
-    A set encoder maps the support images to one vector. A dense layer and ReLU for each stage of the backbone turn it
-    into gamma and beta for each FiLM place; the classifier is generated from the class means of the features under this
-    modulation. There are no gradient steps on a task, and tasks may have any number of classes. The backbone is meant
-    to be pre-trained and frozen, except for the alphas of TaskNorm.
+    A set encoder maps the support images to one vector. One dense layer with ReLU per stage of the backbone turns it
+    into gamma and beta for each FiLM layer; the classifier is generated from the class means of the modulated features.
+    There are no gradient steps per task, and tasks may have any number of classes. The backbone is meant to be
+    pretrained and frozen, except for the alphas of TaskNorm.
 
-    The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16:
-    relative to the mean over tasks it weighs 0.016 there. It also draws the initial vectors of a residual block once;
-    here each is drawn separately. The auto-regressive variant is not implemented.
+    The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16, so its
+    weight is 0.016 relative to the mean over tasks. It also draws the initial vectors of a residual block once, whereas
+    they are drawn separately here. The auto-regressive variant is not implemented. The set encoder takes all of its
+    images as context, by default with MetaBN, whatever the norm of the backbone.
 
     Args:
-        backbone: the backbone to modulate; only its dimensions and FiLM places matter here.
+        backbone: the backbone to modulate; only its dimensions and FiLM layers are used here.
         trained: whether the head is, or will be, trained.
         norm: ``norm(channels)`` makes a normalization layer of the set encoder.
         width: channels of the set encoder.
-        penalty: weight of the sum of squares of the vectors that multiply what is generated for FiLM.
-        init_std: standard deviation that these vectors are drawn with.
+        penalty: weight of the sum of squares of the vectors ``v`` of all FiLM layers.
+        init_std: standard deviation of the initial values of these vectors.
     """
 
     exemptions: ClassVar = {"separable_classes": "its classifier is a network, which must be trained first"}
@@ -114,11 +116,10 @@ class CNAPs(Head):
         super().__init__()
         if not backbone.films:
             raise UsageError(
-                f"expected a backbone with FiLM places for head=cnaps, got {type(backbone).__name__}: "
+                f"expected a backbone with FiLM layers for head=cnaps, got {type(backbone).__name__}: "
                 "type backbone=conv4 or backbone=resnet18"
             )
-        if not isinstance(width, int) or width < 1:
-            raise UsageError(f"expected head.width to be a whole number from 1, got {width}: type head.width=64")
+        check_integer("head.width", width, 1, example=64)
         for key, value in (("penalty", penalty), ("init_std", init_std)):
             if not value >= 0:
                 raise UsageError(f"expected head.{key} to be at least 0, got {value}: type head.{key}=0.001")
@@ -139,7 +140,7 @@ class CNAPs(Head):
         )
 
     def modulation(self, backbone: Backbone, images: Tensor) -> dict[FiLM, tuple[Tensor, Tensor]]:
-        """Return gamma and beta ``(t, c)`` for each FiLM place, from support images ``(t, s, c, h, w)``."""
+        """Return gamma and beta ``(t, c)`` for each FiLM layer, from support images ``(t, s, c, h, w)``."""
         task = self.encoder(images)
         hidden = {stage: layer(task).relu() for stage, layer in self.stages.items()}
         places = zip(backbone.films, self.places, strict=True)

@@ -1,4 +1,4 @@
-"""Nearest class mean by the angle between features (after Gidaris & Komodakis 2018; Qi et al. 2018)."""
+"""Nearest class mean by cosine similarity (after Gidaris & Komodakis 2018; Qi et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from metafew.heads.head import FeatureHead, class_means
 class Cosine(FeatureHead):
     """Cosine to the class means: ``logit_m = scale * cos(f(x), p_m)`` with ``p_m`` the mean feature of class ``m``.
 
-    Gidaris & Komodakis and Qi et al. average features of unit length; here, as in the prototypical networks, they are
-    averaged as they are and normalised afterwards. A feature shorter than 1e-8 has no direction and gets logits 0.
+    Gidaris & Komodakis and Qi et al. average features of unit length; here, as in prototypical networks, features are
+    averaged unnormalised, and the mean is normalised. Features shorter than 1e-8 have no direction and get logits of 0.
 
     Args:
         scale: initial value of the learned scale of the logits.
@@ -29,6 +29,6 @@ class Cosine(FeatureHead):
 
 
 def direction(features: Tensor) -> Tensor:
-    """Return ``features`` ``(..., d)`` at unit length, or 0 with gradient 0 where they have no direction."""
+    """Return ``features`` ``(..., d)`` scaled to unit length, or 0 with gradient 0 if they have no direction."""
     squares = features.square().sum(-1, keepdim=True)
     return features * squares.where(squares > 1e-16, torch.inf).rsqrt()

@@ -1,4 +1,4 @@
-"""What every head declares, and heads that work on features."""
+"""The base classes of heads, and of heads that work on features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Head(HasMetaParameters):
     """Turn a labelled support set and query images into logits. Subclasses implement :meth:`forward`.
 
     Training, evaluation and :func:`metafew.load` all call ``head(backbone, support, query, way)``. A head never
-    receives the labels of queries. The rest of the package relies on the attributes below only.
+    receives the labels of queries. The rest of the package relies only on the attributes below.
     """
 
     adapts_backbone: bool = False
@@ -25,32 +25,32 @@ class Head(HasMetaParameters):
     transductive: bool = False
     """Whether, in evaluation, one query may change the logits of another. Results of such a head are marked."""
     fixed_way: int | None = None
-    """The number of classes of every task, or None if the head takes any number."""
+    """The required number of classes per task, or None if the head accepts any number."""
     learning_rates: tuple[float, ...] = ()
-    """Learning rates of the inner loop; several are candidates of which evaluation chooses one."""
+    """Learning rates of the inner loop; if there are several, evaluation selects one of them."""
     lock_step: bool = False
     """Whether ``objective=reptile`` can run the inner loop, with all tasks of a meta-batch in lock step."""
     evaluation_options: tuple[str, ...] = ()
     """Names of constructor arguments that have no effect on training: a run may be resumed with others."""
     memory_option: str | None = None
-    """An option, such as ``inner=loop``, with which evaluation and training need less memory."""
+    """An option that reduces the memory of training and evaluation, such as ``inner=loop``."""
     exemptions: ClassVar[dict[str, str]] = {}
-    """Contracts of tests/contracts/heads.py that the head does not keep, each with the reason."""
+    """Contracts of tests/contracts that the head does not satisfy, each with the reason."""
     chosen: str | None = None
-    """Which of :attr:`candidates` evaluation uses; None until one is chosen: the first."""
+    """The one of :attr:`candidates` that evaluation uses; None, until one is selected, means the first."""
 
     @property
     def candidates(self) -> dict[str, dict[str, Any]]:
-        """Settings to choose from on validation tasks, by name: values of constructor arguments."""
+        """Settings to select from on validation tasks, by name: values of constructor arguments."""
         return {}
 
     @property
     def extra_readings(self) -> list[str]:
-        """Names of what :meth:`readings` measures in addition to the result."""
+        """Names of the additional measurements in :meth:`readings`."""
         return []
 
     def penalty(self) -> Tensor | float:
-        """Return a term that every objective which trains the head adds to its loss, once a step."""
+        """Return a term that an objective that trains the head adds to its loss, once per step."""
         return 0.0
 
     def tasks_per_chunk(self, device: torch.device) -> int | None:
@@ -73,15 +73,15 @@ class Head(HasMetaParameters):
         raise NotImplementedError
 
     def readings(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> dict[str, Tensor]:
-        """Return logits under the name ``""``, and those of everything in :attr:`extra_readings`."""
+        """Return the logits under the name ``""``, and those of all :attr:`extra_readings`."""
         return {"": self(backbone, support, query, way)}
 
 
 class FeatureHead(Head):
-    """A head that fits a classifier on the features of the support set and leaves the backbone as it is.
+    """A head that fits a classifier to the features of the support set and does not change the backbone.
 
     Subclasses implement :meth:`classify`, or override :meth:`forward`. The features of an episode are computed once
-    for all such heads.
+    for all feature heads.
     """
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +15,15 @@ from metafew.solvers.logistic import logistic
 class Logistic(FeatureHead):
     """Logits ``scale * (f(x) W + b)``, where ``W`` and ``b`` minimise ``1/2 |W|^2 + c * sum of the losses``.
 
-    The losses are the cross-entropies of the support rows, and the intercept ``b`` is not penalised: the objective
-    of scikit-learn's ``LogisticRegression(C=c)``. Gradients pass through the solution by the implicit function
-    theorem.
+    The losses are the cross-entropies of the support rows, and the intercept ``b`` is not penalised, as in
+    scikit-learn's ``LogisticRegression(C=c)``. Gradients use implicit differentiation.
 
     Args:
-        c: weight of each support row's loss against the penalty.
+        c: weight of each support row's loss relative to the penalty.
         scale: initial value of the learned scale of the logits.
     """
+
+    exemptions: ClassVar = {"host_waits": "the solver reads after each Newton step whether a task still moves"}
 
     def __init__(self, c: float = 1.0, scale: float = 1.0):
         super().__init__()

@@ -23,7 +23,7 @@ class ProtoNet(FeatureHead):
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return negative squared distances ``(t, q, w)`` to the class means."""
         prototypes = class_means(support, labels, way)
-        # Distances do not change when all points move together; centred ones lose no digits in the expansion.
+        # Distances are invariant to translation; centring avoids cancellation in the expansion.
         centre = prototypes.mean(1, keepdim=True)
         prototypes, query = prototypes - centre, query - centre
         squares = query.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(1)

@@ -13,14 +13,14 @@ class R2D2(Ridge):
     """Logits ``scale * (f(x) W + b)`` of least squares with an L2 penalty on ``W`` and on the intercept ``b``.
 
     The support features with a column of ones, ``S``, and their one-hot labels ``Y`` are both divided by the square
-    root of the number ``n`` of support rows, thus ``[W; b] = (S'S / n + penalty I)^-1 S'Y / n``: ordinary ridge
-    regression with penalty ``n * penalty``. Queries are not divided; a column of ones adds ``b`` to them. ``scale``
-    is learned. The authors' adjust layer also adds a learned number to the logits of all classes alike, on which
-    neither cross-entropy nor predictions depend, so that it would have no gradient: it is left out.
+    root of the number ``n`` of support rows, so ``[W; b] = (S'S / n + penalty I)^-1 S'Y / n``: ordinary ridge
+    regression with penalty ``n * penalty``. Queries are not divided; their column of ones adds ``b``. ``scale`` is
+    learned. The authors' adjust layer also adds a learned number to all logits, which is omitted here: cross-entropy
+    and predictions do not depend on it, so it would have no gradient.
 
     Args:
         penalty: weight of the L2 penalty.
-        learn_penalty: learn the penalty, which starts at ``penalty`` and stays positive: its logarithm is learned.
+        learn_penalty: learn the logarithm of the penalty, starting from ``penalty``.
         scale: initial value of the learned scale of the logits.
     """
 

@@ -16,12 +16,13 @@ from metafew.solvers.ridge import ridge
 class Ridge(FeatureHead):
     """Logits of a linear map fitted by least squares with an L2 penalty: ``scale * f(x) (S'S + penalty I)^-1 S'Y``.
 
-    ``S`` are the support features and ``Y`` their one-hot labels. MetaOptNet-RR solves the same problem with a
-    linear term twice as large, so its solution is exactly twice this one, which the learned scale absorbs.
+    ``S`` are the support features and ``Y`` their one-hot labels. MetaOptNet-RR solves the same problem with
+    twice the linear term, so its solution is exactly twice this one; the learned scale absorbs the factor. Goldblum et
+    al. (2020) call this head R2-D2; :class:`~metafew.heads.r2d2.R2D2` is the original.
 
     Args:
         penalty: weight of the L2 penalty.
-        learn_penalty: learn the penalty, which starts at ``penalty`` and stays positive: its logarithm is learned.
+        learn_penalty: learn the logarithm of the penalty, starting from ``penalty``.
         scale: initial value of the learned scale of the logits.
     """
 

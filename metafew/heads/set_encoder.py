@@ -15,14 +15,14 @@ class SetEncoder(nn.Module):
     """Encode the support set as ``z = mean_i phi(x_i)``, with five convolutional blocks ``phi``.
 
     A block is a 3x3 convolution, norm, ReLU and 2x2 max-pooling; the last is averaged over positions. Labels are
-    not used, and every image is context to the norms, in training and evaluation. Maps of a single pixel, such as the
-    fourth block makes of 28x28 images, are no longer pooled. Convolutions have no bias; the published ones have one,
-    which their norm cancels.
+    not used, and the norms take every image as context, in training and evaluation. Maps of a single pixel, which
+    28x28 images reach in the fourth block, are not pooled further. Convolutions have no bias, unlike the published
+    ones, whose norm cancels it.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images.
-        norm: ``norm(channels)`` makes a normalization layer, one without running moments.
+        norm: ``norm(channels)`` makes a normalization layer without running moments.
         width: channels of each block, and dimension of ``z``.
     """
 

@@ -1,4 +1,4 @@
-"""Share one embedding of an episode between heads on features, regularizers and figures."""
+"""Share one embedding of an episode between feature heads, regularizers and figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from metafew.episode import Episode
 class SharedFeatures:
     """Wrap a backbone so that the images of one episode are embedded only once.
 
-    ``embed`` caches the features of the episode's own tensors: its support images, with or without its queries. Other
-    calls and attributes are passed to the backbone.
+    ``embed`` caches the features of the episode's own tensors: the support images, with or without the queries. Other
+    calls and attributes are forwarded to the backbone.
 
     Args:
         backbone: the feature extractor.
         episode: the episode whose images are embedded once.
-        features: its features ``(t, s, d)`` and ``(t, q, d)`` if they are cached already; otherwise the first call
-            computes them.
+        features: cached features ``(t, s, d)`` and ``(t, q, d)``, if any; otherwise the first call computes them.
     """
 
     def __init__(self, backbone: Backbone, episode: Episode, features: tuple[Tensor, Tensor] | None = None):
@@ -31,7 +30,7 @@ class SharedFeatures:
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True
     ) -> tuple[Tensor, Tensor]:
-        """Embed as :meth:`metafew.backbones.backbone.Backbone.embed` does, the images of the episode only once."""
+        """Embed as :meth:`metafew.backbones.backbone.Backbone.embed`, but the images of the episode only once."""
         if context is not self._support or not (targets is None or targets is self._query):
             return self._backbone.embed(context, targets, record)
         key = "support" if targets is None else "both"

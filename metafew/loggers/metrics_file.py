@@ -18,7 +18,7 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
-        steps: number of steps whose rows stay if the file exists; the steps of later rows will be repeated.
+        steps: if the file exists, number of steps whose rows are kept; later steps will be repeated.
     """
 
     def __init__(self, path: Path, steps: int):
@@ -44,7 +44,7 @@ class MetricsFile(Logger):
         """Rewrite the file with the columns of ``row`` added."""
         rows = []
         if self.path.exists() and (self.columns or self.steps):
-            complete = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # the last row may have been cut off
+            complete = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # the last row may have been truncated
             lines = complete.splitlines()
             rows = [old for old in csv.DictReader(lines) if self.columns or int(old["step"]) < self.steps]
         self.columns = sorted({*row, *(rows[0] if rows else self.columns)})

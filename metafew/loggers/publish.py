@@ -17,13 +17,13 @@ from metafew.episode import Episode
 from metafew.predictions import NO_ANSWER, answers
 
 QUERIES, IMAGES = 100, 5
-"""The most queries of a task in a table, and the most support images of a class."""
+"""The maximum number of queries of a task in a table, and of support images of a class."""
 
 
 class Prediction(NamedTuple):
-    """A query of a test task, its label and prediction, and the support images of both; classes count from 1.
+    """A query of a test task, its label and prediction, and the support images of both; classes are numbered from 1.
 
-    The prediction is None for a query without an answer.
+    The prediction is None for an unanswered query.
     """
 
     task: int
@@ -39,10 +39,10 @@ def publish(loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episo
     """Send the results of a run to Weights & Biases and TensorBoard; other loggers already have everything.
 
     Args:
-        loggers: those of the run.
+        loggers: the loggers of the run.
         report: the content of results.json.
-        tasks: test tasks, each with the probabilities ``(t, q, w)`` that the trained head predicts for its queries.
-        out: folder of the run, whose PNG files are its figures.
+        tasks: test tasks, each with the probabilities ``(t, q, w)`` of its queries under the trained head.
+        out: output folder of the run, whose PNG files are the figures.
     """
     figures = sorted(out.glob("*.png"))
     for logger in loggers:
@@ -76,7 +76,7 @@ def to_wandb(
 
 @contextmanager
 def staged(folder: Path) -> Iterator[None]:
-    """Stage artifacts for upload in ``folder`` and not the home directory, unless the environment sets a folder."""
+    """Stage artifacts for upload in ``folder`` instead of the home directory, unless the environment sets a folder."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
@@ -88,7 +88,7 @@ def staged(folder: Path) -> Iterator[None]:
 
 
 def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Path]) -> None:
-    """Log figures, results as scalars, and choices with results for the comparison of runs."""
+    """Log figures, results as scalars, and options with results as hyperparameters for comparing runs."""
     step = report["steps"]
     for path in figures:
         with Image.open(path) as image:
@@ -115,7 +115,7 @@ def summary(report: dict) -> dict[str, Any]:
 
 
 def predictions(episode: Episode, probabilities: Tensor) -> Iterator[Prediction]:
-    """Yield the predictions for the queries of the first task of ``episode``, at most 100 at regular intervals.
+    """Yield predictions for at most 100 evenly spaced queries of the first task of ``episode``.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
@@ -133,7 +133,7 @@ def predictions(episode: Episode, probabilities: Tensor) -> Iterator[Prediction]
 
 
 def strip(images: Tensor) -> Image.Image:
-    """Return images ``(n, c, h, w)`` in [0, 1] side by side; those of one channel are shown dark on white."""
+    """Return images ``(n, c, h, w)`` in [0, 1] side by side; grey images are inverted to dark on white."""
     row = images.permute(2, 0, 3, 1).flatten(1, 2).float().clamp(0, 1).numpy()
     pixels = (255 * row).round().astype(np.uint8)
     return Image.fromarray(pixels if pixels.shape[-1] == 3 else 255 - pixels[..., 0])

@@ -36,7 +36,7 @@ class TensorBoard(TensorBoardLogger):
         self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
     ) -> None:
         """Log the configuration as text first, and together with ``metrics`` as hyperparameters at the end."""
-        if metrics is None:  # TensorBoard renders Markdown, in which indented text is code
+        if metrics is None:  # TensorBoard renders Markdown, where indented text is code
             lines = yaml.safe_dump(params, sort_keys=False).splitlines()
             self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
         super().log_hyperparams(params, metrics, step)

@@ -17,20 +17,19 @@ KEPT = ("best", "last")
 
 
 class Wandb(WandbLogger):
-    """Log to Weights & Biases; without an API key only to disk, so that there is never a prompt.
+    """Log to Weights & Biases, or without an API key only to disk, so that it never prompts.
 
     Args:
         project: name of the project.
         name: name of the run.
-        group: runs of a group are shown together; None for the sweep or experiment that ``save_dir`` belongs to, or
-            else for the tags.
+        group: runs of a group are shown together; None for the sweep or experiment of ``save_dir``, or else the tags.
         tags: labels of the run.
-        checkpoints: which of ``best`` and ``last`` become artifacts at the end of the run.
-        ckpt: the checkpoint that the run starts from; one in ``save_dir`` continues the run that is logged there.
+        checkpoints: which of ``best`` and ``last`` to upload as artifacts at the end of the run.
+        ckpt: the checkpoint that the run starts from; with one in ``save_dir``, the run logged there is resumed.
         save_dir: folder of the run; ``wandb sync`` uploads an offline run later.
 
     Raises:
-        UsageError: if ``checkpoints`` names others.
+        UsageError: if ``checkpoints`` contains other names.
     """
 
     def __init__(
@@ -75,21 +74,21 @@ def has_wandb_key() -> bool:
 
 
 def newest_id(folder: Path) -> str | None:
-    """Return the id of the newest Weights & Biases run in ``folder``, if there is one."""
+    """Return the id of the newest Weights & Biases run in ``folder``, if any."""
     names = (re.fullmatch(r"(?:offline-)?run-(\d+_\d+)-(.+)", path.name) for path in folder.glob("wandb/*"))
     return max((name.groups() for name in names if name), default=(None, None))[1]
 
 
 def group_of(folder: Path) -> str | None:
-    """Return a name for the sweep or experiment of which ``folder`` is a cell: the last two parts of its path."""
+    """Return a name for the sweep or experiment that contains the cell ``folder``: the last two parts of its path."""
     for above in folder.parents:
-        # Hydra writes multirun.yaml to the folder of a sweep, and an experiment has its cells in the folder cells.
+        # Hydra writes multirun.yaml to the folder of a sweep, and the cells of an experiment are in the folder cells.
         if (above / "multirun.yaml").is_file() or (above / "cells") in (folder, *folder.parents):
             return "-".join(above.parts[-2:])
     return None
 
 
 def close() -> None:
-    """Finish the Weights & Biases run, if there is one, so that the next run of a sweep starts its own."""
+    """Finish the Weights & Biases run, if any, so that the next run of a sweep starts its own."""
     if package := sys.modules.get("wandb"):
         package.finish()

@@ -1,1 +1,1 @@
-"""Normalization schemes. One a file; a scheme is its ``moments(own, context)``."""
+"""Normalization schemes, one per file, each defined by ``moments(own, context)``."""

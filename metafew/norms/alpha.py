@@ -1,4 +1,4 @@
-"""TaskNorm's blend of two sets of moments, and the weight that it learns (Bronskill et al. 2020, Eqs. 9-11)."""
+"""TaskNorm's blend of two sets of moments, and its learned weight (Bronskill et al. 2020, Eqs. 9-11)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ FORMS = ("functional", "independent")
 
 
 class Alpha(HasMetaParameters):
-    """The weight of the context's moments, ``sigmoid(scale * |D| + offset)`` with ``|D|`` the context's images.
+    """The weight of the context moments, ``sigmoid(scale * |D| + offset)`` for a context of ``|D|`` images.
 
     ``scale`` and ``offset`` start at 0, so alpha starts at 1/2. They are meta-parameters: no task adapts them, and they
     have no weight decay.
 
     Args:
-        form: ``functional`` as above, or ``independent`` of the context's size: ``sigmoid(offset)``, for tasks of one
-            size, where ``scale`` and ``offset`` are not identifiable.
-        channels: None for one alpha a layer; a number for one a channel (tables E.3 and E.4 of the paper).
+        form: ``functional`` as above, or ``independent`` of the context size: ``sigmoid(offset)``, for tasks of a
+            single size, where ``scale`` and ``offset`` are not identifiable.
+        channels: None for one alpha per layer; a number for one per channel (tables E.3 and E.4 of the paper).
     """
 
     meta_parameters = ("scale", "offset")
@@ -39,7 +39,7 @@ class Alpha(HasMetaParameters):
 
 
 def alphas(model: nn.Module) -> list[Alpha]:
-    """Return every alpha of ``model``, from the first layer to the last."""
+    """Return all alphas of ``model``, from the first layer to the last."""
     return [module for module in model.modules() if isinstance(module, Alpha)]
 
 

@@ -9,9 +9,9 @@ from metafew.norms.running import GroupedNorm, group_moments
 class BatchNorm(GroupedNorm):
     """Moments of the batch in training, running moments in evaluation.
 
-    In training a batch belongs to one task: with ``over="apart"`` context rows are normalized by the moments of the
-    task's context and target rows by those of its targets, as in two passes; with ``over="joined"`` all rows by the
-    moments of all, as in one pass of both concatenated.
+    In training, a batch belongs to one task: with ``over="apart"``, context rows are normalized by the moments of the
+    task's context and target rows by those of its targets, as in two separate passes; with ``over="joined"``, all rows
+    are normalized by the moments of all rows, as in one pass over the concatenation.
 
     Args:
         channels: number of channels.

@@ -17,7 +17,7 @@ class BatchRenorm(GroupedNorm):
         r = clip(s_B / s_r, 1 / r_max, r_max),    d = clip((mean_B - mean_r) / s_r, -d_max, d_max)
 
     and no gradient passes through r and d. Ioffe widens both bounds during training, from 1 to 3 and from 0 to 5. Here
-    they are constant, at their final values, as neither paper has a schedule for meta-training.
+    they are constant, at their final values, as neither paper gives a schedule for meta-training.
 
     Args:
         channels: number of channels.
@@ -43,7 +43,7 @@ class BatchRenorm(GroupedNorm):
         self.r_max, self.d_max = r_max, d_max
 
     def moments(self, own: Moments | None, context: int) -> Moments:
-        """Return the moments by which plain normalization gives the corrected result."""
+        """Return the moments with which plain normalization gives the corrected result."""
         if own is None:
             return self.running_mean, self.running_var
         mean, var = self.record(*group_moments(own, context, self.over))

@@ -1,4 +1,4 @@
-"""Batch normalization over all tasks of the meta-batch, as MetaOptNet trains (Lee et al. 2019)."""
+"""Batch normalization over all tasks of the meta-batch, as in MetaOptNet's training (Lee et al. 2019)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from metafew.norms.running import GroupedNorm, group_moments
 
 
 class BatchShared(GroupedNorm):
-    """Moments of the context rows of all tasks, and of the target rows of all tasks, in training; running ones after.
+    """Moments of the context rows of all tasks, and of all target rows, in training; running moments in evaluation.
 
-    Tasks of a meta-batch are flattened into one batch, once for their support sets and once for their queries, over
-    all processes and with gradient. All of them must have the same way and shot. Running moments are those of every
-    scheme, means over tasks of the moments of each: their variance leaves out how the means of tasks differ.
+    Tasks of a meta-batch are flattened into one batch, once for support sets and once for queries, over all processes
+    and with gradient. All tasks must have the same way and shot. Running moments, as in every scheme, are means over
+    tasks of per-task moments, so their variance excludes the variance between task means.
 
     Args:
         channels: number of channels.
@@ -30,7 +30,7 @@ class BatchShared(GroupedNorm):
         if own is None:
             return self.running_mean, self.running_var
         mean, var = self.record(*group_moments(own, context, self.over))
-        # Groups have equal sizes, so that the moments of their union follow from theirs.
+        # Groups have equal sizes, so the moments of their union follow from theirs.
         shared_mean = mean_over_processes(mean.mean(0, keepdim=True))
         shared_var = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))
         return shared_mean, shared_var

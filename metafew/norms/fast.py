@@ -1,19 +1,22 @@
 """Fast execution of normalization layers: the results of :meth:`Norm.forward` in less time and memory.
 
-:func:`accelerate` installs it, in the backbones and heads that a run or :func:`metafew.load` builds; any other layer
-runs its definition. The first of these that applies is used, and pooling may come first in each:
+:func:`accelerate` installs it in the backbones and heads that a run or :func:`metafew.load` builds; all other layers
+run their definition, and :func:`decelerate` restores it for a comparison. The first applicable path is used, and each
+can pool first:
 
-- Rows of one task that share their moments (batch norm in an inner step of MAML), on a CPU, outside the transforms of
-  ``torch.func``, weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, in few calls.
-- Rows of a task that share their moments: the moments of a group in one pass, instead of those of every image.
-- Everything else: moments of images and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
-  CPU, with hand-written derivatives of both orders.
+- One task whose rows share their moments (batch norm in an inner step of MAML), on a CPU, outside the transforms of
+  ``torch.func``, with weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, which takes few
+  calls.
+- Several tasks whose rows share their moments: moments per group in one pass, instead of moments per image.
+- Everything else: moments per image and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
+  CPU, with hand-written first and second derivatives.
 
-A max-pooling directly after a norm without negative weights runs first on a CPU, which leaves a quarter of the values
-to normalize. (On a GPU the check of the weights would make the host wait.)
+On a CPU, a max-pooling directly after a norm without negative weights runs before it, which leaves a quarter of the
+values to normalize. (On a GPU, checking the weights would synchronize with the host.)
 
 With one thread, a step of ``scripts/benchmark.py steps`` takes 1.8 (ProtoNet, TaskNorm) and 1.55 (MAML, batch norm)
-times as long by the definition; without the one function MAML takes 1.07 to 1.1 times, without pooling first 1.16.
+times as long with the definition; MAML takes 1.07 to 1.1 times as long without ``OneGroup``, and 1.16 times without
+pooling first.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from metafew.norms.film import FiLM
 from metafew.norms.kernels.group_moments import GroupMoments, batch_moments
 from metafew.norms.kernels.normalize import Normalize
 from metafew.norms.kernels.one_group import OneGroup
+from metafew.norms.kernels.pieces import on_cpu
 from metafew.norms.kernels.pooling import is_plain_pooling, pooling
 from metafew.norms.norm import Moments, Norm
 from metafew.norms.scope import current, rows
@@ -53,8 +57,16 @@ def accelerate(network: nn.Module) -> nn.Module:
     return network
 
 
+def decelerate(network: nn.Module) -> nn.Module:
+    """Undo :func:`accelerate`, so that every layer runs its definition, and return ``network``."""
+    for module in network.modules():
+        if isinstance(vars(module).get("forward"), FastForward):
+            del module.forward
+    return network
+
+
 class FastForward:
-    """A ``forward`` that calls a function with its layer, which it does not keep alive; copies belong to the copy.
+    """A ``forward`` that calls a function with its layer. Holds a weakref; ``deepcopy`` rebinds it to the copied layer.
 
     Args:
         function: called with the layer and the arguments of ``forward``.
@@ -75,7 +87,7 @@ class FastForward:
 
 
 def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Apply layers one after the other; an accelerated norm receives the max-pooling that follows it."""
+    """Apply layers in order, and pass an accelerated norm the max-pooling that follows it."""
     rest = [layer for layer in layers if not isinstance(layer, FiLM) or layer.active]
     while rest:
         match rest:
@@ -91,7 +103,7 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
 
     Args:
         norm: the layer.
-        x: a flat batch ``(t * n, c, h, w)`` whose rows divide as the open scope says.
+        x: a flat batch ``(t * n, c, h, w)``, divided into tasks by the open scope.
         pool: a max-pooling, or None.
     """
     tasks, context, *_ = current()
@@ -101,7 +113,7 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
         return _normalize_one_group(norm, x, pool)
     own: Any = None
     if not norm.fixed_moments:
-        # A group that shares its moments is, to the scheme, one context image.
+        # The scheme treats a group that shares its moments as one context image.
         groups, context = (tasks, 1) if one_moment else (x.shape[0], context)
         x, *own = GroupMoments.apply(x, tasks, groups)
     moments = _per_task(*norm.moments(own, context), tasks)
@@ -112,13 +124,13 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
 
 
 def _normalize_one_group(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None) -> Tensor:
-    """Return ``pool(norm(x))`` where all rows share their moments and :class:`OneGroup` supports them."""
+    """Return ``pool(norm(x))`` of rows that share their moments and that :class:`OneGroup` supports."""
     mean, var = batch_moments(x.detach())
     own = mean.view(1, 1, -1), var.view(1, 1, -1)
     given = norm.moments(own, 1)
     if given[0] is own[0] and given[1] is own[1]:
         return OneGroup.apply(x, mean, var, norm.weight, norm.bias, norm.eps, pooling(pool))
-    # A scheme that changes them needs them as functions of x; they are recorded by now.
+    # The scheme changes the moments, so autograd needs them as functions of x. Do not record them twice.
     x, *own = GroupMoments.apply(x, 1, 1)
     with rows(1, 1, record=False):
         moments = _per_task(*norm.moments(own, 1), 1)
@@ -126,7 +138,7 @@ def _normalize_one_group(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None) -> Te
 
 
 def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
-    """Broadcast moments to one shape, with a row for each task unless they are one for all."""
+    """Broadcast moments to one shape, with one row per task unless all tasks share them."""
     if mean.shape != var.shape:
         mean, var = torch.broadcast_tensors(mean, var)
     if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):
@@ -138,19 +150,19 @@ def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_firs
     """Return whether :class:`OneGroup` supports these tensors and this pooling."""
     return (
         (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))
-        and x.device.type == "cpu"
+        and on_cpu(x)
         and norm.weight.dtype == norm.bias.dtype == torch.promote_types(x.dtype, torch.float32)
     )
 
 
 def _monotone(norm: Norm, x: Tensor) -> bool:
-    """Return whether no weight is negative; False where reading it would wait for a device or fail under ``vmap``."""
+    """Return whether no weight is negative; False where reading it would block on a device or fail under ``vmap``."""
     tensors = norm.weight, norm.bias, x
-    return norm.weight.device.type == "cpu" and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
+    return on_cpu(norm.weight) and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
 
 
 def _has_memory(*tensors: Tensor) -> bool:
-    """Return whether tensors have storage; those inside transforms of ``torch.func`` have none."""
+    """Return whether tensors have storage, unlike tensors inside transforms of ``torch.func``."""
     try:
         return all(tensor.data_ptr() is not None for tensor in tensors)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Feature-wise linear modulation (Perez et al. 2018): layers at which a task scales and shifts channels."""
+"""Feature-wise linear modulation (Perez et al. 2018): layers that scale and shift channels per task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _vectors: ContextVar[Vectors | None] = ContextVar("vectors", default=None)
 
 @contextmanager
 def modulated(vectors: Vectors) -> Iterator[None]:
-    """Make every :class:`FiLM` layer inside scale and shift the rows of each task by its vectors ``(t, c)``."""
+    """Make every :class:`FiLM` layer scale and shift the rows of each task by its vectors ``(t, c)``, inside."""
     token = _vectors.set(vectors)
     try:
         yield
@@ -30,7 +30,7 @@ class FiLM(nn.Module):
 
     Args:
         channels: number of channels ``c``.
-        stage: index of the backbone's stage that the layer belongs to.
+        stage: index of the backbone stage of the layer.
     """
 
     def __init__(self, channels: int, stage: int):
@@ -39,7 +39,7 @@ class FiLM(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the layer modulates: inside :func:`modulated`."""
+        """Whether the layer modulates, which it does inside :func:`modulated`."""
         return _vectors.get() is not None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from metafew.norms.running import RunningNorm
 
 
 class FrozenNorm(RunningNorm):
-    """Running moments of an earlier training under ``norm=batch``, never updated.
+    """Running moments of an earlier training with ``norm=batch``, never updated.
 
     Args:
         channels: number of channels.
@@ -20,7 +20,7 @@ class FrozenNorm(RunningNorm):
         super().__init__(channels, eps, momentum=0.0)
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Return True: training does not update them."""
+        """Return True, as training does not update them."""
         return True
 
     def moments(self, own: Moments | None, context: int) -> Moments:

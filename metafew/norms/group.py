@@ -7,7 +7,7 @@ from metafew.norms.norm import Moments, Norm, pool
 
 
 class GroupNorm(Norm):
-    """Moments of each image, over positions and the channels of a group: layer norm with one group.
+    """Moments of each image over positions and the channels of a group; one group is layer norm.
 
     Args:
         channels: number of channels.

@@ -1,4 +1,4 @@
-"""What all normalization schemes share: moments of images, moments of groups of them, and one scale and shift."""
+"""The parts that all normalization schemes share: moments of images and of groups, and the scale and shift."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def context_moments(own: Moments, context: int) -> Moments:
 
 
 class Norm(nn.Module):
-    """Normalize each image and channel by a scheme's moments, then scale and shift.
+    """Normalize each image and channel by the moments of a scheme, then scale and shift.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias``, with one weight and bias a channel. A scheme is its
-    :meth:`moments`, all that a subclass has to define. Moments are in float32 or better.
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias``, with one weight and bias per channel. A subclass
+    only defines :meth:`moments`. Moments are in float32 or better.
 
     Args:
         channels: number of channels ``c``.
@@ -53,7 +53,7 @@ class Norm(nn.Module):
     transductive = False
     """Whether, in eval mode, one target row may change the result of another."""
     per_image = False
-    """Whether no image changes the result of another, be it context or target."""
+    """Whether no image, context or target, changes the result of another."""
     couples_tasks = False
     """Whether, in training, the tasks of a meta-batch change one another's results."""
     exemptions: ClassVar[dict[str, str]] = {}
@@ -72,7 +72,7 @@ class Norm(nn.Module):
 
     @property
     def context_and_targets_separate(self) -> bool:
-        """Whether context rows use moments of the context only, and target rows moments of the targets only."""
+        """Whether context rows only use moments of the context, and target rows only moments of the targets."""
         return False
 
     def pooled_moments(self, context: int, rows: int) -> bool:
@@ -81,8 +81,8 @@ class Norm(nn.Module):
         It may then be called with these, ``(t, 1, c)``, and a context of 1.
 
         Args:
-            context: number of context rows of a task.
-            rows: number of all its rows.
+            context: number of context rows per task.
+            rows: number of rows per task.
         """
         return False
 
@@ -95,7 +95,7 @@ class Norm(nn.Module):
 
         Args:
             own: mean and variance ``(t, n, c)`` of every image and channel, over positions, in float32 or better;
-                None for a scheme with :attr:`fixed_moments`. Those of any group of images follow by :func:`pool`.
+                None for a scheme with :attr:`fixed_moments`. :func:`pool` combines them to moments of a group.
             context: number of context rows; rows ``[:, :context]`` are context, the others target.
 
         Returns:
@@ -104,9 +104,9 @@ class Norm(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize a flat batch ``(t * n, c, h, w)`` whose rows divide into tasks as the open scope says.
+        """Normalize a flat batch ``(t * n, c, h, w)``, divided into tasks by the open scope.
 
-        This is the definition of every scheme; :mod:`metafew.norms.fast` computes the same faster.
+        This is the definition of every scheme; :mod:`metafew.norms.fast` computes the same result faster.
         """
         tasks, context, *_ = current()
         images = precise(x).unflatten(0, (tasks, -1))

@@ -10,12 +10,12 @@ from metafew.norms.running import GroupedNorm, group_moments
 
 
 class ReptileNorm(GroupedNorm):
-    """Batch moments in training; in evaluation a target is normalized by the context and itself.
+    """Batch moments in training; in evaluation, a target is normalized by the context and itself.
 
-    Training is that of :class:`~metafew.norms.transductive.Transductive`. In evaluation context rows use the moments of
-    the context, and a target those of the context's ``N`` images and itself: a blend with ``alpha = N / (N + 1)``,
-    layer by layer. (The authors pass each target through the network together with the context, so that the
-    activations of the context depend on the target too; here they do not.)
+    Training equals that of :class:`~metafew.norms.transductive.Transductive`. In evaluation, context rows use the
+    moments of the context, and each target uses those of the ``N`` context images and itself: a blend with ``alpha = N
+    / (N + 1)``, layer by layer. (The authors pass each target through the network together with the context, so that
+    the activations of the context depend on the target, too; here they do not.)
 
     Args:
         channels: number of channels.
@@ -28,7 +28,7 @@ class ReptileNorm(GroupedNorm):
 
     @property
     def uses_batch_moments(self) -> bool:
-        """Whether rows are normalized by the moments of their group: in training."""
+        """Whether rows are normalized by the moments of their group, as in training."""
         return self.training
 
     def moments(self, own: Moments, context: int) -> Moments:

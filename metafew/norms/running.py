@@ -1,4 +1,4 @@
-"""Running moments: recorded during a step, updated once when it is complete."""
+"""Running moments: recorded during a step, and updated once at its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from metafew.norms.scope import current
 class RunningNorm(Norm):
     """A scheme that keeps moving averages of the moments seen in training.
 
-    They change once a step, in :func:`commit`: ``running <- (1 - momentum) running + momentum mean``, with the mean of
-    the moments of each task over the meta-batch and all processes.
+    They are updated once per step, in :func:`commit`: ``running <- (1 - momentum) running + momentum mean``, where the
+    mean of per-task moments is over the meta-batch and all processes.
 
     Args:
         channels: number of channels.
@@ -41,19 +41,19 @@ class RunningNorm(Norm):
 
     @property
     def fixed_moments(self) -> bool:
-        """Whether only the running moments are used: in evaluation, if the scheme evaluates with them."""
+        """Whether only running moments are used: in evaluation, if the scheme evaluates with them."""
         return self.evaluates_with_running and not self.training
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Return whether evaluation uses running moments that no training of this run provides."""
+        """Return whether evaluation uses running moments and this run has no training that provides them."""
         return self.evaluates_with_running and not fit
 
     def record(self, mean: Tensor, var: Tensor) -> Moments:
-        """Record the moments of each task for :func:`commit`, if the scope asks for it, and return them unchanged.
+        """Record the moments of each task for :func:`commit`, if the scope requests it, and return them unchanged.
 
         Args:
-            mean: means ``(t, n, c)`` of the groups that the rows of each task belong to, one for each row or
-                group of equal size.
+            mean: means ``(t, n, c)`` of the groups of rows in each task, one per row, or one per group if groups are
+                equally large.
             var: variances of the same shape.
         """
         tasks, _, ledger, share = current()
@@ -67,11 +67,11 @@ class RunningNorm(Norm):
         return mean, var
 
     def gather(self, sums: Tensor) -> None:
-        """Add to this step's sums over tasks: moments ``(2, c + 1)``, the number of tasks in the last column."""
+        """Add to the sums over tasks of this step: moments ``(2, c + 1)``, number of tasks in the last column."""
         self.pending = sums if self.pending is None else self.pending + sums
 
     def absorb(self, total: Tensor) -> None:
-        """Update the running moments by the mean of sums ``(2, c + 1)``, the number of tasks in the last column."""
+        """Update the running moments from sums over tasks ``(2, c + 1)``, number of tasks in the last column."""
         running = torch.stack([self.running_mean, self.running_var])
         mean, var = kept_finite((total[:, :-1] / total[:, -1:]).to(running.dtype), running)
         self.running_mean.lerp_(mean, self.momentum)
@@ -80,14 +80,14 @@ class RunningNorm(Norm):
 
 
 class GroupedNorm(RunningNorm):
-    """A scheme that trains with the moments of groups of a task's rows.
+    """A scheme that trains with the moments of groups of rows of a task.
 
     Args:
         channels: number of channels.
         eps: added to the variance.
         momentum: weight of the newest step in the running moments.
-        over: ``apart`` normalizes context rows by the moments of the context and target rows by those of the targets,
-            ``joined`` all rows by the moments of all.
+        over: ``apart`` normalizes context rows by the moments of the context and target rows by those of the targets;
+            ``joined`` normalizes all rows by the moments of all rows.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, over: str = "apart"):
@@ -102,7 +102,7 @@ class GroupedNorm(RunningNorm):
 
     @property
     def uses_batch_moments(self) -> bool:
-        """Whether rows are normalized by the moments of their group, in the present mode."""
+        """Whether rows are normalized by the moments of their group in the current mode."""
         return self.training or not self.evaluates_with_running
 
     def pooled_moments(self, context: int, rows: int) -> bool:
@@ -111,7 +111,7 @@ class GroupedNorm(RunningNorm):
 
 
 def group_moments(own: Moments, context: int, over: str) -> Moments:
-    """Return for every row the moments ``(t, n, c)`` of its group: context, targets or, if ``joined``, all rows."""
+    """Return the moments ``(t, n, c)`` of the group of every row: context, targets or, if ``joined``, all rows."""
     rows = own[0].shape[1]
     if rows == 1:
         return own
@@ -125,7 +125,7 @@ def group_moments(own: Moments, context: int, over: str) -> Moments:
 
 
 def kept_finite(new: Tensor, old: Tensor) -> Tensor:
-    """Return ``new``, or ``old`` if anything in ``new`` overflowed: float16 training skips such a step."""
+    """Return ``new``, or ``old`` if any value in ``new`` overflowed, as float16 training skips such steps."""
     return torch.where(new.isfinite().all(), new, old)
 
 
@@ -133,7 +133,7 @@ def kept_finite(new: Tensor, old: Tensor) -> Tensor:
 def commit(model: nn.Module) -> None:
     """Update the running state of every module of ``model`` that recorded something in this step.
 
-    Such a module holds sums over tasks and their number in ``pending``; ``absorb`` gets the total over all processes.
+    Such a module has sums over tasks and their number in ``pending``; ``absorb`` receives the total over all processes.
     """
     recorders: list[Any] = [module for module in model.modules() if getattr(module, "pending", None) is not None]
     if not recorders:

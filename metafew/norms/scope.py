@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Rows(NamedTuple):
-    """How the rows of a flat batch divide into tasks.
+    """The division of the rows of a flat batch into tasks.
 
     Attributes:
         tasks: number of tasks; task ``i`` owns the ``i``-th contiguous block of rows.
-        context: number of context rows: the first ones of each task; the rest are its targets.
-        record: whether norms record this pass for their running moments (inner steps of an adapting head do not); or a
-            dictionary, norm to moments, that they record it in, for passes inside ``vmap``.
-        share: the fraction of each task's rows that this pass holds, where context and targets pass separately.
+        context: number of context rows, which are the first rows of each task; the others are targets.
+        record: whether norms record this pass for their running moments (not in inner steps of an adapting head); or,
+            for passes inside ``vmap``, a dictionary from norm to moments in which they record it.
+        share: the fraction of each task's rows in this pass, if context and targets are passed separately.
     """
 
     tasks: int
@@ -30,7 +30,7 @@ _rows: ContextVar[Rows] = ContextVar("rows")
 
 @contextmanager
 def rows(tasks: int, context: int, record: bool | dict = True, share: float = 1.0) -> Iterator[None]:
-    """Open a scope for one pass: the rows of ``tasks`` tasks, the first ``context`` of each being its context."""
+    """Open a scope for one pass over ``tasks`` tasks, the first ``context`` rows of each being its context."""
     token = _rows.set(Rows(tasks, context, record, share))
     try:
         yield

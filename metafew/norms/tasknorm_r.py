@@ -8,14 +8,14 @@ from metafew.norms.running import RunningNorm, group_moments
 
 
 class TaskNormR(RunningNorm):
-    """Blend the moments of a task's context with moments of all training tasks, the running ones of batch norm.
+    """Blend the moments of a task's context with the running moments of batch norm, over all training tasks.
 
     Args:
         channels: number of channels.
         eps: added to the variance.
         momentum: weight of the newest step in the running moments.
         alpha: ``functional`` or ``independent`` (:class:`~metafew.norms.alpha.Alpha`).
-        channelwise: learn an alpha for each channel instead of one for the layer.
+        channelwise: learn one alpha per channel instead of one per layer.
     """
 
     fixed_moments = False

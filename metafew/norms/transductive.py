@@ -7,10 +7,10 @@ from metafew.norms.running import GroupedNorm, group_moments
 
 
 class Transductive(GroupedNorm):
-    """Moments of the batch, in evaluation too: the targets of a task are normalized by each other.
+    """Moments of the batch, also in evaluation: the targets of a task are normalized together.
 
-    A prediction then depends on the other queries of the batch. Running moments are kept, so that a checkpoint can be
-    tested under ``norm=batch`` or ``norm=reptile``.
+    Predictions then depend on the other queries of the batch. Running moments are kept, so that a checkpoint can be
+    tested with ``norm=batch`` or ``norm=reptile``.
 
     Args:
         channels: number of channels.

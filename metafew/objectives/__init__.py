@@ -1,1 +1,1 @@
-"""What a training step minimises. One objective a file."""
+"""Objectives: what a training step minimises. One objective per file."""

@@ -1,4 +1,4 @@
-"""Classical training: one classifier of all training classes, no tasks."""
+"""Classical training: one classifier of all training classes, without tasks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from metafew.objectives.regularizers import NoRegularizer, Regularizer
 class Classical(Objective):
     """Cross-entropy of a linear layer over all training classes, on minibatches (Goldblum et al. 2020).
 
-    A minibatch is cut into chunks, each a task to every norm, and all its rows are context. The head is not trained; it
-    measures the features in validation and test. A regularizer gets minibatches of pairs of classes, two images each.
+    A minibatch is cut into chunks; norms treat each chunk as one task, and all its rows as context. The head is not
+    trained; it evaluates the features in validation and test. With a regularizer, minibatches consist of pairs of
+    classes with two images each.
 
     Args:
         regularizer: a term of each chunk's loss.
@@ -26,15 +27,14 @@ class Classical(Objective):
     minibatches = True
     trains_head = False
     needs_queries = False
-    splits_batches = False  # one pass a minibatch, as DropBlock counts them
-    splits_batches = False  # one pass a minibatch, as DropBlock counts them
+    splits_batches = False  # one pass per minibatch, as DropBlock counts passes
 
     def __init__(self, regularizer: NoRegularizer | Regularizer, label_smoothing: float = 0.0):
         super().__init__(regularizer)
         self.label_smoothing = check_label_smoothing(label_smoothing)
 
     def build(self, backbone: Backbone, source: Source) -> None:
-        """Make the classifier of all training classes."""
+        """Build the classifier of all training classes."""
         self.classifier = nn.Linear(backbone.features, len(source.splits()["train"]))
 
     def prepare(self, backbone: Backbone, head: Head) -> None:

@@ -1,9 +1,9 @@
-"""How tightly features cluster by class (Goldblum et al. 2020): measures of a backbone, and terms of its loss.
+"""How tightly features cluster by class (Goldblum et al. 2020): measures of a backbone that are also loss terms.
 
-Pairs are features ``(..., p, 2, 2, d)``: ``p`` pairs of classes, two images of each. ``x1, x2`` are the images of one
-class of a pair, ``y1, y2`` those of the other. Expectations below are for two isotropic Gaussians of many dimensions,
-each of total variance ``s``, their means ``D`` apart, with ``r = D^2 / s``. The authors' published code has the names
-of ``R_FC`` and ``R_HV`` swapped; here they are those of the paper.
+Pairs are features ``(..., p, 2, 2, d)``: ``p`` pairs of classes with two images each. ``x1, x2`` are the images of one
+class of a pair, ``y1, y2`` those of the other. Expectations below are for two isotropic Gaussians in high dimension,
+each with total variance ``s``, whose means are ``D`` apart, with ``r = D^2 / s``. The authors' published code swaps the
+names of ``R_FC`` and ``R_HV``; the names here are those of the paper.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def feature_clustering(pairs: Tensor) -> Tensor:
     """Return the feature clustering ratio ``R_FC``, the mean over pairs.
 
     ``(|x1 - x2|^2 + |y1 - y2|^2) / (|m_x - m_y|^2 + 1e-6)`` with the class means ``m``: the general formula of
-    :func:`class_clustering` for two classes of two images, whose numerator and denominator are both half of these. It
-    is 0 when every class is a point, and in expectation ``4 / (1 + r)``. The 1e-6 is that of the authors' code.
+    :func:`class_clustering` for two classes of two images, with numerator and denominator multiplied by 2. It is 0 if
+    every class is a point, and ``4 / (1 + r)`` in expectation. The 1e-6 is that of the authors' code.
 
     Args:
         pairs: features ``(..., p, 2, 2, d)``.
@@ -54,7 +54,7 @@ def hyperplane_variation(pairs: Tensor) -> Tensor:
 
 
 def hyperplane_ratio(pairs: Tensor) -> Tensor:
-    """Return ``R_HV`` as printed, ``|d1 - d2| / (|d1| + |d2|)``, from 0 to 1, the mean over pairs.
+    """Return ``R_HV`` as reported, ``|d1 - d2| / (|d1| + |d2|)``, from 0 to 1, the mean over pairs.
 
     The denominator has the epsilon of :func:`hyperplane_variation`. In expectation ``1 / sqrt(2 + r)``.
 
@@ -68,11 +68,11 @@ def hyperplane_ratio(pairs: Tensor) -> Tensor:
 
 
 def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean variance within classes over the variance between them, of a complete split.
+    """Return the ratio of the mean variance within classes to the variance between them, for a complete split.
 
     ``(1/C) sum_i (1/N_i) sum_j |x_ij - m_i|^2 / ((1/C) sum_i |m_i - m|^2 + 1e-6)`` with the class means ``m_i`` and
-    their mean ``m``: every class has the same weight, whatever its number of images ``N_i``. It does not grow with the
-    number of classes ``C``.
+    their mean ``m``. Every class has the same weight, regardless of its number of images ``N_i``, and the ratio does
+    not grow with the number of classes ``C``.
 
     Args:
         features: ``(n, d)``.
@@ -89,10 +89,9 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
-    """Return ``R_FC`` as printed, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
+    """Return ``R_FC`` as reported, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
 
-    This is ``C`` times :func:`variance_ratio`, with its epsilon; that also explains how classes of unequal size are
-    weighted.
+    This is ``C`` times :func:`variance_ratio`, with its epsilon and its weighting of classes of unequal size.
 
     Args:
         features: ``(n, d)``.
@@ -107,9 +106,9 @@ def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
 def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
     """Return random disjoint pairs of classes with two images each, from every task.
 
-    The pairs of a task depend only on its number and labels: not on the other tasks, the number of processes or torch's
-    random state, so that regularized runs are as reproducible as others. Classes of fewer than two rows are left out,
-    and one class if their number is odd. Every task is cut to the number of pairs of the task with the fewest.
+    The pairs of a task depend only on its number and labels, not on the other tasks, the number of processes or torch's
+    random state, so that regularized runs are as reproducible as others. Classes with fewer than two rows are left out,
+    and so is one class if their number is odd. All tasks are cut to the smallest number of pairs among them.
 
     Args:
         features: ``(t, n, d)``, support and query rows together.
@@ -130,7 +129,7 @@ def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
             "classes, got fewer: type train.query=1 or more"
         )
     tasks = torch.arange(len(rows), device=features.device)[:, None, None, None]
-    return features[tasks, torch.from_numpy(rows).to(features.device)]
+    return features[tasks, torch.from_numpy(rows).to(features.device, non_blocking=True)]
 
 
 def _rows(labels: np.ndarray, number: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from metafew.objectives.regularizers import NoRegularizer, Regularizer
 
 
 class Episodic(Objective):
-    """Cross-entropy of a head's logits on the queries of each task, the mean over queries.
+    """Cross-entropy of a head's logits, averaged over the queries of each task.
 
-    Algorithm 1 of Goldblum et al. (2020) sums over tasks: its outer learning rate is ours divided by the number of
+    Algorithm 1 of Goldblum et al. (2020) sums over tasks, so its outer learning rate is ours divided by the number of
     tasks.
 
     Args:

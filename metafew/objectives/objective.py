@@ -24,7 +24,7 @@ from metafew.objectives.regularizers import NoRegularizer, Regularizer
 log = logging.getLogger(__name__)
 
 PIXELS = 2**18
-"""Pixels of the images that a CPU embeds at once: those of 4 tasks of 80 images of 28 x 28, or of one of 84 x 84. With
+"""Maximum number of pixels embedded at once on a CPU: 4 tasks of 80 images of 28 x 28, or one task of 84 x 84. With
 fewer, the fixed cost of a pass dominates; more need more memory and are slower."""
 
 
@@ -41,14 +41,14 @@ class StepLoss(NamedTuple):
 
 
 class Objective(nn.Module):
-    """What a training step minimises. Subclasses implement :meth:`task_losses`, one loss for each task.
+    """The loss that a training step minimises. Subclasses implement :meth:`task_losses`, with one loss per task.
 
-    The loss of a meta-batch is the mean over its tasks, plus the penalty of the head that it trains. Tasks are
-    differentiated a few at a time where a head adapts the backbone, and on a CPU (:data:`PIXELS`), so that memory does
-    not grow with the meta-batch; norms that couple tasks need all at once.
+    The loss of a meta-batch is the mean over its tasks, plus the penalty of the trained head. Tasks are differentiated
+    a few at a time if a head adapts the backbone (by its option ``inner``), and on a CPU (:data:`PIXELS`), so that
+    memory does not grow with the meta-batch; norms that couple tasks require all tasks at once.
 
-    A regularizer of features takes pairs of classes from each task (:meth:`pairs`), in the features that the loss is
-    computed from; for a head that does not work on features, in the features before adaptation.
+    A regularizer of features uses pairs of classes from each task (:meth:`pairs`), with the features that enter the
+    loss or, for a head that does not work on features, the features before adaptation.
 
     Args:
         regularizer: a term of each task's loss (:mod:`metafew.objectives.regularizers`).
@@ -59,28 +59,28 @@ class Objective(nn.Module):
     trains_head: bool = True
     """Whether the head takes part in training."""
     needs_queries: bool = True
-    """Whether the tasks of training need queries."""
+    """Whether training tasks need queries."""
     splits_batches: bool = True
     """Whether tasks may be differentiated a few at a time."""
     regularizes_weights: bool = False
     """Whether a regularizer of adapted weights applies."""
     exemptions: ClassVar[dict[str, str]] = {}
-    """Contracts of tests/contracts/objectives.py that the objective does not keep, each with the reason."""
+    """Contracts of tests/contracts/objectives.py that the objective does not satisfy, each with the reason."""
     loss_scale: float | Tensor = 1.0
-    """Factor of losses while the objective itself takes gradients, against underflow in float16."""
+    """Factor of losses while the objective computes gradients itself, against underflow in float16."""
 
     def __init__(self, regularizer: NoRegularizer | Regularizer):
         super().__init__()
         self.regularizer = regularizer
 
     def build(self, backbone: Backbone, source: Source) -> None:
-        """Make what depends on the backbone or the classes of ``source``; called once, after construction."""
+        """Build what depends on the backbone or on the classes of ``source``; called once, after construction."""
 
     def prepare(self, backbone: Backbone, head: Head) -> None:
-        """Prepare both for training: check that they fit, and freeze parameters that the loss does not depend on.
+        """Prepare both for training: check compatibility, and freeze parameters that the loss does not depend on.
 
         Raises:
-            UsageError: if objective, regularizer and head do not go together.
+            UsageError: if objective, regularizer and head are incompatible.
         """
         if self.trains_head:
             check_one_rate(head)
@@ -109,8 +109,8 @@ class Objective(nn.Module):
         """Return one loss for each task, ``(t,)``, without the regularizer.
 
         Args:
-            backbone: the feature extractor; for heads on features one that embeds the episode's images only once.
-            head: the head that trains.
+            backbone: the feature extractor; for heads on features, one that embeds the images of the episode only once.
+            head: the trained head.
             episode: some tasks of the meta-batch.
         """
         raise NotImplementedError
@@ -122,7 +122,7 @@ class Objective(nn.Module):
         return draw_pairs(torch.cat(features, 1), labels, episode.index)
 
     def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
-        """Return the mean over tasks and each task's loss. Override where tasks cannot be split into chunks."""
+        """Return the mean over tasks and the loss of each task. Override if tasks cannot be split into chunks."""
         tasks = sum(len(episode.index) for episode in batch)
         trained, pieces = head if self.trains_head else None, batch
         if self.splits_batches:
@@ -153,11 +153,11 @@ class Objective(nn.Module):
 
 
 def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> int | None:
-    """Return how many tasks of an episode are differentiated together; None for all.
+    """Return the number of tasks of an episode that are differentiated together; None for all.
 
     Args:
         backbone: the feature extractor.
-        head: the head that trains, if one does.
+        head: the trained head, if any.
         episode: tasks of the meta-batch.
     """
     support, query = episode.support.images, episode.query.images
@@ -171,13 +171,13 @@ def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> 
 def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:
     """Return the sum of ``losses`` with its gradient, differentiating one loss at a time.
 
-    The graph of a loss is freed before the next is computed. The gradients ``g`` are returned as those of
-    ``sum((p - stopgrad(p)) * g)``, whose value is 0.
+    The graph of a loss is freed before the next loss is computed. The gradients ``g`` are attached through ``sum((p -
+    stopgrad(p)) * g)``, whose value is 0.
 
     Args:
         losses: computed one at a time.
         weights: parameters to differentiate with respect to.
-        scale: factor of each loss while its gradient is taken.
+        scale: factor of each loss while its gradient is computed.
     """
     values: list[Tensor] = []
     grads: list[Tensor | None] = [None] * len(weights)
@@ -193,7 +193,7 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
 
 
 def check_one_rate(head: Head) -> None:
-    """Raise UsageError if a head that trains has several inner learning rates."""
+    """Raise UsageError if a trained head has several inner learning rates."""
     if len(lrs := head.learning_rates) > 1:
         raise UsageError(
             f"expected one head.lr to train with, got {[*lrs]}: a list of head.lr is for evaluation: "
@@ -214,8 +214,8 @@ def check_label_smoothing(label_smoothing: float) -> float:
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Return the cross-entropy of each row, in nats.
 
-    Smoothing moves a probability mass from the true class to the others (Lee et al. 2019); torch distributes it over
-    all classes, the true one included.
+    Smoothing moves probability mass from the true class to the others (Lee et al. 2019); torch distributes it over all
+    classes, including the true one.
 
     Args:
         logits: ``(t, n, w)``.

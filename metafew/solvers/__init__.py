@@ -1,1 +1,1 @@
-"""Batched, differentiable solvers: pure functions of tensors, one problem a file."""
+"""Batched, differentiable solvers: pure functions of tensors, one problem per file."""

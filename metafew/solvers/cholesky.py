@@ -1,4 +1,4 @@
-"""Cholesky factors of batches in which some matrices may have none."""
+"""Cholesky factors of batches of matrices, some of which may be singular."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def cholesky(matrices: Tensor) -> Tensor:
-    """Return the lower Cholesky factors ``(..., n, n)`` of symmetric matrices, NaN where rounding leaves none.
+    """Return the lower Cholesky factors ``(..., n, n)`` of symmetric matrices, NaN if factorization fails.
 
-    One task whose features overflow then has no solution, while ``torch.linalg.cholesky`` would end the run.
+    ``torch.linalg.cholesky`` would raise, and one task with features that overflow would end the run.
     """
     factors, failed = torch.linalg.cholesky_ex(matrices)
     return factors.masked_fill(failed[..., None, None] > 0, torch.nan)
 
 
 def cholesky_inverse(factors: Tensor) -> Tensor:
-    """Return the inverses of the matrices with these factors, NaN where a factor has none, for which torch raises."""
+    """Return the inverses of the matrices with these factors; NaN for a singular factor, for which torch raises."""
     singular = (factors.diagonal(dim1=-2, dim2=-1) == 0).any(-1)
     return torch.cholesky_inverse(factors.masked_fill(singular[..., None, None], torch.nan))

@@ -4,8 +4,13 @@ With the Gram matrix K = X Xᵀ of the n support rows, one-hot labels Y and boun
 
     minimise over α (n, w)   ½ <α, (K + I) α> - <Y, α>   subject to   α <= U  and  α 1 = 0.
 
-An entry is free where α < U. Given the free set the solution is linear in Y, so the solver searches for that set, and
-the gradient comes from the same linear system. Everything is computed in float64, which autocast does not change.
+The identity is MetaOptNet's: it makes K positive definite, and changes the solution of the original SVM, which has K
+only. MetaOptNet stops an interior-point solver after 15 iterations in training and 3 at test; here α is optimal. The
+active-set method ends when a projected gradient step changes no entry by more than 1e-10 C; its fallback is counted as
+unsolved if a KKT residual exceeds 1e-6 (:mod:`metafew.solvers.unsolved`).
+
+An entry is free where α < U. Given the free set, the solution is linear in Y, so the solver searches for that set, and
+the gradient solves the same linear system. All computation is in float64, regardless of autocast.
 """
 
 import functools
@@ -23,9 +28,9 @@ _BLOCK = 2**21  # doubles of the class systems in memory at once
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Return the Gram matrix K = X Xᵀ ``(t, n, n)`` in float64, of features X ``(t, n, d)``.
+    """Return the Gram matrix K = X Xᵀ ``(t, n, n)``, in float64, of features X ``(t, n, d)``.
 
-    Its gradient is that of a symmetric matrix, one product in the features' dtype.
+    Its backward pass exploits symmetry: one matrix product, in the dtype of the features.
     """
     return _Gram.apply(features)
 
@@ -33,10 +38,9 @@ def gram_matrix(features: Tensor) -> Tensor:
 def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Tensor:
     """Solve the dual SVM of every task and differentiate its solution with respect to the Gram matrix.
 
-    The decision values of queries with features Z are Z Xᵀ α. The gradient is the implicit one of the optimality
-    conditions, exact to first order wherever no entry is about to change between free and bounded. A task whose Gram
-    matrix is not finite gets NaN and does not affect the other tasks. A task that was not solved is reported
-    (:mod:`metafew.solvers.unsolved`).
+    The decision values of queries with features Z are Z Xᵀ α. Gradients use implicit differentiation of the optimality
+    conditions, and are exact to first order where strict complementarity holds. A task with a non-finite Gram matrix
+    gets NaN and does not affect other tasks. Unsolved tasks are reported (:mod:`metafew.solvers.unsolved`).
 
     Args:
         gram: ``(t, n, n)``, symmetric and positive semi-definite; float64 unless the features are small.
@@ -58,11 +62,11 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
 
 
 def kkt_residual(gram: Tensor, alpha: Tensor, labels: Tensor, c: float = 0.1) -> Tensor:
-    """Measure how far α is from optimal: 0 at the solution, and only there.
+    """Measure how far α is from optimal: the residual is 0 at the solution, and only there.
 
     With V = Y - K α and P the projection of each row onto the feasible set, the multipliers of α <= U are V - P(V)
-    less the smallest entry of each row. They are never negative, and α - P(V) remains as the stationarity term, which
-    is no smaller than α - U.
+    minus the smallest entry of each row, hence non-negative. The stationarity term is α - P(V), which is at least
+    α - U.
 
     Args:
         gram: ``(t, n, n)``.
@@ -118,8 +122,8 @@ class _CrammerSinger(torch.autograd.Function):
 def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return α and its free set by a primal-dual active-set method, with an interior-point method as fallback.
 
-    The last result is the Cholesky factor of K + I, which all steps and the gradient share; None if it does not exist
-    for some task.
+    The last result is the Cholesky factor of K + I, which all steps and the gradient share, or None if factorization
+    fails for some task.
     """
     target = target + 0 * gram.sum((1, 2), keepdim=True)  # NaN where K is not finite
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -127,9 +131,9 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tens
     factor = None if failed.any() else factor
     free = torch.ones_like(target, dtype=torch.bool)
     beta = _solve_free(gram, factor, free, target)
-    if factor is not None and (beta < c * target).all():  # the bounds are seldom active for long features
+    if factor is not None and (beta < c * target).all():  # bounds are rarely active in high dimensions
         return beta, free, factor
-    for _ in range(60):  # 0 to 20 suffice, unless the free sets cycle, as they may for few long features
+    for _ in range(60):  # 0 to 20 suffice, unless the free sets cycle, as with few features of large norm
         alpha, free = _descend(gram, target, c, beta)
         unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
         if not unsettled.any():
@@ -144,7 +148,7 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tens
 
 
 def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
-    """Return α by following the central path slack * multiplier = μ down to rounding error, at any scale of K."""
+    """Return α by following the central path, slack * multiplier = μ, down to rounding error at any scale of K."""
     slack = torch.full_like(target, c / target.shape[-1])
     multiplier = c * (1 + gram.abs().amax((1, 2), keepdim=True)) * torch.ones_like(target)
     for _ in range(200):  # 15 to 80 suffice
@@ -166,7 +170,7 @@ def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
 
 def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Take a projected gradient step from β, whose only fixed point is the solution."""
-    # Steps well below 1 / curvature settle in the fewest linear solves and rarely cycle.
+    # Steps well below 1 / curvature need the fewest linear solves and rarely cycle.
     rate = 0.3 / (1 + gram.diagonal(dim1=1, dim2=2)[..., None].abs())
     slope = torch.baddbmm(beta - target, gram, beta)
     return _project(torch.addcmul(beta, rate, slope, value=-1), target, c)
@@ -176,7 +180,7 @@ def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """Project each row onto {a: a <= U, a 1 = 0}, min(point - θ, U); also return which entries are below U."""
     upper = c * target
     depth = point - upper
-    # The slack fills the row like water of volume C = Σ (θ - depth)₊: the lowest of the levels over the k deepest.
+    # Water-filling: choose θ so that Σ (θ - depth)₊ = C. θ is the minimum of the levels for the k deepest entries.
     count = torch.arange(1, depth.shape[-1] + 1, dtype=depth.dtype, device=depth.device)
     level = ((depth.sort(-1).values.cumsum(-1) + c) / count).amin(-1, keepdim=True)
     slack = (level - depth).clamp_min(0)
@@ -186,9 +190,9 @@ def _project(point: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
 def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) -> Tensor:
     """Solve (K + I) v_m + ν = rhs_m on the free entries, with Σ_m v_m = 0 and v = 0 on the others.
 
-    Usually few entries are held at 0. Each gets a multiplier λ, so that v = v' - Q Σ_i λ_i p_i with v' the
-    unconstrained solution, Q = (K + I)⁻¹ and p_i the one-hot entry i, its row centred over classes. The multipliers
-    solve S λ = v' with S_ij = <p_i, Q p_j>. If there are more than n, the system is solved class by class instead.
+    Usually few entries are held at 0. Each has a multiplier λ, so that v = v' - Q Σ_i λ_i p_i, where v' is the
+    unconstrained solution, Q = (K + I)⁻¹ and p_i is the one-hot entry i, centred over the classes of its row. The
+    multipliers solve S λ = v' with S_ij = <p_i, Q p_j>. With more than n of them, the system is solved class by class.
 
     Args:
         gram: (t, n, n).
@@ -200,13 +204,13 @@ def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) 
         v, (t, n, w).
     """
     rows, way = rhs.shape[1:]
-    held = 0 if free.all() else int((~free).sum((1, 2)).max())
+    held = int((~free).sum((1, 2)).max())
     if factor is None or held > rows:
         return _solve_weighted(gram, free.double(), rhs)
     solution = torch.cholesky_solve(rhs - rhs.mean(-1, keepdim=True), factor)
     if not held:
         return solution
-    real, entry = (~free).flatten(1).double().topk(held)  # 0 pads tasks that hold fewer
+    real, entry = (~free).flatten(1).double().topk(held)  # 0 pads tasks with fewer held entries
     row = entry // way
     push = real[..., None] * (one_hot(entry % way, way).double() - 1 / way)
     columns = torch.cholesky_solve(one_hot(row, rows).double().mT, factor)
@@ -219,7 +223,7 @@ def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) 
 def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     """Solve (K + D_m) v_m + ν = rhs_m for all classes m, with Σ_m v_m = 0 and D_m = diag(1 / weight_m²).
 
-    A weight of 1 is a free entry, a weight of 0 fixes v at 0. Classes are coupled by ν only: with
+    A weight of 1 marks a free entry, a weight of 0 fixes v at 0. Only ν couples the classes: with
     Q_m = (K + D_m)⁻¹, (Σ_m Q_m) ν = Σ_m Q_m rhs_m, then v_m = Q_m (rhs_m - ν). Rows of weight 0 are dropped.
 
     Args:
@@ -237,7 +241,7 @@ def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     chunk = max(1, _BLOCK // (tasks * size**2))
 
-    @functools.lru_cache(maxsize=1)  # factors a single chunk once for both passes, and keeps no more
+    @functools.lru_cache(maxsize=1)  # factors a single chunk once for both passes, and caches no more
     def system(first: int) -> tuple[slice, Tensor, Tensor, Tensor]:
         some = slice(first, first + chunk)
         pairs = weight[:, some, :, None] * weight[:, some, None, :]

@@ -10,7 +10,7 @@ optimum W = Xᵀ α, with a row of α (n, w) for each support row: only the Gram
 
     α = c (Y - P),   1ᵀ α = 0,   F = K α + 1 bᵀ.
 
-Everything is computed in float64, which autocast does not change.
+All computation is in float64, regardless of autocast.
 """
 
 from typing import Any
@@ -25,16 +25,16 @@ from metafew.solvers.unsolved import report
 
 
 def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor) -> Tensor:
-    """Return the logits of the queries under the logistic regression of the support set.
+    """Return the logits of the queries under a logistic regression fitted to the support set.
 
-    Uses Newton's method, in time O(w n³) per step and memory O(w n²) per task. Gradients are the implicit ones of the
-    optimality conditions, exact to first order. A task with features that are not finite gets NaN and does not affect
-    the other tasks. A task that was not solved is reported (:mod:`metafew.solvers.unsolved`).
+    Uses Newton's method, in time O(w n³) per step and memory O(w n²) per task. Gradients use implicit differentiation
+    of the optimality conditions, and are exact to first order. A task with non-finite features gets NaN and does not
+    affect other tasks. Unsolved tasks are reported (:mod:`metafew.solvers.unsolved`).
 
     Args:
         support: X ``(t, n, d)``.
-        labels: ``(t, n)``, the class of each support row, int64 in ``0..way-1``. Every class needs a row, since the
-            intercept of an absent class would be minus infinity.
+        labels: ``(t, n)``, the class of each support row, int64 in ``0..way-1``. Every class needs a row:
+            the intercept of an absent class would be minus infinity.
         way: number of classes ``w``.
         c: weight of a row's loss relative to the penalty.
         query: ``(t, q, d)``.
@@ -48,7 +48,7 @@ def logistic(support: Tensor, labels: Tensor, way: int, c: float, query: Tensor)
     if not c > 0:
         raise ValueError(f"expected c to be positive, got {c}")
     rows, queries = support.double(), query.double()
-    centre = rows.mean(1, keepdim=True)  # absorbed by the intercept; keeps the digits of K far from the origin
+    centre = rows.mean(1, keepdim=True)  # absorbed by the intercept; avoids cancellation
     rows, queries = rows - centre, queries - centre
     alpha, intercept = _Logistic.apply(rows @ rows.mT, one_hot(labels, way).double(), c)
     return (queries @ (rows.mT @ alpha) + intercept).to(support.dtype)
@@ -75,7 +75,7 @@ class _Logistic(torch.autograd.Function):
 
 
 def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Return α (t, n, w) and b (t, 1, w) by Newton's method from 0, with step lengths that decrease the objective."""
+    """Return α (t, n, w) and b (t, 1, w) by Newton's method from 0, with steps that decrease the objective."""
     # NaN where K is not finite.
     alpha = target * 0 * gram.sum((1, 2), keepdim=True)
     intercept = alpha[:, :1]
@@ -91,8 +91,8 @@ def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
             break
         step, shift = _solve(gram, c * probabilities, residual / probabilities, -alpha.sum(1, keepdim=True))
         logits = gram @ step + shift
-        # The third derivative along a step is at most the widest range of a row's logits times the second, so the
-        # objective decreases at least up to here (Sun and Tran-Dinh 2019, generalized self-concordance).
+        # The third derivative along a step is at most the second times the widest range of a row's logits, so the
+        # objective decreases up to this step length (Sun and Tran-Dinh 2019, generalized self-concordance).
         widest = (logits.amax(-1) - logits.amin(-1)).amax(1)[:, None, None]
         length = running * torch.where(widest > 0, widest.log1p() / widest, 1)
         alpha, intercept = alpha + length * step, intercept + length * shift
@@ -103,7 +103,7 @@ def _minimise(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor]:
 def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Solve (K + D_m⁻¹) v_m + 1 s_m + ν = rhs_m for all classes m, with 1ᵀ v = sums, Σ_m v_m = 0 and Σ s = 0.
 
-    This is a Newton step, with D_m = diag(weight_m). Classes are coupled by ν only: with Q_m = (K + D_m⁻¹)⁻¹,
+    This is a Newton step, with D_m = diag(weight_m). Only ν couples the classes: with Q_m = (K + D_m⁻¹)⁻¹,
     v_m = Q_m (rhs_m - 1 s_m - ν), where s follows from the sums and ν from Σ_m v_m = 0.
 
     Args:
@@ -115,7 +115,7 @@ def _solve(gram: Tensor, weight: Tensor, rhs: Tensor, sums: Tensor) -> tuple[Ten
     Returns:
         v, (t, n, w), and s, (t, 1, w).
     """
-    # Since 1ᵀ v is given, a constant added to K only shifts s; it keeps Q_m 1 as small as the rest of Q_m.
+    # As 1ᵀ v is given, a constant added to K only shifts s; it keeps Q_m 1 as small as the rest of Q_m.
     level = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     rhs, sums, root = rhs.mT, sums.mT, weight.mT.sqrt()
     pairs = root[..., None] * root[:, :, None]

@@ -1,4 +1,4 @@
-"""Tasks on which a solver did not converge: counted over a run, and logged once for each solver."""
+"""Tasks on which a solver did not converge: counted over a run, and logged once per solver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _counts: ContextVar[Counter[str] | None] = ContextVar("unsolved", default=None)
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Open a count of unsolved tasks, by solver. Each solver logs its first."""
+    """Count unsolved tasks by solver, and log the first of each solver."""
     counts: Counter[str] = Counter()
     token = _counts.set(counts)
     try:
@@ -34,18 +34,17 @@ def so_far() -> Counter[str]:
 
 
 def report(solver: str, residual: Tensor) -> None:
-    """Report unsolved tasks: to the open count, or by a warning if there is none.
+    """Add unsolved tasks to the open count, or warn of them if there is none.
 
     Args:
         solver: its name in messages.
-        residual: distance of each task from its solution, ``(t,)``; NaN, for features that are not finite, is not
-            counted.
+        residual: distance of each task from its solution, ``(t,)``; NaN, from non-finite features, is not counted.
     """
     residual = residual.nan_to_num(0)
     tasks = int((residual > TOLERANCE).sum())
     if not tasks:
         return
-    message = f"The {solver} of a task was left with a residual of {residual.max().item():.1e}."
+    message = f"The {solver} of a task did not converge (residual {residual.max().item():.1e})."
     counts = _counts.get()
     if counts is None:
         warnings.warn(message, stacklevel=3)

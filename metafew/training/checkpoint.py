@@ -1,4 +1,4 @@
-"""Checkpoints: read them, and fit their weights to the model of this run."""
+"""Read checkpoints and match their weights to the model of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPECTED = "expected ckpt to be the path of a checkpoint of metafew, such as out
 
 
 def read(path: str | PathLike) -> dict:
-    """Return the content of a checkpoint; code in it is never executed.
+    """Return the content of a checkpoint without executing any code in it.
 
     Raises:
         UsageError: if there is no such file, or it is not a checkpoint of this version of metafew.
@@ -34,11 +34,11 @@ def read(path: str | PathLike) -> dict:
         raise UsageError(f"{EXPECTED}, and there is no file {path}{advice}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch does not document which errors files of other kinds raise
+    except Exception as error:  # torch does not document the errors for other files
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{EXPECTED}, and {path} cannot be read as one ({reason})") from error
     if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
-        raise UsageError(f"{EXPECTED}, and {path} is something else")
+        raise UsageError(f"{EXPECTED}, and {path} is a different file")
     if "model" not in checkpoint["metafew"]:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
@@ -50,7 +50,7 @@ def read(path: str | PathLike) -> dict:
 
 
 def trained_state(checkpoint: dict) -> dict[str, Tensor]:
-    """Return the state of a checkpoint without heads that only evaluated, which keep the values of their options."""
+    """Return the state of a checkpoint without heads that only evaluated, whose values come from their options."""
     saved = checkpoint["metafew"]
     trained = f"heads.{saved['choices']['head']}." if saved["model"]["trained"] else "heads.none."
     state = checkpoint["state_dict"].items()
@@ -61,7 +61,7 @@ def load_backbone(backbone: Backbone, path: str) -> None:
     """Load weights and running moments of the backbone of a checkpoint, but not its meta-parameters.
 
     Raises:
-        UsageError: if the checkpoint at ``path`` holds another backbone.
+        UsageError: if the checkpoint at ``path`` contains a different backbone.
     """
     model = nn.ModuleDict({"backbone": backbone})
     kept, saved = meta_parameters(model), read(path)["state_dict"].items()
@@ -70,23 +70,23 @@ def load_backbone(backbone: Backbone, path: str) -> None:
 
 
 def freeze(backbone: Backbone) -> None:
-    """Freeze all of ``backbone`` but its meta-parameters, such as TaskNorm's scalars."""
+    """Freeze ``backbone`` except its meta-parameters, such as TaskNorm's scalars."""
     backbone.requires_grad_(False)
     for parameter in meta_parameters(backbone).values():
         parameter.requires_grad_(True)
 
 
 def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:
-    """Return a complete state of ``model``: the values of a checkpoint, and the model's own where it may differ.
+    """Return a complete state of ``model``: the values of a checkpoint, or the model's own where these may differ.
 
-    A model may have other heads than the checkpoint, and another norm as long as the checkpoint holds each running
-    moment that the norm needs. Any other difference is another architecture.
+    The heads may differ from those of the checkpoint, and so may the norm, provided that the checkpoint contains all
+    running moments that the norm needs. Any other difference means another architecture.
 
     Args:
-        state: the state that was saved.
+        state: the saved state.
         model: the model to complete.
         path: the checkpoint.
-        fit: whether the model will be trained, which can fit what is missing.
+        fit: whether the model will be trained, which can fit missing values.
 
     Raises:
         UsageError: if the checkpoint at ``path`` does not fit.
@@ -125,7 +125,7 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
 
 
 def misfit(key: str, value: Tensor, state: dict[str, Tensor], path: str, norms: tuple[str, ...]) -> UsageError:
-    """Return the error for a value that a checkpoint lacks or holds in another shape."""
+    """Return the error for a value that is missing from a checkpoint or has another shape there."""
     got = f"shape {tuple(state[key].shape)}" if key in state else "nothing"
     groups = {"heads.": "head", "objective.": "objective"} | dict.fromkeys(norms, "norm")
     group = next((group for prefix, group in groups.items() if key.startswith(prefix)), "backbone")

@@ -1,4 +1,4 @@
-"""Check the options of a run in two steps: each option by itself, then their combination.
+"""Check the options of a run in two steps: first each option, then their combination.
 
 All checks run before an image is read. Constructors of components check their own arguments.
 """
@@ -11,11 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.option_types import check_option_types
-from metafew.config.option_values import check_choice, check_integer
+from metafew.config.option_values import as_list, check_choice, check_integer
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
-from metafew.training.factory import as_list
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer_options import check_trainer_options
@@ -24,13 +23,13 @@ log = logging.getLogger(__name__)
 
 STAGES = ("fit", "test", "analyze")
 LARGEST_SEED = 2**32 - 1
-"""Of NumPy's global generator, which Lightning seeds."""
+"""The largest seed of NumPy's global generator, which Lightning seeds."""
 CHOICES = {
     "test.select": ("best", "last"),
     "test.queries": ("together", "single", "class"),
     "analyze.split": ("test", "val", "train"),
 }
-"""Options with a few values."""
+"""Options with a fixed set of values."""
 LEAST = {
     "test.seed": 0,
     "data.num_workers": 0,
@@ -44,12 +43,12 @@ LEAST = {
     "analyze.tasks": 1,
     "analyze.every": 0,
 }
-"""Options that are integers, with their smallest values."""
+"""Integer options, with their smallest values."""
 PATHS = ("ckpt", "data_dir", "cache_dir", "backbone.weights")
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Check each option by itself.
+    """Check single options.
 
     Raises:
         UsageError: if one of them has an invalid value.
@@ -68,7 +67,7 @@ def check_options(cfg: DictConfig) -> None:
 
 
 def check_stages(stages: list) -> None:
-    """Check that stages is not empty and holds known stages only."""
+    """Check that stages is not empty and contains only known stages."""
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
 
@@ -80,7 +79,7 @@ def check_path(key: str, value: Any) -> None:
 
 
 def check_test_shots(shots: list) -> None:
-    """Check that tests of several shots can use the same classes and queries, which natural shots do not."""
+    """Check that tests with several shots can share classes and queries, as tests with natural shots cannot."""
     if not shots:
         raise UsageError("expected test.shot to be a number or a list of some, got an empty list: type test.shot=1")
     if NATURAL in shots and len(shots) > 1:
@@ -110,13 +109,13 @@ def check_parts(parts: Parts) -> None:
 
 
 def check_model_is_trained(parts: Parts) -> None:
-    """Check that a run without training has a checkpoint, unless nothing in its backbone can be trained."""
+    """Check that a run without training has a checkpoint, unless its backbone has nothing to train."""
     if not parts.fits and parts.start is None and any(True for _ in parts.learner.backbone.parameters()):
         raise UsageError(f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH")
 
 
 def check_validation(parts: Parts) -> None:
-    """Check that nothing relies on validations if there are none."""
+    """Check that nothing depends on validation if there is none."""
     if parts.data.val.total:
         return
     if parts.selects_on_validation:
@@ -144,7 +143,7 @@ def check_objective_has_queries(parts: Parts) -> None:
 
 
 def check_tasks_form_one_batch(parts: Parts) -> None:
-    """Check the head and the sizes of tasks if the norm pools moments over the tasks of a meta-batch."""
+    """Check the head and the task sizes if the norm pools moments over the tasks of a meta-batch."""
     learner, train = parts.learner, parts.data.train
     if not learner.backbone.couples_tasks:
         return
@@ -165,7 +164,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
 
 
 def check_fixed_ways(parts: Parts) -> None:
-    """Check that tasks have as many classes as a linear output layer."""
+    """Check that tasks have as many classes as the linear output layers of heads."""
     used = (parts.data.train, *[parts.data.val] * (parts.data.val.total > 0), *parts.data.test)
     specs = [spec for spec in used if isinstance(spec, TaskSpec)]
     for name, head in parts.learner.heads.items():
@@ -179,7 +178,7 @@ def check_fixed_ways(parts: Parts) -> None:
 
 
 def warn_of_context_sizes(parts: Parts) -> None:
-    """Warn if TaskNorm is tested with sizes of the context for which its alpha was not trained."""
+    """Warn if TaskNorm is tested with context sizes outside those of its training."""
     low, high = parts.data.train.contexts
     sizes = [size for spec in parts.data.test for size in spec.contexts]
     depends_on_size = any(alpha.scale is not None for alpha in parts.learner.alphas)
@@ -192,7 +191,7 @@ def warn_of_context_sizes(parts: Parts) -> None:
 
 
 def check_something_trains(parts: Parts) -> None:
-    """Check that a parameter is left to train when the backbone is frozen."""
+    """Check that some parameter can be trained if the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "

@@ -1,4 +1,4 @@
-"""How images are converted is a choice of the model: checkpoints carry it, and tests of a checkpoint follow it."""
+"""The conversion of images belongs to the model: checkpoints store it, and tests of a checkpoint follow it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> None:
-    """Set the options of the dataset that convert images to those of a checkpoint, except those that were typed.
+    """Set the dataset options that convert images to those of a checkpoint, unless they are on the command line.
 
-    Checkpoints of earlier versions and of datasets without image files have no such options.
+    Checkpoints of earlier versions, and of datasets without image files, do not contain these options.
 
     Args:
         cfg: the composed configuration; its dataset is changed.
@@ -44,6 +44,6 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
 
 
 def conversion_of_training(data: FewShot) -> dict | None:
-    """Return the choices of the conversion of the training images; None if the components have no common one."""
+    """Return the conversion of the training images; None if the components do not share one."""
     found = [describe(data.folder(source))["conversion"] for source in data.source.components("train")]
     return found[0] if all(each == found[0] for each in found) else None

@@ -1,4 +1,4 @@
-"""Report the data of a run at its start, and record them in checkpoints and results."""
+"""Report the data at the start of a run, and record them in checkpoints and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def report_data(parts: Parts) -> dict[str, dict]:
     """Return the summary of each component of the data, and print it once for all ranks.
 
-    The stores have been built. Checkpoints of the run carry the fingerprints.
+    The stores must have been built. Checkpoints of the run will contain the fingerprints.
     """
     data = parts.data
     summaries = data.summaries()
@@ -34,7 +34,7 @@ def report_data(parts: Parts) -> dict[str, dict]:
 
 
 def describe_shared(title: str, shared: dict) -> str:
-    """Describe a test dataset that holds images of another dataset that is trained on."""
+    """Describe a test dataset that shares images with a training dataset."""
     return (
         f"expected the test images of {title} to be in no other dataset that is trained on, but {shared['share']:.1%} "
         f"of them are also in {shared['source']}, and {shared['trained']:.1%} in its train split: type other "
@@ -43,7 +43,7 @@ def describe_shared(title: str, shared: dict) -> str:
 
 
 def warn_of_other_data(start: dict, summaries: dict[str, dict]) -> None:
-    """Warn if a checkpoint is used with other images of a dataset than it was trained with."""
+    """Warn if the images of a dataset differ from those that the checkpoint was trained with."""
     for title, before in start["metafew"].get("data", {}).items():
         if title in summaries and before != recorded(summaries[title]):
             log.warning(

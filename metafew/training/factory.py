@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, load_option
+from metafew.config.option_values import as_list
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
@@ -34,11 +35,6 @@ from metafew.training.learner import Learner
 log = logging.getLogger(__name__)
 
 
-def as_list(value: Any) -> list:
-    """Return the values of a list, or a list of the single value."""
-    return list(value) if isinstance(value, ListConfig | list) else [value]
-
-
 def make(node: DictConfig, **injected: Any) -> Any:
     """Instantiate ``node``.
 
@@ -49,7 +45,7 @@ def make(node: DictConfig, **injected: Any) -> Any:
 
 
 def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call ``constructor``, and raise UsageError that names ``group`` if it fails."""
+    """Call ``constructor``, and raise a UsageError that names ``group`` if it fails."""
     try:
         return constructor(*args, **kwargs)
     except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
@@ -63,7 +59,7 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
 
 
 def make_source(cfg: DictConfig) -> Source:
-    """Return the dataset. A mixture (``_partial_``) also gets the function that makes its parts."""
+    """Return the dataset. A mixture (``_partial_``) also receives the function that makes its parts."""
     source = make(cfg.dataset)
     if isinstance(source, Source):
         return source
@@ -75,12 +71,13 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
 
     Args:
         data_dir: the folder of datasets.
-        item: an option of ``dataset``; a folder of class folders, as it is or below ``data_dir``; or options of a
-            dataset, with ``dataset`` for which one (default ``folder``) and ``name`` for its name in tables.
+        item: an option of ``dataset``; a folder of class folders, relative to the current folder or to ``data_dir``; or
+            a mapping of the options of a dataset, with ``dataset`` for its kind (default ``folder``) and ``name`` for
+            its name in tables.
         image_size: height and width of its images.
 
     Raises:
-        UsageError: if there is no such dataset, it has other options, or it cannot be part of a mixture.
+        UsageError: if there is no such dataset, it does not have these options, or it cannot be part of a mixture.
     """
     options = dict(item) if isinstance(item, Mapping) else {"dataset": str(item)}
     dataset = options.pop("dataset", "folder")
@@ -116,7 +113,8 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
         cfg: the composed configuration.
         source: the dataset.
         provenance: plain values that checkpoints carry.
-        trained: whether the main head is or will be trained; if not, it only evaluates, like those of ``evaluate``.
+        trained: whether the main head is, or will be, trained; if not, it only evaluates, like the heads of
+            ``evaluate``.
         fit: whether it will be trained.
     """
     backbone = make_backbone(cfg, source)
@@ -126,7 +124,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     check_no_options_of_trained_head(provenance["choices"]["head"], cfg.get("evaluate", {}))
     nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
     heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
-    # Lightning makes optimizer and schedule when training starts. A trial here raises their errors earlier.
+    # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
     attempt("schedule", schedule, trial)
@@ -153,7 +151,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:
-    """Check that ``evaluate`` does not set options of the head ``name``, which is evaluated as it was trained.
+    """Check that ``evaluate`` does not set options of the head ``name``, which is evaluated as trained.
 
     Raises:
         UsageError: if it does.
@@ -180,8 +178,8 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     backbone.keep_frozen()
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
-    if not backbone.own_norms:  # a custom network receives images in the default memory format
-        backbone.to(memory_format=torch.channels_last)  # like the images; otherwise each pass would copy the weights
+    if not backbone.own_norms:  # custom networks receive images in the default memory format
+        backbone.to(memory_format=torch.channels_last)  # as the images; otherwise each pass would copy the weights
     accelerate(backbone)
     return backbone
 

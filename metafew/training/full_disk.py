@@ -10,12 +10,12 @@ from pathlib import Path
 from metafew.errors import UsageError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Error numbers of a disk that is full or read-only, and of missing permissions."""
+"""Error numbers for a full or read-only disk and for missing permissions."""
 
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Raise UsageError if ``folder`` cannot be written to inside, for lack of space or permission."""
+    """Raise UsageError if writing to ``folder`` fails inside this context for lack of space or permission."""
     try:
         yield
     except OSError as error:

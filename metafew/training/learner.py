@@ -20,16 +20,16 @@ from metafew.training.schedules import follow
 
 
 class Learner(Evaluator):
-    """Train a backbone through a head, and measure it through that head and others.
+    """Train a backbone with a head, and evaluate it with that head and others.
 
     Args:
         backbone: the feature extractor.
-        heads: heads by name; the first one trains, the others only measure and are frozen.
+        heads: heads by name; the first one is trained, the others are frozen and only evaluate.
         objective: what a training step minimises.
         optimizer: makes an optimizer from parameter groups.
-        schedule: makes a learning-rate schedule from the optimizer; it advances once a step.
-        queries: which test queries are labelled at once: all ``together``, a ``single`` one, or those of one ``class``.
-        provenance: plain values that every checkpoint carries to describe itself.
+        schedule: makes a learning-rate schedule from the optimizer; stepped once per training step.
+        queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
+        provenance: plain values stored in every checkpoint to describe it.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Learner(Evaluator):
         return loss
 
     def on_before_optimizer_step(self, _) -> None:
-        """Update running moments and inner optimizers with what the step recorded."""
+        """Update running moments and inner optimizers with the values recorded in the step."""
         commit(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimizer and a schedule that advances once a step."""
+        """Return the optimizer and a schedule that is stepped once per training step."""
         undecayed = {id(p) for p in meta_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in trainable if id(p) not in undecayed]

@@ -1,4 +1,4 @@
-"""Raise UsageError with settings that need less memory when memory runs out."""
+"""Suggest settings that need less memory when memory runs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metafew.training.learner import Learner
 
 @contextmanager
 def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
-    """Raise UsageError, with three settings that need less memory, if memory runs out inside."""
+    """Raise UsageError with three settings that need less memory if memory runs out inside this context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -31,7 +31,7 @@ def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
 
 
 def smaller(learner: Learner, split: str) -> tuple[str, str]:
-    """Return two settings with which a step of ``split`` needs less memory."""
+    """Return two settings that reduce the memory of a step of ``split``."""
     heads = [learner.trained] if split == "train" else [*learner.heads]
     options = {name: learner.heads[name].memory_option for name in heads if learner.heads[name].adapts_backbone}
     name = next((name for name, option in options.items() if option), None)

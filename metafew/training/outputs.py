@@ -1,4 +1,4 @@
-"""Write the outputs of a run: results.json, tasks.csv, figures, and what loggers receive."""
+"""Write the outputs of a run: results.json, tasks.csv, figures, and entries of loggers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from metafew.analysis import run_plots
+from metafew.config.option_values import as_list
 from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.evaluation import results
 from metafew.io import write_json
 from metafew.loggers.publish import publish
-from metafew.training.factory import as_list
 from metafew.training.parts import Parts
 from metafew.training.stages import Outcome
 
 log = logging.getLogger(__name__)
 
 SHOWN = 3
-"""Test tasks that loggers show."""
+"""Number of test tasks that loggers show."""
 
 
 def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
@@ -31,13 +31,13 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
 
     Args:
         parts: the parts of the run.
-        outcome: what its stages returned.
+        outcome: the outcome of its stages.
         unsolved: number of tasks that each solver did not solve on this rank.
     """
     learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
     trained_on = source.components("train")
     sources = {component.title: component in trained_on for component in source.components("test")}
-    # None without a validation; a resumed training may have had some before.
+    # None without validation; a resumed training may have validated earlier.
     best = parts.checkpoints.best_model_score if parts.data.val.total else None
     validation = {} if best is None else {"accuracy": best.item(), "failed": parts.checkpoints.failed}
     report = {
@@ -64,7 +64,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     }
     if failed := results.failures(report["metrics"]):
         log.warning(
-            "%s, where queries have logits that are not finite and count as wrong: training, or adaptation to a task, "
+            "%s, as some queries have logits that are not finite and count as wrong: training or adaptation to a task "
             "diverged, or the data overflow; a smaller optimizer.lr or head.lr, or smaller vectors, may help",
             ", ".join(failed),
         )
@@ -89,7 +89,7 @@ def write_outputs(report: dict, parts: Parts) -> None:
 
 
 def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor]]:
-    """Yield the first ``count`` test tasks with their predictions; none without a test or without images."""
+    """Yield the first ``count`` test tasks with their predictions; nothing without a test or without images."""
     learner, data = parts.learner, parts.data
     if learner.tables and data.source.image_size > 1:
         for index in range(min(count, data.test[0].total)):

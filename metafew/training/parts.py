@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from metafew.callbacks.checkpoints import Checkpoints
 from metafew.config.carried import carried, training_options
+from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.distributed.launcher import job_of_queue
@@ -19,23 +20,23 @@ from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
-from metafew.training.factory import as_list, make, make_data, make_learner, make_source
+from metafew.training.factory import make, make_data, make_learner, make_source
 from metafew.training.learner import Learner
 from metafew.training.trainer import make_trainer
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run consists of.
+    """The parts of a run.
 
     Attributes:
         source: the dataset.
         learner: backbone, heads and objective, with the weights of ``start`` if there is one.
         data: tasks of every split.
         trainer: the Lightning Trainer.
-        stages: what the run does: some of fit, test and analyze.
+        stages: the stages of the run, a subset of fit, test and analyze.
         start: the checkpoint that ``ckpt`` names.
-        resumes: whether the run resumes the training of ``start``, rather than start a new one from its weights.
+        resumes: whether the run resumes the training of ``start`` instead of starting a new one from its weights.
         config: the resolved configuration, as plain values.
         out: folder of the run.
     """
@@ -62,12 +63,12 @@ class Parts:
 
     @property
     def selects_on_validation(self) -> bool:
-        """Whether the run itself makes this selection: one that only trains leaves it to later."""
+        """Whether this run makes the selection; a run that only trains leaves it to a later run."""
         return self.selects_options and self.stages != ["fit"]
 
     @property
     def first_candidates(self) -> list[str]:
-        """What to type so that each head takes its first candidate, and nothing is selected."""
+        """Overrides with which each head uses its first candidate, and nothing is selected."""
         words = []
         for name, head in self.learner.heads.items():
             group = "head" if name == self.learner.trained else f"evaluate.{name}"
@@ -90,9 +91,9 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     """Build all parts of a run.
 
     Args:
-        cfg: the composed configuration, whose options have been checked.
+        cfg: the composed configuration, with checked options.
         choices: the option chosen for each group.
-        overrides: the overrides, which checkpoints carry.
+        overrides: the overrides, which are stored in checkpoints.
         out: folder of the run.
 
     Raises:
@@ -115,15 +116,17 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
     learner = make_learner(cfg, source, provenance, trained, fits)
-    learner.provenance["model"] = {  # all that metafew.load needs to make the model
+    learner.provenance["model"] = {  # everything that metafew.load needs to build the model
         "images": {"channels": source.channels, "image_size": source.image_size},
         "trained": learner.objective.trains_head,
         **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("backbone", "norm", "head")},
     }
+    if str(cfg.trainer.get("precision")).startswith("64"):
+        learner.double()  # Lightning does so too, but after it has loaded a checkpoint into float32
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
     if start is not None and "data" in start["metafew"]:
-        no_effect["dataset"] += ("root",)  # the images are compared themselves
+        no_effect["dataset"] += ("root",)  # the images themselves are compared
     data = make_data(cfg, source, learner.objective)
     training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)

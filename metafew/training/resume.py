@@ -7,11 +7,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.config.paths import typed_in
@@ -29,22 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def newest_of_this_run() -> str | None:
-    """Return the newest checkpoint in the folder of this run; None if there is none yet.
-
-    Raises:
-        UsageError: if neither the command line nor a main configuration of the user's own sets this folder.
-    """
-    hydra = HydraConfig.get()
-    key, part = ("hydra.run.dir", hydra.run) if hydra.mode == RunMode.RUN else ("hydra.sweep.dir", hydra.sweep)
-    folder: Any = OmegaConf.to_container(OmegaConf.masked_copy(cast(DictConfig, part), "dir"), resolve=False)
-    if "${now:" in folder["dir"]:  # as conf/train.yaml has it
-        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
-    file = newest(Path(hydra.runtime.output_dir))
+    """Return the newest checkpoint in the folder of this run, or None."""
+    file = newest(Path(HydraConfig.get().runtime.output_dir))
     return None if file is None else str(file)
 
 
 def newest_of_this_job(out: Path) -> str | None:
-    """Return the newest checkpoint that this job wrote into ``out`` before its queue stopped it; None without one."""
+    """Return the newest checkpoint that this job wrote to ``out`` before its queue stopped it, or None."""
     if not any((out / "checkpoints").glob("*.ckpt")):
         return None
     file = newest(out)
@@ -52,10 +41,10 @@ def newest_of_this_job(out: Path) -> str | None:
 
 
 def newest(out: Path) -> Path | None:
-    """Return the newest readable checkpoint of the run in ``out``, and warn of newer ones that cannot be read.
+    """Return the newest readable checkpoint of the run in ``out``, and warn about newer unreadable ones.
 
     Raises:
-        UsageError: if there are checkpoints, and none can be read.
+        UsageError: if there are checkpoints but none can be read.
     """
     files = sorted((out / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for number, file in enumerate(files, 1):
@@ -79,45 +68,45 @@ def is_same_training(
     evaluation_options: Mapping[str, Sequence[str]],
     data: FewShot,
 ) -> bool:
-    """Return whether a run resumes the training of a checkpoint; if not, it only starts from its weights.
+    """Return whether a run resumes the training of a checkpoint rather than only starting from its weights.
 
     Args:
         start: the content of the checkpoint.
         training: :func:`metafew.config.carried.training_options` of this run.
         ckpt: path of the checkpoint.
         out: folder of this run.
-        evaluation_options: for groups, the names of their options that have no effect on training.
-        data: the data of this run, whose stores are built if the options are the same.
+        evaluation_options: for each group, the names of options that have no effect on training.
+        data: the data of this run, whose stores are built if the options are equal.
 
     Raises:
-        UsageError: if another training would start in the folder of the checkpoint.
+        UsageError: if a different training would start in the folder of the checkpoint.
     """
     before, now = (
         without_evaluation(options, evaluation_options)
         for options in (add_options(start["metafew"]["training"], training), training)
     )
     changed = [group for group in now if before.get(group) != now[group]]
-    if not changed and "resume" in start:  # checkpoints of earlier versions lack it
+    if not changed and "resume" in start:  # missing from checkpoints of earlier versions
         return is_same_data(start, ckpt, out, data)
     if changed and Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"expected the options with which the training in this folder began, and those typed below "
-            f"{' and '.join(changed)} are not those of {ckpt}: leave them out, or type another hydra.run.dir with "
-            f"{to_paste('ckpt', ckpt)} for a new training from its weights"
+            f"expected the options of the training in this folder, got different ones for {' and '.join(changed)} than "
+            f"in {ckpt}: leave them out, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new "
+            "training from its weights"
         )
     log.warning("%s is from another training: starting a new training from its weights", ckpt)
     return False
 
 
 def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
-    """Return whether the images of ``data`` are those with which the training of a checkpoint began.
+    """Return whether the images of ``data`` are those at the start of the training of a checkpoint.
 
     Raises:
-        UsageError: if they are not, and the checkpoint is in the folder of this run.
+        UsageError: if they differ and the checkpoint is in the folder of this run.
     """
     before, trained_on = start["metafew"].get("data"), data.source.components("train")
     if before is None:
-        log.warning("%s is of an earlier version, which did not record its images: they are not compared", ckpt)
+        log.warning("%s is of an earlier version, which did not record its images, so they are not compared", ckpt)
         return True
     data.prepare_data()
     now = {source.title: summary_of(source, data.folder(source)) for source in trained_on}
@@ -127,21 +116,20 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
     differences = "; ".join(describe_change(title, before.get(title), now[title]) for title in changed)
     if Path(ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"expected the images with which the training in this folder began, got others ({differences}): bring "
-            f"those back, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its "
-            "weights"
+            f"expected the images with which the training in this folder began, got others ({differences}): restore "
+            f"them, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its weights"
         )
     log.warning("%s was trained on other images (%s): starting a new training from its weights", ckpt, differences)
     return False
 
 
 def recorded(summary: dict) -> dict:
-    """Return the part of a summary of data that checkpoints carry: the fingerprint and the sizes of splits."""
+    """Return the part of a data summary that checkpoints store: the fingerprint and the sizes of splits."""
     return {key: summary[key] for key in ("fingerprint", "classes", "images")}
 
 
 def describe_change(title: str, before: dict | None, now: dict) -> str:
-    """Return in which numbers of classes and images a dataset differs from that of a checkpoint.
+    """Describe how the counts of classes and images of a dataset differ from those in a checkpoint.
 
     >>> before, now = ({"images": {"train": 9, "val": 4}, "classes": {"train": n, "val": 1}} for n in (3, 2))
     >>> describe_change("folder", before, now)
@@ -157,7 +145,7 @@ def describe_change(title: str, before: dict | None, now: dict) -> str:
 
 
 def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence[str]]) -> dict:
-    """Return what a training depends on, without the options of groups that only matter in evaluation."""
+    """Return the options that a training depends on, without those that only matter in evaluation."""
     return training | {
         group: {key: value for key, value in training[group].items() if key not in options}
         for group, options in evaluation_options.items()
@@ -165,10 +153,10 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
 
 
 def take_over(out: Path, ckpt: Path | None) -> None:
-    """Make the folder of a run that of one training, the one that ``ckpt`` resumes, or else a new one.
+    """Prepare the output folder for this training.
 
-    Checkpoints of another training are set aside, so that none of them is later taken for one of this run. What a
-    resumed run needs of the run that wrote ``ckpt`` is copied: checkpoints and metrics.csv.
+    Checkpoints of another training are renamed, so that they are never mistaken for checkpoints of this run. The
+    history of a resumed training is copied: checkpoints and metrics.csv.
 
     Args:
         out: folder of the run.
@@ -184,11 +172,11 @@ def take_over(out: Path, ckpt: Path | None) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a folder of checkpoints by appending ``-1``, or the first number that is free."""
+    """Rename a folder of checkpoints by appending ``-1``, or the first free number."""
     if any(folder.glob("*.ckpt")):
         aside = next(path for path in numbered(folder) if not path.exists())
         folder.rename(aside)
-        log.warning("%s held checkpoints of another training: they are now in %s", folder, aside)
+        log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 
 def copy_history(ckpt: Path, out: Path) -> None:
@@ -197,7 +185,7 @@ def copy_history(ckpt: Path, out: Path) -> None:
     best = ckpt.with_name("best.ckpt")
     copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
     if best.is_file() and checkpoint.read(best)["global_step"] > checkpoint.read(ckpt)["global_step"]:
-        log.warning("%s was written after the step of %s, from which the training resumes: it is left out", best, ckpt)
+        log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)
         (folder / "best.ckpt").unlink(missing_ok=True)
     else:
         copies = {best: folder / "best.ckpt"} | copies
@@ -209,7 +197,7 @@ def copy_history(ckpt: Path, out: Path) -> None:
 
 
 def exit_after_signal(out: Path) -> NoReturn:
-    """Report how to resume the run in ``out``, which a signal stopped, and exit with the code of that signal."""
+    """Report how to resume the run in ``out`` after a signal stopped it, and exit with the code of that signal."""
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
     message = f"a signal stopped the run before its end: type the same command again with {advice(out)}"
@@ -219,7 +207,7 @@ def exit_after_signal(out: Path) -> NoReturn:
 
 
 def advice(out: Path) -> str:
-    """Return the words that resume the training in ``out``, added to its command."""
+    """Return the overrides that, added to its command, resume the training in ``out``."""
     sweep = typed_in() / HydraConfig.get().sweep.dir
     folder = ("hydra.sweep.dir", sweep) if out.is_relative_to(sweep) else ("hydra.run.dir", out)
     return f"ckpt=last {to_paste(*folder)}"

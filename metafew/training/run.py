@@ -26,12 +26,12 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
     Args:
         cfg: the composed configuration.
         choices: the option chosen for each group.
-        overrides: the overrides, which checkpoints carry.
-        out: folder for all outputs of the run.
+        overrides: the overrides, which are stored in checkpoints.
+        out: output folder of the run.
 
     Raises:
-        UsageError: if the configuration cannot be run, which is raised before images are read where possible, or the
-            disk is full.
+        UsageError: if the configuration cannot be run (raised before images are read where possible), or the disk is
+            full.
     """
     silence_lightning()
     try:
@@ -66,16 +66,17 @@ def silence_lightning() -> None:
     """Silence messages of Lightning and torch that the user cannot act on."""
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    # What callbacks print is asked for: a summary of the model, early stopping with verbose=True.
+    # The user requested what callbacks print: a model summary, early stopping with verbose=True.
     logging.getLogger("pytorch_lightning.callbacks").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
         ".*smaller than the logging interval.*",
         ".*your dataloader is not resumable.*",  # ours starts at the step of the checkpoint
-        ".*Grad strides do not match bucket view strides.*",  # with one channel both layouts are the same
+        ".*Grad strides do not match bucket view strides.*",  # with one channel, both layouts are the same
         ".*isinstance.treespec, LeafSpec.*",
         ".*AMP with fp16 is not supported on CPU.*",  # make_trainer warns of it
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*`srun` command is available.*",  # on every machine of a cluster, for runs of one process too
     ):
         warnings.filterwarnings("ignore", message)

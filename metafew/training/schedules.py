@@ -1,4 +1,4 @@
-"""Learning-rate schedules that torch does not have."""
+"""Learning-rate schedules that torch does not provide."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since:
         optimizer: the optimizer.
         steps: number of training steps.
         factors: factors of the initial learning rate.
-        since: where each factor begins, as a fraction of ``steps``: increasing, from 0.
+        since: the start of each factor as a fraction of ``steps``, increasing from 0.
 
     Raises:
-        UsageError: if ``since`` is not one increasing fraction for each factor.
+        UsageError: if ``since`` does not have one increasing fraction per factor.
     """
     if len(factors) != len(since) or list(since) != sorted(since) or list(since[:1]) != [0]:
         raise UsageError(
@@ -38,12 +38,12 @@ def piecewise(optimizer: Optimizer, steps: int, factors: Sequence[float], since:
 
 
 def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) -> None:
-    """Set the learning rate of a checkpoint to that of this run's schedule at its step; warn if it changes.
+    """Set the learning rate of a checkpoint to the value of this run's schedule at its step; warn if it changes.
 
-    A schedule depends on the step and on ``trainer.max_steps``, which may be larger than before.
+    The schedule depends on the step and on ``trainer.max_steps``, which may have been increased.
 
     Args:
-        checkpoint: the checkpoint that is about to be restored; its optimizer and schedule states are changed.
+        checkpoint: the checkpoint to be restored; its optimizer and schedule states are changed in place.
         make_optimizer: makes an optimizer from parameter groups.
         make_schedule: makes the schedule from the optimizer.
     """
@@ -57,7 +57,7 @@ def follow(checkpoint: dict, make_optimizer: Callable, make_schedule: Callable) 
         before, group["lr"] = group["lr"], now
     if before != now:
         log.warning(
-            "the learning rate after step %d was %g and goes on at %g, its value in the schedule of the current "
+            "the learning rate after step %d was %g and continues at %g, the value of the schedule for the current "
             "trainer.max_steps",
             *(checkpoint["global_step"], before, now),
         )

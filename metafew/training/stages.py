@@ -1,4 +1,4 @@
-"""The stages of a run: fit, the selection of options on validation tasks, test, analyze."""
+"""The stages of a run: fit, selection of options on validation tasks, test, analyze."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What the stages of a run return in addition to the metrics that the learner collects.
+    """The results of the stages of a run, except the metrics that the learner collects.
 
     Attributes:
         seconds: duration of each stage.
         finished: False if ``trainer.max_time`` ended training before its last step.
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
-        chosen: for each head with candidates, the options that were best on validation tasks.
-        analysis: the main figures of ``analyze``.
-        data: for each component of the data, the fingerprint of its content and its summary.
+        chosen: for each head with candidates, the best options on validation tasks.
+        analysis: the scalar measures of ``analyze``.
+        data: for each dataset, the fingerprint of its content and its summary.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def run_stages(parts: Parts) -> Outcome:
     """
     learner, data, trainer = parts.learner, parts.data, parts.trainer
     outcome = Outcome()
-    # Before Lightning launches other ranks, which would wait forever if this one failed to build a store.
+    # Before Lightning launches other ranks, which would wait forever if this rank failed to build a store.
     data.prepare_data()
     outcome.data = report_data(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
@@ -73,14 +73,14 @@ def run_stages(parts: Parts) -> Outcome:
 
 
 def resumed(parts: Parts) -> Path | None:
-    """Prepare the folder of the run for its training; return the checkpoint that it resumes, None without one."""
+    """Prepare the output folder for training, and return the checkpoint to resume, or None."""
     ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
     resume.take_over(parts.out.resolve(), ckpt)
     return ckpt
 
 
 def report_end(parts: Parts) -> bool:
-    """Return whether training is finished, and log why it ended before ``trainer.max_steps``.
+    """Return whether training is finished, and log the reason if it ended before ``trainer.max_steps``.
 
     Raises:
         UsageError: if it ended before its first step.
@@ -108,18 +108,18 @@ def report_end(parts: Parts) -> bool:
 
 
 def load_selected(parts: Parts) -> str:
-    """Load the weights of the checkpoint that ``test.select`` names, and return which it was."""
+    """Load the weights of the checkpoint that ``test.select`` names, and return its name."""
     folder, which = parts.checkpoints.folder, parts.config["test"]["select"]
     if not parts.data.val.total:
-        log.info("no validation took place, as val.total=0: best.ckpt holds the last weights, as last.ckpt does")
+        log.info("no validation took place, as val.total=0: best.ckpt and last.ckpt hold the last weights")
         which = "last"
     if which == "best" and not parts.checkpoints.best_model_path:
-        log.warning("no validation took place in this run, so that the last weights are tested")
+        log.warning("no validation took place in this run: the last weights are tested")
         which = "last"
     if parts.checkpoints.failed:
         log.warning(
-            "every validation had tasks that failed, as some of their logits are not finite: best.ckpt is of the one "
-            "with the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
+            "every validation had failed tasks, with logits that are not finite: best.ckpt is from the validation with "
+            "the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
             *(parts.checkpoints.failed, parts.config["val"]["total"]),
         )
     parts.learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])

@@ -1,4 +1,4 @@
-"""Check that the classes and images of a dataset suffice for the tasks of a run; if they do not, say what to type."""
+"""Check that a dataset has enough classes and images for the tasks of a run; if not, suggest options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metafew.training.parts import Parts
 SHARES: dict[int, list[float]] = {1: [1], 2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
 """Fractions of classes for one to three splits, with which each gets two of at least two classes a split."""
 PARTS = {"val": "validation", "test": "test", "analyze": "analysis"}
-"""Parts of a run that it may do without, in words."""
+"""Optional parts of a run, in words."""
 
 
 class Needed(NamedTuple):
@@ -22,7 +22,7 @@ class Needed(NamedTuple):
 
     Attributes:
         spec: the tasks.
-        part: the stage that draws them, or ``val`` for the validation tasks of training and of the choice of options.
+        part: the stage that draws them, or ``val`` for validation during training and the selection of options.
     """
 
     spec: TaskSpec | Minibatches
@@ -33,7 +33,7 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
     """Check the classes and images of each split that the run uses.
 
     Raises:
-        UsageError: if they do not suffice; the message gives options with which they do, for all splits at once.
+        UsageError: if there are too few; the message suggests options for all splits at once.
     """
     needs = list(needed_tasks(parts))
     drawn_from = [(need, component) for need in needs for component in parts.source.components(need.spec.split)]
@@ -48,7 +48,7 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
                 f"expected {option} to be at least {datasets}, one task for each dataset of the mixture, got "
                 f"{spec.total}: type {option}={100 * datasets}"
             )
-        if isinstance(spec, TaskSpec):  # tasks to analyze are specified by the options of the test
+        if isinstance(spec, TaskSpec):  # the options of the test specify the tasks to analyze
             lacks = spec.shortages(categories, component.title, "test" if need.part == "analyze" else None)
         else:
             lacks = spec.shortages(categories, component.title)
@@ -74,7 +74,7 @@ def needed_tasks(parts: Parts) -> Iterator[Needed]:
 
 
 def raise_shortage(found: Sequence[tuple[Needed, Shortage]], needs: Sequence[Needed], parts: Parts) -> NoReturn:
-    """Raise UsageError for what is missing, with values of options for all of it, or else ways to do without."""
+    """Raise UsageError for the shortage, with option values that resolve it, or else with parts of the run to skip."""
     blocking = [(need, shortage) for need, shortage in found if not shortage.options]
     problems = "; ".join(dict.fromkeys(shortage.problem for _, shortage in blocking or found))
     if not blocking:
@@ -97,7 +97,7 @@ def upper_bound(value: int | str) -> int:
 
 
 def words_without(dropped: Collection[str], parts: Parts) -> list[str]:
-    """Return what to type for a run without some of its parts, in a list; an empty one if nothing would be left."""
+    """Return, in a list, what to type for a run without some of its parts; empty if no part would remain."""
     stages = [stage for stage in parts.stages if stage not in dropped]
     if not stages or "fit" in dropped:
         return []
@@ -111,9 +111,9 @@ def words_without(dropped: Collection[str], parts: Parts) -> list[str]:
 
 
 def other_division(needs: Sequence[Needed], parts: Parts) -> list[str]:
-    """Return what to type so that each split that is needed has two classes, in a list; an empty one if none can.
+    """Return, in a list, what to type so that each required split has two classes; empty if that is impossible.
 
-    As many parts of the run as possible are kept.
+    Keeps as many parts of the run as possible.
     """
     count = sum(map(len, parts.source.splits().values()))
     for without in (set[str](), {"val"}, {"val", "test", "analyze"}):

@@ -1,4 +1,4 @@
-"""Make the Lightning Trainer of a run."""
+"""The Lightning Trainer of a run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.monitors import MonitorCheck
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.config.option_values import as_list
 from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
-from metafew.training.factory import as_list, attempt, make
+from metafew.training.factory import attempt, make
 from metafew.training.trainer_options import ADDED
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
 
     Args:
         cfg: the composed configuration.
-        trained: the head whose validation accuracy chooses the best checkpoint.
+        trained: the head whose validation accuracy selects the best checkpoint.
         loggers: the loggers; those of ``trainer.logger`` are appended.
         out: folder of the run.
     """
@@ -83,7 +84,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         _convert_="all",
     )
     check_processes(trainer)
-    if isinstance(options.get("profiler"), str):  # otherwise the report is only a message of Lightning's
+    if isinstance(options.get("profiler"), str):  # otherwise Lightning only logs the report
         trainer.profiler.dirpath, trainer.profiler.filename = out, "profile"
     if str(options.precision).startswith("16") and trainer.precision == "bf16-mixed":
         log.warning("a CPU does not train in float16: trainer.precision=%s is bf16-mixed here", options.precision)
@@ -140,11 +141,11 @@ def make_added(option: str, nodes: Any, kind: type) -> list:
 
     Args:
         option: ``callbacks`` or ``logger``.
-        nodes: its value: a configuration with ``_target_``, a list of them, or None.
-        kind: the class that each must have.
+        nodes: its value: a configuration with ``_target_``, a list of these, or None.
+        kind: the required class of each.
 
     Raises:
-        UsageError: if they are anything else.
+        UsageError: if one of them is not.
     """
     added = make_each(nodes)
     for each in added:

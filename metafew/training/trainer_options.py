@@ -57,11 +57,11 @@ OWNED = {
     "model_registry": Owned(None, "checkpoints are written to the folder of the run", "type logger=wandb"),
     "default_root_dir": Owned(None, "all outputs are written to the folder of the run", "type hydra.run.dir=DIR"),
     "enable_autolog_hparams": Owned(True, "loggers always receive the configuration", LEAVE_OUT),
-    "inference_mode": Owned(False, "heads that adapt take gradients in evaluation", LEAVE_OUT),
+    "inference_mode": Owned(False, "adapting heads compute gradients in evaluation", LEAVE_OUT),
     "use_distributed_sampler": Owned(False, "processes divide the tasks of each meta-batch", LEAVE_OUT),
-    "sync_batchnorm": Owned(False, "a norm says itself what it reduces over processes", "type norm=batch_shared"),
+    "sync_batchnorm": Owned(False, "each norm defines what it reduces over processes", "type norm=batch_shared"),
 }
-"""Arguments that belong to metafew. The others act, as conf/trainer/default.yaml says."""
+"""Arguments owned by metafew. The others have an effect, described in conf/trainer/default.yaml."""
 
 
 class Words(NamedTuple):

@@ -1,4 +1,4 @@
-"""A comparison of finished runs: its measurements, their paired differences, and the best of each column."""
+"""A comparison of finished runs: measurements, paired differences, and the best row per column."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ TASK_STREAM = ("test.seed", "test.query", "test.total")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measure of the runs of a row.
+    """One measure of the runs in a row.
 
     Attributes:
         mean: over tasks, then over seeds; None if a run diverged.
         ci95: half width of the 95 % interval: over tasks for one seed, else the t-interval over the means of the seeds.
         error: the corresponding standard error.
         tasks: the number of test tasks.
-        runs: one for each seed.
-        accuracies: of each test task, averaged over seeds; empty if unknown, or if the tasks differ between seeds.
-        seeds: the mean of each seed.
-        task_stream: the values of :data:`TASK_STREAM`, or another key that equal test tasks share; None if unknown.
-        lower_bound: whether some seed would have measured more had its training continued.
+        runs: one run per seed.
+        accuracies: the accuracy of each test task, averaged over seeds; empty if unknown, or if tasks differ between
+            seeds.
+        seeds: the mean for each seed.
+        task_stream: the values of :data:`TASK_STREAM`, or another key that identifies the test tasks; None if unknown.
+        lower_bound: whether some seed would have measured more if its training had continued.
         failed: the number of test tasks that failed, over all seeds; 0 if unknown.
     """
 
@@ -49,7 +50,7 @@ class Measurement:
 
 
 class Difference(NamedTuple):
-    """The difference of two measurements: over the same seeds or tasks if ``paired``, else of two means."""
+    """The difference of two measurements, over the same seeds or tasks if ``paired``, else of two means."""
 
     mean: float
     ci95: float | None
@@ -58,16 +59,16 @@ class Difference(NamedTuple):
 
 @dataclass
 class Comparison:
-    """Rows, columns and measurements, by the number of the row and by column.
+    """Rows and columns, and measurements by row number and column.
 
     Attributes:
         rows: runs with equal settings.
         columns: the measures and their names.
-        cells: the measurements; absent for a row without the measure.
-        common: overrides that all runs share.
+        cells: the measurements; missing for rows without the measure.
+        common: overrides shared by all runs.
         top: the best row of each column and the rows that do not differ from it.
-        differences: to the best row, or to the reference.
-        average_ranks: of each row over columns; None without several columns.
+        differences: differences to the best row, or to the reference.
+        average_ranks: the average rank of each row over columns; None for a single column.
     """
 
     rows: list[Row]
@@ -83,7 +84,7 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
     """Compare finished runs.
 
     Args:
-        runs: tested ones.
+        runs: tested runs.
         against: overrides that identify the reference row of differences; by default the best row of each column.
 
     Raises:
@@ -117,12 +118,12 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
 
 
 def measure(row: Row, column: Column) -> Measurement | None:
-    """Return the measurement of a row in a column; None if its runs lack the measure."""
+    """Return the measurement of a row in a column; None if the runs do not have the measure."""
     measured = [(run, value) for run in row.runs if (value := column.measure(run))]
     if not measured:
         return None
     runs, values = zip(*measured, strict=True)
-    if column.baseline and all(value == values[0] for value in values):  # nothing is trained: seeds are not repetitions
+    if column.baseline and all(value == values[0] for value in values):  # untrained: seeds are not repetitions
         runs, values = runs[:1], values[:1]
     accuracies = [column.task_accuracies(run) for run in runs]
     streams = {task_stream(run) for run in runs}
@@ -144,7 +145,7 @@ def measure(row: Row, column: Column) -> Measurement | None:
 
 
 def difference(ours: Measurement, theirs: Measurement) -> Difference:
-    """Return ``ours`` minus ``theirs``, paired by the same seeds, else by the same tasks, else unpaired.
+    """Return ``ours`` minus ``theirs``, paired by seeds if these are equal, else by tasks if these are, else unpaired.
 
     Neither may have diverged.
     """
@@ -163,12 +164,12 @@ def difference(ours: Measurement, theirs: Measurement) -> Difference:
 
 
 def share_seeds(cells: Sequence[Measurement]) -> bool:
-    """Return whether measurements have the same seeds, two or more."""
+    """Return whether measurements share their seeds, of which there are two or more."""
     return len(cells[0].seeds) > 1 and all(cell.seeds.keys() == cells[0].seeds.keys() for cell in cells)
 
 
 def average_ranks(comparison: Comparison) -> np.ndarray | None:
-    """Return the average rank of each row over the columns, at least two, in which all rows saw the same tasks."""
+    """Return the average rank of each row over columns, at least two, in which all rows share the test tasks."""
     rows, columns = range(len(comparison.rows)), comparison.columns
     pooled = {column._replace(source=None) for column in columns if column.source is not None}
     ranked = []
@@ -186,7 +187,7 @@ def average_ranks(comparison: Comparison) -> np.ndarray | None:
 
 
 def find_row(rows: Sequence[Row], against: str) -> int:
-    """Return the number of the row that has the overrides ``against``."""
+    """Return the number of the row with the overrides ``against``."""
     found = []
     for number, row in enumerate(rows):
         overrides = {f"{key}={format_value(value)}" for key, value in row.runs[0].values.items()}

@@ -28,12 +28,12 @@ from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_failed
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
-ROW = "row"  # a setting that separates the lines of different rows and is left out of labels
+ROW = "row"  # a setting that separates lines of different rows and is omitted from labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
-    """Draw the figures that the runs have data for, as PNG and SVG.
+    """Draw all figures for which the runs have data, as PNG and SVG.
 
     Args:
         comparison: the tested runs.
@@ -41,7 +41,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         folder: the folder to write to.
 
     Returns:
-        The PNG files by name, and the figures that the runs do not permit, with the reason.
+        The PNG files by name, and the omitted figures with the reasons.
     """
     files, omitted = {}, []
     for draw in (accuracy_over_shots, queries_at_once):
@@ -68,7 +68,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
 
 
 def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
-    """Return the folders of validated trainings, one for each seed, by label; empty for a single training."""
+    """Return the folders of validated trainings, one per seed, by label; empty for a single training."""
     runs = [run for run in compared_runs(comparison) if run.validations]
     kept = [{key: value for key, value in run.settings.items() if not key.startswith("test.")} for run in runs]
     lines = group_lines((run, settings, run.seed, run.folder) for run, settings in zip(runs, kept, strict=True))
@@ -77,7 +77,7 @@ def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
 
 
 def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
-    """Return, by label, the folders of runs that differ only in seed and outer learning rate, of two rates or more."""
+    """Return, by label, the folders of runs that only differ in seed and outer learning rate, for two or more rates."""
     key = "optimizer.lr"
     points = ((run, without(run.settings, key), run.values.get(key), run.folder) for run in compared_runs(comparison))
     return {label: list(chain(*rates.values())) for label, rates in group_lines(points, least=2)}
@@ -91,7 +91,7 @@ def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
 
 
 def accuracy_over_shots(comparison: Comparison) -> Figure | None:
-    """Draw test accuracy over the shot, a line for each row and head tested with two shots or more."""
+    """Draw test accuracy over the number of shots, one line per row and head tested with at least two shots."""
     points = []
     for i, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
@@ -101,7 +101,7 @@ def accuracy_over_shots(comparison: Comparison) -> Figure | None:
     if not lines:
         return None
     figure, axes = canvas("shot (support images of a class)", "test accuracy (%)")
-    offset = min(0.1, 0.6 / len(lines))  # keeps intervals from hiding one another
+    offset = min(0.1, 0.6 / len(lines))  # keeps intervals from overlapping
     for number, (label, cells) in enumerate(lines):
         shots = sorted(cells)
         label += format_failed(sum(cells[shot][-1].failed for shot in shots))
@@ -113,7 +113,7 @@ def accuracy_over_shots(comparison: Comparison) -> Figure | None:
 
 
 def queries_at_once(comparison: Comparison) -> Figure | None:
-    """Draw test accuracy as bars, one for each value of ``test.queries``, of rows tested with two values or more."""
+    """Draw test accuracy as bars, one per value of ``test.queries``, for rows tested with at least two values."""
     points = []
     for _, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
@@ -142,7 +142,7 @@ def queries_at_once(comparison: Comparison) -> Figure | None:
 
 
 def most_shared(cells: Mapping[str, list[Measurement]], mode: str) -> Measurement:
-    """Return the measurement of a mode; of several, the one whose checkpoints most other modes started from too."""
+    """Return the measurement of a mode; of several, the one whose checkpoints are shared by most other modes."""
 
     def checkpoints(cell: Measurement) -> set:
         return {run.values.get("ckpt") for run in cell.runs}
@@ -157,7 +157,7 @@ def compared_runs(comparison: Comparison) -> list[Run]:
 
 
 def plottable_cells(comparison: Comparison) -> Iterator[tuple[int, Column, Measurement]]:
-    """Yield row, column and measurement of heads that did not diverge, over all test tasks."""
+    """Yield row, column and measurement, over all test tasks, for heads that did not diverge."""
     for (i, column), cell in comparison.cells.items():
         if not column.baseline and column.source is None and cell.mean is not None:
             yield i, column, cell
@@ -172,12 +172,12 @@ def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) ->
     """Group points with equal settings into lines.
 
     Args:
-        points: each a run, the settings of its line, its abscissa and its value.
-        least: lines with fewer distinct abscissas are left out.
+        points: for each point, its run, the settings of its line, its abscissa and its value.
+        least: lines with fewer distinct abscissas are dropped.
 
     Returns:
-        The label of each line, with the settings in which lines differ and a mark if it is transductive, and the values
-        by abscissa.
+        The values by abscissa for each line, by label; labels contain the settings in which lines differ, and a mark
+        for transductive lines.
     """
     lines: dict[str, tuple[Run, dict, dict]] = {}
     for run, settings, x, value in points:

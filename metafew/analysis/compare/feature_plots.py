@@ -1,7 +1,7 @@
 """Figures of the features of several runs, from analysis.json. Imports no torch.
 
-Each function takes the folders of runs by label, one folder for each seed, and the PNG to write; an SVG is written next
-to it. Runs without the data are left out; UsageError is raised if none has them.
+Each function takes the folders of runs by label, one folder per seed, and the PNG to write; an SVG is written next to
+it. Runs without the required data are left out; UsageError is raised if none has them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BINS = 20
 
 
 def projections(folders: Folders, file: Path) -> None:
-    """Draw the same classes in their discriminant plane and in their principal plane, one column for each label.
+    """Draw the same classes in the discriminant plane and in the principal plane, one column per label.
 
     A column shows the first of its runs. The discriminant planes share one scale, as classes have unit variance there;
     the scale of principal components depends on the network.
@@ -58,7 +58,7 @@ def projections(folders: Folders, file: Path) -> None:
 
 
 def weight_distances(folders: Folders, file: Path) -> None:
-    """Draw histograms over tasks of the distance between weights before and after adaptation, with their medians."""
+    """Draw histograms over tasks of the distance between weights before and after adaptation, with medians."""
     found = read_analyses(folders, "distances")
     distances = {label: np.concatenate([each["distances"] for each in contents]) for label, contents in found.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(distances.values())), BINS)
@@ -78,9 +78,9 @@ def weight_distances(folders: Folders, file: Path) -> None:
 
 
 def alpha_curves(folders: Folders, file: Path) -> None:
-    """Draw alpha over the size of the context, a panel for each label and a line for each TaskNorm layer and seed.
+    """Draw alpha over the context size, one panel per label and one line per TaskNorm layer and seed.
 
-    Seeds are not averaged: the mean of a rising and a falling alpha would be a curve that no layer has.
+    Seeds are not averaged: the mean of a rising and a falling alpha would not resemble the curve of any layer.
     """
     found = read_analyses(folders, "alpha")
     columns = min(len(found), PANELS_PER_ROW)
@@ -104,7 +104,7 @@ def alpha_curves(folders: Folders, file: Path) -> None:
 
 
 def sufficient_conditions(folders: Folders, file: Path) -> None:
-    """Draw one-shot accuracy of pairs of classes over their variance ratio, of all seeds, with both lower bounds."""
+    """Draw one-shot accuracy of pairs of classes over their variance ratio, for all seeds, with both lower bounds."""
     found = read_analyses(folders, "sufficient_condition")
     points = {
         label: np.concatenate([each["sufficient_condition"]["points"] for each in contents])
@@ -120,7 +120,7 @@ def sufficient_conditions(folders: Folders, file: Path) -> None:
 
 
 def read_analyses(folders: Folders, key: str) -> dict[str, list[dict]]:
-    """Return the content of each analysis.json that has ``key``, by label."""
+    """Return the content of each analysis.json with ``key``, by label."""
     read = {label: [Run.in_folder(folder).analysis for folder in each] for label, each in folders.items()}
     found = {label: [content for content in each if content.get(key)] for label, each in read.items()}
     return require_any(found, folders, f"{key} in analysis.json", "stages=[analyze] ckpt=PATH")
@@ -130,7 +130,8 @@ def require_any(found: dict, folders: Folders, what: str, instead: str) -> dict:
     """Return the labels that have data.
 
     Raises:
-        UsageError: if none has; its message names what is missing, the folders, and the overrides that produce it.
+        UsageError: if none has data; the message names the missing data, the folders, and overrides that produce the
+            data.
     """
     kept = {label: each for label, each in found.items() if each}
     if not kept:
@@ -140,7 +141,7 @@ def require_any(found: dict, folders: Folders, what: str, instead: str) -> dict:
 
 
 def task_splits(found: Mapping[str, Iterable[dict]]) -> str:
-    """Name the splits that the tasks of analyses come from."""
+    """Name the splits of the analyzed tasks."""
     return f"{' or '.join(sorted({content['split'] for each in found.values() for content in each}))} tasks"
 
 

@@ -44,7 +44,7 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; max-width: 26rem; }
 def html_page(
     tables: Sequence[TextTable], comparison: Comparison, figures: Mapping[str, Path], omitted: Sequence[Omitted]
 ) -> str:
-    """Return a page of the tables, the figures, the learning curve of each run, and what was left out."""
+    """Return a page with the tables, figures, the learning curve of each run, and a list of omissions."""
     body = [table.html() for table in tables]
     for name, file in figures.items():
         title = name.replace("_", " ")

@@ -16,7 +16,7 @@ from metafew.evaluation.statistics import format_percent
 
 FILE = Path(__file__).with_name("published.yaml")
 NORMAL = 1.96
-"""Half width of a 95 % interval in standard errors, for published ones: over hundreds of tasks."""
+"""Half width of a published 95 % interval, over hundreds of tasks, in standard errors."""
 NOTES = [
     "ours and published in percent ± 95 % interval, the gap (ours minus published) in points",
     "dataset, way, shot and the settings in the row's name match; class splits, networks and budgets may differ",
@@ -25,7 +25,7 @@ NOTES = [
 
 @cache
 def published_results() -> list[tuple[dict, dict, str]]:
-    """Return every published result: the setting to match, its mean and 95 % interval, and its source."""
+    """Return, for every published result, the setting to match, its mean and 95 % interval, and its source."""
     found = []
     for table in yaml.safe_load(FILE.read_text(encoding="utf-8")):
         scale = NORMAL if table["spread"] == "standard error" else 1.0
@@ -38,7 +38,7 @@ def published_results() -> list[tuple[dict, dict, str]]:
 
 
 def published_table(comparison: Comparison) -> TextTable | None:
-    """Return the measurements with the published results for the same settings; None if there are none."""
+    """Return a table of measurements and published results for the same settings; None if there are none."""
     table = TextTable("Published results", ["ours", "published", "gap", "source"], notes=NOTES)
     for (i, column), cell in comparison.cells.items():
         for theirs, source in matching_results(cell.runs[0], column):

@@ -24,7 +24,7 @@ FIELDS = ("mean", "ci95", "standard_error", "seeds", "tasks", "failed", "transdu
 
 
 def report_tables(comparison: Comparison, against: str | None, spread: str) -> list[TextTable]:
-    """Return the table of accuracies, that of differences between rows, and that of published results, if any."""
+    """Return the tables of accuracies, of differences between rows, and of published results, if any."""
     tables = [accuracy_table(comparison, spread)]
     if len(comparison.rows) > 1:
         tables.append(difference_table(comparison, against))
@@ -33,7 +33,7 @@ def report_tables(comparison: Comparison, against: str | None, spread: str) -> l
 
 
 def accuracy_table(comparison: Comparison, spread: str) -> TextTable:
-    """Return the accuracies in percent, those of the top group in bold.
+    """Return a table of accuracies in percent, with the top group in bold.
 
     Args:
         comparison: the runs.
@@ -95,7 +95,7 @@ def accuracy_notes(comparison: Comparison, spread: str, several_seeds: bool) -> 
 
 
 def difference_table(comparison: Comparison, against: str | None) -> TextTable:
-    """Return the differences to the best row, or to the reference row, in points."""
+    """Return a table of differences to the best row, or to the reference row, in points."""
     differences = comparison.differences
     columns = {c: name for c, name in comparison.columns.items() if any(column == c for _, column in differences)}
     notes = ["mean ± 95 % confidence interval of the differences on the same test tasks"]
@@ -146,12 +146,12 @@ def write_report(
     Args:
         folder: the folder to write.
         comparison: the tested runs.
-        tables: those of the comparison.
+        tables: the tables of the comparison.
         runs: all runs, tested or analyzed.
         omitted: folders and files without a finished run.
 
     Returns:
-        The names of the files, and everything left out, figures included.
+        The names of the files, and all omissions, including figures.
 
     Raises:
         UsageError: if the folder cannot be written, or there is nothing to write.
@@ -186,7 +186,7 @@ def write_tables(folder: Path, comparison: Comparison, tables: Sequence[TextTabl
 
 
 def write_csv(file: TextIO, comparison: Comparison) -> None:
-    """Write one line for each measurement, with all digits."""
+    """Write one line per measurement, with full precision."""
     writer = csv.writer(file)
     writer.writerow(["runs", "measure", *FIELDS, "difference", "difference_ci95", "paired", "average_rank", "folders"])
     for (i, column), cell in comparison.cells.items():

@@ -14,15 +14,15 @@ from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 
 TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
-"""Settings that define the test tasks, and so distinguish columns instead of rows."""
+"""Settings that define the test tasks, and therefore distinguish columns instead of rows."""
 STARTS = ("ckpt", "backbone.weights")
-"""Checkpoints that a run starts from: they differ between seeds."""
+"""Options that name the checkpoint a run starts from, which differs between seeds."""
 TRAINED = "trained head"
 
 
 @dataclass
 class Row:
-    """Runs with equal settings, except for the seed and the test tasks."""
+    """Runs whose settings are equal except for the seed and the test tasks."""
 
     label: str
     runs: list[Run]
@@ -34,7 +34,7 @@ class Row:
 
 
 class Column(NamedTuple):
-    """A measure: its test tasks, its head or baseline, the number of its shot, and its dataset of a mixture."""
+    """A measure: its test tasks, head or baseline, index of the shot, and dataset of a mixture."""
 
     tasks: str
     head: str
@@ -53,16 +53,16 @@ class Column(NamedTuple):
         return run.report["metrics"].get("/".join(["test", self.head_of(run), *shot, *source, "accuracy"]))
 
     def task_accuracies(self, run: Run) -> dict[TaskKey, float]:
-        """Return the accuracy of each test task of a run; empty for baselines, which do not record them."""
+        """Return the accuracy of each test task of a run; empty for baselines, which do not record it."""
         return {} if self.baseline else run.task_accuracies(self.head_of(run), self.number, self.source)
 
     def head_of(self, run: Run) -> str:
-        """Return the head that the column measures of a run."""
+        """Return the head of a run that the column measures."""
         return run.heads[0] if self.head == TRAINED else self.head
 
 
 def group_rows(runs: Sequence[Run]) -> list[Row]:
-    """Group runs whose settings only differ in seed and tasks; checkpoints only separate runs of the same seed."""
+    """Group runs that only differ in seed and test tasks. Checkpoints only separate runs with the same seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(canonical(row_settings(run)), []).append(run)
@@ -88,7 +88,7 @@ def group_rows(runs: Sequence[Run]) -> list[Row]:
 def find_columns(runs: Sequence[Run]) -> dict[Column, str]:
     """Return the columns and their names.
 
-    If runs trained different heads and tested only those, one column holds the trained head of each.
+    If runs trained different heads and tested only those, one column contains the trained head of each run.
     """
     trained = len({run.heads[0] for run in runs}) > 1 and len({frozenset(run.heads) for run in runs}) > 1
     further = {head for run in runs for head in run.heads[trained:]}
@@ -135,10 +135,10 @@ def row_settings(run: Run) -> dict:
 
 
 def task_key(run: Run) -> str:
-    """Return a text that identifies the test tasks of a run."""
+    """Return a string that identifies the test tasks of a run."""
     return canonical(task_settings(run))
 
 
 def canonical(settings: object) -> str:
-    """Return the same text for equal settings in any order."""
+    """Return a string that is the same for equal settings in any order."""
     return json.dumps(settings, sort_keys=True)

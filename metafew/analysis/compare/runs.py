@@ -1,4 +1,4 @@
-"""Finished runs found on disk, and the reasons for leaving out others. Imports no torch."""
+"""Find finished runs on disk, and report the reasons for omitting others. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TaskKey = tuple[int, str]
 
 
 class Omitted(NamedTuple):
-    """A file or folder that is left out, and the reason."""
+    """An omitted file or folder, and the reason."""
 
     place: Path
     reason: str
@@ -52,12 +52,12 @@ class Run:
 
     @cached_property
     def settings(self) -> dict:
-        """The values that its other choices do not imply, without seed and paths."""
+        """The choices and values that are not implied by other choices, without seed and paths."""
         return non_default_settings(self.report) | self._distinct
 
     @property
     def _distinct(self) -> dict:
-        """A key that keeps runs without a recorded configuration from being grouped with others."""
+        """A key that prevents runs without a recorded configuration from being grouped with others."""
         return {} if {"config", "choices", "seed"} <= self.report.keys() else {"folder": str(self.folder)}
 
     @property
@@ -67,13 +67,13 @@ class Run:
 
     @property
     def heads(self) -> list[str]:
-        """The heads that were tested, the trained one first."""
+        """The tested heads, with the trained one first."""
         names = [name.split("/") for name in self.report.get("metrics", {})]
         return [parts[1] for parts in names if len(parts) == 3 and parts[0] == "test" and parts[2] == "accuracy"]
 
     @property
     def trained_head(self) -> str | None:
-        """The head that was trained, tested or not."""
+        """The trained head, tested or not."""
         return self.heads[0] if self.heads else self.report.get("choices", {}).get("head")
 
     @property
@@ -95,11 +95,11 @@ class Run:
 
     @cached_property
     def failed_validation_tasks(self) -> int:
-        """The number of tasks that failed in all validations."""
+        """The number of failed tasks over all validations."""
         return int(sum(self._validated("failed").values()))
 
     def _validated(self, measure: str) -> dict[int, float]:
-        """Return what validation measured of the trained head, by step."""
+        """Return the validation measurements of the trained head, by step."""
         head = self.report.get("choices", {}).get("head") or self.trained_head
         name = f"val/{head}/{measure}"
         return {int(row["step"]) + 1: float(row[name]) for row in self.csv_rows("metrics.csv") if row.get(name)}
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The seconds of a training step; None if unknown, as for a resumed run, which times its last stretch only."""
+        """The seconds per training step; None if unknown, as for a resumed run, which only times its last part."""
         seconds, steps = self.report.get("seconds", {}).get("fit"), self.report.get("steps")
         return seconds / steps if seconds and steps and not self.values.get("ckpt") else None
 
@@ -126,13 +126,13 @@ class Run:
                 accuracy = float(row["accuracy"])
             except (KeyError, TypeError, ValueError):  # of another version, or truncated
                 return {}
-            number = seen[row["head"], task]  # a list of shots measures the same tasks one after the other
+            number = seen[row["head"], task]  # a list of shots measures the same tasks one shot after the other
             seen[row["head"], task] += 1
             found.setdefault((row["head"], number), {})[task] = accuracy
         return found
 
     def task_accuracies(self, head: str | None, number: int, source: str | None = None) -> dict[TaskKey, float]:
-        """Return the accuracy of each task for one head and test, optionally of one dataset of a mixture."""
+        """Return the accuracy of each task for one head and test, optionally restricted to one dataset of a mixture."""
         found = self._accuracies.get((head, number), {})
         return {task: value for task, value in found.items() if source in (None, task[1])}
 
@@ -144,7 +144,7 @@ class Run:
 
 
 def read_object(file: Path) -> dict:
-    """Return the object in a JSON file; empty if the file is missing, damaged or holds something else."""
+    """Return the object in a JSON file; empty if the file is missing, damaged or contains something else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,7 +153,7 @@ def read_object(file: Path) -> dict:
 
 
 def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
-    """Return the finished runs in ``places``, and the folders and files that are left out.
+    """Return the finished runs in ``places``, and the omitted folders and files.
 
     Args:
         places: folders, searched recursively, results.json files, or glob patterns of either.
@@ -181,7 +181,7 @@ def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
 
 
 def find_results(place: str) -> Iterator[Path]:
-    """Yield each results.json in a place, and its expected path in folders of unfinished runs."""
+    """Yield each results.json in a place, including its expected path in folders of unfinished runs."""
     paths = [Path(place)] if Path(place).exists() else [Path(path) for path in sorted(glob.glob(place, recursive=True))]
     if not paths:
         raise UsageError(f"expected RUNS to be folders or results.json files, got {place}: type outputs or multirun")
@@ -195,7 +195,7 @@ def find_results(place: str) -> Iterator[Path]:
 
 
 def read_run(file: Path) -> Run | Omitted:
-    """Return the run of a results.json, or the reason for leaving it out."""
+    """Return the run of a results.json, or the reason for omitting it."""
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def read_run(file: Path) -> Run | Omitted:
 
 
 def drop_repeats(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
-    """Drop runs that a newer one repeats with the same settings, seed and checkpoint."""
+    """Drop runs that were repeated by a newer run with the same settings, seed and checkpoint."""
     newest: dict[str, Run] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True):

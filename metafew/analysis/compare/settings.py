@@ -1,4 +1,4 @@
-"""The settings of a run: choices and values of its configuration that are not defaults of others. Imports no torch."""
+"""The settings of a run: choices and values that are not defaults implied by other choices. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_COMPARED = re.compile(
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|seed))"
 )
-"""Keys of the seed, and of where and how a run computes, which does not change its results."""
+"""Keys of the seed, and of where and how a run computes, which does not affect results."""
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -36,7 +36,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def non_default_settings(report: dict) -> dict:
-    """Return the choices and values of a run that its other choices do not imply, without seed and paths."""
+    """Return the choices and values of a run that are not implied by other choices, without seed and paths."""
     choices, config = report.get("choices", {}), report.get("config", {})
     default_choices, default_values = defaults(choices, config)
     values = flatten(config)
@@ -48,7 +48,7 @@ def non_default_settings(report: dict) -> dict:
 
 
 def defaults(choices: dict, config: dict) -> tuple[dict, dict]:
-    """Return the choices and the values that follow from ``choices`` without further overrides."""
+    """Return the choices and values that follow from ``choices`` without further overrides."""
     default_choices: dict[str, Any] = {}
     default_values: dict[str, Any] = {}
     files = [("train", "")] + [(f"{group}/{choice}", group) for group, choice in choices.items()]
@@ -85,7 +85,7 @@ def interpolate(value: object, values: dict) -> object:
 
 
 def varying_keys(mappings: Iterable[Mapping]) -> list[str]:
-    """Return the keys that are missing from some mappings or differ in value, in the order of first appearance.
+    """Return the keys that are missing from some mappings or differ in value, in order of first appearance.
 
     >>> varying_keys([{"head": "svm", "norm": "batch"}, {"head": "svm", "norm": "layer", "train.way": 20}])
     ['norm', 'train.way']
@@ -97,7 +97,7 @@ def varying_keys(mappings: Iterable[Mapping]) -> list[str]:
 
 
 def format_overrides(values: Mapping, keys: Iterable[str]) -> str:
-    """Return ``keys`` as overrides of the command line, head and norm first.
+    """Return ``keys`` as command-line overrides, head and norm first.
 
     >>> format_overrides({"head": "svm", "test.shot": [1, 5], "train.way": 20}, ["test.shot", "head", "head.c"])
     'head=svm test.shot=[1,5]'

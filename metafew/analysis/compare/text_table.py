@@ -1,4 +1,4 @@
-"""A table of text that renders to a terminal, Markdown, LaTeX and HTML."""
+"""A text table that renders to a terminal, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Bold(str):
 
 @dataclass
 class TextTable:
-    """A table of text: its title, the names of its columns but the first, its rows, and notes below it."""
+    """A text table: title, column names except the first, rows, and notes below it."""
 
     title: str
     columns: list[str]

@@ -22,10 +22,10 @@ INTERVAL = "mean ± 95 % interval"
 
 
 def learning_curves(folders: Folders, file: Path) -> None:
-    """Draw validation accuracy over steps and over seconds: the mean over seeds and a band from lowest to highest.
+    """Draw validation accuracy over steps and over seconds: the mean over seeds, and a band from lowest to highest.
 
-    Seconds are those of the entire training, validations included, in proportion to the steps. A training that started
-    from a checkpoint timed its last stretch only, and is not drawn over seconds.
+    Seconds are the duration of the entire training, including validations, in proportion to the steps. A resumed
+    training, which only timed its last part, is not drawn over seconds.
 
     Raises:
         UsageError: if no run has validations.
@@ -55,7 +55,7 @@ def learning_curves(folders: Folders, file: Path) -> None:
 
 
 def learning_rates(folders: Folders, file: Path) -> None:
-    """Draw test accuracy over the outer learning rate, with the t-interval over seeds, or of one seed that over tasks.
+    """Draw test accuracy over the outer learning rate, with the t-interval over seeds, or over tasks for one seed.
 
     Runs that diverged are left out.
 

@@ -1,4 +1,4 @@
-"""``stages=[analyze]``: measure the features of a checkpoint, write them and their figures, and print a table."""
+"""``stages=[analyze]``: measure the features of a checkpoint, write results and figures, and print a table."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from metafew.io import write_json
 
 log = logging.getLogger(__name__)
 
-CLASSES, IMAGES = 5, 100  # of a projection: its classes, and the images of each
+CLASSES, IMAGES = 5, 100  # number of classes in a projection, and of images per class
 
 
 def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
-    """Return the tasks to analyze: like those of the first test, from ``analyze.split``."""
+    """Return the tasks to analyze, specified as in the first test but drawn from ``analyze.split``."""
     return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks)
 
 
 def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -> dict | None:
     """Measure the features of ``learner``, write analysis.json and figures to ``out``, and return a summary.
 
-    The backbone is in evaluation mode, without dropout. Pairs of classes come from the support and query rows of tasks,
-    embedded as in a test: the support set is the context, and all queries are embedded together. Measures of a split
-    take each of its images once if features do not depend on other images, else the rows of all tasks. Features are
-    those before adaptation. If features are not finite, this logs a warning and returns None.
+    The backbone is in eval mode, without dropout. Pairs of classes are drawn from the support and query rows of tasks,
+    which are embedded as in a test: the support set is the context, and all queries are embedded together. Measures of
+    a split use each of its images once if features do not depend on other images, else the rows of all tasks. Features
+    are taken before adaptation. If features are not finite, this logs a warning and returns None.
     """
     assert data.analyzed is not None  # set for stages=[analyze]
     sampler = data.sampler(data.analyzed)
@@ -92,11 +92,11 @@ def draw_analysis(content: dict, out: Path) -> None:
 
 
 def select_rows(task: Observed, observer: Observer) -> tuple[np.ndarray, np.ndarray]:
-    """Return features and classes to project: of the first classes of a task, from the entire split if it is embedded.
+    """Return features and classes to project: the first classes of a task, from the entire split if it is embedded.
 
     Args:
-        task: the task that chooses the classes.
-        observer: holds the features of the split.
+        task: the task whose classes are projected.
+        observer: provides the features of the split.
     """
     features, classes = observer.split_features or (task.features, task.classes)
     chosen = list(dict.fromkeys(task.classes.tolist()))[:CLASSES]

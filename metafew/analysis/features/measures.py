@@ -1,4 +1,4 @@
-"""The measures of one checkpoint over its tasks (Goldblum et al. 2020; Bronskill et al. 2020)."""
+"""Measures of one checkpoint over its tasks (Goldblum et al. 2020; Bronskill et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from metafew.objectives.clustering import class_clustering, variance_ratio
 from metafew.predictions import NO_ANSWER
 
 BY_NAME = 25
-"""The largest number of classes in a confusion matrix by name: pairs of more classes rarely meet in a task."""
+"""The largest number of classes in a confusion matrix by name; pairs of more classes rarely occur in the same task."""
 CONTEXT_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
 """Context sizes for which alpha is reported."""
 
 
 def finite_mean(values: Sequence[float], unit: str) -> dict[str, float | int | None]:
-    """Return mean and ci95 of the finite values, and their number under ``unit``; the mean of none is None."""
+    """Return mean and ci95 of the finite values, and their number under ``unit``; None if there are none."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if not len(finite):
         return {"mean": None, "ci95": None, unit: 0}
@@ -31,12 +31,12 @@ def finite_mean(values: Sequence[float], unit: str) -> dict[str, float | int | N
 
 
 def clustering(tasks: Sequence[Observed], split: tuple[Tensor, Tensor] | None) -> dict[str, dict | float | int]:
-    """Return how features cluster by class: over pairs of classes, and over all images.
+    """Return measures of how features cluster by class, over pairs of classes and over all images.
 
     Args:
-        tasks: each contributes random disjoint pairs of its classes, with two images each.
-        split: features and classes of the entire split; None takes the rows of all tasks, in which an image has
-            separate features for each task that drew it.
+        tasks: the tasks; each contributes random disjoint pairs of its classes, with two images per class.
+        split: features and classes of the entire split; None uses the rows of all tasks, where an image has separate
+            features for each task that drew it.
     """
     pairs = [pair for task in tasks for pair in task.pairs]
     features, classes = split or (torch.cat([t.features for t in tasks]), torch.cat([t.classes for t in tasks]))
@@ -51,14 +51,14 @@ def clustering(tasks: Sequence[Observed], split: tuple[Tensor, Tensor] | None) -
 
 
 def pair_conditions(tasks: Sequence[Observed]) -> dict:
-    """Return ``eps`` and one-shot accuracy over pairs of classes, and both of each pair under ``points``."""
+    """Return ``eps`` and one-shot accuracy over pairs of classes, and both values for each pair under ``points``."""
     points = [point for task in tasks for point in task.condition]
     eps, accuracy = zip(*points, strict=True)
     return {"eps": finite_mean(eps, "pairs"), "one_shot_accuracy": finite_mean(accuracy, "pairs"), "points": points}
 
 
 def layer_distances(tasks: Sequence[Observed]) -> dict[str, dict]:
-    """Return the mean distance that adaptation moves the weights of each layer, and of ``all`` layers, over tasks.
+    """Return the mean distance over tasks that adaptation moves the weights, for each layer and for ``all`` layers.
 
     Tasks whose weights diverged are neither included nor counted.
     """
@@ -66,17 +66,17 @@ def layer_distances(tasks: Sequence[Observed]) -> dict[str, dict]:
 
 
 def task_distances(tasks: Sequence[Observed]) -> list[float]:
-    """Return the distance over all layers of each task whose weights did not diverge, to four digits."""
+    """Return the distance over all layers, to four digits, for each task whose weights did not diverge."""
     return [float(f"{task.travel['all']:.4g}") for task in tasks if np.isfinite(task.travel["all"])]
 
 
 def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
     """Return the confusion matrix of the queries of all tasks.
 
-    With few classes, ``counts[i][j]`` is the number of queries of class ``i`` labelled as class ``j``, and ``names``
-    are those of the classes. Two of many classes rarely meet in a task: then ``i`` and ``j`` are positions in the task,
-    which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case, and
-    ``unanswered[i]`` is the number of queries of ``i`` without an answer, which ``counts`` leaves out.
+    With few classes, ``counts[i][j]`` is the number of queries of class ``i`` classified as class ``j``, and ``names``
+    are the class names. With many classes, of which two rarely occur in the same task, ``i`` and ``j`` are positions in
+    the task, which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case, and
+    ``unanswered[i]`` is the number of unanswered queries of ``i``, which are not in ``counts``.
     """
     by_name = len(names) <= BY_NAME
     mistakes: Counter[tuple[str, str]] = Counter()
@@ -105,11 +105,11 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
 
 @torch.no_grad()
 def alpha_by_context(layers: Sequence[Alpha], trained: tuple[int, int]) -> dict:
-    """Return the alpha of each TaskNorm layer, from first to last, by context size; the mean over channels.
+    """Return the alpha of each TaskNorm layer, averaged over channels, by context size, from first to last layer.
 
     Args:
         layers: the alphas of the layers.
-        trained: the smallest and largest context of training.
+        trained: the smallest and largest context in training.
     """
     sizes = sorted({*CONTEXT_SIZES, *trained})
     values = [{str(size): float(alpha(size).mean()) for size in sizes} for alpha in layers]

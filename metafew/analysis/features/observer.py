@@ -32,13 +32,13 @@ class Observed(NamedTuple):
     Attributes:
         number: the index of the task in its split.
         pairs: each measure of :data:`PAIRWISE` by name, for each pair of classes.
-        condition: ``eps`` and the one-shot accuracy over all of the task's images, for each pair of classes.
+        condition: ``eps`` and one-shot accuracy over all images of the task, for each pair of classes.
         features: ``(n, d)`` of support and query rows.
-        classes: ``(n,)``, their class numbers in the split.
+        classes: ``(n,)``, the class numbers in the split.
         labels: ``(q,)``, the true labels of the queries.
         guesses: ``(q,)``, the :func:`~metafew.predictions.answers` of the trained head.
-        travel: what :func:`~metafew.analysis.features.weight_distance.distances` returns;
-            empty for heads that do not adapt the backbone.
+        travel: the :func:`~metafew.analysis.features.weight_distance.distances`; empty for heads that do not adapt the
+            backbone.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Observed(NamedTuple):
 
 
 class Observer(pl.LightningModule):
-    """A module for ``trainer.predict`` that observes tasks with the model of a run, in evaluation mode.
+    """A module for ``trainer.predict`` that observes tasks with the model of a run in eval mode.
 
     Args:
         learner: the model.
@@ -74,7 +74,7 @@ class Observer(pl.LightningModule):
         return self.learner.heads[self.learner.trained]
 
     def on_predict_epoch_start(self) -> None:
-        """Embed the entire split, if features do not depend on the task."""
+        """Embed the entire split if features do not depend on the task."""
         backbone = self.learner.backbone
         with self.trainer.precision_plugin.forward_context():
             self.split_features = embed_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
@@ -95,7 +95,7 @@ class Observer(pl.LightningModule):
             moved = adaptation_distances(head, backbone, support, episode.way)
         features = precise(torch.cat(embedded, 1)).cpu()
         labels = torch.cat([support.labels, query.labels], 1).cpu()
-        assert episode.ids is not None  # the sampler of tasks sets them
+        assert episode.ids is not None  # set by the task sampler
         classes = self.numbers[episode.source][torch.cat(episode.ids, 1).cpu()]
         return [
             Observed(
@@ -118,7 +118,7 @@ def pairwise(pairs: Tensor) -> list[dict[str, float]]:
 
 
 def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, float]]:
-    """Return ``eps`` and one-shot accuracy of the classes 0 and 1, 2 and 3, ..., whose order is random in a task."""
+    """Return ``eps`` and one-shot accuracy of classes 0 and 1, 2 and 3, ...; classes are in random order in a task."""
     found = []
     for first in range(0, way - 1, 2):
         x, y = (features[labels == c].numpy() for c in (first, first + 1))
@@ -142,12 +142,12 @@ def class_numbers(sampler: Sampler) -> list[Tensor]:
 def embed_split(backbone: Backbone, sampler: Sampler, like: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the features ``(n, d)`` and class numbers ``(n,)`` of every image of a split, on the CPU.
 
-    Return None if features depend on other images or on random views, and if they would not fit in memory.
+    Return None if features depend on other images or on random views, or would not fit in memory.
 
     Args:
-        backbone: in evaluation mode.
+        backbone: the backbone, in eval mode.
         sampler: draws tasks from the split, or from the splits of a mixture.
-        like: a tensor of the model, which sets device and precision.
+        like: a tensor of the model, for device and precision.
     """
     samplers = parts(sampler)
     size = 4 * backbone.features * sum(rows(part.split) for part in samplers)

@@ -12,16 +12,16 @@ DIGITS = 4  # significant digits of a coordinate in analysis.json
 
 
 def project_features(features: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> dict:
-    """Return both projections of the features of a few classes, in the form of analysis.json.
+    """Return both projections of the features of a few classes, in the format of analysis.json.
 
     Args:
         features: ``(n, d)``.
-        classes: ``(n,)``, their class numbers.
+        classes: ``(n,)``, the class numbers of the features.
         names: the names of all classes.
 
     Returns:
-        The ``names`` of the classes that occur, ``classes`` with the index of each row into them, and ``points`` with
-        the coordinates of the rows in the ``principal`` and in the ``discriminant`` plane.
+        The ``names`` of the occurring classes, ``classes`` with the index of each row into the names, and ``points``
+        with the coordinates of the rows in the ``principal`` and in the ``discriminant`` plane.
     """
     shown = list(dict.fromkeys(classes.tolist()))
     planes = {"principal": principal(features), "discriminant": discriminant(features, classes)}
@@ -35,7 +35,7 @@ def project_features(features: np.ndarray, classes: np.ndarray, names: Sequence[
 
 
 def principal(features: np.ndarray) -> np.ndarray:
-    """Return the first two principal components ``(n, 2)`` of ``features`` ``(n, d)``, zeros for a missing one."""
+    """Return the first two principal components ``(n, 2)`` of ``features`` ``(n, d)``; a missing one is zero."""
     left, lengths, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
     return take_plane(left * lengths)
 
@@ -43,14 +43,15 @@ def principal(features: np.ndarray) -> np.ndarray:
 def discriminant(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Project onto the two directions ``(n, 2)`` that maximise between-class over within-class variance.
 
-    Linear discriminant analysis, fitted to the features that it shows, as in Goldblum et al. (2020). Features often
-    have more dimensions than rows, where some projection separates any classes. The within-class covariance is
-    therefore shrunk by a tenth towards a multiple of the identity, in the span of the rows. scikit-learn's estimator
-    shrinks in the space of all ``d`` dimensions, which weakens the shrinkage by ``rank / d``.
+    This is a linear discriminant analysis, fitted to the features that it shows, as in Goldblum et al. (2020). Features
+    often have more dimensions than rows, in which case some projection separates any classes. The within-class
+    covariance is therefore shrunk by a tenth towards a multiple of the identity, in the span of the rows.
+    scikit-learn's estimator shrinks in the space of all ``d`` dimensions, which weakens the shrinkage by a factor of
+    ``rank / d``.
 
     Args:
         features: ``(n, d)``.
-        labels: ``(n,)``, of two classes or more.
+        labels: ``(n,)``, with at least two classes.
     """
     left, lengths, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
     kept = lengths > 1e-9 * max(lengths[0], 1e-12)
@@ -68,7 +69,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def take_plane(columns: np.ndarray) -> np.ndarray:
-    """Return the first two of ``columns`` ``(n, k)``, padded with zeros, their largest entries positive."""
+    """Return the first two of ``columns`` ``(n, k)``, padded with zeros and with positive largest entries."""
     shown = np.zeros((len(columns), 2))
     shown[:, : columns.shape[1]] = columns[:, :2]
     largest = shown[np.abs(shown).argmax(0), [0, 1]]

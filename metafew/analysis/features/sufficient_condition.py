@@ -1,9 +1,10 @@
 """The sufficient condition for one-shot classification of two classes (Goldblum et al. 2020, Theorem 1). No torch.
 
-``X`` and ``Y`` are the features of two classes, ``U`` is ``X`` or ``Y`` with equal chances, and a variance is the trace
-of the covariance. If ``eps = (Var X + Var Y) / Var U`` is small, a random ``x`` and ``y`` classify a random third
-feature correctly with probability near 1. For isotropic Gaussians of total variance ``s`` whose means are ``D`` apart,
-``eps = 8 / (4 + r)`` with ``r = D^2 / s``; it is 2 if the means are equal.
+``X`` and ``Y`` are the features of two classes, ``U`` is ``X`` or ``Y`` with equal probability, and a variance is the
+trace of the covariance. If ``eps = (Var X + Var Y) / Var U`` is small, a random ``x`` and ``y`` classify a random third
+feature correctly with probability near 1. The theorem assumes population variances and independent draws;
+:func:`epsilon` estimates the variances from few images. For isotropic Gaussians of total variance ``s`` whose means are
+``D`` apart, ``eps = 8 / (4 + r)`` with ``r = D^2 / s``; it is 2 if the means are equal.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def epsilon(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def one_shot_accuracy(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the accuracy of the nearest of two examples, one of each class, over all triples of examples and query.
+    """Return the leave-one-out 1-NN accuracy with one example per class, over all choices of examples and query.
 
-    The query is neither of the examples, and equal distances count one half. This is the theorem's max-margin
-    classifier. Memory grows with the square of the number of rows, not with its cube.
+    The query is never one of the examples, and ties count one half. This is the max-margin classifier of the theorem.
+    Memory is quadratic, not cubic, in the number of rows.
 
     Args:
         x: features ``(n, d)`` of one class, at least two.

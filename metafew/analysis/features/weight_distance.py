@@ -19,17 +19,17 @@ def adapts_by_gradient(head: Head) -> TypeGuard[AdaptingHead]:
 
 
 def adaptation_distances(head: AdaptingHead, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:
-    """Return, for each task, the distances between its weights before and after adaptation, as in evaluation."""
+    """Return, for each task, the distances between its weights before and after adaptation as in evaluation."""
     return [distances(start, end) for start, end in head.adaptation(backbone, support, way)]
 
 
 def distances(start: Weights, end: Weights) -> dict[str, float]:
     """Return the filter-normalised distance of each layer by name, and of all layers under ``all``.
 
-    ``sqrt(sum_f |w_f - v_f|^2 / (|v_f|^2 + 1e-12))`` over the filters ``f`` of convolutions and rows of linear layers
-    of the backbone, between the weights ``v`` before adaptation and ``w`` after it; rescaling a filter does not change
-    it (Li et al. 2018). ``regularizer=weight_clustering`` adds its square, with the mean over tasks as ``v``. Norms,
-    biases and the output layer, which may start at 0, are excluded.
+    ``sqrt(sum_f |w_f - v_f|^2 / (|v_f|^2 + 1e-12))``, where ``f`` ranges over the filters of convolutions and the rows
+    of linear layers of the backbone, and ``v`` and ``w`` are the weights before and after adaptation. It is invariant
+    to the scale of filters (Li et al. 2018). ``regularizer=weight_clustering`` adds its square, with the mean over
+    tasks as ``v``. Norms, biases and the output layer, which may start at 0, are excluded.
     """
     square = WeightClustering(1.0)
     names = [name for name, value in start.items() if name.startswith(BACKBONE) and value.ndim > 1]

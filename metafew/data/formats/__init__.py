@@ -1,1 +1,1 @@
-"""File formats that hold images of classes, each read as a :class:`~metafew.data.formats.collection.Collection`."""
+"""File formats of labelled images, each read as a :class:`~metafew.data.formats.collection.Collection`."""

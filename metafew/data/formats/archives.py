@@ -2,8 +2,8 @@
 
 ``tarfile.data_filter`` does not replace these checks. It accepts links within the folder, extracts ``/x`` as ``x``, and
 accepts a name such as ``C:x`` on systems where it is a file name; ``zipfile`` renames members that would lie outside.
-The archives of datasets have no such members, so any that has one is refused. Neither library limits the total size,
-but both read no more of a member than its declared size.
+Archives of datasets have no such members, so archives with any are refused. Neither library limits the total size, but
+both read no more of a member than its declared size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Member(NamedTuple):
     Attributes:
         name: its path in the archive.
         size: its declared number of bytes.
-        ordinary: whether it is a file, and not a link or a device.
+        ordinary: whether it is a regular file rather than a link or a device.
         open: opens it for reading.
     """
 
@@ -58,12 +58,12 @@ class Member(NamedTuple):
 def unpack(archive: Path, folder: Path, limit: int) -> None:
     """Extract an archive into ``folder`` atomically, unless the folder exists.
 
-    Permissions in the archive are ignored: files have those of new files.
+    Permissions in the archive are ignored: files get the permissions of new files.
 
     Args:
         archive: a .zip, .tar, .tar.gz or .tgz file.
         folder: the folder to create.
-        limit: largest total size of the files, in bytes.
+        limit: maximum total size of the files, in bytes.
 
     Raises:
         UsageError: if the archive is damaged or encrypted, its files exceed ``limit``, or a member is not an ordinary
@@ -74,7 +74,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 extract(archive, folder, limit)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         raise UsageError(
             f"expected {archive} to fit into {folder}, but it cannot be unpacked ({error}): make room there, or "
             "unpack it elsewhere and type dataset.root=DIR"
@@ -102,12 +102,12 @@ def extract(archive: Path, folder: Path, limit: int) -> None:
 
 
 def read(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
-    """Return the contents of members of an archive, in one pass through it.
+    """Return the contents of members of an archive, in a single pass.
 
     Args:
         archive: a .zip, .tar, .tar.gz or .tgz file.
         names: the paths of the members.
-        limit: largest size of each of them, in bytes.
+        limit: maximum size of each member, in bytes.
 
     Raises:
         UsageError: if the archive is damaged or encrypted, a member is missing, or one has more than ``limit`` bytes.
@@ -184,7 +184,7 @@ def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
 
 
 def refusal(archive: Path, member: Member, fault: str) -> UsageError:
-    """Return a UsageError that names a member and its fault."""
+    """Return a UsageError about a member and its fault."""
     return UsageError(
         f"expected {archive} to contain only intact ordinary files, but {member.name} {fault}: replace the archive"
     )

@@ -1,4 +1,4 @@
-"""Read arrays of images with labels: in memory, in .npz files and in pickles."""
+"""Read arrays of images with labels from memory, .npz files and pickles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LabelledFile(NamedTuple):
     Attributes:
         images: a function that loads the images.
         labels: ``(n,)`` integers or strings.
-        names: the class name of each label, or None if the file has none.
+        names: the class name of each label, or None if the file contains none.
         ignored: the arrays that are not read.
     """
 
@@ -46,15 +46,15 @@ class LabelledFile(NamedTuple):
 
 
 class Arrays:
-    """Images of classes in an array; keys are row numbers.
+    """Labelled images in an array; keys are row numbers.
 
     Args:
         images: uint8 ``(n, h, w)`` or ``(n, h, w, 1 or 3)``, or any sequence of images such as a memory-mapped array or
             a list of encoded images; or a function that loads it. Each :meth:`open` calls the function, and releases
             its result after the last image.
         labels: ``(n,)`` integers or strings.
-        names: the class name of each label; None takes the labels themselves.
-        files: the files that the images come from.
+        names: the class name of each label; None uses the labels themselves.
+        files: the files of the images.
         ignored: the arrays of the files that are not read.
 
     Raises:
@@ -121,7 +121,7 @@ def read_npz(file: Path) -> LabelledFile:
 
 
 def npz_images(file: Path) -> Callable[[], np.ndarray]:
-    """Return a function that loads the images of an .npz file; raises UsageError if it has none."""
+    """Return a function that loads the images of an .npz file; raises UsageError if there are none."""
     with open_npz(file) as arrays:
         name = find_name(arrays, IMAGES)
 
@@ -135,7 +135,8 @@ def npz_images(file: Path) -> Callable[[], np.ndarray]:
 def read_pickle(file: Path) -> LabelledFile:
     """Read a pickled dictionary of images and labels, under the same names as in an .npz file.
 
-    Labels are an array, optionally with class names in ``catname2label``, or the rows of each class in ``class_dict``.
+    Labels are given as an array, optionally with class names in ``catname2label``, or as the rows of each class in
+    ``class_dict``.
     """
     content = read_dictionary(file)
     kind = "images with one label each, or a place in class_dict"
@@ -152,7 +153,7 @@ def read_pickle(file: Path) -> LabelledFile:
 
 
 def read_dictionary(pickled: bytes | Path, name: str | None = None) -> dict[str, Any]:
-    """Return the dictionary in a pickle, called ``name`` in error messages; raises UsageError for other content."""
+    """Return the dictionary in a pickle, named ``name`` in error messages; raises UsageError for other content."""
     content = unpickle(pickled, name)
     if not isinstance(content, Mapping):
         where = name or (pickled if isinstance(pickled, Path) else "the pickle")
@@ -171,7 +172,7 @@ def _labels_of_rows(rows: Mapping[str, Sequence[int]], count: int) -> tuple[np.n
 
 
 def find_name(content: Mapping[str, Any], usual: Sequence[str]) -> str:
-    """Return the first of the ``usual`` names that ``content`` has; raises ValueError if it has none."""
+    """Return the first of the ``usual`` names in ``content``; raises ValueError if there is none."""
     found = next((name for name in usual if name in content), None)
     if found is None:
         raise ValueError(f"it lacks {' or '.join(usual)} among {', '.join(map(str, content)) or 'nothing'}")
@@ -179,7 +180,7 @@ def find_name(content: Mapping[str, Any], usual: Sequence[str]) -> str:
 
 
 def unused_arrays(file: Path, arrays: Mapping[str, np.ndarray], used: Sequence[str]) -> dict[str, int]:
-    """Return the arrays of a file that are not used, each counted once, and log a warning of them."""
+    """Return the unused arrays of a file, each counted once, and log a warning about them."""
     unused = sorted(set(arrays) - set(used))
     if unused:
         log.warning("%s has arrays that are not read: %s", file, ", ".join(unused))
@@ -187,7 +188,7 @@ def unused_arrays(file: Path, arrays: Mapping[str, np.ndarray], used: Sequence[s
 
 
 def read_array(arrays: Mapping[str, np.ndarray], name: str, file: Path) -> np.ndarray:
-    """Return an array of an .npz file; raises UsageError if it holds Python objects."""
+    """Return an array of an .npz file; raises UsageError if it contains Python objects."""
     try:
         return arrays[name]
     except ValueError as error:

@@ -13,12 +13,12 @@ from PIL import Image
 
 
 class Collection(Protocol):
-    """Images of classes in files of one format.
+    """Labelled images in files of one format.
 
     Attributes:
         files: the files that it reads.
-        classes: the keys of the images of each class, by class name; classes and keys are in a fixed order.
-        ignored: the number of files, folders, arrays and rows that are not read, by reason and place.
+        classes: the keys of the images of each class, by class name, in a fixed order.
+        ignored: the numbers of files, folders, arrays and rows that are not read, by reason and place.
     """
 
     @property
@@ -33,7 +33,8 @@ class Collection(Protocol):
     def open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
         """Read the images of ``keys`` in order: PIL images of any size, or uint8 ``(h, w)`` or ``(h, w, 1 or 3)``.
 
-        The iterator goes on with the next image after it raised UnreadableImages, so that all can be listed at once.
+        After it has raised UnreadableImages, the iterator continues with the next image, so that all can be listed at
+        once.
 
         Raises:
             UnreadableImages: if an image is damaged.
@@ -45,8 +46,8 @@ class Collection(Protocol):
 def fingerprint_files(files: Iterable[Path]) -> str:
     """Return a checksum of the resolved paths, sizes, and times of the last modification and change of files.
 
-    Their content is not read, which would take as long as building the store. Programs can set the first of the two
-    times to any value, but not the second.
+    Content is not read, which would take as long as building the store. Programs can set the first of the two times to
+    any value, but not the second.
     """
     digest, folders = sha256(), dict[Path, str]()
     for file in files:

@@ -1,4 +1,4 @@
-"""Read columns of CSV files by their names."""
+"""Read columns of CSV files by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"val": "val", "valid": "val", "validation": "val"},
 }
-"""The split that a word means."""
+"""The split for each word."""
 
 log = logging.getLogger(__name__)
 USUAL = {
@@ -28,7 +28,7 @@ USUAL = {
     "class": ("class", "classname", "classid", "label", "labelname", "category", "species", "target"),
     "split": ("split", "splitname", "set", "subset", "partition"),
 }
-"""The names by which columns are found, in lower case and without spaces and signs."""
+"""Recognized column names, in lower case and without spaces and punctuation."""
 
 
 class Columns(NamedTuple):
@@ -44,7 +44,7 @@ class Columns(NamedTuple):
 
 
 def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the names of columns; raises UsageError unless they are those of :data:`USUAL`."""
+    """Return the names of columns; raises UsageError for keys that are not in :data:`USUAL`."""
     given = columns if columns is not None else {}
     if not isinstance(given, Mapping) or not set(given) <= set(USUAL):
         raise UsageError(
@@ -59,11 +59,11 @@ def read_columns(file: Path, roles: Sequence[str], named: Mapping[str, str]) -> 
 
     Args:
         file: the file.
-        roles: the columns to read, keys of :data:`USUAL`.
-        named: the name of a column that has none of its usual names, or where several have.
+        roles: the columns to read, as keys of :data:`USUAL`.
+        named: explicit names of columns, needed if no column or several columns have a usual name.
 
     Raises:
-        UsageError: if the file cannot be read, has no rows, or not exactly one column for each role, or a row lacks a
+        UsageError: if the file cannot be read, has no rows, does not have exactly one column per role, or a row lacks a
             value.
     """
     with explain_damage(file, "CSV", OSError, ValueError, csv.Error, advice="correct the file"):
@@ -90,7 +90,7 @@ def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _find_columns(file: Path, header: Sequence[str], roles: Sequence[str], named: Mapping[str, str]) -> list[int]:
-    """Return the place of the column of each role; raises UsageError unless there is exactly one."""
+    """Return the column index of each role; raises UsageError unless there is exactly one column."""
     if any(cell.lower().endswith(SUFFIXES) or cell.lower() in WORDS for cell in header):
         raise UsageError(
             f"expected the first line of {file} to be a header, such as {','.join(roles)}, got {', '.join(header)}: "

@@ -1,4 +1,4 @@
-"""Convert images of any mode and size to uint8 squares, in the same way for a complete dataset."""
+"""Convert images of any mode and size to uint8 squares, in the same way for all images of a dataset."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FITS = ("crop", "stretch", "pad")
 BACKGROUNDS = ("white", "black")
 RESAMPLINGS = ("lanczos", "area")
 CHOICES = ("fit", "invert", "white", "background", "resample")
-"""The arguments of a conversion other than the form of its result."""
+"""The arguments of a conversion, except those for the shape of the result."""
 WHITES = (1, 255, 65535)
 OVERSHOOT = 1.25
-"""How far floating-point pixels may exceed white, as those of a resized image do."""
+"""Tolerance for floating-point pixels above white, as in resized images."""
 FAINT = 32
-"""Grey levels that are too few to show a drawing: 1/8 of 256."""
+"""A range of grey levels too small to show a drawing, 1/8 of 256."""
 
 
 class Conversion:
@@ -41,29 +41,29 @@ class Conversion:
     An image becomes a square of uint8 in this order:
 
     1. Pixels of more than 8 bits (16-bit or 32-bit grey, floating point) are divided by white, clipped to [0, 1] and
-       rounded to 0..255; those that are not finite become 0. Of 16-bit colours, Pillow reads the upper 8 bits.
+       rounded to 0..255; non-finite pixels become 0. Of 16-bit colours, Pillow reads the upper 8 bits.
     2. ``crop`` takes the central square; its left and top edges are rounded down.
     3. Transparent pixels are blended with the background.
     4. Colours become grey (0.299 red + 0.587 green + 0.114 blue, ITU-R BT.601) or grey becomes colours. Colour profiles
        are ignored; CMYK is (1 - ink) (1 - black).
-    5. An image of another size is resampled by a Lanczos filter, first its rows, then its columns; or averaged over
-       areas. ``pad`` resizes the longer side and fills the margins with the background.
-    6. ``invert`` subtracts all of it from 255.
+    5. Images of other sizes are resampled by a Lanczos filter, rows first, or averaged over areas. ``pad`` resizes the
+       longer side and fills the margins with the background.
+    6. ``invert`` subtracts all pixels from 255.
 
-    ``white`` and ``background`` may be None. :meth:`decide` then sets both, once for all images of a dataset. A single
-    image is converted with white 65535 for integers and 1 for floating point, and a white background.
+    ``white`` and ``background`` may be None; :meth:`decide` then sets them once for all images of a dataset. Single
+    images are converted with white 65535 for integers and 1 for floating point, and a white background.
 
     Args:
         channels: 1 (grey) or 3 (red, green, blue).
         size: height and width of the result, in pixels.
-        fit: ``crop``, ``stretch`` or ``pad``: what becomes of an image that is not square.
+        fit: ``crop``, ``stretch`` or ``pad``: the conversion of images that are not square.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
         white: the value of white in images of more than 8 bits.
-        background: ``white`` or ``black``: what is behind transparent pixels, and the margins of ``fit=pad``.
+        background: ``white`` or ``black``, behind transparent pixels and in the margins of ``fit=pad``.
         resample: ``lanczos``, or ``area`` for averages over areas.
 
     Raises:
-        UsageError: if ``fit``, ``invert``, ``white`` or ``background`` has another value.
+        UsageError: if ``fit``, ``invert``, ``white`` or ``background`` has an invalid value.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Conversion:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The choices to make an equal conversion, with what :meth:`decide` has set."""
+        """The options of an equal conversion, including values set by :meth:`decide`."""
         return {name: getattr(self, name) for name in CHOICES}
 
     @property
     def seen(self) -> dict[str, Any]:
-        """What the images so far were like: numbers of images, and shares and values; nothing that did not occur."""
+        """Properties of the images so far: numbers of images, shares and values, without those that did not occur."""
         found: dict[str, Any] = {name: count for name, count in self._counts.items() if count}
         if self._cut_away:
             share = sum(self._cut_away) / self._counts["images"]
@@ -112,11 +112,11 @@ class Conversion:
         return (is_deep(image) and self.white is None) or (on_background and self.background is None)
 
     def decide(self, images: Iterable[Image.Image | np.ndarray]) -> None:
-        """Set white and the background, unless they were given, from all images of a dataset.
+        """Derive white and background from all images of a dataset, unless they are given.
 
-        White is 65535 if there are only integers; if there are images in floating point, it is the smallest of 1, 255
-        and 65535 that no pixel exceeds by more than a quarter. The background is white, unless more of the
-        transparent images are faint on white than on black: their grey levels lie within 32 of one another.
+        White is 65535 if there are only integers; with images in floating point, it is the smallest of 1, 255 and 65535
+        that no pixel exceeds by more than a quarter. The background is white, unless more transparent images are faint
+        on white than on black, which means that their grey levels lie within a range of 32.
         """
         largest, floats, faint = 0.0, False, Counter[str]()
         for image in images:
@@ -139,13 +139,14 @@ class Conversion:
         """Convert an image.
 
         Args:
-            image: of any size and mode; or an array ``(h, w)``, or uint8 ``(h, w, 1, 3 or 4)``; or the path of a file.
+            image: an image of any size and mode; or an array ``(h, w)``, or uint8 ``(h, w, 1, 3 or 4)``; or the path of
+                a file.
 
         Returns:
             uint8 ``(channels, size, size)``.
 
         Raises:
-            UsageError: if the file cannot be read, it is no such array, or white cannot be applied.
+            UsageError: if the file cannot be read, the array has another shape or type, or white cannot be applied.
         """
         if isinstance(image, str | Path):
             image = decode(Path(image), str(image))
@@ -176,7 +177,7 @@ class Conversion:
         return pixels
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        """Resample to the size of the result; an exact copy if the image has that size."""
+        """Resample to the size of the result; images of that size are copied exactly."""
         square = (self.size, self.size)
         if self.fit != "pad" or image.width == image.height:
             return image.resize(square, Image.Resampling.LANCZOS)
@@ -188,7 +189,7 @@ class Conversion:
         return padded
 
     def _to_8_bits(self, image: Image.Image) -> Image.Image:
-        """Scale pixels of more than 8 bits to 0..255, as Pillow's own conversion clips them at 255."""
+        """Scale pixels of more than 8 bits to 0..255; Pillow's own conversion would clip them at 255."""
         values = np.asarray(image, np.float64)
         finite = np.isfinite(values)
         white = self.white or (1 if image.mode == "F" else 65535)
@@ -202,11 +203,11 @@ class Conversion:
         self._counts["not_finite"] += not finite.all()
         scaled = np.rint(np.where(finite, values, 0).clip(0, white) * (255 / white)).astype(np.uint8)
         grey = Image.fromarray(scaled)
-        transparent = image.info.get("transparency")  # of a PNG file: the value of transparent pixels
+        transparent = image.info.get("transparency")  # in a PNG file, the value of transparent pixels
         return grey if transparent is None else Image.merge("LA", (grey, opaque_where(values != transparent)))
 
     def _check_upper_bytes(self, image: Image.Image) -> None:
-        """Count the range of 16-bit colours, and raise UsageError if white is another than theirs."""
+        """Count the range of 16-bit colours, and raise UsageError if white differs from theirs."""
         if self.white not in (None, 65535):
             raise UsageError(
                 f"expected 8 bits for images in colour with dataset.white={self.white:g}, got 16 bits, of which only "
@@ -217,7 +218,7 @@ class Conversion:
         self._count_values(257 * int(colours.min()), 257 * int(colours.max()), 65535)
 
     def _count_values(self, low: float, high: float, white: float) -> None:
-        """Count an image of more than 8 bits whose pixels are from ``low`` to ``high``."""
+        """Count an image of more than 8 bits with pixels from ``low`` to ``high``."""
         self._counts["deep"] += 1
         self._counts["below_0"] += low < 0
         self._counts["above_white"] += high > 1.01 * white

@@ -11,14 +11,14 @@ from metafew.errors import UsageError
 T = TypeVar("T")
 
 LISTED = 20
-"""Damaged images that a message names."""
+"""Maximum number of damaged images named in a message."""
 
 
 class UnreadableImages(UsageError):
-    """Raised for images that cannot be read; its message names the first of them.
+    """Raised for unreadable images; the message names the first ones.
 
     Args:
-        faults: the name of each image, and what is wrong with it.
+        faults: the name and fault of each image.
     """
 
     def __init__(self, faults: Sequence[tuple[str, str]]):
@@ -35,11 +35,12 @@ class UnreadableImages(UsageError):
 
 
 def readable(images: Iterator[T], faults: list[tuple[str, str]]) -> Iterator[T]:
-    """Yield the images that can be read, and append the others to ``faults``.
+    """Yield the readable images, and append the others to ``faults``.
 
     Args:
-        images: raises UnreadableImages for a damaged image, and goes on with the next, as ``map`` does.
-        faults: the name of each damaged image, and what is wrong with it.
+        images: an iterator that raises UnreadableImages for a damaged image and continues with the next, as ``map``
+            does.
+        faults: the name and fault of each damaged image.
     """
     while True:
         try:
@@ -51,7 +52,7 @@ def readable(images: Iterator[T], faults: list[tuple[str, str]]) -> Iterator[T]:
 
 
 def intact(images: Iterator[T]) -> Iterator[T]:
-    """Yield the images that can be read; after the last, raise UnreadableImages for all others at once."""
+    """Yield the readable images; after the last one, raise UnreadableImages for all others at once."""
     faults: list[tuple[str, str]] = []
     yield from readable(images, faults)
     if faults:
@@ -62,7 +63,7 @@ def intact(images: Iterator[T]) -> Iterator[T]:
 def explain_damage(
     name: object, kind: str, *errors: type[Exception], advice: str = "replace it with a good copy"
 ) -> Iterator[None]:
-    """Convert ``errors`` raised in the body into a UsageError that ``name`` cannot be read as ``kind``."""
+    """Convert ``errors`` raised in the body to a UsageError that ``name`` cannot be read as ``kind``."""
     try:
         yield
     except UsageError:

@@ -1,4 +1,4 @@
-"""Decode images of any format, mode and size, and find out what they are like."""
+"""Decode images of any format, mode and size, and determine their properties."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from metafew.data.formats.damage import UnreadableImages
 from metafew.errors import UsageError
 
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")  # others run external programs, as EPS does
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")  # other formats, such as EPS, run external programs
 UPPER_BYTES = "upper bytes"
-"""The entry in ``info`` of images in 16-bit colour, of which Pillow decodes the upper 8 bits."""
+"""The entry in ``info`` of 16-bit colour images, of which Pillow decodes the upper 8 bits."""
 
 
 def decode(file: Path | IO[bytes], name: str) -> Image.Image:
     """Decode an image: the first frame of an animation, rotated upright by its EXIF orientation.
 
     Args:
-        file: a file, or a stream positioned at the image's first byte.
-        name: the image's name in error messages.
+        file: a file, or a stream positioned at the first byte of the image.
+        name: the name of the image in error messages.
 
     Raises:
         UnreadableImages: if the file cannot be read, or is not an intact image of at most
@@ -56,7 +56,7 @@ def decode(file: Path | IO[bytes], name: str) -> Image.Image:
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """Return the image in an array, or the image itself, upright by its EXIF orientation.
+    """Return the image in an array, or the image itself, rotated upright by its EXIF orientation.
 
     Raises:
         UsageError: if the array has another shape or type.
@@ -73,23 +73,23 @@ def as_image(image: Image.Image | np.ndarray) -> Image.Image:
                 "convert it, with channels last"
             ) from error
     with suppress(Exception):  # a damaged orientation is ignored
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # not yet by decode
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # not yet applied by decode
             return ImageOps.exif_transpose(image)
     return image
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether an image has more than 8 bits a pixel in one channel: integers, or floating point."""
+    """Return whether an image has one channel with more than 8 bits per pixel, integers or floating point."""
     return image.mode[0] in "IF"
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Return whether any pixel is transparent, at least partly."""
+    """Return whether any pixel is at least partly transparent."""
     return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def has_further_frames(image: Image.Image | np.ndarray) -> bool:
-    """Return whether the file has further pages or frames; the second picture of a photograph (MPO) does not count."""
+    """Return whether the file has further pages or frames; the second picture of an MPO photograph does not count."""
     with suppress(Exception):  # further frames may be damaged
         return isinstance(image, Image.Image) and image.format in ("GIF", "PNG", "TIFF", "WEBP") and image.is_animated  # type: ignore[attr-defined]
     return False
@@ -102,5 +102,5 @@ def blend(image: Image.Image, background: str) -> Image.Image:
 
 
 def opaque_where(opaque: np.ndarray) -> Image.Image:
-    """Return an alpha channel of 255 where ``opaque`` is true, and else 0."""
+    """Return an alpha channel with 255 where ``opaque`` is true, else 0."""
     return Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8))

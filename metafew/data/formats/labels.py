@@ -1,4 +1,4 @@
-"""Check the labels of classes."""
+"""Check class labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from metafew.errors import UsageError
 
 
 def class_labels(values: Any, where: str) -> np.ndarray:
-    """Return labels as integers or strings; integral floats become integers, and bytes and truth values strings.
+    """Return labels as integers or strings; integral floats become integers, bytes and booleans become strings.
 
     Args:
         values: ``(n,)`` labels.
         where: their name in error messages.
 
     Raises:
-        UsageError: if they are anything else, such as targets of a regression, or one is missing.
+        UsageError: if labels are anything else, such as regression targets, or one is missing.
     """
     labels = _uniform(np.asarray(values))
     kind = labels.dtype.kind if labels.ndim == 1 else None
@@ -47,7 +47,7 @@ def class_labels(values: Any, where: str) -> np.ndarray:
 
 
 def _uniform(labels: np.ndarray) -> np.ndarray:
-    """Return an array of objects of one type as an array of that type, and other arrays unchanged."""
+    """Convert an array of objects of one type to an array of that type; return other arrays unchanged."""
     if labels.dtype.kind == "O" and labels.ndim == 1:
         for types in ((str, np.str_), (bytes,), (bool, np.bool_), (int, float, np.integer, np.floating)):
             if all(isinstance(value, types) for value in labels.tolist()):

@@ -30,19 +30,19 @@ LABELS = ("label", "labels", "fine_label", "class")
 
 
 class Parquet:
-    """Images of classes in parquet files; a key is a file number and a row.
+    """Labelled images in parquet files; a key consists of a file number and a row.
 
-    The column of images holds encoded bytes, or structs with a field ``bytes``; it is called ``image`` or ``img``, or
-    is the only such column. Classes are named by the metadata that the ``datasets`` library wrote, or else by the
-    labels themselves. Rows without a label (null, or -1 among named classes) are left out.
+    The image column contains encoded bytes, or structs with a field ``bytes``; it is named ``image`` or ``img``, or is
+    the only such column. Class names come from metadata written by the ``datasets`` library, or else are the labels
+    themselves. Rows without a label (null, or -1 among named classes) are left out.
 
     Args:
         files: the files.
-        label: the column of labels, integers or strings; None takes ``label``, ``labels``, ``fine_label`` or ``class``,
-            or else the only such column.
+        label: the label column, integers or strings; None for ``label``, ``labels``, ``fine_label`` or ``class``, or
+            else the only such column.
 
     Raises:
-        UsageError: if pyarrow is not installed, or a file is damaged or lacks such columns.
+        UsageError: if pyarrow is not installed, or a file is damaged or lacks these columns.
     """
 
     def __init__(self, files: Sequence[Path], label: str | None = None):
@@ -67,8 +67,8 @@ class Parquet:
     def open(self, keys: Sequence[tuple[int, int]]) -> Iterator[Image.Image]:
         """Read images in the order of ``keys``.
 
-        The rows of a class may be anywhere. Each row group is read once, and the encoded images are kept in a
-        temporary file until their turn comes.
+        The rows of a class may be scattered. Each row group is read once, and encoded images are kept in a temporary
+        file until they are yielded.
 
         Raises:
             UnreadableImages: for each damaged image.
@@ -108,7 +108,7 @@ def _open_parquet(file: Path) -> Iterator[ParquetFile]:
 
 
 def _encoded_images(file: Path, selected: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Yield the selected rows of a file with the bytes of their images, empty for null."""
+    """Yield the selected rows of a file with the bytes of their images, which are empty for null."""
     with _open_parquet(file) as parquet:
         column = _image_column(parquet.schema_arrow, file)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
@@ -162,7 +162,7 @@ def _choose_column(
 
 
 def _class_names(schema: Schema, column: str, values: Sequence[int | str | None], file: Path) -> dict[int | str, str]:
-    """Return the class name of each label: from the metadata of the ``datasets`` library, or else the label itself."""
+    """Return the class name of each label: from metadata of the ``datasets`` library, or else the label itself."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:

@@ -1,4 +1,4 @@
-"""Read pickles of arrays, numbers, strings and containers, refusing anything that could run code."""
+"""Read pickles of arrays, numbers, strings and containers, and refuse anything that could run code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALLOWED = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
-    "_codecs": {"encode"},  # how protocols 0 to 2 write bytes
+    "_codecs": {"encode"},  # used for bytes by protocols 0 to 2
     "builtins": {"set", "frozenset", "bytes", "bytearray", "slice", "complex", "range", "list", "dict", "int"},
     "collections": {"OrderedDict", "defaultdict"},
 }
@@ -24,28 +24,28 @@ PYTHON_2 = {"xrange": "range", "long": "int"}
 
 
 def unpickle(content: bytes | Path, name: str | None = None) -> Any:
-    """Read a pickle of NumPy arrays, numbers, strings, bytes and containers of these, of protocol 0 to 5.
+    """Read a pickle of NumPy arrays, numbers, strings, bytes and containers of these, with protocol 0 to 5.
 
-    Byte strings written by Python 2 are returned as str, one character for each byte: ``.encode("latin1")`` restores
-    the bytes.
+    Byte strings written by Python 2 are returned as str with one character per byte; ``.encode("latin1")`` restores the
+    bytes.
 
     Args:
         content: the pickle, or its file.
-        name: the pickle's name in error messages; None takes that of its file.
+        name: the name of the pickle in error messages; None for the name of its file.
 
     Raises:
-        UsageError: if it is damaged, or requests any other global; that global is never called.
+        UsageError: if it is damaged, or requests any other global, which is never called.
     """
     name = name or (str(content) if isinstance(content, Path) else "the pickle")
     with (
-        explain_damage(name, "a pickle of arrays", Exception),  # damaged pickles raise almost anything
+        explain_damage(name, "a pickle of arrays", Exception),  # damaged pickles can raise almost any error
         open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file,
     ):
         return _Unpickler(file, name).load()
 
 
 class _Unpickler(pickle._Unpickler):
-    """The pure-Python unpickler, because the one in C does not allow overriding :meth:`load_build`."""
+    """The pure-Python unpickler, as the C implementation does not allow overriding :meth:`load_build`."""
 
     stack: list[Any]
 
@@ -63,7 +63,7 @@ class _Unpickler(pickle._Unpickler):
         return super().find_class(module, name)
 
     def load_build(self) -> None:
-        """Set the state of an object that is an empty array, or a data type with a state as NumPy writes it.
+        """Set the state of an empty array, or of a data type whose state has the form that NumPy writes.
 
         NumPy trusts the flags in the state of a data type: an object type without its object flag would turn raw bytes
         into pointers.

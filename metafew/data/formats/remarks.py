@@ -1,4 +1,4 @@
-"""What a user should know of the images of a dataset."""
+"""Remarks for the user on the images of a dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def remarks(seen: Mapping[str, Any]) -> list[str]:
-    """Return a remark on each property of images that a user should know of.
+    """Return a remark on each notable property of images.
 
     Args:
         seen: :attr:`~metafew.data.formats.conversion.Conversion.seen` of all images.
@@ -44,7 +44,7 @@ def _remarks_on_range(seen: Mapping[str, Any]) -> list[str]:
     """Return the remarks on images of more than 8 bits."""
     found, low, high, white = [], seen["smallest"], seen["largest"], seen["white"]
     if min(high, white) - max(low, 0) < white / 8:
-        better = high if white <= 255 else 2 ** int(max(high, 1)).bit_length() - 1  # as of 10, 12 or 14 bits
+        better = high if white <= 255 else 2 ** int(max(high, 1)).bit_length() - 1  # as with 10, 12 or 14 bits
         advice = f"type dataset.white={better:g}"
         if seen.get("upper_bytes") or max(low, 0) > high / 2:
             advice = "convert the files to 8 bits"

@@ -1,4 +1,4 @@
-"""List the image files below a folder, and count what is not read."""
+"""List the image files below a folder, and count everything that is not read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SYSTEM = (
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
     "lost+found", "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "__pycache__",
 )  # fmt: skip
-"""Files and folders that systems and network storage create, in lower case."""
+"""Files and folders created by operating systems and network storage, in lower case."""
 NOTES = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".log")
-"""Suffixes of files that accompany images and never are images."""
+"""Suffixes of files that accompany images but are never images."""
 FOLDER, FILE, DEAD = "folder", "file", "link to a missing file:"
-NAMED = 4  # places that are named for each reason; the others are counted
+NAMED = 4  # places named per reason; the others are counted
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +31,17 @@ log = logging.getLogger(__name__)
 class Scan:
     """The image files below a folder, and what is not read.
 
-    Links are followed, but no folder is read twice: of its names, one without links is taken, or else the first.
-    Files and folders that are :func:`hidden` are not read.
+    Links are followed, but no folder is read twice: of its names, the first without links is used, or else the first.
+    :func:`hidden` files and folders are not read.
 
     Args:
         root: the folder.
-        within: the names of the folders in ``root`` that are read; None reads all of them.
+        within: the names of the folders in ``root`` to read; None reads all of them.
 
     Attributes:
-        images: the names of the image files in each folder that has some, by its path relative to ``root``; ``""`` is
+        images: the names of the image files in each folder with images, by its path relative to ``root``; ``""`` is
             ``root`` itself.
-        twice: the links to folders that are read under another name.
+        twice: links to folders that are read under another name.
 
     Raises:
         UsageError: if ``root`` is not a folder, or a folder cannot be listed.
@@ -64,21 +64,21 @@ class Scan:
 
     @property
     def empty(self) -> list[str]:
-        """The folders that have no images in them or below; of those within each other the uppermost."""
+        """The folders without images in them or below, without folders inside such folders."""
         holding = {"."} | {str(path) for folder in self.images for path in (folder, *PurePosixPath(folder).parents)}
         return [f for f in self._folders if f not in holding and str(PurePosixPath(f).parent) in holding]
 
     def dead_links(self) -> list[str]:
-        """Return the links in ``root`` itself that lead nowhere, and may have led to a folder."""
+        """Return the dead links directly in ``root``, which may have led to folders."""
         return [name for name in self._ignored.get(DEAD, ()) if "/" not in name and not name.lower().endswith(SUFFIXES)]
 
     @property
     def ignored(self) -> dict[str, int]:
-        """The number of files and folders that are not read, by reason and place."""
+        """The numbers of files and folders that are not read, by reason and place."""
         return {name: count for found in self._reasons().values() for name, count in found.items()}
 
     def warn(self) -> None:
-        """Log what is not read, except hidden files and notes."""
+        """Warn about what is not read, except hidden files and notes."""
         minor = ("hidden ", *(f"*{suffix} " for suffix in NOTES))
         missed = [
             f"{name} ({count})"
@@ -90,7 +90,7 @@ class Scan:
             log.warning("%s has files or folders that are not read: %s", self.root, ", ".join(missed))
 
     def _reasons(self) -> dict[str, dict[str, int]]:
-        """Return the number of files and folders that are not read, by reason, and by reason and place."""
+        """Return the numbers of files and folders that are not read, by reason, and by reason and place."""
         empty = {"folder without images:": dict.fromkeys(self.empty, 1)} if self.empty else {}
         named: dict[str, dict[str, int]] = {}
         for reason, places in sorted((empty | self._ignored).items()):
@@ -101,7 +101,7 @@ class Scan:
         return named
 
     def _read(self, start: str, visited: set[str]) -> list[str]:
-        """Read a folder and those below it, and return the links to folders in them."""
+        """Read a folder and those below it, and return the links to folders inside."""
         links: list[str] = []
         pending = [start]
         while pending:
@@ -139,7 +139,7 @@ class Scan:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """Return what an entry is, links followed: :data:`FOLDER`, :data:`FILE`, or why it is not read."""
+    """Return the kind of an entry after following links: :data:`FOLDER`, :data:`FILE`, or why it is not read."""
     try:
         if entry.is_dir():
             return FOLDER
@@ -147,7 +147,7 @@ def _kind(entry: os.DirEntry) -> str:
             return FILE
         if not entry.is_symlink() or os.path.exists(entry):
             return "pipe, socket or device:"
-    except OSError:  # links that lead to each other
+    except OSError:  # circular links
         pass
     return DEAD
 
@@ -158,7 +158,7 @@ def hidden(name: str) -> bool:
 
 
 def _junk(name: str) -> str:
-    """Return the name under which a hidden file is counted: macOS adds a file ._NAME to every file."""
+    """Return the name under which a hidden file is counted; macOS adds a file ._NAME to every file."""
     return "._*" if name.startswith("._") else name
 
 

@@ -1,4 +1,4 @@
-"""Read folders of image files: one folder for each class, or any folder with a list of files and their classes."""
+"""Read folders of image files: one folder per class, or any folder with a list of files and their classes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ UNLABELLED = "images outside of class folders:"
 
 
 class Tree:
-    """Image files below a folder; their keys are paths relative to it.
+    """Image files below a folder; keys are paths relative to it.
 
     Without a list, every folder below ``root`` that directly contains images is a class; see :func:`class_files`.
 
     Args:
         root: the folder.
-        rows: pairs of relative file path and class name; None takes the class from the folder.
-        scan: the scan of ``root`` that ``rows`` come from; None if they come from a list.
+        rows: pairs of relative file path and class name; None takes classes from folders.
+        scan: the scan of ``root`` from which ``rows`` come; None if they come from a list.
 
     Attributes:
-        ignored: the number of files and folders that are not read, by reason.
+        ignored: the numbers of files and folders that are not read, by reason.
 
     Raises:
-        UsageError: if there is no such folder, it cannot be listed, it has no images of a class, or a file is missing.
+        UsageError: if there is no such folder, it cannot be listed, it contains no labelled images, or a file is
+            missing.
     """
 
     def __init__(self, root: Path, rows: Iterable[tuple[str, str]] | None = None, scan: Scan | None = None):
@@ -67,8 +68,9 @@ class Tree:
 def class_files(scan: Scan) -> list[tuple[str, str]]:
     """Return the image files in folders below the root of a scan, each with its class, both relative to the root.
 
-    A class is named by the path of its folder, such as ``Greek/character01``; a folder called ``images`` that is the
-    only folder of images in another has the name of that one. Images in the root itself are counted as not read.
+    A class is named after the path of its folder, such as ``Greek/character01``; a folder named ``images`` that is the
+    only folder of images in another folder takes that folder's name. Images directly in the root are counted as not
+    read.
 
     Raises:
         UsageError: if two folders have the same name in different Unicode forms.
@@ -91,7 +93,7 @@ def class_files(scan: Scan) -> list[tuple[str, str]]:
 
 
 def existing_files(root: Path, rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return listed files under the names that they have on disk, which may differ in their Unicode form.
+    """Return listed files under their names on disk, which may differ in Unicode form.
 
     Raises:
         UsageError: if ``root`` is not a folder, or a file is missing.

@@ -26,11 +26,11 @@ ARCHIVE = Remote(
     169001437,
 )
 ADVICE = f"replace it with the authors' {ARCHIVE.name}"
-LIMIT = 2**29  # bytes allowed for a file in the archive; the largest has 155 million
+LIMIT = 2**29  # size limit of a file in the archive, in bytes; the largest has 155 million
 
 
 class Cifar(Collected):
-    """CIFAR-100 as its authors distribute it: 100 classes of 600 images, 32 x 32 pixels, in 20 superclasses.
+    """CIFAR-100 as distributed by its authors: 100 classes of 600 images, 32 x 32 pixels, in 20 superclasses.
 
     The authors' training and test images are pooled. A subclass implements :meth:`divide`.
 
@@ -70,18 +70,18 @@ class Cifar(Collected):
         return [Arrays(images, fine, classes, files)], self.divide(superclass)
 
     def _load(self, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-        """Return the content of the authors' files by name, given either these files or the archive."""
+        """Return the content of the authors' files by name, from either the unpacked files or the archive."""
         if len(files) > 1:
             return {file.name: read_dictionary(file) for file in files}
         members = read(files[0], [f"{FOLDER}/{name}" for name in FILES], LIMIT)
-        # Popped, so that only one file at a time is in memory both pickled and unpickled.
+        # Popped, so that only one file at a time is in memory in both forms, pickled and unpickled.
         return {
             name: read_dictionary(members.pop(f"{FOLDER}/{name}"), f"{FOLDER}/{name} in {files[0]}") for name in FILES
         }
 
 
 def check_batch(content: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
-    """Return the images ``(n, 3072)`` and labels of a file; raises UsageError if it lacks them."""
+    """Return the images ``(n, 3072)`` and labels of a file; raises UsageError if they are missing."""
     kind = "data (uint8, 3072 for each image), fine_labels and coarse_labels"
     with explain_damage(where, kind, KeyError, ValueError, advice=ADVICE):  # ValueError: rows of different lengths
         found = {key: np.asarray(content[key]) for key in ("data", "fine_labels", "coarse_labels")}
@@ -102,7 +102,7 @@ class CIFARFS(Cifar):
 
 
 class FC100(Cifar):
-    """FC100: 60, 20 and 20 classes of CIFAR-100, each superclass in one split; see :class:`Cifar`."""
+    """FC100: 60, 20 and 20 classes of CIFAR-100, each superclass in a single split; see :class:`Cifar`."""
 
     name = "fc100"
     published_images = 60_000

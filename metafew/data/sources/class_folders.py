@@ -1,4 +1,4 @@
-"""Find out what the folders in a folder are: classes, groups of classes, or splits."""
+"""Determine whether the folders in a folder are classes, groups of classes, or splits."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LAYOUTS = ("auto", "classes", "top", "splits")
 
 
 def read_class_folders(root: Path, layout: str) -> tuple[Tree, dict[str, list[str]] | None]:
-    """Read class folders, which may be in folders of splits.
+    """Read class folders, optionally inside folders of splits.
 
     Args:
         root: the folder.
         layout: ``classes``: every folder of images is a class. ``top``: every folder in ``root`` is a class, with all
-            images below it. ``splits``: the folders in ``root`` called train, val (valid, validation) and test hold
-            the classes of these splits, and other folders are not read. ``auto`` takes ``splits`` if there are only
-            such folders, and otherwise ``classes``.
+            images below it. ``splits``: the folders named train, val (valid, validation) and test in ``root`` contain
+            the classes of these splits, and other folders are not read. ``auto`` means ``splits`` if there are only
+            such folders, otherwise ``classes``.
 
     Returns:
         The images, and the class names of each split, or None if there are no folders of splits.
 
     Raises:
-        UsageError: if there are no such folders, or ``auto`` finds folders that could be read in several ways.
+        UsageError: if there are no such folders, or their layout is ambiguous for ``auto``.
     """
     scan = Scan(root)
     folders = [folder for folder in (*scan.images, *scan.twice) if folder]
@@ -91,12 +91,12 @@ def _read_splits(root: Path, words: Sequence[str], layout: str) -> tuple[Tree, d
 
 
 def check_one_layout(root: Path, names: Iterable[str], advice: str) -> None:
-    """Raise UsageError unless all class folders are equally deep, and none is in or below a folder of a split.
+    """Raise UsageError unless all class folders are at the same depth, and none is in or below a folder of a split.
 
     Args:
         root: the folder.
         names: the paths of the class folders in it.
-        advice: what to type otherwise.
+        advice: the advice in the error message.
     """
     ordered = sorted(names, key=lambda name: (name.count("/"), natural_order(name)))
     above = {str(parent) for name in ordered for parent in PurePosixPath(name).parents}
@@ -117,5 +117,5 @@ def check_one_layout(root: Path, names: Iterable[str], advice: str) -> None:
 
 
 def _names(names: Sequence[str]) -> str:
-    """Return a few names in one line."""
+    """Return a short list of names in one line."""
     return ", ".join([*names[:5], *([f"{len(names) - 5} more"] if len(names) > 5 else [])]) or "none"

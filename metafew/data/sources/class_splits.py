@@ -32,14 +32,14 @@ def divide(
         names: the existing classes.
         listing: a JSON file, ``{"train": [class, ...], "val": [...], "test": [...]}``, or a CSV file with a header and
             the columns class and split. None draws the splits: the draw depends only on the names and the seed, and
-            sizes follow the fractions by Adams' method of apportionment, with at least one class for each fraction
-            above 0.
+            sizes follow from the fractions by Adams' method of apportionment, with at least one class per positive
+            fraction.
         fractions: fraction of the classes in each split.
         seed: seed of the draw.
-        columns: the names of the columns ``class`` and ``split`` in a CSV file, if they are not the usual ones.
+        columns: the names of the columns ``class`` and ``split`` in a CSV file, if they differ from the usual ones.
 
     Raises:
-        UsageError: if the file has another form or lists a class twice, or there are too few classes to draw from.
+        UsageError: if the file has another format or lists a class twice, or there are too few classes.
     """
     if listing is not None:
         json_file = listing.suffix.lower() == ".json"
@@ -64,7 +64,7 @@ def divide(
 
 
 def find_file(root: Path, option: str, name: str | int) -> Path:
-    """Return the file of an option, relative to the working directory or else to ``root``."""
+    """Return the file named by an option, relative to the working directory or else to ``root``."""
     given = option_path(f"dataset.{option}", name, "FILE")
     for path in (given, root / given):
         if path.is_file():
@@ -114,7 +114,7 @@ def read_csv_splits(file: Path, columns: Mapping[str, str]) -> dict[str, list[st
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of a JSON file; raises ValueError if a key is there twice."""
+    """Return the object in a JSON file; raises ValueError if a key occurs twice."""
     if repeated := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
         raise ValueError(f"it has '{repeated[0]}' twice")
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""The base class of datasets whose images are in files of a supported format."""
+"""The base class of datasets with images in files of a supported format."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Collected(Source):
     Args:
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: how an image becomes a square: ``crop`` takes the middle, ``stretch`` resizes the entire image, and ``pad``
-            adds margins to it.
+        fit: how images become squares: ``crop`` takes the central square, ``stretch`` resizes the full image, ``pad``
+            adds margins.
         choices: ``invert``, ``white`` and ``background``; see :class:`~metafew.data.formats.conversion.Conversion`.
 
     Raises:
@@ -42,13 +42,13 @@ class Collected(Source):
         check_integer("dataset.image_size", image_size, 1, 84)
         self.channels, self.image_size = channels, image_size
         self.conversion: Conversion = Conversion(channels, image_size, fit, **choices)
-        # Copied before the conversion decides any of them: the fingerprint must not depend on what was read.
+        # Copied before the conversion decides any of them, as the fingerprint must not depend on the images.
         self._settings = (VERSION, channels, image_size, *self.conversion.options.values())
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the collections, and the class names of ``train``, ``val`` and ``test``.
 
-        A class that is in several collections has the images of all of them.
+        A class in several collections has the images of all of them.
 
         Raises:
             UsageError: if files are missing or damaged.
@@ -60,12 +60,12 @@ class Collected(Source):
         return ""
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of each split; a key is the index of a collection and a key in it."""
+        """Return the classes of each split; keys are pairs of the index of a collection and a key in it."""
         return self._found[1]
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """What the collections do not read, and the images of classes that are in no split."""
+        """The files that the collections do not read, and the images of classes outside of all splits."""
         collections, splits = self._found
         counts: Counter[str] = Counter()
         for collection in collections:
@@ -95,12 +95,12 @@ class Collected(Source):
         return intact(map(self._convert, self._open(keys)))
 
     def _open(self, keys: Sequence[Any]) -> Iterator[Image.Image | np.ndarray]:
-        """Open images; the iterator goes on after a damaged one."""
+        """Open images; the iterator continues after a damaged one."""
         groups = groupby(keys, itemgetter(0))
         return chain.from_iterable(self._found[0][number].open([key for _, key in group]) for number, group in groups)
 
     def _convert(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """Convert an image, after a look at all others if their white or background is not given."""
+        """Convert an image, after examining all others if white or background is not given."""
         if self.conversion.depends_on_dataset(image):
             keys = [key for categories in self.splits().values() for each in categories for key in each.keys]
             self.conversion.decide(readable(self._open(keys), []))

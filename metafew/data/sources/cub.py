@@ -24,16 +24,16 @@ ARCHIVE = Remote(
     ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),
     "md5:97eceeb196236b17998738112f37df78",
 )
-LIMIT = 4 * 2**30  # bytes, unpacked
+LIMIT = 4 * 2**30  # size limit of the unpacked archive, in bytes
 
 
 class CUB(Collected):
-    """Bird species, in the authors' CUB_200_2011/ or in CUB_200_2011.tgz, which is unpacked into the same folder.
+    """Bird species, from the authors' CUB_200_2011/ or CUB_200_2011.tgz, which is unpacked into the same folder.
 
     Args:
-        root: the folder that holds either, or the unpacked folder itself.
-        split: ``hilliard`` (Hilliard et al. 2018): of the species in order, every second for training, and the others
-            alternately for validation and testing: 100, 50 and 50. ``meta_dataset`` (Triantafillou et al. 2020): 140,
+        root: the folder that contains either, or the unpacked folder itself.
+        split: ``hilliard`` (Hilliard et al. 2018): in order, every second species for training, and the others
+            alternately for validation and testing, 100, 50 and 50. ``meta_dataset`` (Triantafillou et al. 2020): 140,
             30 and 30.
         boxes: whether images are cropped to the birds' bounding boxes.
         image_size: height and width of the stored images, in pixels.
@@ -69,8 +69,8 @@ class CUB(Collected):
         return [CroppedTree(tree, folder / "bounding_boxes.txt", images) if self.boxes else tree], self._split
 
     def _folder(self) -> Path:
-        """Return the folder of the authors' lists, downloaded and unpacked first if necessary."""
-        # The archive contains such a folder, and is unpacked into one of the same name.
+        """Return the folder of the authors' lists, after downloading and unpacking it if necessary."""
+        # The archive contains such a folder, and is unpacked into one with the same name.
         candidates = [self.root, self.root / FOLDER, self.root / FOLDER / FOLDER]
         for folder in candidates:
             if all((folder / name).is_file() for name in LISTS):
@@ -90,7 +90,7 @@ class CroppedTree:
 
     Args:
         tree: the images.
-        file: the authors' list of boxes: number of the image, left, top, width and height in pixels.
+        file: the authors' list of boxes: image number, left, top, width and height in pixels.
         images: the key of each image, by number.
 
     Raises:
@@ -108,7 +108,7 @@ class CroppedTree:
                 raise ValueError(f"none of {min(missing)}")
 
     def open(self, keys: Sequence[str]) -> Iterator[Image.Image]:
-        """Read the images of ``keys``, in order, cropped to the part of their boxes that lies within them."""
+        """Read the images of ``keys``, in order, cropped to the intersections with their boxes."""
         return map(self._crop, keys, self.tree.open(keys))
 
     def _crop(self, key: str, image: Image.Image) -> Image.Image:
@@ -122,7 +122,7 @@ class CroppedTree:
 
 
 def read_table(file: Path) -> dict[str, str]:
-    """Return the text that follows the number at the start of each line of a file."""
+    """Return the text after the number at the start of each line of a file."""
     with explain_damage(
         file, "lines of a number and a text", OSError, ValueError, advice="replace it with the authors'"
     ):

@@ -40,12 +40,12 @@ class Content(NamedTuple):
 class Features(Source):
     """Vectors and their classes, for heads and measures that need no images.
 
-    A vector of ``d`` numbers is stored as a float32 image of ``d`` channels and one pixel.
+    A vector of ``d`` numbers is stored as a float32 image with ``d`` channels and one pixel.
 
     Args:
         root: an .npz file with ``x_SPLIT``, ``(n, d)`` numbers, and ``y_SPLIT``, ``n`` numbers or strings that name the
             classes, for at least one of the splits train, val and test.
-        duplicates: what is done about equal vectors: ``warn``, ``error`` (refuse them) or ``drop``.
+        duplicates: how to treat equal vectors: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if there is no such file.
@@ -65,11 +65,11 @@ class Features(Source):
 
     @property
     def channels(self) -> int:  # type: ignore[override]  # read from the file, and never set
-        """The length of a vector."""
+        """The length of the vectors."""
         return self._content.length
 
     def splits(self) -> dict[str, list[Category]]:
-        """Return the classes of each split; a split that is missing from the file has none.
+        """Return the classes of each split; a split missing from the file has none.
 
         Raises:
             UsageError: if the file does not have the expected arrays.
@@ -103,7 +103,7 @@ class Features(Source):
 
     @cached_property
     def _content(self) -> Content:
-        """What the file holds."""
+        """The content of the file."""
         classes, shapes = {}, {}
         with open_npz(self.root) as file:
             names = list(file)

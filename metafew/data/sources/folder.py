@@ -36,21 +36,20 @@ class Folder(Collected):
         layout: what the folders in ``root`` are: ``auto``, ``classes``, ``top`` or ``splits``. With ``splits=FILE``,
             ``auto`` means ``classes``.
         splits: a JSON or CSV file of the classes of each split; see
-            :func:`~metafew.data.sources.class_splits.divide`. Classes that are not listed are not used. None draws the
-            splits.
-        labels: a CSV file, with a header, of file names in ``root`` and class names; None takes the folders.
-        columns: the names of the columns ``file``, ``class`` and ``split`` in these CSV files; None takes the usual
-            ones, :data:`~metafew.data.formats.columns.USUAL`.
+            :func:`~metafew.data.sources.class_splits.divide`. Unlisted classes are not used. None draws the splits.
+        labels: a CSV file, with a header, of file names in ``root`` and class names; None uses the folders as classes.
+        columns: the names of the columns ``file``, ``class`` and ``split`` in these CSV files; None for the usual ones,
+            :data:`~metafew.data.formats.columns.USUAL`.
         fractions: fractions of the classes in ``train``, ``val`` and ``test``, if splits are drawn.
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image, ``pad`` adds margins.
+        fit: ``crop`` takes the central square of an image, ``stretch`` resizes the full image, ``pad`` adds margins.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
-        white: the value of white in images of more than 8 bits; None decides it for all of them (see
+        white: the value of white in images of more than 8 bits; None derives it from all of them (see
             :meth:`~metafew.data.formats.conversion.Conversion.decide`).
-        background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
-        duplicates: what is done about equal images: ``warn``, ``error`` (refuse them) or ``drop``.
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None derives it from all images.
+        duplicates: how to treat equal images: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if an option has an invalid value.
@@ -98,7 +97,7 @@ class Folder(Collected):
         elif arrays:
             images = read_arrays(root)
         else:
-            # A file of splits names the folders that are classes.
+            # A file of splits names the class folders.
             layout = "classes" if self.listing is not None and self.layout == "auto" else self.layout
             images, splits = read_class_folders(root, layout)
             if splits is not None and self.listing is None:

@@ -1,4 +1,4 @@
-"""glyphs: letters drawn in the typefaces that matplotlib installs, a dataset that needs no download."""
+"""glyphs: letters drawn in the typefaces that matplotlib installs, a dataset without a download."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ STYLES = {
     "cm": ("b10", "mi10", "r10", "ss10", "tt10"),  # without cmti10, which matplotlib added in 3.11
 }
 FACES = tuple(family + style for family, styles in STYLES.items() for style in styles)
-MIN_DRAWINGS = 12  # of a letter
-LOOK_ALIKE = 0.875  # correlation of two letters' drawings in one typeface
-INK = 5 / 7  # of the image's side, 20 of 28 pixels: room for small shifts and rotations
+MIN_DRAWINGS = 12  # drawings per letter
+LOOK_ALIKE = 0.875  # correlation of drawings of two letters in one typeface
+INK = 5 / 7  # of the side of the image, 20 of 28 pixels: room for small shifts and rotations
 OVERSAMPLING = 8
 VERSION = 1  # of the drawings
 
@@ -32,7 +32,7 @@ class Glyphs(Source):
     """Letters as classes, typefaces as samples: the default dataset.
 
     Each letter has at least 12 different drawings, and no two letters look alike in any typeface. Letters and splits
-    ship with the package; they were chosen by :func:`choose_letters`.
+    ship with the package; they were selected by :func:`choose_letters`.
 
     Args:
         image_size: height and width of a drawing, in pixels.
@@ -77,7 +77,7 @@ def font_path(face: str) -> Path:
 
 @cache
 def checksum(settings: str, files: tuple[Path, ...]) -> str:
-    """Return the checksum of settings and files; cached, because a run requests it several times."""
+    """Return the checksum of settings and files; cached, as a run requests it several times."""
     digest = sha256(settings.encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -89,13 +89,13 @@ def coverage(face: str) -> frozenset[str]:
     """Return the characters that a typeface contains."""
     from matplotlib.ft2font import FT2Font
 
-    # Beyond ASCII, Computer Modern files have other glyphs at the code points of letters: Psi at U+00AA.
+    # Beyond ASCII, Computer Modern files have other glyphs at the code points of letters, such as Psi at U+00AA.
     last = 0x7F if face.startswith("cm") else 0x10FFFF
     return frozenset(chr(code) for code in FT2Font(str(font_path(face))).get_charmap() if code <= last)
 
 
 def keys_of(letter: str) -> tuple[str, ...]:
-    """Return the keys of a letter's drawings, one for each typeface that contains it."""
+    """Return the keys of the drawings of a letter, one per typeface that contains it."""
     return tuple(f"{face}/{ord(letter):04X}" for face in FACES if letter in coverage(face))
 
 
@@ -106,7 +106,7 @@ def font(face: str, em: int) -> ImageFont.FreeTypeFont:
 
 
 def draw(key: str, size: int) -> np.ndarray:
-    """Draw one letter, centred, its longer side 5/7 of the image: uint8 ``(size, size)``, ink 255."""
+    """Draw one letter, centred, with its longer side 5/7 of the image: uint8 ``(size, size)``, ink 255."""
     face, code = key.split("/")
     em = OVERSAMPLING * size
     canvas = Image.new("L", (3 * em, 3 * em))  # fits the widest letters and their margin
@@ -122,11 +122,10 @@ def draw(key: str, size: int) -> np.ndarray:
 def choose_letters(size: int = 28) -> dict[str, str]:
     """Choose the letters of ``train`` (60 %), ``val`` (15 %) and ``test`` (25 %) that ship with the package.
 
-    Candidates are letters, except modifier letters and compositions ('é', 'ﬁ'), that are in at least 12 typefaces and
-    have a different drawing in each. In the order of code points, a candidate is dropped if its drawing correlates
-    above ``LOOK_ALIKE`` with that of an already kept letter, in any typeface that has both. The kept letters are
-    assigned to the splits in the order of their SHA-256. This takes seconds, so :class:`Glyphs` reads its stored
-    result.
+    Candidates are letters, except modifier letters and compositions ('é', 'ﬁ'), with different drawings in at least 12
+    typefaces. In the order of code points, a candidate is dropped if, in any typeface that contains both, its drawing
+    correlates above ``LOOK_ALIKE`` with that of a letter kept before. The kept letters are assigned to the splits in
+    the order of their SHA-256. This takes seconds, so :class:`Glyphs` reads the stored result.
     """
     candidates = (
         letter

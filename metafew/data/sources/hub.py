@@ -1,4 +1,4 @@
-"""hub: image classification datasets of the Hugging Face hub, and local parquet files of the same form."""
+"""hub: image classification datasets of the Hugging Face hub, and local parquet files of the same format."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from metafew.errors import UsageError
 from metafew.io import write_json
 
 HUB = "https://huggingface.co"
-LISTING = "parquet.json"  # the hub's list of files, saved next to them
-FOLDER = re.compile(r"[^./\\][^/\\]*")  # names of configurations and splits become names of folders
-REFUSED = (401, 403, 404)  # the hub answers 401 for repositories that do not exist
+LISTING = "parquet.json"  # the hub's list of files, saved next to the files
+FOLDER = re.compile(r"[^./\\][^/\\]*")  # names of configurations and splits become folder names
+REFUSED = (401, 403, 404)  # the hub's answer for repositories that do not exist
 
 
 class Hub(Collected):
-    """All images of a repository, its splits pooled and divided by class.
+    """All images of a repository, with its splits pooled and divided by class.
 
-    The hub offers every dataset as parquet files. If a dataset was published in another format and exceeds 5 GB, it
-    converts only a part.
+    The hub offers every dataset as parquet files. Of datasets published in another format, it converts only a part if
+    they exceed 5 GB.
 
     Args:
         repo: ``OWNER/NAME`` or ``NAME`` of a public repository; None reads the parquet files in ``root``.
-        root: a parquet file, or a folder of them; or the folder of downloads, which are kept in
-            ``OWNER--NAME/CONFIG/SPLIT/`` with the hub's list of them.
-        config: one of the repository's configurations; None takes the first.
+        root: a parquet file, or a folder of parquet files; or the folder of downloads, which are kept in
+            ``OWNER--NAME/CONFIG/SPLIT/`` with the hub's list of files.
+        config: one of the repository's configurations; None for the first.
         label: the column of labels; see :class:`~metafew.data.formats.parquet.Parquet`.
         splits: a JSON or CSV file of the classes of each split; see
             :func:`~metafew.data.sources.class_splits.divide`. None draws them.
-        columns: the names of the columns ``class`` and ``split`` in that CSV file; None takes the usual ones.
+        columns: the names of the columns ``class`` and ``split`` in that CSV file; None for the usual ones.
         fractions: fractions of the classes in ``train``, ``val`` and ``test``, if splits are drawn.
         split_seed: seed of that draw.
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
-        fit: ``crop`` takes the middle of an image, ``stretch`` resizes the entire image, ``pad`` adds margins.
-        white: the value of white in images of more than 8 bits; None decides it for all of them.
-        background: ``white`` or ``black``, behind transparent pixels and in margins; None decides it for all images.
+        fit: ``crop`` takes the central square of an image, ``stretch`` resizes the full image, ``pad`` adds margins.
+        white: the value of white in images of more than 8 bits; None derives it from all of them.
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None derives it from all images.
         download: whether missing files are downloaded into ``root``.
-        duplicates: what is done about equal images: ``warn``, ``error`` (refuse them) or ``drop``.
+        duplicates: how to treat equal images: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
         UsageError: if an option has an invalid value.
@@ -106,7 +106,7 @@ class Hub(Collected):
         return [images], divide(images.classes, listing, self.fractions, self.split_seed, self.columns)
 
     def _downloads(self, repo: str) -> list[Path]:
-        """Return the files of the configuration, downloading those that are missing."""
+        """Return the files of the configuration, and download missing ones."""
         folder = self.root / repo.replace("/", "--")
         configs = self._read_listing(folder / LISTING)
         config = next(iter(configs)) if self.config is None else self.config
@@ -124,7 +124,7 @@ class Hub(Collected):
         return files
 
     def _read_listing(self, saved: Path) -> dict[str, dict[str, list[str]]]:
-        """Return the URLs of the files of each configuration and split, from the hub unless they are saved."""
+        """Return the URLs of the files of each configuration and split, from the saved list or else from the hub."""
         if not saved.is_file():
             if not self.download:
                 raise UsageError(
@@ -160,7 +160,7 @@ class Hub(Collected):
 
 def published_checksum(url: str) -> str | None:
     """Return the checksum of a file, which the hub sends before it redirects to the storage of large files."""
-    with suppress(requests.RequestException):  # the download that follows reports the failure
+    with suppress(requests.RequestException):  # the subsequent download reports the failure
         response = requests.head(url, allow_redirects=True, timeout=TIMEOUT)
         for each in (*response.history, response):
             if re.fullmatch("[0-9a-f]{64}", digest := each.headers.get("X-Linked-ETag", "").strip('"')):

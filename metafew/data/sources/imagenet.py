@@ -1,4 +1,4 @@
-"""What mini-ImageNet and tieredImageNet share: classes named by WordNet id, in folders or in files of each split."""
+"""Common parts of mini-ImageNet and tieredImageNet: classes named by WordNet id, in folders or in files per split."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ class ImageNetSubset(Collected):
     def match_published(
         self, collections: Mapping[str, Collection], published: Mapping[str, Sequence[str]]
     ) -> dict[str, Sequence[str]]:
-        """Return the class names of each split: the published ones, unless the classes in its files are only numbered.
+        """Return the class names of each split: the published ones, unless classes in the files are only numbered.
 
         Args:
             collections: the collection of each split.
             published: the WordNet ids of each published split.
 
         Raises:
-            UsageError: if a collection has a class of another split, or numbered classes but not as many as published.
+            UsageError: if a collection has a class of another split, or a different number of numbered classes from
+                that published.
         """
         names = {}
         for split, collection in collections.items():
@@ -76,7 +77,7 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> Tree | None:
-    """Return the class folders in a folder if any of them is named by a WordNet id, else None."""
+    """Return the class folders in a folder if any is named by a WordNet id, else None."""
     return Tree(folder) if any(WNID.fullmatch(path.name) for path in subfolders(folder)) else None
 
 

@@ -16,7 +16,7 @@ from metafew.data.sources.source import SPLITS, shipped_split
 from metafew.errors import UsageError
 
 ALL_SPLITS = "train, val and test"
-"""The key of a collection of all splits, which can be divided only by WordNet ids."""
+"""The key of a collection of all splits, which can only be divided by WordNet ids."""
 FILES = (
     [f"mini-imagenet-cache-{split}.pkl" for split in SPLITS],
     [f"miniImageNet_category_split_{split}.pickle" for split in ("train_phase_train", "val", "test")],
@@ -24,19 +24,19 @@ FILES = (
     [f"mini_imagenet_{split}.npz" for split in SPLITS],
     [f"{split}.npz" for split in SPLITS],
 )
-"""The files of the three splits, under the names that several authors use."""
+"""The files of the three splits, under names used by several authors."""
 
 
 class MiniImageNet(ImageNetSubset):
     """mini-ImageNet in any of its distributed forms.
 
     Files with WordNet ids are checked against the split of Ravi & Larochelle; files with numbered classes define their
-    own split, with classes such as ``train/00``. Parquet files should hold the benchmark's 600 images of each class:
-    timm/mini-imagenet on the Hugging Face hub has the same classes, but 650 images of each.
+    own split, with classes such as ``train/00``. Parquet files should contain the 600 images per class of the
+    benchmark; timm/mini-imagenet on the Hugging Face hub has the same classes, but 650 images per class.
 
     Args:
-        root: the folder of the files: class folders named by WordNet id, in ``root`` or one folder below; train.csv,
-            val.csv and test.csv with a folder of images; pickles or .npz files of the three splits; parquet files.
+        root: the folder of the files: class folders named by WordNet id, in ``root`` or one level below; train.csv,
+            val.csv and test.csv with a folder of images; pickles or .npz files of the three splits; or parquet files.
         image_size: height and width of the stored images, in pixels.
     """
 
@@ -44,7 +44,7 @@ class MiniImageNet(ImageNetSubset):
     published_images = 60_000
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the collections of the first form found, and the class names of each split."""
+        """Return the collections in the first form found, and the class names of each split."""
         published, root = shipped_split(self.name), self.root
         collections: Mapping[str, Collection] | None = (
             split_folders(root)
@@ -66,7 +66,7 @@ class MiniImageNet(ImageNetSubset):
 
 
 def _undivided_folders(root: Path) -> dict[str, Tree] | None:
-    """Return the class folders of all splits, from a folder or its first subfolder that has any."""
+    """Return the class folders of all splits, from a folder or from its first subfolder with class folders."""
     found = next(filter(None, map(class_folders, [root, *subfolders(root)])), None)
     return {ALL_SPLITS: found} if found else None
 

@@ -16,10 +16,10 @@ class Mixture(Source):
 
     Args:
         find: ``find(item, image_size)`` returns the dataset described by an item of the lists below.
-        sources: the datasets of training, validation and testing.
-        test_sources: datasets that are only tested on; their images are converted to the channels of training.
+        sources: the datasets for training, validation and testing.
+        test_sources: datasets for testing only; their images are converted to the channels of training.
         image_size: height and width of all images, in pixels.
-        channels: 1 or 3; None for the largest number among the datasets of training.
+        channels: 1 or 3; None for the largest number among the training datasets.
 
     Raises:
         UsageError: if there is no dataset, two datasets have the same name, or an option has an invalid value.
@@ -64,7 +64,7 @@ class Mixture(Source):
         self.channels = channels or max(source.channels for source in self.sources)
 
     def components(self, split: str) -> list[Source]:
-        """Return the datasets that the tasks of ``split`` come from; those that are only tested on are last."""
+        """Return the datasets of the tasks of ``split``; those for testing only are last."""
         return self.sources + self.test_sources if split == "test" else self.sources
 
     def splits(self) -> dict[str, list[Category]]:

@@ -22,7 +22,7 @@ from metafew.data.sources.source import SPLITS, Category, Source, shipped_split
 from metafew.errors import UsageError
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
-DRAWINGS = 20  # of each character
+DRAWINGS = 20  # per character
 URLS = (
     "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
     "https://github.com/brendenlake/omniglot/raw/master/python/",
@@ -35,11 +35,11 @@ VERSION = 1  # of the conversion
 
 
 class Omniglot(Source):
-    """Handwritten characters as classes, read from the authors' two zip archives without unpacking them.
+    """Handwritten characters as classes, read from the authors' two zip archives without unpacking.
 
     Args:
         root: the folder of images_background.zip and images_evaluation.zip.
-        split: ``lake``, that of the authors: the 659 evaluation characters for testing and, of the 30 background
+        split: ``lake``, the authors' split: the 659 evaluation characters for testing and, of the 30 background
             alphabets, the five of ``vinyals`` for validation. ``vinyals`` (Vinyals et al. 2016): 1028, 172 and 423
             characters, each in four rotations that are separate classes.
         image_size: height and width of the images, in pixels; the drawings of 105 x 105 pixels are averaged by area.
@@ -96,7 +96,7 @@ class Omniglot(Source):
         return {key: crc for name in CHARACTERS for key, crc in list_drawings(self._archive(name)).items()}
 
     def _archive(self, name: str) -> Path:
-        """Return the path of an archive, downloading it first if it is missing."""
+        """Return the path of an archive, and download it if it is missing."""
         file = f"{name}.zip"
         remote = Remote(file, tuple(base + file for base in URLS), f"md5:{MD5[name]}")
         return obtain(self.root, remote, self.download, self.name)

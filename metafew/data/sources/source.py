@@ -1,4 +1,4 @@
-"""The base class of datasets, and the class splits that ship with the package."""
+"""The base class of datasets, and the class splits shipped with the package."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Category(NamedTuple):
 
     Attributes:
         name: the name of the class in tables.
-        keys: the keys of its images, as taken by :meth:`Source.read`.
-        turns: counter-clockwise quarter turns (as ``numpy.rot90``) to apply to its stored images. The rotated classes
-            of Vinyals et al. (2016) share their keys and differ in this number.
-        group: the group that the class belongs to, such as its alphabet; ``""`` if there are no groups.
+        keys: the keys of its images, for :meth:`Source.read`.
+        turns: counter-clockwise quarter turns (as in ``numpy.rot90``) to apply to its stored images. The rotated
+            classes of Vinyals et al. (2016) share their keys and differ in this number.
+        group: the group of the class, such as its alphabet; ``""`` if there are no groups.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Source:
     name: str
     """The name on the command line: ``dataset=NAME``."""
     label: str | None = None
-    """The name in a mixture, which may contain several datasets of one :attr:`name`; None takes :attr:`name`."""
+    """The name in a mixture, which may contain several datasets with the same :attr:`name`; None for :attr:`name`."""
     channels: int
     """Number of channels of the images, 1 or 3; or the length of feature vectors."""
     image_size: int
@@ -53,18 +53,18 @@ class Source:
     jitter: Any | None = None
     """A random view that is part of the dataset (see :mod:`metafew.data.augment`), or None."""
     conversion: Conversion | None = None
-    """How images in files become those of the dataset; None if it has no such files."""
+    """The conversion of image files to stored images; None if the dataset has no image files."""
     own_images: bool = False
-    """Whether the images are the user's own, who can choose how they are converted."""
+    """Whether the images are the user's own, so that the user can choose their conversion."""
     duplicates: str | None = None
-    """What is done about copies of an image: ``warn``, ``error`` or ``drop``. None, for published datasets: nothing."""
+    """How to treat copies of an image: ``warn``, ``error`` or ``drop``; None, for published datasets, ignores them."""
     published_images: int | None = None
     """Number of images of a published dataset, or None."""
     evaluation_options: tuple[str, ...] = ()
-    """Options that change only what is evaluated: a run may be resumed if only these differ."""
+    """Options that only affect evaluation: a run can be resumed if only these differ."""
 
     drawn: bool = False
-    """Whether :meth:`splits` divided the classes at random by the option ``fractions``; known after a call of it."""
+    """Whether :meth:`splits` divided the classes at random by the option ``fractions``; set by the first call."""
 
     @property
     def title(self) -> str:
@@ -80,27 +80,27 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Return a checksum that changes with any file or setting that determines the classes or the stored images.
+        """Return a checksum of all files and settings that determine the classes or the stored images.
 
-        It decides whether the images are read again. Data are identified by their content, when they are stored.
+        It decides whether images are read again. Stored data are identified by their content.
         """
         raise NotImplementedError
 
     def read(self, keys: Sequence[Any]) -> Iterator[np.ndarray]:
         """Read the images of ``keys``, in order: ``(channels, image_size, image_size)`` of type :attr:`dtype`.
 
-        Drawings have ink 255 on background 0.
+        Drawings have ink 255 on a background of 0.
         """
         raise NotImplementedError
 
     @property
     def seen(self) -> Mapping[str, Any]:
-        """What the images read so far were like, as plain values: counts and ranges."""
+        """Properties of the images read so far, as plain values: counts and ranges."""
         return self.conversion.seen if self.conversion else {}
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """The number of files, folders, arrays and rows that are not read, by reason and place."""
+        """Numbers of files, folders, arrays and rows that are not read, by reason and place."""
         return {}
 
     def describe(self, key: Any) -> str:
@@ -108,7 +108,7 @@ class Source:
         return str(key)
 
     def components(self, split: str) -> list[Source]:
-        """Return the datasets that the tasks of ``split`` come from, each task from one of them.
+        """Return the datasets from which tasks of ``split`` are drawn, each task from one of them.
 
         A mixture returns several. ``Episode.source`` is an index into this list.
         """

@@ -18,7 +18,7 @@ from metafew.errors import UsageError
 
 
 class TieredImageNet(ImageNetSubset):
-    """tieredImageNet in the form that its authors distribute, or selected from ImageNet.
+    """tieredImageNet in its authors' distribution, or selected from ImageNet.
 
     Files with WordNet ids are checked against the authors' split; files with numbered classes define their own split,
     with classes such as ``train/007``.
@@ -33,7 +33,7 @@ class TieredImageNet(ImageNetSubset):
     published_images = 779_165
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
-        """Return the collections of the first form found, and the class names of each split."""
+        """Return the collections in the first form found, and the class names of each split."""
         tiers = shipped_split(self.name)
         published = {split: [wnid for wnids in found.values() for wnid in wnids] for split, found in tiers.items()}
         collections = self._files("_images_png.pkl") or self._files("_images.npz") or split_folders(self.root)

@@ -25,7 +25,14 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
-from metafew.distributed.report_once import already_reported, first_to_report, global_rank
+from metafew.distributed.output_folder import named_by_clock, require_named
+from metafew.distributed.report_once import (
+    already_reported,
+    end_other_ranks,
+    first_to_report,
+    global_rank,
+    print_on_rank_zero,
+)
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
@@ -60,6 +67,7 @@ def job(cfg: DictConfig) -> None:
     """Run one configuration: an experiment, a single run, or a cell of a sweep."""
     use_huge_pages()  # a process of joblib does not call main()
     print_any_character()
+    print_on_rank_zero()
     if "experiment" in cfg:
         launch_experiment(cfg)
     elif HydraConfig.get().mode == RunMode.RUN:
@@ -75,8 +83,10 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
-        of_hydra = cfg.pop("hydra")
     try:
+        require_named("hydra.run.dir", named_by_clock(cfg, "hydra.run.dir"), cfg.get("ckpt"))
+        with open_dict(cfg):
+            of_hydra = cfg.pop("hydra")
         if "experiment" not in cfg:
             cfg, _ = compose_run(cfg)
             of_hydra = HydraConfig.get()
@@ -112,6 +122,7 @@ def run_single(cfg: DictConfig, out: Path) -> None:
     except Exception:
         if already_reported():  # another rank failed, and this rank lost the connection to it
             sys.exit(2)
+        end_other_ranks()
         raise
 
 

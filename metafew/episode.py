@@ -52,7 +52,7 @@ class Episode(NamedTuple):
         support: the labelled examples, ``(t, s, ...)``.
         query: the examples to label, with their true labels, ``(t, q, ...)``.
         way: number of classes per task.
-        index: ``(t,)`` indices of the tasks in their split.
+        index: ``(t,)`` indices of the tasks in their split, on the CPU, where they are read.
         views: random views that have not been applied yet, or None.
         source: index of the dataset of all tasks, in a mixture of several.
         ids: ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that their

@@ -218,18 +218,3 @@ def test_a_subprocess_finds_the_main_configuration(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     flags = ["--config-name", "mine", "--config-path", "/conf", "--config-dir", "/my own"]
     assert main_configuration() == flags
-
-
-@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False), (None, False)])
-@pytest.mark.parametrize("key", ["run", "sweep"])
-def test_a_training_is_only_resumed_in_a_folder_that_somebody_named(tmp_path, folder, works, key):
-    """The default folder is named after the time, so that the last one is never in it."""
-    own = ["defaults: [train, _self_]", *([f"hydra: {{{key}: {{dir: '{folder}'}}}}"] if folder else [])]
-    (tmp_path / "resumed.yaml").write_text("\n".join([*own, "test: {way: 1000}"]), "utf-8")
-    words = ["--config-dir=.", "--config-name=resumed", "ckpt=last", *["-m"] * (key == "sweep")]
-    done = metafew(*words, *TINY, cwd=tmp_path, code=1 if key == "sweep" else 2)
-    if works:  # and finds no checkpoint yet
-        assert "test.way" in done.stderr and "outputs/mine" in done.stderr + done.stdout
-    else:
-        advice = f"expected hydra.{key}.dir, the folder in which ckpt=last resumes a training, got none: type hydra."
-        assert advice in done.stderr

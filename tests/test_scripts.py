@@ -23,7 +23,7 @@ from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
-COMMANDS = ["dashboard", "predict", "prepare", "report", "reproduce", "search"]
+COMMANDS = ["dashboard", "device_check", "predict", "prepare", "report", "reproduce", "search"]
 
 
 def picture(path, level, seed, size=(40, 30)):

@@ -26,7 +26,7 @@ class Step(NamedTuple):
         lr: its learning rate.
         loss: its loss, a scalar.
         task_losses: the loss of each task, ``(t,)``.
-        task_numbers: the numbers of the tasks, ``(t,)``.
+        task_numbers: the numbers of the tasks, ``(t,)``, on the CPU.
     """
 
     number: int
@@ -88,7 +88,7 @@ class NanGuard(Callback):
         if not any(failed):
             return
         step = recent[failed.index(1.0)]
-        diverged = step.task_numbers[~step.task_losses.isfinite()].tolist()
+        diverged = step.task_numbers[~step.task_losses.isfinite().cpu()].tolist()
         tasks = sorted(task for part in gather_objects(diverged) for task in part)
         named = f" of task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}" if tasks else ""
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1

@@ -230,8 +230,8 @@ def grey(images: Tensor) -> Tensor:
     """Return grey images ``(n, 1, h, w)``, weighted as in ITU-R BT.601, from images of 1 or 3 channels."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-    return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def as_float(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,8 @@ class PerTask(Metric):
         loss = F.cross_entropy(logits.mT.double(), labels, reduction="none").mean(1).masked_fill(failed, torch.nan)
         shot = episode.support.labels.shape[1] / episode.way
         source, way, shot = (torch.full_like(loss, value) for value in (episode.source, episode.way, shot))
-        self.rows.append(torch.stack([episode.index.double(), source, way, shot, accuracy, loss, failed.double()], 1))
+        index = episode.index.to(loss, non_blocking=True)
+        self.rows.append(torch.stack([index, source, way, shot, accuracy, loss, failed.double()], 1))
 
     def compute(self) -> Tensor:
         """Return the rows, sorted by task number."""
@@ -63,7 +64,7 @@ def summary(table: Tensor, measure: str) -> Interval:
 
     The mean loss is NaN if a task failed.
     """
-    values = {name: table[:, PerTask.columns.index(name)].numpy(force=True) for name in (measure, "failed")}
+    values = {name: table[:, PerTask.columns.index(name)].cpu().numpy() for name in (measure, "failed")}
     return interval(values[measure]) | {"failed": int(values["failed"].sum())}
 
 

@@ -35,7 +35,7 @@ class Head(HasMetaParameters):
     memory_option: str | None = None
     """An option that reduces the memory of training and evaluation, such as ``inner=loop``."""
     exemptions: ClassVar[dict[str, str]] = {}
-    """Contracts of tests/contracts/heads.py that the head does not satisfy, each with the reason."""
+    """Contracts of tests/contracts that the head does not satisfy, each with the reason."""
     chosen: str | None = None
     """The one of :attr:`candidates` that evaluation uses; None, until one is selected, means the first."""
 

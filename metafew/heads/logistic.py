@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ class Logistic(FeatureHead):
         c: weight of each support row's loss relative to the penalty.
         scale: initial value of the learned scale of the logits.
     """
+
+    exemptions: ClassVar = {"host_waits": "the solver reads after each Newton step whether a task still moves"}
 
     def __init__(self, c: float = 1.0, scale: float = 1.0):
         super().__init__()

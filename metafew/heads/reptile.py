@@ -104,7 +104,7 @@ class Reptile(MAML):
 
     def loss(self, model: Model, task: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy, in nats, of the minibatch of step ``step``."""
-        rows = self.rows(step, len(task.labels), task.number).to(task.labels.device)
+        rows = self.rows(step, len(task.labels), task.number).to(task.labels.device, non_blocking=True)
         return super().loss(model, SupportSet(task.images[rows], task.labels[rows], task.way), step, weights)
 
     def rows(self, step: int, count: int, task: int | None = None) -> Tensor:
@@ -122,7 +122,7 @@ class Reptile(MAML):
         if not self.lasting:
             return
         ends = [torch.cat([state[name].flatten() for name in self.lasting]) for state in states]
-        total = torch.cat([torch.stack(ends).sum(0), ends[0].new_tensor([len(ends)])])
+        total = torch.cat([torch.stack(ends).sum(0), ends[0].new_full((1,), len(ends))])
         self.pending = total if self.pending is None else self.pending + total
 
     def absorb(self, total: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class SVM(FeatureHead):
         c: upper bound of the dual variable of a row's own class: the price of a margin violation.
         scale: initial value of the learned scale of the logits.
     """
+
+    exemptions: ClassVar = {"host_waits": "the solver reads which bounds are active, and when they have settled"}
 
     def __init__(self, c: float = 0.1, scale: float = 1.0):
         super().__init__()

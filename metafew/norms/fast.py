@@ -32,6 +32,7 @@ from metafew.norms.film import FiLM
 from metafew.norms.kernels.group_moments import GroupMoments, batch_moments
 from metafew.norms.kernels.normalize import Normalize
 from metafew.norms.kernels.one_group import OneGroup
+from metafew.norms.kernels.pieces import on_cpu
 from metafew.norms.kernels.pooling import is_plain_pooling, pooling
 from metafew.norms.norm import Moments, Norm
 from metafew.norms.scope import current, rows
@@ -149,7 +150,7 @@ def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_firs
     """Return whether :class:`OneGroup` supports these tensors and this pooling."""
     return (
         (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))
-        and x.device.type == "cpu"
+        and on_cpu(x)
         and norm.weight.dtype == norm.bias.dtype == torch.promote_types(x.dtype, torch.float32)
     )
 
@@ -157,7 +158,7 @@ def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_firs
 def _monotone(norm: Norm, x: Tensor) -> bool:
     """Return whether no weight is negative; False where reading it would block on a device or fail under ``vmap``."""
     tensors = norm.weight, norm.bias, x
-    return norm.weight.device.type == "cpu" and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
+    return on_cpu(norm.weight) and _has_memory(*tensors) and norm.weight.detach().amin().item() >= 0
 
 
 def _has_memory(*tensors: Tensor) -> bool:

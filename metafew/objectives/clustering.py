@@ -129,7 +129,7 @@ def draw_pairs(features: Tensor, labels: Tensor, index: Tensor) -> Tensor:
             "classes, got fewer: type train.query=1 or more"
         )
     tasks = torch.arange(len(rows), device=features.device)[:, None, None, None]
-    return features[tasks, torch.from_numpy(rows).to(features.device)]
+    return features[tasks, torch.from_numpy(rows).to(features.device, non_blocking=True)]
 
 
 def _rows(labels: np.ndarray, number: int) -> np.ndarray:

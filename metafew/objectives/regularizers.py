@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from metafew.errors import UsageError
 from metafew.objectives.clustering import feature_clustering, hyperplane_variation
 
+DRAWN_ON_THE_HOST = {"host_waits": "NumPy draws the pairs of classes from the labels, alike on every device"}
+
 
 class NoRegularizer(nn.Module):
     """Add no term."""
 
     on_features = False
     on_weights = False
+    exemptions: ClassVar[dict[str, str]] = {}
 
 
 class Regularizer(nn.Module):
@@ -30,6 +34,8 @@ class Regularizer(nn.Module):
     """Whether ``forward`` takes the features of pairs of classes."""
     on_weights = False
     """Whether ``forward`` takes the weights of a task and their mean over tasks."""
+    exemptions: ClassVar[dict[str, str]] = {}
+    """Contracts of tests/contracts that the term does not keep, each with the reason."""
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -49,6 +55,7 @@ class FeatureClustering(Regularizer):
     """
 
     on_features = True
+    exemptions: ClassVar = DRAWN_ON_THE_HOST
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""
@@ -63,6 +70,7 @@ class HyperplaneVariation(Regularizer):
     """
 
     on_features = True
+    exemptions: ClassVar = DRAWN_ON_THE_HOST
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""

@@ -98,7 +98,7 @@ class Reptile(Objective):
             weights = [detached(head.start(model, task)) for task in tasks]
         states = [detached(head.first_state(value)) for value in weights]
         shared = [name for name, value in weights[0].items() if head.lasts(name) and value.ndim > 1]
-        losses = [torch.zeros(())] * len(tasks)
+        losses = [tasks[0].images.new_zeros(())] * len(tasks)
         for step in range(head.steps):
             mean = mean_over_tasks(weights, shared) if self.regularizer.on_weights and step else None
             for i, task in enumerate(tasks):

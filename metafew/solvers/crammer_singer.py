@@ -204,7 +204,7 @@ def _solve_free(gram: Tensor, factor: Tensor | None, free: Tensor, rhs: Tensor) 
         v, (t, n, w).
     """
     rows, way = rhs.shape[1:]
-    held = 0 if free.all() else int((~free).sum((1, 2)).max())
+    held = int((~free).sum((1, 2)).max())
     if factor is None or held > rows:
         return _solve_weighted(gram, free.double(), rhs)
     solution = torch.cholesky_solve(rhs - rhs.mean(-1, keepdim=True), factor)

@@ -22,7 +22,7 @@ from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
-from metafew.training.trainer import check_trainer_options
+from metafew.training.trainer_options import check_trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ CHOICES = {
     "test.select": ("best", "last"),
     "test.queries": ("together", "single", "class"),
     "analyze.split": ("test", "val", "train"),
-    "trainer.gradient_clip_algorithm": ("norm", "value"),
-    "trainer.deterministic": (None, True, False, "warn"),
 }
 """Options with a fixed set of values."""
 LEAST = {
@@ -45,6 +43,7 @@ LEAST = {
     "trainer.max_steps": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
+    "trainer.num_nodes": 1,
     "save.every": 1,
     "analyze.tasks": 1,
     "analyze.every": 0,
@@ -195,6 +194,11 @@ def check_validation(parts: Parts) -> None:
         raise UsageError(
             f"expected validations, at which features are measured every {every} steps, got val.total=0: "
             "type analyze.every=0"
+        )
+    if parts.fits and (stopping := parts.trainer.early_stopping_callbacks):
+        raise UsageError(
+            f"expected validations, after which {type(stopping[0]).__name__} may end the training, got val.total=0: "
+            "type val.total=200, or leave it out of trainer.callbacks"
         )
 
 

@@ -121,6 +121,8 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "trained": learner.objective.trains_head,
         **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("backbone", "norm", "head")},
     }
+    if str(cfg.trainer.get("precision")).startswith("64"):
+        learner.double()  # Lightning does so too, but after it has loaded a checkpoint into float32
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
     if start is not None and "data" in start["metafew"]:

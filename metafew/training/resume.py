@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
-from metafew.config.compose import load
 from metafew.config.moved import add_options
-from metafew.config.overrides import verbatim
 from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.store import summary_of
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
-from metafew.distributed.output_folder import named_by_clock, numbered
+from metafew.distributed.output_folder import numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
@@ -30,18 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def newest_of_this_run() -> str | None:
-    """Return the newest checkpoint in the folder of this run, or None.
-
-    Raises:
-        UsageError: if neither the command line nor the user's own main configuration sets this folder.
-    """
-    hydra = HydraConfig.get()
-    key = "hydra.run.dir" if hydra.mode == RunMode.RUN else "hydra.sweep.dir"
-    # Composed anew, as the configuration of this run holds the path of a folder that was created since.
-    words = [*verbatim(hydra.overrides.hydra), *verbatim(hydra.overrides.task)]
-    if named_by_clock(load(str(hydra.job.config_name), words), key):  # as conf/train.yaml has it
-        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
-    file = newest(Path(hydra.runtime.output_dir))
+    """Return the newest checkpoint in the folder of this run, or None."""
+    file = newest(Path(HydraConfig.get().runtime.output_dir))
     return None if file is None else str(file)
 
 

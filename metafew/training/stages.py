@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from metafew.analysis.features import analyze
+from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training
@@ -58,6 +59,7 @@ def run_stages(parts: Parts) -> Outcome:
     data.prepare_data()
     outcome.data = report_data(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
+    wait_for_other_ranks()
     with enough_memory(trainer, learner), suitable_callbacks():
         if parts.fits:
             outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
@@ -81,7 +83,7 @@ def suitable_callbacks() -> Iterator[None]:
     except Exception as error:
         raised_in = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)][-1]
         of_callback = raised_in.startswith(("pytorch_lightning.callbacks.", "pytorch_lightning.tuner."))
-        if isinstance(error, UsageError) or not (of_callback or isinstance(error, MisconfigurationException)):
+        if isinstance(error, UsageError | MisconfigurationException) or not of_callback:
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(

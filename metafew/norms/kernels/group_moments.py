@@ -13,6 +13,7 @@ from metafew.norms.kernels.pieces import (
     concatenate,
     group_size,
     group_sums,
+    on_cpu,
     scale_shift,
     to_rows,
 )
@@ -34,7 +35,7 @@ class GroupMoments(Function):
         rows = x.shape[0] // groups
         if rows == 1:
             mean, var = by_piece(_image_moments, x)
-        elif x.device.type == "cpu":
+        elif on_cpu(x):
             mean, var = concatenate([batch_moments(group) for group in x.split(rows)])
         else:
             parts = precise(x).unflatten(0, (groups, rows))

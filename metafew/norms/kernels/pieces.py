@@ -14,10 +14,15 @@ CACHED = 2**19
 POSITIONS = (2, 3)
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Return whether ``x`` lies in the memory of a processor, for which the fast paths of this room are made."""
+    return x.device.type == "cpu"
+
+
 def pieces(x: Tensor) -> list[slice]:
     """Return slices of rows of ``x`` that fit in a processor's cache; one slice of all rows on other devices."""
     rows = x.shape[0]
-    size = max(1, CACHED * rows // max(1, x.numel())) if x.device.type == "cpu" else max(1, rows)
+    size = max(1, CACHED * rows // max(1, x.numel())) if on_cpu(x) else max(1, rows)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 

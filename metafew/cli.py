@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal import utils
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,14 +18,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.allocator import use_huge_pages
 from metafew.config.command_line import readable
-from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
-from metafew.config.groups import CONF, describe_groups, register_evaluation_heads
+from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
+from metafew.config.groups import CONF, register_evaluation_heads
 from metafew.config.help import help_text
 from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
 from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
-from metafew.distributed.report_once import already_reported, first_to_report, global_rank
+from metafew.distributed.output_folder import named_by_clock, require_named
+from metafew.distributed.report_once import (
+    already_reported,
+    end_other_ranks,
+    first_to_report,
+    global_rank,
+    print_on_rank_zero,
+)
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
@@ -47,7 +54,7 @@ def main() -> None:
     try:
         with in_one_line(sys.argv[1:]):
             sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing many lines
+            utils.is_under_debugger = lambda: True  # Hydra raises its errors, instead of printing them over many lines
             job()
     except UsageError as error:
         if is_rank_zero():
@@ -60,6 +67,7 @@ def job(cfg: DictConfig) -> None:
     """Run one configuration: an experiment, a single run, or a cell of a sweep."""
     use_huge_pages()  # a process of joblib does not call main()
     print_any_character()
+    print_on_rank_zero()
     if "experiment" in cfg:
         launch_experiment(cfg)
     elif HydraConfig.get().mode == RunMode.RUN:
@@ -69,12 +77,16 @@ def job(cfg: DictConfig) -> None:
 
 
 def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
-    """Return the configuration of the run for ``--cfg``, which with ``ckpt`` is composed on top of the checkpoint."""
+    """Return what ``--cfg`` shows: the configuration of the run, with ``ckpt`` on top of that of the checkpoint."""
+    if OmegaConf.is_readonly(cfg.hydra):  # of a run, for the log of hydra.verbose
+        return sanitize(hydra, cfg, cfg_type)
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir
         HydraConfig.instance().set_config(cfg)
-        of_hydra = cfg.pop("hydra")
     try:
+        require_named("hydra.run.dir", named_by_clock(cfg, "hydra.run.dir"), cfg.get("ckpt"))
+        with open_dict(cfg):
+            of_hydra = cfg.pop("hydra")
         if "experiment" not in cfg:
             cfg, _ = compose_run(cfg)
             of_hydra = HydraConfig.get()
@@ -83,6 +95,7 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
         sys.exit(2)
     with open_dict(cfg):
         cfg.hydra = of_hydra
+    OmegaConf.set_readonly(cfg.hydra, False)  # --resolve resolves it in place
     return sanitize(hydra, cfg, cfg_type)
 
 
@@ -109,6 +122,7 @@ def run_single(cfg: DictConfig, out: Path) -> None:
     except Exception:
         if already_reported():  # another rank failed, and this rank lost the connection to it
             sys.exit(2)
+        end_other_ranks()
         raise
 
 
@@ -166,8 +180,8 @@ def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:
     """Run a composed configuration."""
     from metafew.training.run import run
 
-    chosen = HydraConfig.get().runtime.choices
-    choices = {group: chosen[group] for group in describe_groups() if isinstance(chosen.get(group), str)}
+    chosen = chosen_options(HydraConfig.get().runtime.choices)
+    choices = {group: option for group, option in chosen.items() if isinstance(option, str)}
     run(cfg, choices, overrides, out)
 
 

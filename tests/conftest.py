@@ -1,6 +1,7 @@
 """Fixtures of several test files: stores built once, composed configurations, runs, and the real data."""
 
 import logging
+import multiprocessing
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +17,20 @@ pytest.register_assert_rewrite("contracts")
 # Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
+
+
+def pytest_addoption(parser):
+    methods = multiprocessing.get_all_start_methods()
+    parser.addoption("--start-method", choices=methods, help="how data.num_workers starts processes in all tests")
+
+
+def pytest_configure(config):
+    """Set how workers are started, in this process and in those that it launches."""
+    if method := config.getoption("--start-method"):
+        multiprocessing.set_start_method(method, force=True)
+        os.environ["METAFEW_START_METHOD"] = method
+        path = filter(None, [str(Path(__file__).parent / "start_method"), os.environ.get("PYTHONPATH")])
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
 
 
 @pytest.fixture(scope="session", autouse=True)

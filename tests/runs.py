@@ -1,5 +1,6 @@
 """Runs for tests: composed configurations, commands in a copy of this process, and what they leave behind."""
 
+import csv
 import io
 import logging
 import os
@@ -37,6 +38,9 @@ TINY = [
     "test.query=2",
 ]
 
+EXACT = ["trainer.precision=64-true"]
+DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
+
 # What Lightning makes of 16-mixed on a GPU; on a CPU it would make bf16-mixed of it.
 SCALER = "{_target_: torch.amp.GradScaler, device: cpu, init_scale: 1024.0}"
 HALF = [
@@ -67,6 +71,29 @@ def state(folder: Path, name: str = "last") -> dict:
     from metafew.training import checkpoint
 
     return checkpoint.read(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
+
+
+def rows(path):
+    """Return the rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def curves(folder):
+    """Return all that metrics.csv holds: the loss of each step, and what validation measured."""
+    return [{key: float(value) for key, value in row.items() if value} for row in rows(folder / "metrics.csv")]
+
+
+def answers(folder):
+    """Return the accuracy of each task under each head, which is a count of correct answers."""
+    return {(row["head"], int(row["index"])): row["accuracy"] for row in rows(folder / "tasks.csv")}
+
+
+def weights(folder):
+    """Return the tensors in last.ckpt."""
+    import torch
+
+    return {key: value for key, value in state(folder).items() if isinstance(value, torch.Tensor)}
 
 
 class Copy:
@@ -126,6 +153,11 @@ class Copy:
     def wait(self) -> int:
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
         return self.returncode
 
     def terminate(self) -> None:

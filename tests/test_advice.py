@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -150,3 +151,20 @@ def test_another_training_in_the_same_folder_advises_the_checkpoint(folder):
     with pytest.raises(UsageError) as caught:
         resume.is_same_training(start, {"seed": 1}, ckpt, folder, {}, data=None)
     assert pasted(str(caught.value).replace("type another hydra.run.dir with", "type")) == {"ckpt": ckpt}
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "word"),
+    [
+        ({"channels": 3}, 3, "dataset.channels=1"),
+        ({"root": "cub"}, 3, "dataset=glyphs"),
+        ({"channels": 1}, 1, "backbone=conv4"),
+    ],
+)
+def test_a_checkpoint_of_other_channels_says_so(options, channels, word):
+    model = SimpleNamespace(
+        backbone=SimpleNamespace(channels=channels), provenance={"config": {"dataset": options}}
+    )  # fmt: skip
+    saved = {"metafew": {"model": {"images": {"channels": 1}}, "choices": {"dataset": "glyphs"}}}
+    with pytest.raises(UsageError, match=f"type {word}$"), checkpoint.explain_channels(model, saved, "a.ckpt"):
+        raise UsageError("expected another backbone: type backbone=conv4")

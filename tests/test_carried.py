@@ -4,28 +4,28 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from runs import TINY, metafew
 
 from metafew.config.carried import carried, training_options
-from metafew.config.compose import compose_on_checkpoint, defer_to_checkpoint, main_words
-from metafew.config.groups import CONF, describe_groups
+from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
+from metafew.config.groups import CONF
 from metafew.config.overrides import verbatim
 from metafew.distributed.subprocesses import main_configuration
 from metafew.errors import UsageError
-from metafew.training.resume import newest_of_this_run
 
 
 @pytest.fixture(autouse=True)
 def _mains():
-    """Offer main configurations of the user's own."""
+    """Offer main configurations and a group of the user's own."""
     own = {"defaults": ["train", {"override head": "ridge"}, "_self_"], "head": {"penalty": 3.0}, "test": {"total": 44}}
     store = ConfigStore.instance()
     store.store(name="mine", node=OmegaConf.create(own))
     store.store(name="tests", node=OmegaConf.create({"defaults": ["train", "_self_"], "test": {"way": 7}}))
+    for name, node in {"three": {"train": {"way": 3}, "test": {"way": 3}}, "four": {"test": {"way": 4}}}.items():
+        store.store(group="preset", name=name, node=OmegaConf.create(node), package="_global_")
     yield
-    del store.repo["mine.yaml"], store.repo["tests.yaml"]
+    del store.repo["mine.yaml"], store.repo["tests.yaml"], store.repo["preset"]
 
 
 def typed(*words, main="train", saved=None):
@@ -39,7 +39,7 @@ def typed(*words, main="train", saved=None):
         overrides = main_words() + verbatim(HydraConfig.get().overrides.task)
         if saved:
             cfg, overrides = compose_on_checkpoint(cfg, saved)
-    choices = {group: HydraConfig.get().runtime.choices.get(group) for group in describe_groups()}
+    choices = chosen_options(HydraConfig.get().runtime.choices)
     config = carried(OmegaConf.to_container(cfg, resolve=False))
     return {"config": config, "choices": carried(choices), "overrides": overrides}
 
@@ -105,6 +105,25 @@ def test_another_choice_brings_its_own_options_and_takes_away_what_the_old_one_b
     assert (
         typed("dataset=glyphs", saved=typed("dataset=mixture", "val.way=9"))["config"] == typed("val.way=9")["config"]
     )
+
+
+def test_a_group_of_the_users_own_is_a_choice_too():
+    saved = typed("+preset=three", "head.divide=true")
+    assert saved["choices"]["preset"] == "three" and saved["config"]["train"]["way"] == 3
+    for again in ([], ["+preset=three"], ["+preset=three", "head=protonet"]):
+        later = typed(*again, saved=saved)
+        assert (later["config"], later["choices"]) == (saved["config"], saved["choices"]), again
+    other = typed("+preset=four", saved=saved)
+    assert changes(saved, other) == {"train.way": 5, "test.way": 4} and other["choices"]["preset"] == "four"
+    added = typed("+preset=four", saved=typed("head.divide=true"))
+    assert changes(typed("head.divide=true"), added) == {"test.way": 4}
+
+
+def test_a_head_in_another_place_is_another_choice_than_the_head():
+    saved = typed("head=svm", "head.c=2")
+    later = typed("+head@evaluate.second=ridge", saved=saved)
+    assert later["config"]["head"] == saved["config"]["head"] and later["choices"]["head"] == "svm"
+    assert later["config"]["evaluate"]["second"]["penalty"] == 50.0
 
 
 def test_heads_to_evaluate_are_a_choice_too():
@@ -199,15 +218,3 @@ def test_a_subprocess_finds_the_main_configuration(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     flags = ["--config-name", "mine", "--config-path", "/conf", "--config-dir", "/my own"]
     assert main_configuration() == flags
-
-
-@pytest.mark.parametrize(("folder", "works"), [("outputs/mine", True), ("outputs/${now:%Y}", False)])
-def test_a_main_configuration_may_set_the_folder_that_is_resumed(tmp_path, monkeypatch, folder, works):
-    parts = {"run": {"dir": folder}, "sweep": {"dir": folder}, "runtime": {"output_dir": str(tmp_path)}}
-    hydra = OmegaConf.create({"mode": RunMode.RUN, **parts})
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    if works:
-        assert newest_of_this_run() is None  # there is no checkpoint yet
-    else:
-        with pytest.raises(UsageError, match=r"type hydra\.run\.dir=DIR"):
-            newest_of_this_run()

@@ -98,7 +98,7 @@ def test_24_cells_on_two_workers(tmp_path):
     table = (tmp_path / "report" / "table.md").read_text()
     assert table.count("head=") >= 23 and reports[19]["error"] in table
     tests = ["stages=[test]", "ckpt=sweep/2/checkpoints/best.ckpt,sweep/8/checkpoints/best.ckpt"]
-    metafew("-m", *tests, *WORKERS, "hydra.sweep.dir=tests", cwd=tmp_path)
+    metafew("-m", *tests, *WORKERS, "data.num_workers=1", "hydra.sweep.dir=tests", cwd=tmp_path)
     for trained, tested in zip((reports[2], reports[8]), cells(tmp_path / "tests"), strict=True):
         assert trained["metrics"] == tested["metrics"] and trained["choices"] == tested["choices"]
 

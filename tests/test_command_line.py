@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from runs import metafew
+from runs import compose_in, metafew
 
 from metafew.commands.command_line import with_home
 from metafew.commands.predict import parse
@@ -15,9 +18,12 @@ from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import default_options, describe_groups
 from metafew.config.mistakes import nearest
+from metafew.config.option_values import option_path
 from metafew.config.paths import PATHS, resolve_paths
 from metafew.config.quoting import parser
 from metafew.errors import UsageError
+from metafew.training.checks import check_options
+from metafew.training.factory import attempt
 
 ONE_LINE = "expected [^\n]+, got [^\n]+: [^\n]+"
 PLACES = [
@@ -57,7 +63,7 @@ def test_a_value_of_any_option_may_have_letters_of_other_scripts():
         "dataset.sources",
         ["glyphs", "数据/鸟", {"root": "a=b", "name": "鸟"}],
     )
-    assert readable(["-m", "dataset.root=数据/鸟,a=b"]) == ["-m", "dataset.root='数据/鸟','a=b'"]
+    assert readable(["-m", "dataset.root=数据/鸟,a=b"]) == ["dataset.root='数据/鸟','a=b'", "-m"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_a_value_of_any_option_may_have_letters_of_other_scripts():
     ],
 )  # fmt: skip
 def test_words_that_hydra_can_read_stay_the_same(words):
-    assert readable(words) == words
+    assert sorted(readable(words)) == sorted(words)
 
 
 def test_a_comma_belongs_to_a_path_that_is_there(tmp_path, monkeypatch):
@@ -96,11 +102,17 @@ def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "named", "typed"),
     [
+        (["head=[svm]"], r"got \[svm\]", "head=svm"),
+        (["hydra.run.dir="], "hydra.run.dir to be a folder, got none", "hydra.run.dir=DIR"),
+        (["hydra.sweep.dir=''"], "hydra.sweep.dir to be a folder", "hydra.sweep.dir=DIR"),
         (["head=5"], "one of anil, .*, svm, got 5", "head=protonet"),
         (["backbone=18"], "backbone", "backbone=resnet18"),
         (["dataset=101"], "dataset", "dataset=glyphs"),
         (["norm=null"], "norm", "norm=none"),
         (["~norm"], "norm", "norm=none"),
+        (["~head=protonet"], "got ~head", "head=protonet"),
+        (["~seed"], "a value of seed", "leave out ~seed"),
+        (["~train.way=5"], "a value of train.way", "leave out ~train.way=5"),
         (["head=null"], "head", "head=protonet"),
         (["-m", "head=svm,5"], "head", "head=protonet"),
         (["evaluate=[svm,5]"], "evaluate", "leave out evaluate"),
@@ -117,6 +129,43 @@ def test_a_word_that_hydra_answers_with_a_traceback_is_refused(words, named, typ
         readable(words)
     assert caught.match(named)
     assert caught.match(f": (type )?{typed}$|{typed}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--foo"], "got --foo: type --help"),
+        (["-x", "seed=1"], "got -x: type --help"),
+        (["--", "seed=1"], "got --: type --help"),
+        (["--multirun=1"], "expected --multirun without a value, got --multirun=1: type --multirun"),
+        (["seed=1", "--config-name"], "expected a value of --config-name, got none: type --config-name=VALUE"),
+        (["--cfg", "foo"], "expected --cfg to be job or hydra or all, got foo: type --cfg=job"),
+        (["-c=foo"], "expected -c to be job or hydra or all, got foo: type -c=job"),
+        (["--info=foo"], "expected --info to be all or .*, got foo: type --info=all"),
+    ],
+)
+def test_a_flag_that_hydra_does_not_have_is_refused(words, message):
+    with pytest.raises(UsageError, match=message):
+        readable(words)
+
+
+def test_flags_may_stand_between_other_words():
+    words = ["head=svm", "--info", "-m", "seed=0,1", "-cn", "mine", "norm=batch", "--config-dir=my", "--info", "config"]
+    expected = ["head=svm", "seed=0,1", "norm=batch"]
+    assert readable(words) == [*expected, "--info", "-m", "-cn", "mine", "--config-dir=my", "--info", "config"]
+
+
+@pytest.mark.parametrize("words", [["--cfg", "all", "--resolve"], ["--info"], ["--info", "config"]], ids=" ".join)
+def test_hydra_shows_what_it_composes(words, tmp_path):
+    shown = metafew(*words, "train.way=7", cwd=tmp_path).stdout
+    assert "way: 7" in shown and "max_steps: 600" in shown
+
+
+def test_a_configuration_that_is_no_yaml_is_one_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: [1\nb: {", "utf-8")
+    done = metafew("--config-dir", ".", "seed=1", "--config-name=mine", "trainer.max_steps=2", cwd=tmp_path, code=2)
+    assert done.stderr.splitlines()[-1].startswith("metafew: expected files of a configuration in YAML, got one")
+    assert "Traceback" not in done.stderr and "mine.yaml" in done.stderr
 
 
 @pytest.mark.parametrize("group", sorted(describe_groups()))
@@ -139,6 +188,9 @@ def test_every_group_refuses_numbers_and_null(group):
         ("evaluate=[svm,rigde]", "type evaluate=ridge"),
         ("hydra/launcher=joblb", "basic, joblib, .*type hydra/launcher=joblib"),
         ("head.c=3", "an option of head=logistic or svm: type head=logistic head.c=3"),
+        ("logger=tensorboard,csv", r"type -m logger=tensorboard,csv for .* or 'logger=\[tensorboard,csv\]' for a list"),
+        ("dataset.root=/x", "type dataset=folder dataset.root=/x"),
+        ("head.lr=0.1", "type head=maml head.lr=0.1"),
         ("logger.wandb.project=a b", "type logger=wandb 'logger.wandb.project=a b'"),
         ("epochs=3", "type --cfg job to see them all"),
     ],
@@ -153,14 +205,24 @@ def test_an_unknown_word_is_one_line_with_the_nearest_that_exists(word, typed):
 def test_other_errors_of_hydra_are_one_line(word):
     with pytest.raises(UsageError) as caught:
         compose_overrides([word])
+    assert word not in ("foo", "train.way=[5") or caught.match(
+        f"such as head=svm, got '{re.escape(word)}' .*type --help"
+    )
     assert "\n" not in str(caught.value)
     assert "https://" not in str(caught.value)
+
+
+def test_a_variable_that_is_not_set_is_named():
+    with pytest.raises(UsageError, match="type NO_SUCH=VALUE in front of the command") as caught:
+        compose_overrides(["dataset=folder", "dataset.root=${oc.env:NO_SUCH}/x"])
+    assert caught.match("expected dataset.root to name a variable of the environment, got NO_SUCH")
 
 
 def test_the_nearest_word_has_the_same_end_or_is_similar():
     assert nearest("scale", ["optimizer.lr", "head.scale"]) == "head.scale"
     assert nearest("batch_size", ["dataset.image_size"]) is None
     assert nearest("", ["seed"]) is None
+    assert nearest("x", ["trainer.max_steps"]) is None
 
 
 def test_defaults_are_those_of_the_configuration():
@@ -224,6 +286,76 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, line, tmp_path):
     (message,) = (done.stdout + done.stderr).splitlines()
     assert message.startswith("metafew: ")
     assert line in message
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_traceback_of_hydra_is_shown_on_request(asked, tmp_path):
+    done = metafew("lr=0.1", cwd=tmp_path, code=2, env={"HYDRA_FULL_ERROR": "1"} if asked else {})
+    assert ("Traceback" in done.stderr and "ConfigCompositionException" in done.stderr) == asked
+    assert done.stderr.splitlines()[-1].startswith("metafew: expected a key that --cfg job prints, got lr")
+
+
+@pytest.mark.parametrize("value", [True, 1.5, ["a"], {"a": 1}])
+@pytest.mark.parametrize("key", ["ckpt", "data_dir", "dataset.root", "dataset.splits", "backbone.weights"])
+def test_a_path_is_refused_if_it_is_anything_else(key, value, tmp_path):
+    cfg, *_ = compose_in(tmp_path, "dataset=folder")
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(UsageError, match=f"expected {key} to be a path, got .*: type {key}=PATH"):
+        check_options(cfg)
+
+
+@pytest.mark.parametrize("value", [-1, True, "abc", float("nan"), float("inf")])
+def test_gradients_are_clipped_to_a_number_or_not_at_all(value, tmp_path):
+    cfg, *_ = compose_in(tmp_path)
+    check_options(cfg)
+    cfg.trainer.gradient_clip_val = value
+    with pytest.raises(UsageError, match=r"gradient_clip_val to be .*got .*: type trainer.gradient_clip_val=null"):
+        check_options(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("test.shots", 5, r"got test.shots \(did you mean test.shot\?\): type test.shot=VALUE"),
+        ("train.epochs", 5, "got train.epochs: leave out train.epochs"),
+        ("data", None, "expected data to be a group of options, got None: type data.OPTION=VALUE with one of num_work"),
+        ("save.keep", "yes", "expected save.keep to be true or false, got yes: type save.keep=true"),
+        ("trainer.enable_progress_bar", 5, "to be true or false, got 5: type trainer.enable_progress_bar=true"),
+        ("trainer.deterministic", "foo", "expected trainer.deterministic to be null or True or False or warn, got foo"),
+        ("trainer.gradient_clip_algorithm", "value", "got null: type trainer.gradient_clip_val=1.0"),
+        ("trainer.max_steps", 1e3, "at least 1, got 1000.0: type trainer.max_steps=1000"),
+        ("evaluate.svm.c", 1, r"expected evaluate.svm to come with .*: type evaluate=\[svm\], without"),
+        ("logger.wandb.project", "x", r"expected logger.wandb to come with .*: type logger=\[wandb\], without"),
+        ("norm.eps", -1, "expected norm.eps to be a number of at least 0, got -1"),
+        ("norm.momentum", 2, "expected norm.momentum to be a number from 0 to 1, got 2"),
+        ("norm.momentum", True, "expected norm.momentum to be a number from 0 to 1, got True"),
+        ("optimizer.lr", True, "expected optimizer.lr to be a number, got True"),
+        ("optimizer.weight_decay", False, "expected optimizer.weight_decay to be a number, got False"),
+        ("trainer.max_steps", 0.0, "at least 1, got 0.0: type trainer.max_steps=1"),
+    ],
+)
+def test_what_no_option_takes_or_can_act_is_refused(key, value, message, tmp_path):
+    cfg, *_ = compose_in(tmp_path)
+    OmegaConf.update(cfg, key, value, force_add=True)
+    with pytest.raises(UsageError, match=message):
+        check_options(cfg)
+
+
+def test_options_that_a_constructor_cannot_take_apart_are_a_usage_error():
+    """Optimizers are made of partials, whose errors Hydra does not wrap."""
+    adam = partial(torch.optim.Adam, betas=[0.9])
+    with pytest.raises(UsageError, match=r"optimizer cannot be made with these options \(list index out of range\)"):
+        attempt("optimizer", adam, [torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_the_name_of_a_folder_may_be_a_number_in_a_file(monkeypatch):
+    cfg = OmegaConf.create({"data_dir": 2024, "dataset": {"root": "${data_dir}/1", "splits": 5, "sources": [3]}})
+    resolve_paths(cfg)
+    assert (cfg.data_dir, cfg.dataset.root, cfg.dataset.splits, cfg.dataset.sources) == ("2024", "2024/1", "5", [3])
+
+
+def test_a_path_that_starts_like_a_home_folder_of_nobody_is_kept():
+    assert str(option_path("dataset.root", "~nobody at all/x")) == "~nobody at all/x"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Tasks, stores and views: pure functions of (seed, split, i), on images that the tests make."""
 
+import errno
 import json
+import multiprocessing
 import os
+import pickle
 import re
 import signal
 import time
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,11 +21,13 @@ from hypothesis import strategies as st
 from numbered import SIZES, Numbered
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
-from torch.utils.data import DataLoader
 
-from metafew.data.augment import Affine, Chain, as_float
-from metafew.data.datamodule import InOrder, MetaBatches
-from metafew.data.sampler import Sampler
+from metafew.data import loader, store
+from metafew.data.augment import Affine, Augmentation, Chain, as_float
+from metafew.data.datamodule import FewShot
+from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
+from metafew.data.minibatches import Minibatches, MinibatchSampler
+from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split, build, store_folder, verify
 from metafew.data.task_spec import TaskSpec
@@ -67,6 +74,23 @@ def test_a_build_that_breaks_off_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["keys"] and store_folder(source, tmp_path) is None
     source.read = read
     assert Split(build(source, tmp_path), "val").names
+
+
+def test_a_cache_that_cannot_be_written_to_serves_what_was_built(tmp_path, monkeypatch):
+    folder = build(Numbered(), tmp_path)
+    read_only = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    for owner, name in ((Path, "mkdir"), (Path, "touch"), (store, "FileLock"), (os, "replace")):
+        monkeypatch.setattr(owner, name, read_only)
+    assert build(Numbered(), tmp_path) == folder and Split(folder, "train").names
+    expected = r"expected the store of dataset=numbered in .*Read-only file system.*type cache_dir=PATH"
+    with pytest.raises(UsageError, match=expected):
+        build(Numbered(turns=1), tmp_path)
+
+
+def test_a_cache_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(UsageError, match=r"expected the store of dataset=numbered .*type cache_dir=PATH"):
+        build(Numbered(), tmp_path / "cache")
 
 
 def test_sidecar_says_what_the_store_is_and_verify_finds_a_flipped_bit(tmp_path):
@@ -314,17 +338,109 @@ def test_sorted_sources_give_no_order_bias(split):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_draw_the_same_tasks_in_the_same_order(split, workers):
+@pytest.mark.parametrize(("workers", "method"), [(1, "spawn"), (4, None)])
+def test_workers_draw_the_same_tasks_in_the_same_order(split, monkeypatch, workers, method):
     batches = MetaBatches(Sampler(split, plan(way="2..4", total=20), Chain([Affine(9, 0, (1, 1), 0)])), 0, 1)
-    alone, shared = (
-        list(DataLoader(batches, batch_size=None, sampler=InOrder(5, 0), num_workers=n)) for n in (0, workers)
-    )
+    if method:
+        monkeypatch.setattr(loader, "start_method", lambda: method)
+    alone, several = make_loader(batches, 0), iter(make_loader(batches, workers))
+    shared = [next(several)]
+    for child in multiprocessing.active_children():  # as SLURM does, to all processes of a job
+        os.kill(child.pid, signal.SIGTERM)
+    shared += several
     for one, other in zip(alone, shared, strict=True):
         for first, second in zip(one, other, strict=True):
             assert torch.equal(first.index, second.index)
             assert torch.equal(first.support.images, second.support.images)
             assert torch.equal(first.views.query, second.views.query)
+            assert not second.support.images.is_shared()  # a container has little shared memory
+
+
+def test_a_worker_may_get_a_signal_before_it_can_ignore_it():
+    context = multiprocessing.get_context("spawn")
+    with held_signals():
+        process = context.Process(target=time.sleep, args=(0,))
+        process.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_copy_of_a_split_is_its_path(tmp_path, monkeypatch, channels):
+    """It maps the same files to memory, whatever the working folder of the other process."""
+
+    class Large(Numbered):
+        name, image_size = "large", 100
+
+        def read(self, keys):
+            return (np.full((1, 100, 100), number % 251, np.uint8) for number, _ in enumerate(keys))
+
+    monkeypatch.chdir(tmp_path)
+    split = Split(build(Large(), Path()), "train", channels)
+    samplers = [Sampler(split, plan(), None), MinibatchSampler(split, Minibatches("train", 4, 1, 9, 0, False), None)]
+    for sampler in (*samplers, MixtureSampler(samplers[:1] * 2, plan())):
+        sampler.draw(0)
+        batches = MetaBatches(sampler, 0, 1)
+        content = pickle.dumps(batches)
+        assert len(content) < 2000 < split.images.nbytes / 100
+        monkeypatch.chdir("/")
+        copied = pickle.loads(content)
+        monkeypatch.chdir(tmp_path)
+        for ours, theirs in zip(batches[1], copied[1], strict=True):
+            assert torch.equal(ours.support.images, theirs.support.images) and ours.support.images.shape[2] == channels
+    assert isinstance(pickle.loads(content).sampler.samplers[0].split.images, np.memmap)
+
+
+def test_a_message_becomes_the_batch_that_it_holds():
+    batch = [torch.empty(2, 0, 3), torch.arange(6).reshape(2, 3).T, torch.ones(2, dtype=torch.uint8), 7, np.arange(3.0)]
+    content = bytes(ForkingPickler.dumps(Message(batch)))
+    *tensors, number, array = pickle.loads(content)
+    assert all(map(torch.equal, tensors, batch[:3])) and number == 7 and np.array_equal(array, batch[4])
+    tensors[2] += 1  # its memory is its own
+    assert len(content) > sum(tensor.nbytes for tensor in tensors)  # by value: not the name of shared memory
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # as runs do
+def test_closed_data_have_no_workers(split, tmp_path):
+    """Lightning does not end those of the training when a validation in it raises an error."""
+    data = FewShot(Numbered(), plan(), plan(), [plan()], Augmentation([], {}), tmp_path, num_workers=1)
+    data.trainer = Mock(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
+    before = set(multiprocessing.active_children())
+    batches = iter(data.train_dataloader())
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    data.close()
+    assert not set(multiprocessing.active_children()) - before
+    data.close()
+
+
+def test_joblib_and_daemonic_processes_load_tasks_too(split, monkeypatch, caplog):
+    batches = MetaBatches(Sampler(split, plan(total=4), None), 0, 1)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "loky")
+    assert start_method() == multiprocessing.get_all_start_methods()[0]
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
+    assert start_method() is None
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with caplog.at_level("INFO"):
+        (batch,) = make_loader(batches, 2)
+    assert len(batch[0].index) == 4 and "data.num_workers=2 is 0 here" in caplog.text
+
+
+def test_workers_that_cannot_start_are_an_error_that_says_what_to_type(split, monkeypatch):
+    class Local(Affine):
+        """pickle finds no class inside a function."""
+
+    views = Chain([Local(9, 0, (1, 1), 0)])
+    with pytest.raises(UsageError, match=r"Local.* type data.num_workers=0"):
+        make_loader(MetaBatches(Sampler(split, plan(), views), 0, 1), 1)
+    workers = iter(make_loader(MetaBatches(Sampler(split, plan(), None), 0, 1), 2))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(multiprocessing, "Queue", Mock(side_effect=full))
+    with pytest.raises(UsageError, match=r"data.num_workers=2 .*No space left.* type data.num_workers=0"):
+        next(workers)
 
 
 @pytest.mark.parametrize(

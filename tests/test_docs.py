@@ -175,7 +175,7 @@ def blocks(page):
         kind, text = fence["language"], fence["text"]
         if fence["file"]:
             yield SimpleNamespace(kind="file", name=fence["file"], text=text)
-            lines = [line for line in text.splitlines() if line.startswith("srun ")]
+            lines = [line.removesuffix(" &") for line in text.splitlines() if line.startswith("srun ")]
         else:
             assert kind in ("", "text", "python"), f"{page.name} has a block of {kind}, which no test knows"
             lines = text.splitlines() if kind == "" else []

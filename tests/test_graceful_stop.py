@@ -29,7 +29,8 @@ DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 @pytest.fixture
 def _handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -70,6 +71,20 @@ def test_the_second_ctrl_c_ends_at_once():
     assert ending.asked
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_of_sbatch_ends_the_run_unless_the_job_has_a_handler_for_it(number):
+    ending, seen = GracefulStop(), []
+    signal.signal(number, lambda *_: seen.append(True))  # as submitit does
+    ending.on_train_start(None, None)
+    signal.raise_signal(number)
+    assert seen and not ending.asked
+    signal.signal(number, signal.SIG_DFL)
+    ending.on_validation_start(None, None)
+    signal.raise_signal(number)
+    assert ending.asked
 
 
 @pytest.mark.parametrize(("order", "by"), [("01", ""), ("10", "process 1: "), ("0", "")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metafew.data.augment import Affine, Chain
-from metafew.data.datamodule import MetaBatches
+from metafew.data.loader import MetaBatches
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build

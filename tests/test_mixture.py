@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import chisquare
 
-from metafew.data.datamodule import MetaBatches, to_model_input
+from metafew.data.datamodule import to_model_input
+from metafew.data.loader import MetaBatches
 from metafew.data.sampler import STREAMS, MixtureSampler, Sampler
 from metafew.data.sources import Category, Source
 from metafew.data.store import Split, build

@@ -48,6 +48,24 @@ def test_only_a_name_that_depends_on_the_clock_is_from_the_clock(folder, expecte
     assert named_by_clock(config, "hydra.run.dir") == expected
 
 
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"], ["--cfg", "job"]])
+def test_without_a_folder_there_is_nothing_to_go_on_with(tmp_path, words):
+    done = metafew(*words, "ckpt=last", cwd=tmp_path, code=2)
+    key = "hydra.sweep.dir" if "-m" in words else "hydra.run.dir"
+    assert done.stderr.startswith(
+        f"metafew: expected {key}, the folder in which ckpt=last resumes a training, got none"
+    )
+    assert not os.listdir(tmp_path)
+
+
+def test_a_job_that_slurm_starts_again_is_warned_of_a_new_folder(tmp_path):
+    env = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    words = ["dataset=folder", "dataset.root=missing"]  # ends before it reads images
+    message = "SLURM started this job again, and its training starts anew, as hydra.run.dir is named after the time"
+    assert message in metafew(*words, cwd=tmp_path, env=env, code=2).stderr
+    assert message not in metafew(*words, "hydra.run.dir=7", cwd=tmp_path, env=env, code=2).stderr
+
+
 @pytest.mark.parametrize("by_clock", [True, False])
 @pytest.mark.parametrize("place", ["file/run", "file/date/run"])
 def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path, place, by_clock):
@@ -122,7 +140,7 @@ def test_a_resumed_training_keeps_its_best_checkpoint_and_none_of_later_steps(tm
     before, out = tmp_path / "before", tmp_path / ("before" if own else "out")
     checkpoint(out, "best", 1)
     checkpoint(before, "best", 20)
-    resume.take_over(out, checkpoint(before, "last", last))
+    resume.take_over(out, checkpoint(before, "last", last), last)
     assert steps(out) == expected
     assert own or steps(out, "checkpoints-1") == {"best": 1}
 

@@ -184,3 +184,51 @@ def test_the_error_of_a_network_that_fails_in_a_loop_too_is_its_own(episode):
     backbone = wrapped(Broken)
     with pytest.raises(LookupError, match="no such layer"):
         Episodic(NoRegularizer())(backbone, MAML(backbone, True, WAY, inner="vmap").double(), [episode])
+
+
+class InPlace(nn.Linear):
+    """Standardize its input in place."""
+
+    def __init__(self):
+        super().__init__(SIZE * SIZE, 3)
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).div_(0.5).flatten(1))
+
+
+class Double(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(SIZE * SIZE, 3).double()
+
+    def forward(self, x):
+        return self.out(x.double().flatten(1))
+
+
+class Bits(nn.Linear):
+    def __init__(self, dtype):
+        super().__init__(SIZE * SIZE, 3)
+        self.dtype = getattr(torch, dtype)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1)).to(self.dtype)
+
+
+def test_a_network_that_works_in_place_does_not_change_the_images():
+    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.InPlace")
+    images = torch.rand(1, 4, 1, SIZE, SIZE)
+    before = images.clone()
+    features, _ = backbone.embed(images)
+    assert torch.equal(images, before)
+    assert torch.equal(backbone.embed(images)[0], features)
+
+
+def test_features_in_double_precision_are_those_of_the_images_for_heads():
+    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.Double")
+    assert backbone.embed(torch.rand(1, 4, 1, SIZE, SIZE))[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["int64", "complex64", "bool"])
+def test_features_must_be_in_floating_point(dtype):
+    with pytest.raises(UsageError, match=f"its features are torch.{dtype}, and not floating point"):
+        Wrapped(1, SIZE, BatchNorm, f"{__name__}.Bits", {"dtype": dtype})

@@ -28,6 +28,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch import nn
 
 import metafew
@@ -95,6 +97,13 @@ def default_store():
         assert store.add("count", 1) == 2
     finally:
         torch.distributed.destroy_process_group()
+
+
+def launchers():
+    for method, repeats in (("popen", True), ("fork", False), ("spawn", False)):
+        strategy = DDPStrategy(start_method=method)
+        trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False)
+        assert isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) == repeats
 
 
 def store_timeout():
@@ -214,6 +223,7 @@ PRIVATE = [
     Private('["loops"]["fit_loop"]', "pytorch_lightning", "ckpt=last repeats or skips steps", loops),
     Private("batch_progress.current.ready", "pytorch_lightning", "a diverged run leaves no last.ckpt", batch_progress),
     Private(".precision_plugin", "pytorch_lightning", "float16 runs end at the first overflow", scaler),
+    Private("_SubprocessScriptLauncher", "pytorch_lightning", "runs whose results stay in copies are made", launchers),
     Private("forward_context", "pytorch_lightning", "measures are not taken in the run's precision", forward_context),
 ]
 

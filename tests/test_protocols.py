@@ -15,6 +15,9 @@ LOOSE = {
     "distributed": "torch may not have been imported",
     "checkpoints": "Lightning's loggers are not ours",
     "choices": "Optuna's distributions have no common attribute",
+    "ps1": "Python defines it in a notebook or an interactive session only",
+    "monitor": "Lightning's callbacks that have one share no base class",
+    "strict": "as monitor",
     "pending": "modules that record moments share no base class",
 }
 """Names that may be looked up with a default, with the reason."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
-from run_folders import TASKS, accuracies, comparison_of, finished
+from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
 from metafew.analysis.compare.published import published_results
@@ -213,6 +213,73 @@ def test_a_run_that_was_repeated_counts_once(tmp_path):
     runs, omitted = find_runs([str(tmp_path)])
     assert {run.folder.name for run in runs} == {"second", "other_seed"}
     assert [place.name for place, _ in omitted] == ["first"] and str(tmp_path / "second") in omitted[0].reason
+
+
+def evaluated(folder, seed=0, time=None, **heads):
+    """Write the folder of a run that evaluates heads, each given by its options and its accuracies."""
+    tests = {"protonet": accuracies(seed)} | {name: values for name, (_, values) in heads.items()}
+    config = {f"evaluate.{name}": options for name, (options, _) in heads.items()}
+    finished(folder, tests, seed=seed, config=config)
+    if time is not None:
+        os.utime(folder / "results.json", (time, time))
+
+
+def test_runs_that_differ_in_evaluate_only_are_one_row_with_all_that_they_measured(tmp_path):
+    svm, ridge, newer = accuracies(5, 0.1), accuracies(6, 0.2), accuracies(7)
+    evaluated(tmp_path / "a", time=1, svm=({"c": 0.1}, svm))
+    evaluated(tmp_path / "b", time=2, ridge=({"penalty": 50.0}, ridge), svm=({"c": 0.1}, newer))
+    evaluated(tmp_path / "c", time=3, cosine=({"scale": 10.0}, svm))
+    evaluated(tmp_path / "plain", time=4)
+    runs, omitted = find_runs([str(tmp_path)])
+    (run,) = runs
+    assert [folder.name for folder in run.folders] == ["plain", "c", "b"]
+    assert [place.name for place, _ in omitted] == ["a"], "a newer run evaluated svm too"
+    table = comparison_of(tmp_path)
+    (row,) = table.rows
+    cells = only(table, row.label)
+    means = {name: cells[name].mean for name in ("protonet", "svm", "ridge", "cosine")}
+    expected = {"protonet": accuracies(0), "svm": newer, "ridge": ridge, "cosine": svm}
+    assert means == pytest.approx({name: np.mean(values) for name, values in expected.items()})
+    assert list(cells["ridge"].accuracies.values()) == pytest.approx(ridge)
+    assert report.main([str(tmp_path), f"out={tmp_path / 'report'}"]) == 0
+    (line,) = [line for line in csv_rows(tmp_path / "report") if line["measure"] == "ridge"]
+    assert line["folders"].split() == [str(tmp_path / name) for name in ("plain", "c", "b")]
+
+
+def test_a_head_evaluated_with_different_options_has_a_row_for_each(tmp_path):
+    for seed in (0, 1):
+        for c, name in ((0.1, "default"), (1.0, "one"), (9.0, "nine")):
+            evaluated(tmp_path / f"{name}{seed}", seed, time=c, svm=({"c": c}, accuracies(seed, c / 100)))
+        evaluated(tmp_path / f"ridge{seed}", seed, time=99, ridge=({"penalty": 1.0}, accuracies(seed, 0.2)))
+    table = comparison_of(tmp_path)
+    assert all(len(row.runs) == 2 for row in table.rows), "seeds share rows"
+    means = [cell.mean for cell in (table.cells.get((i, find(table, "svm"))) for i in range(3)) if cell]
+    assert sorted(means) == pytest.approx(
+        [np.mean([accuracies(seed, c / 100) for seed in (0, 1)]) for c in (0.1, 1, 9)]
+    )
+    assert {word for label in labels(table) for word in label.split() if "svm" in word} == {
+        "evaluate.svm.c=0.1", "evaluate.svm.c=1.0", "evaluate.svm.c=9.0"
+    }  # fmt: skip
+    assert sum((i, find(table, "ridge")) in table.cells for i in range(3)) == 1
+
+
+def test_an_analysis_is_kept_when_a_newer_run_only_tests(tmp_path):
+    analyzed(tmp_path / "analyzed", test=True)
+    os.utime(tmp_path / "analyzed/results.json", (1, 1))
+    finished(tmp_path / "tested", accuracies(0))
+    (run,), omitted = find_runs([str(tmp_path)])
+    assert run.folder.name == "tested" and run.analyzed.name == "analyzed" and not omitted
+    assert run.analysis["split"] == "test"
+
+
+def find(table, name):
+    """Return the column of a name."""
+    return next(column for column, own in table.columns.items() if own == name)
+
+
+def csv_rows(folder):
+    with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_checkpoints_only_separate_runs_of_the_same_seed(tmp_path):

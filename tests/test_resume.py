@@ -190,10 +190,13 @@ def test_a_job_of_slurm_counts_its_starts(monkeypatch):
     assert job_of_queue() == "SLURM 30_2"
 
 
-def test_steps_of_several_batches_are_whole_when_it_goes_on(tmp_path):
-    words = [*HEADS["protonet"], "trainer.accumulate_grad_batches=2"]
+@pytest.mark.parametrize(
+    ("word", "count"), [("trainer.accumulate_grad_batches=2", 15), ("trainer.precision=64-true", 8)]
+)
+def test_steps_of_several_batches_and_of_double_precision_go_on_too(tmp_path, word, count):
+    words = [*HEADS["protonet"], word]
     command(*words, out=tmp_path / "whole")
-    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=15, act=terminate)
+    status = interrupted(*words, out=tmp_path / "cut", moment="step", count=count, act=terminate)
     assert os.waitstatus_to_exitcode(status) == 143
     command(*words, "ckpt=last", out=tmp_path / "cut")
     check_equal(tmp_path / "cut", tmp_path / "whole")

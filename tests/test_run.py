@@ -215,7 +215,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["trainer.max_steps=0"], "expected trainer.max_steps to be an integer"),
         (["dataset=omniglot", "dataset.split=new"], "split"),
         (["norm=batch", "norm.over=both"], "expected norm.over to be apart or joined"),
-        (["trainer.precision=7"], "trainer cannot be made with these options"),
+        (["trainer.precision=7"], "expected trainer.precision to be"),
         (["dataset.image_size=8"], "expected images of at least 16 pixels.*got 8"),
         (["head=maml", "test.way=3"], "head.output=shared"),
         (["head=maml", "norm=batch_shared"], "one task at a time"),

@@ -3,16 +3,24 @@
 import inspect
 import json
 import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.accelerators import CUDAAccelerator
 from pytorch_lightning.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from runs import TINY, metafew, state
 
 from metafew.callbacks.checkpoints import Checkpoints
+from metafew.callbacks.monitors import MonitorCheck
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
 from metafew.config.groups import CONF
@@ -20,7 +28,9 @@ from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
-from metafew.training.trainer import OWNED, check_trainer_options, make_added, make_trainer
+from metafew.training.stages import suitable_callbacks
+from metafew.training.trainer import make_added, make_trainer
+from metafew.training.trainer_options import OWNED, WORDS, check_devices, check_trainer_options
 
 ARGUMENTS = inspect.signature(pl.Trainer).parameters
 DEFAULTS = (CONF / "trainer" / "default.yaml").read_text(encoding="utf-8")
@@ -49,11 +59,164 @@ def test_what_belongs_to_metafew_is_refused_by_name(name):
         check_trainer_options({name: value})
 
 
-def test_a_time_that_is_a_number_is_a_usage_error():
-    with pytest.raises(
-        UsageError, match=r"expected trainer.max_time to be days, .*, got 60: type \+\+trainer.max_time="
-    ):
-        check_trainer_options({"max_time": 60})
+@pytest.mark.parametrize("value", [60, "60", "1:00", "00:12:00:00 hours"])
+def test_a_time_of_another_form_is_a_usage_error(value):
+    said = rf"expected trainer.max_time to be days, .*, got {value}: type \+\+trainer.max_time="
+    with pytest.raises(UsageError, match=said):
+        check_trainer_options({"max_time": value})
+
+
+@pytest.mark.parametrize("value", ["01:12:00:00", {"hours": 12}, None])
+def test_a_time_of_its_own_form_is_accepted(value):
+    check_trainer_options(OmegaConf.create({"max_time": value}))
+
+
+@pytest.mark.parametrize("name", ["strategy", "accelerator"])
+def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
+    """A word that a new version of Lightning adds is refused until it is decided here."""
+    words = WORDS[name]
+    for word in {*words.refused} - {*words.values}:
+        said = (
+            rf"expected trainer.{name} to be .*, got {word} \({words.reason}\): type trainer.{name}={words.values[0]}$"
+        )
+        with pytest.raises(UsageError, match=said):
+            check_trainer_options({name: word})
+    for word in {*words.values} - {"gpu", "cuda"}:
+        check_trainer_options({name: word})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("strategy", "dpp", r"got dpp \(did you mean ddp\?\): type trainer.strategy=ddp$"),
+        ("strategy", None, "got None: type trainer.strategy=ddp$"),
+        ("accelerator", "cdua", r"got cdua \(did you mean cuda\?\): type trainer.accelerator=cuda$"),
+        ("precision", "foo", "or bf16-mixed or .* or null, got foo: type trainer.precision=32-true$"),
+        ("precision", "bf16-mixd", r"\(did you mean bf16-mixed\?\): type trainer.precision=bf16-mixed$"),
+        ("profiler", "foo", "simple or advanced or pytorch or null, got foo: type trainer.profiler=simple$"),
+        (
+            "gradient_clip_algorithm",
+            "max",
+            "norm or value or null, got max: type trainer.gradient_clip_algorithm=norm$",
+        ),
+        ("gradient_clip_val", "big", "an integer or a finite number or null, got big: leave out"),
+        ("devices", True, "a word or an integer, got True: type trainer.devices=1$"),
+        ("deterministic", "yes", "warn or true or false or null, got yes: leave out trainer.deterministic$"),
+        ("num_sanity_val_steps", "two", "an integer or null, got two: leave out"),
+        ("enable_progress_bar", "on", "true or false or null, got on: type trainer.enable_progress_bar=True$"),
+    ],
+)
+def test_a_value_of_another_kind_is_a_usage_error(name, value, said):
+    with pytest.raises(UsageError, match=rf"^expected trainer.{name} to be .*{said}"):
+        check_trainer_options({name: value})
+
+
+def test_values_of_the_kinds_of_the_trainer_are_accepted():
+    own = OmegaConf.create({"_target_": "pytorch_lightning.profilers.SimpleProfiler"})
+    check_trainer_options({"precision": 16, "deterministic": "warn", "gradient_clip_val": 1, "profiler": own})
+    check_trainer_options({"precision": "bf16", "deterministic": True, "gradient_clip_val": 0.5, "profiler": None})
+
+
+def test_an_argument_that_the_trainer_lacks_is_a_usage_error():
+    lightning = {"_target_": "pytorch_lightning.Trainer"}
+    for given, advice in {"max_step": "type trainer.max_steps=3", "quux": "leave out trainer.quux"}.items():
+        with pytest.raises(UsageError, match=rf"expected an argument of Lightning's Trainer, .*: {advice}$"):
+            check_trainer_options(lightning | {given: 3})
+    check_trainer_options({"_target_": "mine.Trainer", "quux": 3})
+
+
+@pytest.mark.parametrize("devices", [0, -1, "0", "two", [0, 1]])
+def test_on_a_cpu_devices_are_a_number_of_processes(devices):
+    count = 2 if isinstance(devices, list) else 1
+    with pytest.raises(UsageError, match=rf"to be a number of processes, got .*: type trainer.devices={count}$"):
+        check_devices("cpu", OmegaConf.create([devices])[0])
+    for accepted in (1, 4, "2", "auto"):
+        check_devices("cpu", accepted)
+
+
+def test_gpus_are_those_of_the_machine(monkeypatch):
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", lambda: 0)
+    for accelerator in ("gpu", "cuda"):
+        with pytest.raises(UsageError, match=f"={accelerator}, got none: type trainer.accelerator=cpu$"):
+            check_devices(accelerator, 1)
+    check_devices("auto", 2)
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", lambda: 2)
+    monkeypatch.setattr("lightning_fabric.accelerators.cuda.num_cuda_devices", lambda: 2)
+    for devices in (99, 0, [2], "0,5"):
+        with pytest.raises(
+            UsageError, match=r"to be some of the 2 GPUs of this machine, got .*: type trainer.devices="
+        ):
+            check_devices("gpu", OmegaConf.create([devices])[0])
+    for devices in (1, 2, -1, "auto", [1], "0,1"):
+        check_devices("auto", OmegaConf.create([devices])[0])
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("DDPStrategy, start_method: spawn", "got copies of this one, .*: type trainer.strategy=ddp, or"),
+        ("DDPStrategy, start_method: fork", "got copies of this one, .*: type trainer.strategy=ddp, or"),
+        ("ModelParallelStrategy", "got ModelParallelStrategy: type trainer.strategy=ddp"),
+        ("FSDPStrategy", "got FSDPStrategy: type trainer.strategy=ddp"),
+    ],
+)
+def test_strategies_whose_results_or_weights_are_elsewhere_are_usage_errors(trainer, target, said):
+    with pytest.raises(UsageError, match=said):
+        trainer(f"trainer.strategy={{_target_: pytorch_lightning.strategies.{target}}}")
+
+
+def test_a_strategy_of_the_user_is_used(trainer):
+    own = "trainer.strategy={_target_: pytorch_lightning.strategies.DDPStrategy, find_unused_parameters: true}"
+    made = trainer(own, "trainer.devices=2")
+    assert (made.world_size, made.strategy._ddp_kwargs["find_unused_parameters"]) == (2, True)
+
+
+def test_a_notebook_starts_no_processes(trainer, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert trainer("trainer.strategy=auto").world_size == 1
+    with pytest.raises(UsageError, match=r"in a notebook, .*: type trainer.devices=1 trainer.strategy=auto, or"):
+        trainer("trainer.strategy=ddp")
+
+
+def test_a_thread_starts_no_processes(trainer):
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(trainer, "trainer.devices=1").result().world_size == 1
+        with pytest.raises(UsageError, match=r"expected the main thread, .*: type trainer.devices=1, or start the run"):
+            thread.submit(trainer, "trainer.devices=2").result()
+
+
+@pytest.mark.parametrize(
+    ("monitor", "strict", "said"),
+    [
+        ("val/svm/loss", True, None),
+        (None, True, None),
+        ("val/loss", False, None),
+        (
+            "val/loss",
+            True,
+            r"got val/loss \(did you mean val/svm/loss\?\): type monitor: val/svm/loss in trainer.callbacks",
+        ),
+        ("loss_of_mine", True, "got loss_of_mine: type monitor: val/svm/accuracy in trainer.callbacks"),
+    ],
+)
+def test_a_monitor_that_is_not_logged_is_a_usage_error(monitor, strict, said):
+    metrics = {"val/svm/accuracy": 0, "val/svm/loss": 0}
+    watching = SimpleNamespace(monitor=monitor, strict=strict)
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    fake = SimpleNamespace(callbacks=[watching], callback_metrics=metrics, state=state, sanity_checking=False)
+    names = "expected the monitor of SimpleNamespace to be one of val/svm/accuracy, val/svm/loss, "
+    with pytest.raises(UsageError, match=names + said) if said else nullcontext():
+        MonitorCheck().on_validation_end(fake, SimpleNamespace(trained="svm"))
+
+
+def test_early_stopping_needs_validations(launch):
+    with pytest.raises(UsageError, match=r"after which EarlyStopping may end the training, .*: type val.total=200, or"):
+        launch(f"+trainer.callbacks=[{STOPPING}}}]", "val.total=0")
+
+
+def test_what_lightning_refuses_during_a_run_is_a_usage_error(launch):
+    with pytest.raises(UsageError, match=r"Lightning can run, got others \(Field batch_size not found"):
+        launch("+trainer.callbacks=[{_target_: pytorch_lightning.callbacks.BatchSizeFinder}]")
 
 
 def test_a_time_too_short_for_a_step_is_a_usage_error(launch):
@@ -72,6 +235,7 @@ def test_callbacks_and_loggers_are_appended(trainer, tmp_path):
     made = trainer(f"+trainer.callbacks=[{STOPPING}}}]", logger)
     kinds = [type(callback) for callback in made.callbacks]
     assert {NanGuard, EarlyStopping, Checkpoints} <= set(kinds)
+    assert kinds.index(MonitorCheck) < kinds.index(EarlyStopping)
     assert isinstance(made.checkpoint_callback, Checkpoints)
     assert [type(each) for each in made.loggers] == [CSVLogger]
 
@@ -95,6 +259,22 @@ def test_other_callbacks_and_loggers_are_usage_errors(option, value):
     node = OmegaConf.create({"trainer": {option: value}}).trainer[option]
     with pytest.raises(UsageError, match=rf"expected trainer.{option} to be a list of .*: type '\+trainer.{option}="):
         make_added(option, node, Callback)
+
+
+def test_an_error_of_a_callback_of_lightning_is_a_usage_error():
+    """Only the first validation shows that EarlyStopping monitors what nobody logs."""
+    stopping = EarlyStopping("val/nothing")
+    message = r"callbacks that work in this run, got .*val/nothing.*correct its options"
+    with pytest.raises(UsageError, match=message), suitable_callbacks():
+        stopping._validate_condition_metric({"val/protonet/accuracy": torch.tensor(1.0)})
+    for other in (
+        MisconfigurationException("of the Trainer"),
+        RuntimeError("of torch"),
+        UsageError("of metafew"),
+        KeyError("of a callback of the user's"),
+    ):
+        with pytest.raises(type(other), match=str(other)), suitable_callbacks():
+            raise other
 
 
 def test_a_profiler_leaves_its_report_in_the_folder_of_the_run(launch):

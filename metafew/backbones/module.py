@@ -77,12 +77,15 @@ class Wrapped(Backbone):
         self.train()
         if len(features) != 2:
             raise ValueError(f"2 images give {len(features)} rows")
+        if not features.is_floating_point():
+            raise TypeError(f"its features are {features.dtype}, and not floating point")
         return features.shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        # Contiguous, as networks that call ``view`` require.
-        return self.network(images.contiguous()).flatten(1)
+        # Contiguous, as networks that call ``view`` require, and a copy, which they may change in place.
+        features = self.network(images.clone(memory_format=torch.contiguous_format)).flatten(1)
+        return features.to(images.dtype) if features.dtype == torch.float64 else features  # as heads compute
 
     @property
     def transductive(self) -> bool:

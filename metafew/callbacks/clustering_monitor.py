@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -53,6 +53,7 @@ class ClusteringMonitor(Callback):
             labels = torch.cat([episode.support.labels, episode.query.labels], 1).cpu()
             pairs += pairwise(draw_pairs(features, labels, episode.index)[0])
             ratios.append(variance_ratio(features[0], labels[0]))
-        for name in LOGGED:
-            pl_module.log(f"val/{name}", sum(pair[name] for pair in pairs) / len(pairs))
-        pl_module.log("val/variance_ratio", torch.stack(ratios).mean())
+        found: dict[str, Any] = {name: sum(pair[name] for pair in pairs) / len(pairs) for name in LOGGED}
+        found["variance_ratio"] = torch.stack(ratios).mean()
+        for name, value in found.items():
+            pl_module.log(f"val/{name}", value, sync_dist=trainer.world_size > 1)

@@ -1,4 +1,4 @@
-"""End all processes of a run after the same step on SIGTERM or Ctrl-C."""
+"""End all processes of a run after the same step on SIGTERM, Ctrl-C or a signal of ``sbatch --signal``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class GracefulStop(Callback):
-    """End all processes together on Ctrl-C or SIGTERM, which clusters send before SIGKILL.
+    """End all processes together on Ctrl-C, SIGUSR1, SIGUSR2 or SIGTERM, which clusters send before SIGKILL.
 
     Lightning's handler runs a collective operation wherever the signal interrupts its process. Two processes that
     receive a signal at the same time, as in a cluster, could then wait for different operations forever.
@@ -30,6 +30,9 @@ class GracefulStop(Callback):
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                if signal.getsignal(number) == signal.SIG_DFL:  # submitit has a handler, which requeues its job
+                    signal.signal(number, self.note)
 
     on_train_start = on_validation_start = on_test_start = listen
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 
-from metafew.config.groups import default_options, group_names
+from metafew.config.groups import common_options, default_options, group_names
 from metafew.config.mistakes import no_option
 from metafew.config.paths import FOLDERS, PATHS
 from metafew.config.quoting import OPENING, elements, parsed, quoted
@@ -17,17 +17,27 @@ from metafew.errors import UsageError
 WORD = re.compile(r"(?P<key>[+~]{0,2}[\w./@:]+)=(?P<value>.*)", re.DOTALL)
 HYPHENS = re.compile(r"--?(?P<key>[\w.]+)=.*", re.DOTALL)
 FLAGS = {
-    "cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "info", "i",
-    "experimental-rerun", "shell-completion", "sc",
+    "cfg", "c", "package", "p", "config-path", "cp", "config-name", "cn", "config-dir", "cd", "experimental-rerun",
 }  # fmt: skip
-"""Flags of Hydra that take a value. Their hyphens do not come from a W&B agent."""
+"""Hydra's own flags that take a value; their hyphens are not those of a W&B agent."""
+INFO = {"info", "i"}
+"""Hydra's flags with a value that may be left out."""
+SWITCHES = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m", "shell-completion", "sc"}
+"""Hydra's flags without a value."""
+LISTS_OF_OPTIONS = ("evaluate", "logger")
+"""Groups that take several options."""
+VALUES = {
+    "cfg": ("job", "hydra", "all"),
+    "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+"""The values of flags with a few."""
 
 
 def readable(words: Sequence[str]) -> list[str]:
     """Return the words of a command line in a form that Hydra can parse.
 
-    A value that its grammar cannot parse, such as a path with non-Latin letters, parentheses or ``=``, is quoted, and
-    ``~`` is expanded to the home folder. Words that Hydra can already parse are unchanged.
+    A value that its grammar cannot read, such as a path with letters of other scripts, parentheses or ``=``, is quoted,
+    and ``~`` is the home folder. Words that are read already stay the same; flags follow all other words.
 
     >>> readable(["dataset.root=数据/鸟", "ckpt=o/head=svm/best.ckpt", "dataset.root=2024", "seed=2024", "-m"])
     ["dataset.root='数据/鸟'", "ckpt='o/head=svm/best.ckpt'", "dataset.root='2024'", 'seed=2024', '-m']
@@ -36,20 +46,56 @@ def readable(words: Sequence[str]) -> list[str]:
         UsageError: if the value of a group is not an option, a word starts with hyphens as those of W&B agents do, a
             value is Python's ``None``, or a list is split into several words.
     """
-    words = list(words)
+    words = flags_last(words)
     sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*words})
     for place, word in enumerate(words):
-        if (found := HYPHENS.fullmatch(word)) and found["key"] not in FLAGS:
-            check_hyphens(word)
+        if word.startswith("~"):
+            check_deleted(word)
         elif found := WORD.fullmatch(word):
             check_list_is_one_word(words[place:])
             key = found["key"].lstrip("+~").split("@")[0]
             check_null(key, found["value"])
             check_group(key, found["value"])
+            if key in FOLDERS and found["value"].strip() in ("", "null", "''", '""'):
+                raise UsageError(f"expected {key} to be a folder, got {found['value'] or 'none'}: type {key}=DIR")
             words[place] = f"{found['key']}={readable_value(key, found['value'], sweeps)}"
-        elif word.startswith("~") and word[1:] in default_options():
-            raise UsageError(no_option(word[1:], word))
     return words
+
+
+def flags_last(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with Hydra's flags, which it cannot read between others, after all of them.
+
+    >>> flags_last(["head=svm", "-m", "seed=0,1", "--config-name", "mine", "norm=batch"])
+    ['head=svm', 'seed=0,1', 'norm=batch', '-m', '--config-name', 'mine']
+
+    Raises:
+        UsageError: if a word with hyphens is no flag of Hydra's, or has a value that it does not take.
+    """
+    others: list[str] = []
+    flags: list[str] = []
+    rest = [*words]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            others.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        if name not in FLAGS | INFO | SWITCHES or (name in SWITCHES and equals):
+            check_hyphens(word)
+        flags.append(word)
+        if name in FLAGS and not equals:
+            if not rest:
+                raise UsageError(f"expected a value of {word}, got none: type {word}=VALUE")
+            flags.append(value := rest.pop(0))
+        elif name in INFO and not equals and rest and rest[0] in VALUES["info"]:
+            flags.append(value := rest.pop(0))
+        allowed = next((VALUES[full] for full in VALUES if name in (full, full[0])), (value,))
+        if value not in allowed and (value or name in FLAGS):
+            raise UsageError(
+                f"expected {word.partition('=')[0]} to be {' or '.join(allowed)}, got {value or 'none'}: "
+                f"type {word.partition('=')[0]}={allowed[0]}"
+            )
+    return others + flags
 
 
 def readable_value(key: str, value: str, sweeps: bool) -> str:
@@ -90,8 +136,22 @@ def readable_path(text: str, read: tuple) -> str:
     return quoted(text) if literal else text
 
 
+def check_deleted(word: str) -> None:
+    """Check that a word with ``~`` deletes nothing that every run needs: a group, or an option of no group."""
+    name = word[1:].partition("=")[0]
+    if name in default_options():
+        raise UsageError(no_option(name, f"~{name}"))
+    if name in common_options():
+        raise UsageError(f"expected a value of {name}, which every run has, got {word}: leave out {word}")
+
+
 def check_hyphens(word: str) -> None:
-    """Raise the error for ``--key=value``."""
+    """Raise the error for ``--key=value``, and for anything else with hyphens that is no flag."""
+    name = word.partition("=")[0]
+    if name.lstrip("-") in SWITCHES:
+        raise UsageError(f"expected {name} without a value, got {word}: type {name}")
+    if not HYPHENS.fullmatch(word):
+        raise UsageError(f"expected words such as head=svm and flags such as -m, got {word}: type --help to see them")
     raise UsageError(
         f"expected words without hyphens, got {word}: type {shlex.quote(word.lstrip('-'))}, and in the command of a "
         "W&B sweep ${args_no_hyphens} in place of ${args}"
@@ -122,13 +182,15 @@ def check_null(key: str, value: str) -> None:
 
 
 def check_group(key: str, value: str) -> None:
-    """Check that the options of a group are words, not numbers or null.
+    """Check that each option of a group is a word, and not a number, null or a list.
 
     Raises:
         UsageError: if one of them is not; Hydra would print a traceback.
     """
     if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
         return
+    if key not in LISTS_OF_OPTIONS and value.startswith("["):
+        raise UsageError(no_option(key, value))
     for part in parts(value):
         read = parsed(part)
         if read and not isinstance(read[0], str):

@@ -104,7 +104,7 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
         before: the overrides of the run that wrote the checkpoint.
     """
     main, words = str(HydraConfig.get().job.config_name), [override for override in given if is_choice(override)]
-    new, groups = compose_plain(main, words), {key(override) for override in words}
+    new, groups = compose_plain(main, words), {choice_name(override) for override in words}
     stated: dict = {}
     if main != MAIN:  # differences of the main configuration count as overrides
         own, default = compose_plain(main, []), compose_plain(MAIN, [])
@@ -115,8 +115,10 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
     changed = start
     if any(start.chosen(group) != new.chosen(group) for group in groups):
         try:
-            old = compose_plain(main, [f"{group}={as_word(start.chosen(group))}" for group in groups])
-        except HydraException:  # the user's own option, whose folder this command line does not name
+            old = compose_plain(
+                main, [word for group in groups for word in as_typed(group, start.chosen(group), words)]
+            )
+        except HydraException:  # an option of the user's own, whose folder this command line does not name
             old = compose_plain(main, [])
         changed = choose(start, old, new, groups)
     unsuited = {group for group in group_names() if changed.chosen(group) != new.chosen(group)}
@@ -128,11 +130,22 @@ def choose_groups(start: Composition, given: Sequence[str], before: Sequence[str
 def compose_plain(main: str, overrides: Sequence[str]) -> Composition:
     """Return the composition of overrides of a main configuration, with the search path of this command line."""
     composed = load(main, overrides)
-    choices = {group: composed.hydra.runtime.choices.get(group) for group in describe_groups()}
+    choices = chosen_options(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
     config: Any = OmegaConf.to_container(composed, resolve=False)
     return Composition(config, choices)
+
+
+def chosen_options(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option of each group, metafew's own first, of what Hydra says is chosen.
+
+    >>> chosen = chosen_options({"preset": "mine", "hydra/launcher": "basic", "evaluate": "[]", "head": "svm"})
+    >>> chosen["head"], chosen["preset"], len(chosen) - len(describe_groups())
+    ('svm', 'mine', 1)
+    """
+    others = [name for name in choices if not name.startswith("hydra/") and name not in group_names()]
+    return {name: choices.get(name) for name in (*describe_groups(), *others)}
 
 
 def load(main: str, overrides: Sequence[str]) -> DictConfig:
@@ -151,8 +164,20 @@ def main_words() -> list[str]:
 
 
 def is_choice(override: str) -> bool:
-    """Return whether an override chooses an option of a group."""
-    return key(override) in group_names()
+    """Return whether an override chooses an option of a group, which may be one of the user's own."""
+    group = key(override)
+    if group in group_names() or not GlobalHydra.instance().is_initialized():
+        return group in group_names()
+    return "." not in group and bool(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def choice_name(override: str) -> str:
+    """Return the name of a choice, as Hydra lists it.
+
+    >>> choice_name("head=svm"), choice_name("+head@evaluate.second=ridge")
+    ('head', 'head@evaluate.second')
+    """
+    return override.lstrip("+~").partition("=")[0]
 
 
 def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
@@ -172,9 +197,21 @@ def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
     return [f"+{each}" if each.startswith("+") and not each.startswith("++") else each for each in set_here]
 
 
-def as_word(choice: Any) -> str:
-    """Return the choice of a group as on the command line: an option, a list of options, or null."""
-    return f"[{','.join(choice)}]" if isinstance(choice, list) else choice or "null"
+def as_typed(name: str, choice: Any, words: Sequence[str]) -> list[str]:
+    """Return the override that makes a choice; none for a group of the user's own of which nothing is chosen.
+
+    Args:
+        name: the group.
+        choice: an option, a list of options, or None.
+        words: the overrides of the command line, one of which chooses an option of this group.
+
+    >>> as_typed("evaluate", ["svm"], ["evaluate=[]"]), as_typed("preset", "mine", ["+preset=other"])
+    (['evaluate=[svm]'], ['+preset=mine'])
+    """
+    if name in group_names():
+        return [f"{name}=[{','.join(choice)}]" if isinstance(choice, list) else f"{name}={choice or 'null'}"]
+    added = f"+{name}" in {word.partition("=")[0] for word in words}
+    return [f"{'+' * added}{name}={choice}"] if choice else []
 
 
 def type_targets(targets: Mapping[str, str]) -> str:

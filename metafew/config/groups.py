@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
-"""The folder: inside an installed package, or next to the package in a checkout."""
+"""The folder: inside an installed package, and next to the package in a checkout."""
+NOT_COMMON = ("defaults", "hydra")
+"""Parts of conf/train.yaml that are no options of metafew's."""
 
 
 @cache
@@ -31,6 +33,14 @@ def default_options() -> dict[str, str]:
     entries: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")).defaults)
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if isinstance(option, str)}
+
+
+def common_options() -> dict[str, Any]:
+    """Return the options that belong to no group, such as ``seed`` and ``test.way``, with their defaults."""
+    main: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")), resolve=False)
+    common = {key: value for key, value in main.items() if key not in NOT_COMMON}
+    parts = [(key, part) for key, part in common.items() if isinstance(part, dict)]
+    return common | {f"{key}.{name}": value for key, part in parts for name, value in part.items()}
 
 
 def group_names() -> list[str]:

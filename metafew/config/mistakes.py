@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import traceback
@@ -13,14 +14,19 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from metafew.config.groups import CONF, default_options, describe_groups, load_option
-from metafew.config.quoting import to_paste
+from metafew.config.quoting import can_be_read, to_paste
 from metafew.errors import UsageError
 
 NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']+)'")
 NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^'/]*)'")
+SEVERAL = re.compile(r"Ambiguous value for argument '(?P<key>[^=']+)=(?P<values>.+?)' 1\.")
+NO_VARIABLE = re.compile(r"Environment variable '(?P<name>[^']+)' not found.*full_key: (?P<key>\S+)")
 NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
+LIKELIEST = ("folder", "maml", "ridge", "batch")
+"""Options to suggest for a key that several options of a group have."""
 SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
 """The least similarity, from 0 to 1, of a key or of one of a few options to be suggested."""
 REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for details", re.DOTALL)
@@ -31,23 +37,26 @@ REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for det
 def in_one_line(words: Sequence[str]) -> Iterator[None]:
     """Convert an error of Hydra or OmegaConf inside this context to a UsageError of one line.
 
+    With ``HYDRA_FULL_ERROR=1`` in the environment, its traceback is printed too.
+
     Args:
         words: the command line.
     """
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, words)) from error
-    except ValueError as error:  # for example, of two mutually exclusive flags
-        if not raised_by_hydra(error):
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        # Hydra itself raises ValueError for two flags that exclude one another, for example.
+        if not (isinstance(error, HydraException | OmegaConfBaseException | YAMLError) or raised_by_hydra(error)):
             raise
-        raise UsageError(one_line(str(error))) from error
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        raise UsageError(explain(error, words)) from error
 
 
 def raised_by_hydra(error: Exception) -> bool:
-    """Return whether Hydra itself raised an error, rather than the run that it started."""
+    """Return whether Hydra itself, or the logging that it configures, raised an error, rather than the run."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
+    return str(frames[-1].f_globals.get("__name__")).startswith(("hydra.", "logging.config"))
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
@@ -59,12 +68,28 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     """
     causes = [error, *([error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
     facts = one_line(" ".join(str(cause) for cause in causes))
+    if isinstance(error, YAMLError):
+        return f"expected files of a configuration in YAML, got one that is not: {facts}"
     if found := NO_OPTION.search(facts):
         listed = facts.partition(f"Available options in '{found['group']}':")[2]
         return no_option(found["group"], found["option"], listed.split())
+    if found := NO_VARIABLE.search(facts):
+        return (
+            f"expected {found['key']} to name a variable of the environment, got {found['name']}, which is not set: "
+            f"type {found['name']}=VALUE in front of the command"
+        )
     if found := NO_INTERPOLATION.search(facts):
         near = nearest(found["key"], keys(words))
         return f"expected ${{...}} to name an option, got {found['key']}{did_you_mean(near)}: {facts}"
+    if found := SEVERAL.search(facts):
+        key, values = found["key"], found["values"]
+        return (
+            f"expected one value of {key} in a run that is not a sweep, got {values}: type -m "
+            f"{shlex.quote(f'{key}={values}')} for a run of each, or {shlex.quote(f'{key}=[{values}]')} for a list"
+        )
+    unreadable = next((word for word in words if not word.startswith("-") and not can_be_read(word)), None)
+    if unreadable is not None:
+        return f"expected words such as head=svm, got {unreadable!r} ({facts}): type --help to see more of them"
     if found := NO_KEY.search(facts):
         return no_key(found["key"], words)
     return facts
@@ -100,9 +125,10 @@ def no_key(key: str, words: Sequence[str]) -> str:
     value = next((word.partition("=")[2] for word in words if word.lstrip("+~").partition("=")[0] == key), "")
     owners = [name for name in describe_groups().get(group, ()) if option in keys_of(group, name)]
     if owners:
+        owner = next((name for name in LIKELIEST if name in owners), owners[0])
         return (
             f"expected an option of the {group} that this run has, got {key}, an option of {group}="
-            f"{' or '.join(owners)}: type {group}={owners[0]} {shlex.quote(f'{key}={value}')}"
+            f"{' or '.join(owners)}: type {group}={owner} {shlex.quote(f'{key}={value}')}"
         )
     if group in ("evaluate", "logger") and (name := option.partition(".")[0]) in options_of(group):
         word = shlex.quote(f"{key}={value}")
@@ -131,7 +157,7 @@ def nearest(word: str, candidates: Sequence[str], similar: float = SIMILAR_KEY) 
     end = word.rpartition(".")[2]
     same = [candidate for candidate in candidates if last[candidate] == end]
     close = [*get_close_matches(word, candidates, 1, similar), *get_close_matches(end, [*last.values()], 1, similar)]
-    inside = [candidate for candidate in candidates if word and word in candidate]
+    inside = [candidate for candidate in candidates if len(word) > 1 and word in candidate]
     found = (same or close or inside)[:1]
     return next((each for each in candidates if {each, last[each]} & {*found}), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ KINDS = {
 """The checked annotations."""
 OTHERS = ("torch", "pytorch_lightning", "wandb", "hydra")
 """Packages that check their arguments themselves."""
+NUMBER = re.compile(r"\b(int|float)\b")
+"""In an annotation."""
 
 
 def check_option_types(node: DictConfig, path: str = "") -> None:
@@ -55,6 +58,9 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
             continue
         if not any(KINDS[kind].accepts(node[name]) for kind in kinds):
             raise wrong_type(f"{path}{name}", " or ".join(KINDS[kind].name for kind in kinds), node[name])
+    for name in numbers_of_others(node.get("_target_")) & {*node}:
+        if isinstance(node[name], bool):
+            raise wrong_type(f"{path}{name}", "a number", node[name])
     for key in node:
         full = path + str(key)
         if OmegaConf.is_missing(node, key):
@@ -72,7 +78,23 @@ def wrong_type(key: str, expected: str, value: Any) -> UsageError:
 
 def argument_annotations(target: Any) -> dict[str, str]:
     """Return the annotations of the arguments of ``target``, a dotted path; none for classes of :data:`OTHERS`."""
-    if not isinstance(target, str) or target.partition(".")[0] in OTHERS:
+    return {} if is_of_others(target) else annotations_of(target)
+
+
+def numbers_of_others(target: Any) -> set[str]:
+    """Return the numbers among the arguments of a class of :data:`OTHERS`, which takes true for 1 without a word."""
+    annotations = annotations_of(target) if is_of_others(target) else {}
+    return {name for name, kind in annotations.items() if NUMBER.search(kind) and "bool" not in kind}
+
+
+def is_of_others(target: Any) -> bool:
+    """Return whether a dotted path is that of a class of :data:`OTHERS`."""
+    return isinstance(target, str) and target.partition(".")[0] in OTHERS
+
+
+def annotations_of(target: Any) -> dict[str, str]:
+    """Return the annotations of the arguments of ``target``, a dotted path; none if it cannot be imported."""
+    if not isinstance(target, str):
         return {}
     try:
         signature = inspect.signature(get_object(target))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isinf
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,29 @@ def as_list(value: Any) -> list:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
-def check_integer(option: str, value: int, least: int, example: int | None = None, most: int | None = None) -> None:
+def check_integer(option: str, value: Any, least: int, example: int | None = None, most: int | None = None) -> None:
     """Raise UsageError unless the value of an option is an integer of at least ``least`` and at most ``most``."""
     if most is not None and type(value) is int and value > most:
         raise UsageError(f"expected {option} to be an integer of at most {most}, got {value}: type {option}={most}")
     if type(value) is not int or value < least:  # True is an instance of int
+        if isinstance(value, float) and value.is_integer() and value >= least:  # 1e3
+            example = int(value)
         raise UsageError(
             f"expected {option} to be an integer of at least {least}, got {value}: type {option}={example or least}"
         )
+
+
+def check_range(option: str, value: Any, least: float, most: float) -> None:
+    """Raise UsageError unless the value of an option is a number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or isinf(value):
+        bounds = f"of at least {least}" if isinf(most) else f"from {least} to {most}"
+        raise UsageError(f"expected {option} to be a number {bounds}, got {value}: type --cfg job to see its default")
+
+
+def check_truth(option: str, value: Any) -> None:
+    """Raise UsageError unless the value of an option is true or false."""
+    if not isinstance(value, bool):
+        raise UsageError(f"expected {option} to be true or false, got {value}: type {option}=true")
 
 
 def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
@@ -46,7 +63,7 @@ def option_path(option: str, value: Any, kind: str = "DIR") -> Path:
     """
     path = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(path, str | Path) and str(path).strip():
-        return Path(path).expanduser()
+        return Path(expanduser(path))  # the method of Path fails for ~x if there is no user x
     if path is None or isinstance(path, str):
         raise UsageError(f"expected a path in {option}, got none: type {option}={kind}")
     raise UsageError(f"expected a path in {option}, got the {type(path).__name__} {path}: type {option}=./{kind}")

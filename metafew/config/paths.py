@@ -23,6 +23,8 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 def resolve_paths(cfg: DictConfig) -> DictConfig:
     """Expand ``~`` in the paths of a configuration; with ``hydra.job.chdir``, make them absolute.
 
+    A YAML file may give the name of a folder as a number, such as 2024.
+
     Args:
         cfg: the configuration, which is changed.
 
@@ -33,7 +35,8 @@ def resolve_paths(cfg: DictConfig) -> DictConfig:
     for key in (*PATHS, *LISTS):
         value = OmegaConf.select(cfg, key)
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_list(value) else value
-        resolved = resolved_path(plain, folder, listed=key in LISTS)
+        number = key in PATHS and type(plain) is int
+        resolved = resolved_path(str(plain) if number else plain, folder, listed=key in LISTS)
         if resolved != plain and (key, plain) != ("ckpt", "last"):
             OmegaConf.update(cfg, key, resolved)
     return cfg

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import pytorch_lightning as pl
 import torch
-from torch.utils import data
-from torch.utils.data import DataLoader, Dataset
+from pytorch_lightning.utilities import CombinedLoader
 
 from metafew.data.augment import Augmentation, as_float
+from metafew.data.loader import Loader, MetaBatches, make_loader
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.shared_images import shared_images
@@ -21,44 +20,6 @@ from metafew.data.store import Split, build, summary_of
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.errors import UsageError
-
-
-class MetaBatches(Dataset):
-    """The part of a sampler's meta-batches that one process loads.
-
-    Batch ``k`` consists of the tasks ``k T .. (k+1) T - 1``; rank ``r`` of ``W`` loads ``tasks[r::W]``. A meta-batch
-    has at least one task per rank.
-
-    Args:
-        sampler: draws the tasks.
-        rank: rank of this process.
-        world: number of processes.
-        tasks: number of tasks per meta-batch; None for that of the sampler's specification.
-    """
-
-    def __init__(self, sampler: Sampler, rank: int, world: int, tasks: int | None = None):
-        self.sampler, self.rank, self.world = sampler, rank, world
-        self.tasks, self.total = max(tasks or sampler.spec.tasks, world), sampler.spec.total
-
-    def __len__(self) -> int:
-        return -(-self.total // self.tasks)
-
-    def __getitem__(self, step: int) -> list[Episode]:
-        tasks = range(step * self.tasks, min((step + 1) * self.tasks, self.total))
-        return self.sampler.batch(tasks[self.rank :: self.world])
-
-
-class InOrder(data.Sampler):
-    """The indices ``start .. count - 1``; the length is ``count``, as Lightning expects in a resumed run."""
-
-    def __init__(self, count: int, start: int):
-        self.count, self.start = count, start
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.count))
 
 
 class TaskModule(Protocol):
@@ -101,6 +62,7 @@ class FewShot(pl.LightningDataModule):
         self.source, self.augmentation, self.cache, self.num_workers = source, augmentation, cache, num_workers
         self.train, self.val, self.test, self.analyzed = train, val, list(test), analyzed
         self._folders: dict[Source, Path] = {}
+        self._loaders: list[Loader] = []
 
     def prepare_data(self) -> None:
         """Build the stores. Lightning calls this in one process per machine."""
@@ -127,17 +89,17 @@ class FewShot(pl.LightningDataModule):
             for source in sources
         }
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         start = self._attached_trainer.global_step * self._attached_trainer.accumulate_grad_batches
         return self._loader(self.sampler(self.train), start=start)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         return self._evaluation_loader(self.val)
 
-    def test_dataloader(self) -> list[DataLoader]:
+    def test_dataloader(self) -> list[Loader]:
         return [self._evaluation_loader(spec) for spec in self.test]
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> Loader:
         """Return the meta-batches for the analysis of a checkpoint."""
         assert self.analyzed is not None  # only an analysis calls predict
         return self._loader(self.sampler(self.analyzed))
@@ -187,26 +149,25 @@ class FewShot(pl.LightningDataModule):
     def _module(self) -> TaskModule:
         return cast(TaskModule, self._attached_trainer.lightning_module)
 
-    def _evaluation_loader(self, spec: TaskSpec) -> DataLoader:
+    def _evaluation_loader(self, spec: TaskSpec) -> Loader:
         """Return a loader of the tasks of ``spec``, with the number per step that the LightningModule requests."""
         sampler = self.sampler(spec)
         return self._loader(sampler, self._module.tasks_of_a_step(sampler))
 
-    def _loader(self, sampler: Sampler, tasks: int | None = None, start: int = 0) -> DataLoader:
+    def _loader(self, sampler: Sampler, tasks: int | None = None, start: int = 0) -> Loader:
         trainer = self._attached_trainer
         batches = MetaBatches(sampler, trainer.global_rank, trainer.world_size, tasks)
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=InOrder(len(batches), start),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=ignore_signals,
-            # A private generator, so that draws of the loader, which depend on num_workers, do not advance dropout's
-            # RNG.
-            generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
-        )
+        self._loaders.append(make_loader(batches, self.num_workers, start))
+        return self._loaders[-1]
+
+    def close(self) -> None:
+        """End the workers of all loaders.
+
+        Lightning leaves those of the training when a validation in it raises an error. They ignore signals, so that
+        this process would wait for them forever at its end.
+        """
+        CombinedLoader(self._loaders, "sequential").reset()
+        self._loaders.clear()
 
     def transfer_batch_to_device(
         self, batch: list[Episode], device: torch.device, dataloader_idx: int
@@ -218,12 +179,6 @@ class FewShot(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
         """Convert images to floating point and apply their views, on the device."""
         return [to_model_input(episode, self._module.dtype) for episode in batch]
-
-
-def ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker: the main process, which receives them too, stops its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def to_model_input(episode: Episode, dtype: torch.dtype) -> Episode:

@@ -99,6 +99,9 @@ class MinibatchSampler(Sampler):
         self.classes = np.repeat(np.arange(len(split.rows)), [len(rows) for rows in split.rows])
         self._latest = (-1, np.empty(0, int))
 
+    def __reduce__(self) -> tuple:
+        return MinibatchSampler, (self.split, self.spec, self.views)  # without arrays as long as the split
+
     def draw(self, index: int) -> DrawnTask:
         """Draw chunk ``index``.
 

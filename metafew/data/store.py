@@ -64,14 +64,24 @@ def build(source: Source, root: Path) -> Path:
     nothing under the final name. If several processes start together, one builds and the others wait.
 
     Raises:
-        UsageError: if the images cannot be read or stored, or there are copies with ``dataset.duplicates=error``.
+        UsageError: if the store has not been built and ``root`` cannot be written to, the images cannot be read or
+            stored, or there are copies with ``dataset.duplicates=error``.
     """
     key = key_file(source, root)
-    folder = _named_by(key)
+    try:
+        folder = _named_by(key)
+        if folder is None:
+            key.parent.mkdir(parents=True, exist_ok=True)
+            lock = Path(f"{key}.lock")
+            lock.touch()
+    except OSError as error:
+        raise UsageError(
+            f"expected the store of dataset={source.title} in {root}, or a folder that can be written to, got neither "
+            f"({error}): type cache_dir=PATH of a folder that can be written to"
+        ) from error
     if folder is None:
         try:
-            key.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{key}.lock"):
+            with FileLock(lock):
                 folder = _named_by(key)
                 if folder is None:
                     for left_over in root.glob(f"{escape(key.stem)}.*/"):
@@ -212,7 +222,7 @@ def verify(folder: Path) -> None:
 
 
 class Split:
-    """The images of one split, read on demand.
+    """The images of one split, read on demand. Its copy in another process maps the same files to memory.
 
     Args:
         folder: a store.
@@ -228,6 +238,7 @@ class Split:
     """
 
     def __init__(self, folder: Path, split: str, channels: int | None = None):
+        self._arguments = folder.absolute(), split, channels
         classes = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
         self.images = np.load(folder / f"{split}.npy", mmap_mode="r")
         self.channels = channels or self.images.shape[1]
@@ -235,6 +246,9 @@ class Split:
         self.groups = [c["group"] for c in classes]
         self.rows = [np.asarray(c["keys"]) for c in classes]
         self.turns = np.asarray([c["turns"] for c in classes])
+
+    def __reduce__(self) -> tuple:
+        return Split, self._arguments  # pickling a memory map would write all of its values
 
     @property
     def categories(self) -> list[Category]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from metafew.distributed.output_folder import claim, named_by_clock
+from metafew.distributed.output_folder import claim, named_by_clock, require_named
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
     from pytorch_lightning.plugins.environments import ClusterEnvironment
+    from torch.distributed import Store
 
 
 def is_rank_zero() -> bool:
@@ -28,7 +29,8 @@ def launched_world_size() -> int:
     """Return the number of processes that torchrun or srun launched for this run; 0 if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # there, Lightning launches its own processes
+    # A shell of srun --pty has these variables too, but what is typed in it is one process unless srun starts it.
+    if "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_TASK_PID") != str(os.getpid()):
         return 0
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is also set in a batch script without srun
 
@@ -58,26 +60,27 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
         nodes: ``trainer.num_nodes``.
 
     Raises:
-        UsageError: if srun launched a different number of processes from what the run needs.
+        UsageError: if srun launched different processes from what the run needs, or none for a run on several nodes.
     """
-    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
-
-    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+    if "TORCHELASTIC_RUN_ID" in os.environ or not {"SLURM_JOB_ID", "SLURM_NTASKS"} & {*os.environ}:
         return []
-    count = launched_world_size()
-    if count < 2 and nodes == 1:
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from metafew.distributed.srun import SrunEnvironment
+
+    if launched_world_size() < 2 and (nodes == 1 or "NODE_RANK" in os.environ):  # with which the user starts each
         return [LightningEnvironment()]
-    try:
-        slurm = SLURMEnvironment(auto_requeue=False)
-        slurm.validate_settings(devices if isinstance(devices, int) else count // nodes, nodes)
-    except (RuntimeError, ValueError) as error:
+    count = launched_world_size()
+    each = devices if isinstance(devices, int) and devices > 0 else max(1, count // nodes)
+    layout = f"{each}(x{nodes})" if nodes > 1 else str(each)
+    started = os.environ.get("SLURM_STEP_TASKS_PER_NODE", layout if count == each * nodes else count)
+    if count < 2 or started != layout:
         raise UsageError(
-            f"expected SLURM to have that many nodes for trainer.devices={devices} trainer.num_nodes={nodes}, with a "
-            f"task for each device, got {os.environ.get('SLURM_NNODES')} nodes with "
-            f"{os.environ.get('SLURM_NTASKS_PER_NODE')} tasks on each: type --nodes={nodes} "
-            f"--ntasks-per-node={devices} for sbatch"
-        ) from error
-    return [slurm]
+            f"expected srun to start a process for each of trainer.devices={devices} on trainer.num_nodes={nodes}, "
+            f"{layout} in its words, got {started if count > 1 else 'one process'}: type srun --nodes={nodes} "
+            f"--ntasks-per-node={each} before python, or other values of trainer.devices and trainer.num_nodes"
+        )
+    return [SrunEnvironment()]
 
 
 def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> None:
@@ -89,9 +92,14 @@ def check_world_size(devices: int | str | list, nodes: int, world_size: int) -> 
         world_size: number of processes of the Trainer.
 
     Raises:
-        UsageError: if the number differs.
+        UsageError: if the number differs, or nothing launched the processes of the other machines.
     """
     count = launched_world_size()
+    if nodes > 1 and not count and not {"MASTER_ADDR", "NODE_RANK"} & set(os.environ):
+        raise UsageError(
+            f"expected torchrun or SLURM to start the processes of {nodes} machines, got a process that neither of "
+            f"them has started: type torchrun --nnodes={nodes} in place of python on each, or trainer.num_nodes=1"
+        )
     lightning_launches = count == 1 and nodes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
     if count not in (0, world_size) and not lightning_launches:
         raise UsageError(
@@ -122,18 +130,30 @@ class SharedOutputFolder(Callback):
 
     All ranks launched by torchrun or SLURM use the folder of rank zero, as the default name contains the time, which
     differs between processes and machines.
+
+    Attributes:
+        store: the key-value store of these ranks, to which Lightning connects too; None without them.
     """
+
+    store: ClassVar[Store | None] = None
 
     def claim_folder(self, config: DictConfig, **_: Any) -> None:
         """Claim the folder, or exit if torchrun or srun would run the complete sweep in each process."""
         sweep = config.hydra.mode == RunMode.MULTIRUN
-        if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
-            try:
-                require_one_process("a sweep")
-            except UsageError as error:
-                exit_with(error)
         key, node = ("hydra.sweep.dir", config.hydra.sweep) if sweep else ("hydra.run.dir", config.hydra.run)
         several, by_clock = launched_world_size() > 1 and not sweep, named_by_clock(config, key)
+        try:
+            if sweep and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+                require_one_process("a sweep")
+            require_named(key, by_clock, config.get("ckpt"))
+        except UsageError as error:
+            exit_with(error)
+        if by_clock and is_restarted() and is_rank_zero():
+            print(
+                f"metafew: SLURM started this job again, and its training starts anew, as {key} is named after the "
+                f"time: type {key}=outputs/$SLURM_JOB_ID",
+                file=sys.stderr,
+            )
         folder = (self.share if several else claim_or_exit)(key, node.dir, by_clock)
         with read_write(config), open_dict(config):
             if sweep and folder != node.dir:  # Hydra composes each cell from these overrides again
@@ -147,20 +167,23 @@ class SharedOutputFolder(Callback):
 
     def share(self, key: str, folder: str, by_clock: bool) -> str:
         """Claim a folder on rank zero, before any other rank creates one, and return it on every rank."""
-        from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+        from pytorch_lightning.plugins.environments import TorchElasticEnvironment
         from torch.distributed.rendezvous import rendezvous
 
-        cluster = next(kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect())()
+        from metafew.distributed.srun import SrunEnvironment
+
+        cluster = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SrunEnvironment()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
         # Lightning connects to the same store later, so rank zero keeps it open.
-        self.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        SharedOutputFolder.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        store = SharedOutputFolder.store
         if self.rank == 0:
             claimed = ""
             try:
                 claimed = claim_or_exit(key, folder, by_clock)
             finally:
-                self.store.set("folder", claimed)
-        elif not (claimed := self.store.get("folder").decode()):
+                store.set("folder", claimed)
+        elif not (claimed := store.get("folder").decode()):
             sys.exit(2)  # rank zero has printed the reason
         return claimed
 

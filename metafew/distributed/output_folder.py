@@ -50,6 +50,21 @@ def named_by_clock(config: DictConfig, key: str) -> bool:
     return "now" in OmegaConf.get_cache(trial)
 
 
+def require_named(key: str, by_clock: bool, ckpt: str | None) -> None:
+    """Check that a run or sweep with ``ckpt=last`` has a folder to go on in, which the clock does not name anew.
+
+    Args:
+        key: the option that names the folder, ``hydra.run.dir`` or ``hydra.sweep.dir``.
+        by_clock: whether its value comes from the clock.
+        ckpt: the value of ``ckpt``.
+
+    Raises:
+        UsageError: if it has none.
+    """
+    if ckpt == "last" and by_clock:
+        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
+
+
 def create_first_free(folder: Path) -> Path:
     """Create the first of the :func:`numbered` names that does not exist. Each name goes to a single process."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
 def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
     """Forward SIGTERM to the subprocesses, and ignore Ctrl-C, which reaches them directly.
 
+    Only the main thread of a program can handle signals: in any other, nothing is forwarded.
+
     Yields:
         The signals received so far.
     """
@@ -56,7 +59,8 @@ def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int
             for child in list(children):
                 child.terminate()
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield received
     finally:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from metafew.backbones.backbone import Backbone, target_chunks
-from metafew.data.datamodule import FewShot, MetaBatches
+from metafew.data.datamodule import FewShot
+from metafew.data.loader import MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
 from metafew.norms.norm import Norm
+from metafew.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +60,41 @@ def trained_state(checkpoint: dict) -> dict[str, Tensor]:
     return {key: value for key, value in state if not key.startswith("heads.") or key.startswith(trained)}
 
 
-def load_backbone(backbone: Backbone, path: str) -> None:
+def load_backbone(learner: Learner, path: str) -> None:
     """Load weights and running moments of the backbone of a checkpoint, but not its meta-parameters.
 
     Raises:
         UsageError: if the checkpoint at ``path`` contains a different backbone.
     """
-    model = nn.ModuleDict({"backbone": backbone})
-    kept, saved = meta_parameters(model), read(path)["state_dict"].items()
+    model = nn.ModuleDict({"backbone": learner.backbone})
+    kept, checkpoint = meta_parameters(model), read(path)
+    saved = checkpoint["state_dict"].items()
     state = {key: value for key, value in saved if key.startswith("backbone.") and key not in kept}
-    model.load_state_dict(complete_state(state, model, path, fit=True))
+    with explain_channels(learner, checkpoint, path):
+        model.load_state_dict(complete_state(state, model, path, fit=True))
+
+
+@contextmanager
+def explain_channels(learner: Learner, checkpoint: dict, path: str) -> Iterator[None]:
+    """Raise the error of a checkpoint that does not fit as one of channels, if its images had another number of them.
+
+    Args:
+        learner: the model of this run.
+        checkpoint: the content of the checkpoint.
+        path: the checkpoint.
+    """
+    try:
+        yield
+    except UsageError as error:
+        saved, own = checkpoint["metafew"], learner.backbone.channels
+        channels = saved["model"]["images"]["channels"]
+        if channels == own:
+            raise
+        options = learner.provenance["config"]["dataset"]
+        word = f"dataset.channels={channels}" if "channels" in options else f"dataset={saved['choices']['dataset']}"
+        raise UsageError(
+            f"expected images of {channels} channels, as {path} was trained on, got images of {own}: type {word}"
+        ) from error
 
 
 def freeze(backbone: Backbone) -> None:

@@ -6,18 +6,23 @@ All checks run before an image is read. Constructors of components check their o
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.groups import common_options
+from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
-from metafew.config.option_values import as_list, check_choice, check_integer
+from metafew.config.option_values import as_list, check_choice, check_integer, check_range, check_truth
+from metafew.config.paths import PATHS
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
-from metafew.training.trainer import check_trainer_options
+from metafew.training.trainer_options import check_trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +43,22 @@ LEAST = {
     "trainer.max_steps": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
+    "trainer.num_nodes": 1,
     "save.every": 1,
     "analyze.tasks": 1,
     "analyze.every": 0,
 }
-"""Integer options, with their smallest values."""
-PATHS = ("ckpt", "data_dir", "cache_dir", "backbone.weights")
+"""Options that are integers, with their smallest values."""
+
+
+RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
+"""Options that are numbers, where the norm has them, with their bounds."""
+TRUTHS = ("save.keep", "trainer.enable_progress_bar")
+"""Options that are true or false."""
+SECTIONS = ("train", "val", "test", "analyze", "save", "data")
+"""Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
+OF_OBJECTIVE = "train.batch_size"
+"""The option of such a part that an objective adds."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -52,16 +67,25 @@ def check_options(cfg: DictConfig) -> None:
     Raises:
         UsageError: if one of them has an invalid value.
     """
+    for section in SECTIONS:
+        check_section(section, cfg.get(section))
     check_stages(as_list(cfg.stages))
+    for key in TRUTHS:
+        check_truth(key, OmegaConf.select(cfg, key))
     for key, allowed in CHOICES.items():
         check_choice(key, OmegaConf.select(cfg, key), allowed)
     for key, least in LEAST.items():
         check_integer(key, OmegaConf.select(cfg, key), least)
     check_integer("seed", cfg.seed, 0, most=LARGEST_SEED)
-    check_option_types(cfg)
-    check_trainer_options(cfg.trainer)
+    for key, bounds in RANGES.items():
+        check_range(key, OmegaConf.select(cfg, key, default=bounds[0]), *bounds)
+    for group in ("evaluate", "logger"):
+        check_chosen(group, cfg.get(group) or {})
     for key in PATHS:
         check_path(key, OmegaConf.select(cfg, key))
+    check_clipping(cfg.trainer.gradient_clip_val, cfg.trainer.gradient_clip_algorithm)
+    check_option_types(cfg)
+    check_trainer_options(cfg.trainer)
     check_test_shots(as_list(cfg.test.shot))
 
 
@@ -69,6 +93,50 @@ def check_stages(stages: list) -> None:
     """Check that stages is not empty and contains only known stages."""
     if not stages or set(stages) - set(STAGES):
         raise UsageError(f"expected stages to be some of fit, test and analyze, got {stages}: type stages=[fit,test]")
+
+
+def check_section(section: str, options: Any) -> None:
+    """Check that ``train``, ``test`` and the like have no option that nothing reads, which ``+`` can add."""
+    known = list(common_options()[section])
+    if not OmegaConf.is_dict(options):
+        raise UsageError(
+            f"expected {section} to be a group of options, got {options}: type {section}.OPTION=VALUE with one of "
+            f"{', '.join(known)}"
+        )
+    for name in options:
+        if name in known or f"{section}.{name}" == OF_OBJECTIVE:
+            continue
+        near = nearest(name, known, SIMILAR_OPTION)
+        instead = f"type {section}.{near}=VALUE" if near else f"leave out {section}.{name}"
+        raise UsageError(
+            f"expected {section} to have the options {', '.join(known)}, got {section}.{name}"
+            f"{did_you_mean(f'{section}.{near}' if near else None)}: {instead}"
+        )
+
+
+def check_clipping(value: Any, algorithm: str) -> None:
+    """Check that the largest norm or value of gradients is a number of at least 0, or null."""
+    if value is None and algorithm != "norm":
+        raise UsageError(
+            f"expected trainer.gradient_clip_val with trainer.gradient_clip_algorithm={algorithm}, got null: "
+            "type trainer.gradient_clip_val=1.0"
+        )
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value < math.inf):
+        raise UsageError(
+            f"expected trainer.gradient_clip_val to be a number of at least 0, or null for no clipping, got {value}: "
+            "type trainer.gradient_clip_val=null"
+        )
+
+
+def check_chosen(group: str, parts: Mapping[str, Any]) -> None:
+    """Check that each part of ``evaluate`` or ``logger`` is an option that was chosen, and not only options of it."""
+    for name, node in parts.items():
+        if not OmegaConf.is_dict(node) or "_target_" not in node:
+            raise UsageError(
+                f"expected {group}.{name} to come with the choice {group}={name}, got {node} without it: "
+                f"type {group}=[{name}], without ++ in front of its options"
+            )
 
 
 def check_path(key: str, value: Any) -> None:
@@ -126,6 +194,11 @@ def check_validation(parts: Parts) -> None:
         raise UsageError(
             f"expected validations, at which features are measured every {every} steps, got val.total=0: "
             "type analyze.every=0"
+        )
+    if parts.fits and (stopping := parts.trainer.early_stopping_callbacks):
+        raise UsageError(
+            f"expected validations, after which {type(stopping[0]).__name__} may end the training, got val.total=0: "
+            "type val.total=200, or leave it out of trainer.callbacks"
         )
 
 
@@ -187,9 +260,10 @@ def warn_of_context_sizes(parts: Parts) -> None:
 def check_something_trains(parts: Parts) -> None:
     """Check that some parameter can be trained if the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
+        frozen = "leave out backbone.weights" if parts.config["backbone"]["weights"] else "type backbone=conv4"
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
-            "frozen: leave out backbone.weights, or choose another head or head.output"
+            f"frozen: {frozen}, or choose another head or head.output"
         )
 
 

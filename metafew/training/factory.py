@@ -35,6 +35,12 @@ from metafew.training.learner import Learner
 
 log = logging.getLogger(__name__)
 
+REJECTIONS = (
+    InstantiationException, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+    MisconfigurationException,
+)  # fmt: skip
+"""What constructors raise for options that they do not accept."""
+
 
 def make(node: DictConfig, **injected: Any) -> Any:
     """Instantiate ``node``.
@@ -49,7 +55,7 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
     """Call ``constructor``, and raise a UsageError that names ``group`` if it fails."""
     try:
         return constructor(*args, **kwargs)
-    except (InstantiationException, TypeError, ValueError, ArithmeticError, MisconfigurationException) as error:
+    except REJECTIONS as error:
         cause = error.__cause__ or error
         if isinstance(cause, UsageError):
             raise cause from None
@@ -223,6 +229,11 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
         pairs = objective.regularizer.on_features
         train = Minibatches("train", cfg.train.batch_size, cfg.train.tasks, total, cfg.seed, pairs)
     else:
+        if "batch_size" in cfg.train:
+            raise UsageError(
+                f"expected no train.batch_size with an objective of tasks, got {cfg.train.batch_size}: "
+                "type objective=classical, or train.tasks=4 for the tasks of a step"
+            )
         train = make_spec("train", total, cfg.seed)
     val = make_spec("val", cfg.val.total, cfg.test.seed)
     test = [make_spec("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in as_list(cfg.test.shot)]

@@ -121,6 +121,8 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "trained": learner.objective.trains_head,
         **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("backbone", "norm", "head")},
     }
+    if str(cfg.trainer.get("precision")).startswith("64"):
+        learner.double()  # Lightning does so too, but after it has loaded a checkpoint into float32
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
     if start is not None and "data" in start["metafew"]:
@@ -161,7 +163,8 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
     """
     if start is not None and ckpt is not None:
         state = checkpoint.trained_state(start)
-        learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
+        with checkpoint.explain_channels(learner, start, ckpt):
+            learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
     contained = start and start["metafew"]["model"]["backbone"]["weights"]
     if weights not in (None, contained):
-        checkpoint.load_backbone(learner.backbone, weights)
+        checkpoint.load_backbone(learner, weights)

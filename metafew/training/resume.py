@@ -7,11 +7,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.config.paths import typed_in
@@ -29,17 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def newest_of_this_run() -> str | None:
-    """Return the newest checkpoint in the folder of this run, or None.
-
-    Raises:
-        UsageError: if neither the command line nor the user's own main configuration sets this folder.
-    """
-    hydra = HydraConfig.get()
-    key, part = ("hydra.run.dir", hydra.run) if hydra.mode == RunMode.RUN else ("hydra.sweep.dir", hydra.sweep)
-    folder: Any = OmegaConf.to_container(OmegaConf.masked_copy(cast(DictConfig, part), "dir"), resolve=False)
-    if "${now:" in folder["dir"]:  # the default of conf/train.yaml
-        raise UsageError(f"expected {key}, the folder in which ckpt=last resumes a training, got none: type {key}=DIR")
-    file = newest(Path(hydra.runtime.output_dir))
+    """Return the newest checkpoint in the folder of this run, or None."""
+    file = newest(Path(HydraConfig.get().runtime.output_dir))
     return None if file is None else str(file)
 
 
@@ -163,7 +152,7 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
     }
 
 
-def take_over(out: Path, ckpt: Path | None) -> None:
+def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
     """Prepare the output folder for this training.
 
     Checkpoints of another training are renamed, so that they are never mistaken for checkpoints of this run. The
@@ -172,6 +161,7 @@ def take_over(out: Path, ckpt: Path | None) -> None:
     Args:
         out: folder of the run.
         ckpt: the checkpoint of the training that the run resumes; None for a new training.
+        step: its step.
     """
     if not is_rank_zero():
         return
@@ -179,7 +169,7 @@ def take_over(out: Path, ckpt: Path | None) -> None:
     if ckpt is None or ckpt.parent != folder:
         set_aside(folder)
     if ckpt is not None:
-        copy_history(ckpt, out)
+        copy_history(ckpt, step, out)
 
 
 def set_aside(folder: Path) -> None:
@@ -190,12 +180,12 @@ def set_aside(folder: Path) -> None:
         log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 
-def copy_history(ckpt: Path, out: Path) -> None:
-    """Copy best.ckpt, last.ckpt and metrics.csv as they were at the step of ``ckpt``."""
+def copy_history(ckpt: Path, step: int, out: Path) -> None:
+    """Copy best.ckpt, last.ckpt and metrics.csv as they were at ``step``, that of ``ckpt``."""
     folder = out / "checkpoints"
     best = ckpt.with_name("best.ckpt")
     copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
-    if best.is_file() and checkpoint.read(best)["global_step"] > checkpoint.read(ckpt)["global_step"]:
+    if best.is_file() and checkpoint.read(best)["global_step"] > step:
         log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)
         (folder / "best.ckpt").unlink(missing_ok=True)
     else:

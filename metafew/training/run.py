@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from metafew.errors import UsageError
 from metafew.loggers import wandb
 from metafew.solvers.unsolved import counted
 from metafew.training import resume
@@ -44,6 +45,11 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
             if parts.trainer.is_global_zero:
                 write_outputs(report, parts)
             return report
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"expected options that Lightning can run, got others ({reason}): --cfg job shows every value of trainer"
+        ) from error
     except SIGTERMException:
         resume.exit_after_signal(out)
     finally:
@@ -71,5 +77,7 @@ def silence_lightning() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*AMP with fp16 is not supported on CPU.*",  # make_trainer warns of it
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*in eval mode at the start of training.*",  # where the network put them
+        ".*`srun` command is available.*",  # on every machine of a cluster, for runs of one process too
     ):
         warnings.filterwarnings("ignore", message)

@@ -86,7 +86,7 @@ def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
 def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
     """Return the folders of runs with ``key`` in their analysis.json, by row; empty for a single row."""
     rows = group_rows([run for run in runs if run.analysis.get(key)])
-    folders = {row.label + MARK * row.transductive: [run.folder for run in row.runs] for row in rows}
+    folders = {row.label + MARK * row.transductive: [run.analyzed for run in row.runs] for row in rows}
     return folders if len(rows) > 1 else {}
 
 

@@ -194,6 +194,6 @@ def write_csv(file: TextIO, comparison: Comparison) -> None:
         figures = [cell.mean, cell.ci95, cell.error, len(cell.runs), cell.tasks, cell.failed]
         flags = [row.transductive, "" if column.baseline else i in comparison.top.get(column, ())]
         rank = "" if comparison.average_ranks is None else comparison.average_ranks[i]
-        folders = " ".join(str(run.folder) for run in cell.runs)
+        folders = " ".join(str(folder) for run in cell.runs for folder in run.folders)
         name = comparison.columns[column]
         writer.writerow([row.label, name, *figures, *flags, *(gap or ("", "", "")), rank, folders])

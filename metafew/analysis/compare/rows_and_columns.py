@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from metafew.analysis.compare.runs import Run, TaskKey
+from metafew.analysis.compare.runs import Run, TaskKey, agreeing
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 
 TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
@@ -63,11 +63,8 @@ class Column(NamedTuple):
 
 def group_rows(runs: Sequence[Run]) -> list[Row]:
     """Group runs that only differ in seed and test tasks. Checkpoints only separate runs with the same seed."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(canonical(row_settings(run)), []).append(run)
     separated: list[tuple[list[Run], tuple]] = []
-    for group in groups.values():
+    for group in agreeing(runs, training_settings):
         if max(Counter((task_key(run), run.seed) for run in group).values()) == 1:
             separated.append((group, ()))
             continue
@@ -76,10 +73,10 @@ def group_rows(runs: Sequence[Run]) -> list[Row]:
             by_start.setdefault(canonical([run.values.get(start) for start in STARTS]), []).append(run)
         varying = varying_keys(run.values for run in group)
         separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start.values()]
-    keys = varying_keys(row_settings(group[0]) for group, _ in separated)
+    keys = varying_keys(union(map(row_settings, group)) for group, _ in separated)
     rows = []
     for group, starts in separated:
-        values = group[0].values
+        values = union(run.values for run in group)
         label = format_overrides(values, [*keys, *starts]) or format_overrides(values, ("head", "norm"))
         rows.append(Row(label or group[0].folder.name, group))
     return rows
@@ -132,6 +129,19 @@ def task_settings(run: Run) -> dict:
 def row_settings(run: Run) -> dict:
     """Return the settings that distinguish rows."""
     return {name: value for name, value in run.settings.items() if not TASK_KEYS.fullmatch(name)}
+
+
+def training_settings(run: Run) -> dict:
+    """Return the settings that distinguish rows, apart from options of heads that were only evaluated."""
+    return {name: value for name, value in row_settings(run).items() if not name.startswith("evaluate.")}
+
+
+def union(mappings: Iterable[dict]) -> dict:
+    """Return the items of all mappings; of a key with several values, the first."""
+    merged: dict = {}
+    for mapping in mappings:
+        merged = mapping | merged
+    return merged
 
 
 def task_key(run: Run) -> str:

@@ -7,11 +7,11 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metafew.analysis.compare.settings import flatten, non_default_settings
 from metafew.config.moved import update_paths
@@ -30,10 +30,17 @@ class Omitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its results.json and the files in its folder. Files of earlier versions may lack keys."""
+    """One finished run: its results.json and the files in its folder. Files of earlier versions may lack keys.
+
+    Attributes:
+        file: its results.json.
+        report: the content of this file, with what the runs in ``merged`` add.
+        merged: older runs of the same training and tests, which evaluated further heads or analyzed features.
+    """
 
     file: Path
     report: dict
+    merged: tuple[Run, ...] = ()
 
     @classmethod
     def in_folder(cls, folder: Path) -> Run:
@@ -44,6 +51,11 @@ class Run:
     def folder(self) -> Path:
         """The output folder."""
         return self.file.parent
+
+    @property
+    def folders(self) -> list[Path]:
+        """The output folder and those of merged runs."""
+        return [self.folder, *(run.folder for run in self.merged)]
 
     @cached_property
     def values(self) -> dict:
@@ -70,6 +82,15 @@ class Run:
         """The tested heads, with the trained one first."""
         names = [name.split("/") for name in self.report.get("metrics", {})]
         return [parts[1] for parts in names if len(parts) == 3 and parts[0] == "test" and parts[2] == "accuracy"]
+
+    @cached_property
+    def evaluated(self) -> dict[str, dict]:
+        """The settings of each head of ``evaluate`` that are not its defaults."""
+        names = self.report.get("config", {}).get("evaluate") or {}
+        return {
+            name: {key: self.settings[key] for key in self.settings if key.startswith(f"evaluate.{name}.")}
+            for name in names
+        }
 
     @property
     def trained_head(self) -> str | None:
@@ -104,10 +125,15 @@ class Run:
         name = f"val/{head}/{measure}"
         return {int(row["step"]) + 1: float(row[name]) for row in self.csv_rows("metrics.csv") if row.get(name)}
 
+    @property
+    def analyzed(self) -> Path:
+        """The folder with the newest analysis.json."""
+        return next((folder for folder in self.folders if (folder / "analysis.json").is_file()), self.folder)
+
     @cached_property
     def analysis(self) -> dict:
         """The content of analysis.json; empty without ``stages=[analyze]``."""
-        return read_object(self.folder / "analysis.json")
+        return read_object(self.analyzed / "analysis.json")
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -118,6 +144,11 @@ class Run:
     @cached_property
     def _accuracies(self) -> dict[tuple[str | None, int], dict[TaskKey, float]]:
         """The accuracy of each task in tasks.csv, by head and number of the test; empty if unreadable."""
+        of_others = [run._accuracies for run in reversed(self.merged)]
+        return {key: tasks for each in [*of_others, self._own_accuracies()] for key, tasks in each.items()}
+
+    def _own_accuracies(self) -> dict[tuple[str | None, int], dict[TaskKey, float]]:
+        """Return the accuracies in the folder of this run."""
         found: dict[tuple[str | None, int], dict[TaskKey, float]] = {}
         seen: Counter[tuple[str, TaskKey]] = Counter()
         for row in self.csv_rows("tasks.csv"):
@@ -169,7 +200,7 @@ def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
             runs.append(found)
         else:
             omitted.append(found)
-    runs, repeated = drop_repeats(runs)
+    runs, repeated = merge_runs(runs)
     omitted += repeated
     if not runs:
         first = f" (first: {omitted[0].place}: {omitted[0].reason})" if omitted else ""
@@ -217,14 +248,72 @@ def read_run(file: Path) -> Run | Omitted:
     return Omitted(file.parent, "finished without a test: there is nothing to compare")
 
 
-def drop_repeats(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
-    """Drop runs that were repeated by a newer run with the same settings, seed and checkpoint."""
-    newest: dict[str, Run] = {}
-    repeated = []
-    for run in sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True):
-        start = run.values.get("ckpt"), run.values.get("backbone.weights"), run.seed
-        newer = newest.setdefault(json.dumps([run.settings, start, bool(run.heads)], sort_keys=True), run)
-        if newer is not run:
-            repeated.append(Omitted(run.folder, f"repeated: the same choices and seed as the newer {newer.folder}"))
-    places = {place for place, _ in repeated}
-    return [run for run in runs if run.folder not in places], repeated
+def merge_runs(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
+    """Merge runs that differ only in the heads that they evaluate, or in whether they analyze features.
+
+    Of what several of them measured, the newest counts. A run that only measured what newer ones did is left out.
+
+    Args:
+        runs: all runs that were found.
+
+    Returns:
+        The runs, in which merged ones are one, and the runs that are left out.
+    """
+    newest_first = sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True)
+    merged, repeated = {}, []
+    for newest, *others in agreeing(newest_first, same_model):
+        run = newest
+        for other in others:
+            if adds_to(run, other):
+                run = merge(run, other)
+            else:
+                reason = f"repeated: the same choices and seed as the newer {newest.folder}"
+                repeated.append(Omitted(other.folder, reason))
+        merged[newest.file] = run
+    return [merged[run.file] for run in runs if run.file in merged], repeated
+
+
+def same_model(run: Run) -> Any:
+    """Return what two runs share if they test the same model on the same tasks."""
+    settings = {key: value for key, value in run.settings.items() if not key.startswith("evaluate.")}
+    return [settings, run.values.get("ckpt"), run.values.get("backbone.weights"), run.seed]
+
+
+def agreeing(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
+    """Group runs with equal ``key`` that evaluate no head with different options.
+
+    Args:
+        runs: the runs.
+        key: returns plain values.
+    """
+    groups: dict[str, list[list[Run]]] = {}
+    for run in runs:
+        of_key = groups.setdefault(json.dumps(key(run), sort_keys=True), [])
+        found = next((group for group in of_key if all(agree(run, other) for other in group)), None)
+        if found is None:
+            of_key.append([run])
+        else:
+            found.append(run)
+    return [group for of_key in groups.values() for group in of_key]
+
+
+def agree(one: Run, other: Run) -> bool:
+    """Return whether two runs evaluate the heads that both of them evaluate with the same options."""
+    return all(one.evaluated[name] == other.evaluated[name] for name in one.evaluated.keys() & other.evaluated.keys())
+
+
+def adds_to(run: Run, other: Run) -> bool:
+    """Return whether another run measured what ``run`` did not."""
+    return bool({*other.heads} - {*run.heads} or (other.report.get("analysis") and not run.report.get("analysis")))
+
+
+def merge(run: Run, other: Run) -> Run:
+    """Return a run with what an older one adds to it."""
+    report = other.report | run.report
+    report["metrics"] = run.report["metrics"] | {
+        name: value for name, value in other.report["metrics"].items() if name not in run.report["metrics"]
+    }
+    config, older = run.report.get("config", {}), other.report.get("config", {})
+    report["config"] = config | {"evaluate": (older.get("evaluate") or {}) | (config.get("evaluate") or {})}
+    report["transductive"] = any(each.report.get("transductive") for each in (run, other))
+    return Run(run.file, report, (*run.merged, other))

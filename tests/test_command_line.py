@@ -321,7 +321,7 @@ def test_gradients_are_clipped_to_a_number_or_not_at_all(value, tmp_path):
         ("data", None, "expected data to be a group of options, got None: type data.OPTION=VALUE with one of num_work"),
         ("save.keep", "yes", "expected save.keep to be true or false, got yes: type save.keep=true"),
         ("trainer.enable_progress_bar", 5, "to be true or false, got 5: type trainer.enable_progress_bar=true"),
-        ("trainer.deterministic", "foo", "expected trainer.deterministic to be null or True or False or warn, got foo"),
+        ("trainer.deterministic", "foo", "expected trainer.deterministic to be warn or true or false or null, got foo"),
         ("trainer.gradient_clip_algorithm", "value", "got null: type trainer.gradient_clip_val=1.0"),
         ("trainer.max_steps", 1e3, "at least 1, got 1000.0: type trainer.max_steps=1000"),
         ("evaluate.svm.c", 1, r"expected evaluate.svm to come with .*: type evaluate=\[svm\], without"),

@@ -261,7 +261,7 @@ def test_checkpoints_that_do_not_fit_are_usage_errors(launch, tmp_path):
     with pytest.raises(UsageError, match="cannot be read as one"):
         launch("stages=[test]", f"ckpt={broken}")
     torch.save({"weights": 1}, broken)
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="is a different file"):
         launch("stages=[test]", f"ckpt={broken}")
 
 

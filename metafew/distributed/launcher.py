@@ -78,7 +78,8 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
         raise UsageError(
             f"expected srun to start a process for each of trainer.devices={devices} on trainer.num_nodes={nodes}, "
             f"{layout} in its words, got {started if count > 1 else 'one process'}: type srun --nodes={nodes} "
-            f"--ntasks-per-node={each} before python, or other values of trainer.devices and trainer.num_nodes"
+            f"--ntasks-per-node={each} before python, or trainer.devices={each} trainer.num_nodes={nodes} with the "
+            "numbers that srun starts"
         )
     return [SrunEnvironment()]
 

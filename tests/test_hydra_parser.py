@@ -44,6 +44,6 @@ def test_hydra_parses_a_command_line(python_3_14):
 def test_hydra_shows_its_help_and_its_version(python_3_14, monkeypatch, capsys, flag, shown):
     accept_any_help()
     monkeypatch.setattr(sys, "argv", ["50%/train.py", flag])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         job()
     assert shown in capsys.readouterr().out

@@ -1,12 +1,14 @@
-# Everything runs in .venv, which the first target that needs it makes.
+# Everything runs in .venv, which the first target that needs it makes; only test-newest has an environment of its own.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+NEWEST := .venv-newest
+PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: help train reproduce bench test test-all lint format clean
+.PHONY: help train reproduce bench test test-newest test-all lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("metafew needs Python 3.11 or newer and $(PYTHON) is %d.%d: type make PYTHON=python3.11" % v)'
@@ -25,10 +27,17 @@ reproduce: $(READY) ## run every published table and figure at a small budget (h
 	$(BIN)/python scripts/reproduce.py all $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+
+test-newest: ## run the same tests with the newest releases of all dependencies but torch, in .venv-newest
+	@$(PYTHON) -m venv $(NEWEST)
+	@grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(NEWEST)/torch.txt \
+		--upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(NEWEST)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests, including the slow ones
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .
@@ -39,6 +48,6 @@ format: $(READY) ## apply automatic style fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environment and caches, never results or data
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean: ## remove the environments and caches, never results or data
+	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

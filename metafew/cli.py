@@ -21,6 +21,7 @@ from metafew.config.command_line import readable
 from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, register_evaluation_heads
 from metafew.config.help import help_text
+from metafew.config.hydra_parser import accept_any_help
 from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
@@ -50,6 +51,7 @@ def main() -> None:
         return
     use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
+    accept_any_help()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     try:
         with in_one_line(sys.argv[1:]):

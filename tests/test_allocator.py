@@ -89,6 +89,7 @@ from metafew import cli
 from metafew.config.groups import register_evaluation_heads
 sys.argv = ["train.py", "hydra.run.dir={tmp_path}"]
 register_evaluation_heads()
+cli.accept_any_help()
 cli.use_huge_pages = lambda: os._exit(8 if "torch" in sys.modules else 9)
 cli.{entry}()
 """

@@ -71,8 +71,9 @@ def test_a_head_that_learns_can_be_trained_on_vectors(launch, vectors):
     path = vectors()
     report, out = launch("dataset=features", f"dataset.root={path}", "stages=[fit,test]", "head=maml", "head.lr=0.1")
     assert report["steps"] == 4 and report["metrics"]["test/maml/accuracy"]["mean"] > 0.5
-    arrays, model = np.load(path), metafew.load(out / "checkpoints" / "best.ckpt")
-    vectors, labels = arrays["x_test"][:100].astype(np.float32), arrays["y_test"][:100]
+    model = metafew.load(out / "checkpoints" / "best.ckpt")
+    with np.load(path) as arrays:
+        vectors, labels = arrays["x_test"][:100].astype(np.float32), arrays["y_test"][:100]
     assert np.allclose(model.features(vectors), vectors)
     assert np.mean(np.array(model.adapt(vectors[::20], labels[::20].tolist()).label(vectors)) == labels) > 0.5
     with pytest.raises(UsageError, match=r"expected vectors \(n, 12\) in floating point"):

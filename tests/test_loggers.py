@@ -90,6 +90,7 @@ def wandb_files(out):
 
 
 @pytest.mark.figures
+@pytest.mark.filterwarnings("ignore:codecs.open:DeprecationWarning")  # wandb on Python 3.14
 def test_a_run_can_be_read_back_from_both(offline, launch):
     words = ["logger=[wandb,tensorboard]", "trainer.log_every_n_steps=1", "test.shot=[1,2]", "head=svm"]
     report, out = launch(*words, "logger.wandb.checkpoints=[best,last]")

@@ -21,6 +21,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed
+from hydra._internal import utils
 from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -82,6 +83,10 @@ def load_configuration():
 def shown_configuration():
     assert list(inspect.signature(Hydra.get_sanitized_cfg).parameters)[-2:] == ["cfg", "cfg_type"]
     assert "cfg = self.get_sanitized_cfg(cfg, cfg_type)" in inspect.getsource(Hydra.show_cfg)
+
+
+def parser():
+    assert "parser = argparse.ArgumentParser(" in inspect.getsource(utils.get_args_parser)
 
 
 def set_config():
@@ -211,6 +216,7 @@ PRIVATE = [
     Private("_get_full_key", "omegaconf", "errors of constructors do not name the option", full_key),
     Private("load_configuration", "hydra", "ckpt=PATH cannot change the choices of a checkpoint", load_configuration),
     Private("hydra._internal.hydra", "hydra", "--cfg job leaves out what ckpt=PATH carries", shown_configuration),
+    Private("hydra._internal import utils", "hydra", "no run starts on Python 3.14", parser),
     Private("HydraConfig.instance().set_config", "hydra", "a run from ckpt=PATH has the wrong choices", set_config),
     Private("_get_default_store", "torch", "an error is printed by every process", default_store),
     Private("DistStoreError", "torch", "a process that fails on its own is silent", store_timeout),

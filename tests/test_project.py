@@ -110,6 +110,8 @@ def test_continuous_integration_runs_every_declared_python():
     assert versions == [text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if text.startswith(label)]
     assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
     assert job["steps"][-1]["run"] == "bash .ci/run"
+    newest = yaml.safe_load((ROOT / ".github/workflows/newest.yml").read_text("utf-8"))["jobs"]["test"]
+    assert newest["strategy"]["matrix"]["python"] == [versions[0], versions[-1]]
 
 
 def test_the_citation_is_of_this_version():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -63,6 +64,8 @@ def interrupted(*words, out, moment, count, act):
         return os.waitpid(pid, 0)[1]
     try:
         os.setsid()
+        if multiprocessing.get_start_method() == "forkserver":  # a copy cannot use that of its original
+            multiprocessing.set_start_method("fork", force=True)
         owner, name = MOMENTS[moment]
         original, calls = getattr(owner, name), iter(range(1, 10_000))
         setattr(owner, name, lambda *a, **k: (next(calls) == count and act(), original(*a, **k))[1])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from metafew.analysis.compare.comparison import compare_runs
-from metafew.analysis.compare.runs import find_runs
+from metafew.analysis.compare.find import find_runs
 from metafew.analysis.features.projection import project_features
 from metafew.evaluation.statistics import interval
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
+from metafew.analysis.compare.find import find_runs, read_run
 from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
-from metafew.analysis.compare.runs import find_runs, read_run
 from metafew.analysis.compare.settings import non_default_settings
 from metafew.analysis.compare.text_table import FAILED, Bold, TextTable
 from metafew.commands import report

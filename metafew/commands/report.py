@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from metafew.analysis.compare.comparison import compare_runs
+from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.report import report_tables, write_report
-from metafew.analysis.compare.runs import find_runs
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 

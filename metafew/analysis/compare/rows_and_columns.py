@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from metafew.analysis.compare.runs import Run, TaskKey, agreeing
+from metafew.analysis.compare.merge import agreeing
+from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 
 TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")

@@ -1,21 +1,17 @@
-"""Find finished runs on disk, and report the reasons for omitting others. Imports no torch."""
+"""A finished run on disk, read from its folder. Imports no torch."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metafew.analysis.compare.settings import flatten, non_default_settings
-from metafew.config.moved import update_paths
-from metafew.errors import UsageError
 
 TaskKey = tuple[int, str]
 """The index of a test task and its dataset."""
@@ -181,139 +177,3 @@ def read_object(file: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
-    """Return the finished runs in ``places``, and the omitted folders and files.
-
-    Args:
-        places: folders, searched recursively, results.json files, or glob patterns of either.
-
-    Raises:
-        UsageError: if a place does not exist, or no run is finished.
-    """
-    runs: list[Run] = []
-    omitted: list[Omitted] = []
-    for file in dict.fromkeys(file.resolve() for place in places for file in find_results(place)):
-        found = read_run(file)
-        if isinstance(found, Run):
-            runs.append(found)
-        else:
-            omitted.append(found)
-    runs, repeated = merge_runs(runs)
-    omitted += repeated
-    if not runs:
-        first = f" (first: {omitted[0].place}: {omitted[0].reason})" if omitted else ""
-        raise UsageError(
-            f"expected RUNS to be folders of finished runs, got none among the {len(omitted)} in {' '.join(places)}"
-            f"{first}: type python train.py to train one"
-        )
-    return runs, omitted
-
-
-def find_results(place: str) -> Iterator[Path]:
-    """Yield each results.json in a place, including its expected path in folders of unfinished runs."""
-    paths = [Path(place)] if Path(place).exists() else [Path(path) for path in sorted(glob.glob(place, recursive=True))]
-    if not paths:
-        raise UsageError(f"expected RUNS to be folders or results.json files, got {place}: type outputs or multirun")
-    for path in paths:
-        if path.is_file():
-            yield path
-        for folder, inside, files in os.walk(path):
-            if "results.json" in files or ".hydra" in inside or "metrics.csv" in files:
-                yield Path(folder) / "results.json"
-            inside[:] = sorted(name for name in inside if name != "checkpoints" and not name.startswith("."))
-
-
-def read_run(file: Path) -> Run | Omitted:
-    """Return the run of a results.json, or the reason for omitting it."""
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        steps = [int(row["step"]) for row in Run(file, {}).csv_rows("metrics.csv") if (row.get("step") or "").isdigit()]
-        stopped = f"after {max(steps) + 1} logged steps" if steps else "before anything was logged"
-        return Omitted(file.parent, f"no results.json: still running, or stopped {stopped}")
-    except (OSError, ValueError) as error:
-        return Omitted(file, f"foreign: it cannot be read as JSON ({error})")
-    metrics = report.get("metrics") if isinstance(report, dict) else None
-    if isinstance(report, dict) and "error" in report:
-        return Omitted(file.parent, f"failed: {report['error']}")
-    if isinstance(report, dict) and "rows" in report:
-        return Omitted(file.parent, "the table of an experiment: pass the folders of its runs instead")
-    if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
-        return Omitted(file, "foreign: it does not hold the results of a run")
-    run = Run(file, update_paths(report))
-    if run.heads or report.get("analysis"):
-        return run
-    return Omitted(file.parent, "finished without a test: there is nothing to compare")
-
-
-def merge_runs(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
-    """Merge runs that differ only in the heads that they evaluate, or in whether they analyze features.
-
-    Of what several of them measured, the newest counts. A run that only measured what newer ones did is left out.
-
-    Args:
-        runs: all runs that were found.
-
-    Returns:
-        The runs, in which merged ones are one, and the runs that are left out.
-    """
-    newest_first = sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True)
-    merged, repeated = {}, []
-    for newest, *others in agreeing(newest_first, same_model):
-        run = newest
-        for other in others:
-            if adds_to(run, other):
-                run = merge(run, other)
-            else:
-                reason = f"repeated: the same choices and seed as the newer {newest.folder}"
-                repeated.append(Omitted(other.folder, reason))
-        merged[newest.file] = run
-    return [merged[run.file] for run in runs if run.file in merged], repeated
-
-
-def same_model(run: Run) -> Any:
-    """Return what two runs share if they test the same model on the same tasks."""
-    settings = {key: value for key, value in run.settings.items() if not key.startswith("evaluate.")}
-    return [settings, run.values.get("ckpt"), run.values.get("backbone.weights"), run.seed]
-
-
-def agreeing(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
-    """Group runs with equal ``key`` that evaluate no head with different options.
-
-    Args:
-        runs: the runs.
-        key: returns plain values.
-    """
-    groups: dict[str, list[list[Run]]] = {}
-    for run in runs:
-        of_key = groups.setdefault(json.dumps(key(run), sort_keys=True), [])
-        found = next((group for group in of_key if all(agree(run, other) for other in group)), None)
-        if found is None:
-            of_key.append([run])
-        else:
-            found.append(run)
-    return [group for of_key in groups.values() for group in of_key]
-
-
-def agree(one: Run, other: Run) -> bool:
-    """Return whether two runs evaluate the heads that both of them evaluate with the same options."""
-    return all(one.evaluated[name] == other.evaluated[name] for name in one.evaluated.keys() & other.evaluated.keys())
-
-
-def adds_to(run: Run, other: Run) -> bool:
-    """Return whether another run measured what ``run`` did not."""
-    return bool({*other.heads} - {*run.heads} or (other.report.get("analysis") and not run.report.get("analysis")))
-
-
-def merge(run: Run, other: Run) -> Run:
-    """Return a run with what an older one adds to it."""
-    report = other.report | run.report
-    report["metrics"] = run.report["metrics"] | {
-        name: value for name, value in other.report["metrics"].items() if name not in run.report["metrics"]
-    }
-    config, older = run.report.get("config", {}), other.report.get("config", {})
-    report["config"] = config | {"evaluate": (older.get("evaluate") or {}) | (config.get("evaluate") or {})}
-    report["transductive"] = any(each.report.get("transductive") for each in (run, other))
-    return Run(run.file, report, (*run.merged, other))

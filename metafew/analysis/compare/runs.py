@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metafew.analysis.compare.settings import flatten, non_default_settings
+from metafew.config.moved import update_paths
 
 TaskKey = tuple[int, str]
 """The index of a test task and its dataset."""

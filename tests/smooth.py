@@ -18,6 +18,7 @@ class Smooth(Backbone):
     """Two convolutions with norms, softplus and average pooling: no kinks, so that finite differences are exact."""
 
     features = 4
+    task_weights = True
 
     def __init__(self, word):
         super().__init__(1, 6)

@@ -176,7 +176,7 @@ def test_auto_processes_such_a_network_in_a_loop(network, episode, monkeypatch, 
         losses = [Episodic(NoRegularizer())(backbone, each, [episode]).loss for each in (head, loop)]
         torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
     (record,) = caplog.records
-    assert record.getMessage().startswith("head.inner=auto is loop from here on, as vmap cannot batch this network (")
+    assert record.getMessage().startswith("head.inner=auto is loop from here on, as vmap cannot process this network (")
     assert head.execution(backbone, torch.device("cuda")) == "loop"
 
 

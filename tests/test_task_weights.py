@@ -17,7 +17,7 @@ from metafew.backbones.task_weights import (
     InputGradient,
     WeightGradient,
     accept_task_weights,
-    other_layers,
+    obstacles,
 )
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import CONF
@@ -25,6 +25,7 @@ from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.fast_weights import adapting_names
 from metafew.heads.maml import MAML
+from metafew.norms.layer import LayerNorm as Layer
 from metafew.training.factory import make_learner
 
 TASKS, ROWS = 3, 2
@@ -110,29 +111,82 @@ def test_derivatives_of_both_orders_by_finite_differences(small, shared, monkeyp
     assert torch.autograd.gradgradcheck(kernels, inputs, fast_mode=True)
 
 
-def test_a_convolution_under_autocast_is_in_its_precision():
-    layer = accept_task_weights(nn.Conv2d(2, 4, 3))
-    weights = {name: torch.stack([p] * TASKS) for name, p in layer.named_parameters()}
+@pytest.mark.parametrize("small", SMALL)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.Linear(5, 4)], ids=["convolution", "linear"])
+def test_layers_under_autocast_are_in_its_precision(layer, shared, small, monkeypatch):
+    monkeypatch.setattr(task_weights, "SMALL", small)
+    layer = accept_task_weights(layer)
+    weights = {
+        n: (p[None].detach() if shared else p.expand(TASKS, *p.shape).clone()) for n, p in layer.named_parameters()
+    }
+    weights = {name: value.expand(TASKS, *value.shape[1:]).requires_grad_() for name, value in weights.items()}
     x = torch.rand(TASKS, 2, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
         y = called(layer, weights, x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+    grads = torch.autograd.grad(y.float().square().sum(), [*weights.values()])
+    exact = torch.autograd.grad(called(layer, weights, x).square().sum(), [*weights.values()])
+    for grad, reference in zip(grads, exact, strict=True):
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, reference, rtol=0.1, atol=0.05 * reference.abs().max().item())
 
 
 class Scaled(nn.Conv2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
 
 
-def test_layers_that_cannot_take_weights_for_each_task_are_named():
+def changed(layer):
+    """A Smooth network with another second layer."""
     backbone = Smooth("tasknorm")
-    names = adapting_names(backbone)
-    assert not other_layers(backbone, names)
-    backbone.body[0] = accept_task_weights(Scaled(1, 4, 3, padding=1))
-    backbone.body[1] = nn.GroupNorm(2, 4)
-    assert other_layers(backbone, names) == ["GroupNorm", "Scaled"]
-    assert other_layers(backbone, ["body.4.weight"]) == []
+    backbone.body[1] = layer
+    return accept_task_weights(backbone)
+
+
+class Mixing(Layer):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.mix = nn.Parameter(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.GroupNorm(2, 4), "GroupNorm"),
+        (nn.BatchNorm2d(4, affine=False), "BatchNorm2d"),  # the rows of all tasks would share its moments
+        (Scaled(4, 4, 1), "Scaled"),
+        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)), "ParametrizationList"),
+        (nn.Conv2d(4, 4, 3, padding="same"), "Conv2d"),
+        (Mixing(4), "Mixing"),
+        (nn.PReLU(), "PReLU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_cannot_have_weights_for_each_task_are_named(layer, name):
+    backbone = changed(layer)
+    assert name in obstacles(backbone, adapting_names(backbone))
+    assert not obstacles(changed(nn.Conv2d(4, 4, 1)), ["body.1.weight", "body.1.bias"])
+    assert not obstacles(backbone, [])
+
+
+@pytest.mark.parametrize("freeze", ["body.1.weight", "body.1.bias"])
+def test_a_layer_of_which_a_part_adapts_is_left_to_the_loop(freeze):
+    backbone, task = Smooth("tasknorm").double(), three_tasks()
+    auto, loop = (MAML(backbone, True, W, inner=inner, freeze=[freeze]).double() for inner in ("auto", "loop"))
+    auto.load_state_dict(loop.state_dict())
+    assert obstacles(backbone, auto.names) == ["TaskNorm"]
+    results = [head(backbone, task.support, task.query.images, W) for head in (auto, loop)]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=0)
+
+
+def test_networks_declare_that_they_leave_their_weights_to_layers():
+    class Own(Smooth):
+        task_weights = False
+
+    backbone = Own("tasknorm")
+    assert obstacles(backbone, adapting_names(backbone)) == ["Own"]
 
 
 def test_a_batch_is_refused_where_the_network_cannot_take_it():
@@ -142,7 +196,7 @@ def test_a_batch_is_refused_where_the_network_cannot_take_it():
     auto, batch = (MAML(backbone, True, W, inner=inner).double() for inner in ("auto", "batch"))
     assert auto.execution(backbone, torch.device("cpu")) == "loop"
     assert auto(*arguments).isfinite().all()
-    with pytest.raises(UsageError, match=r"for head.inner=batch, got GroupNorm: type head.inner=vmap$"):
+    with pytest.raises(UsageError, match=r"for head.inner=batch, got GroupNorm: type head.inner=loop$"):
         batch(*arguments)
 
 
@@ -162,6 +216,25 @@ def test_every_backbone_gives_the_same_logits_in_a_batch(word):
     batch = head(*arguments)
     head.inner = "loop"
     torch.testing.assert_close(batch, head(*arguments), rtol=1e-6, atol=1e-7)  # 18 layers amplify rounding
+
+
+class Direct(Smooth):
+    """A network whose code reads the weights of a layer."""
+
+    def forward(self, images):
+        return self.body[1:](nn.functional.conv2d(images, self.body[0].weight, padding=1))
+
+
+def test_auto_is_loop_for_code_that_reads_the_weights_of_a_layer(caplog):
+    backbone, task = Direct("tasknorm").double(), three_tasks()
+    arguments = backbone, task.support, task.query.images, W
+    auto, loop, batch = (MAML(backbone, True, W, inner=inner).double() for inner in ("auto", "loop", "batch"))
+    auto.load_state_dict(loop.state_dict())
+    torch.testing.assert_close(auto(*arguments), loop(*arguments), rtol=1e-12, atol=0)
+    assert "head.inner=auto is loop from here on, as batch cannot process this network (" in caplog.text
+    assert auto.execution(backbone, torch.device("cpu")) == "loop"
+    with pytest.raises(UsageError, match=r"that batch can process for head.inner=batch, .*: type head.inner=loop$"):
+        batch(*arguments)
 
 
 def test_a_batch_has_fewer_tasks_the_larger_they_are():

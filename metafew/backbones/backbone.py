@@ -52,6 +52,9 @@ class Backbone(nn.Module):
     """Dimension ``d`` of the features."""
     own_norms = False
     """Whether the network has its own normalization layers, which ignore the context, instead of ``norm``."""
+    task_weights = False
+    """Whether a pass may have weights for each task (:mod:`metafew.backbones.task_weights`), as ``forward`` keeps the
+    order of rows and leaves weights to layers."""
     frozen: frozenset[str] = frozenset()
     """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()

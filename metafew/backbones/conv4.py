@@ -29,6 +29,8 @@ class Conv4(Backbone):
         readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
 
+    task_weights = True
+
     def __init__(
         self,
         channels: int,

@@ -30,6 +30,8 @@ class R2D2(Backbone):
         dropout: rates after blocks 3 and 4.
     """
 
+    task_weights = True
+
     def __init__(
         self,
         channels: int,

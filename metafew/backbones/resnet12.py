@@ -62,6 +62,8 @@ class ResNet12(Backbone):
         readout: ``flatten`` the last block, or its ``mean`` over positions.
     """
 
+    task_weights = True
+
     def __init__(
         self,
         channels: int,

@@ -66,6 +66,8 @@ class ResNet18(Backbone):
         width: channels of the first stage; each stage doubles them.
     """
 
+    task_weights = True
+
     def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64):
         super().__init__(channels, image_size)
         if width < 1:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metafew.backbones.backbone import Backbone
 from metafew.norms.fast import FastForward
@@ -30,7 +31,7 @@ from metafew.norms.norm import Norm
 aten = torch.ops.aten
 _summed: ContextVar[bool] = ContextVar("summed", default=False)
 SMALL = 100
-"""Most positions of the maps of a task that are convolved by products of matrices: more are faster in a loop."""
+"""Largest number of output positions per task that products of matrices compute; above it, a loop is faster."""
 
 
 def accept_task_weights(network: nn.Module) -> nn.Module:
@@ -45,31 +46,38 @@ def accept_task_weights(network: nn.Module) -> nn.Module:
         ``network``.
     """
     for module in network.modules():
-        if type(module).forward is nn.Linear.forward:
-            module.forward = FastForward(transform, module)
-        elif type(module).forward is nn.Conv2d.forward and has_plain_padding(cast(nn.Conv2d, module)):
-            module.forward = FastForward(convolve, module)
+        if type(module) is nn.Linear:
+            module.forward = FastForward(transform, module)  # type: ignore[method-assign]  # of this one layer
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
+            module.forward = FastForward(convolve, module)  # type: ignore[method-assign]  # of this one layer
     return network
 
 
-def has_plain_padding(layer: nn.Conv2d) -> bool:
-    """Return whether a convolution is padded by given numbers of zeros."""
-    return layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
-
-
-def other_layers(backbone: Backbone, names: Iterable[str]) -> list[str]:
-    """Return the classes of the layers of ``backbone`` that cannot be called with weights for each task.
+def obstacles(backbone: Backbone, names: Iterable[str]) -> list[str]:
+    """Return the names of the classes, for error messages, that do not allow weights for each task; empty if all do.
 
     Args:
         backbone: the feature extractor.
         names: names of the weights that adapt.
     """
-    owners = {backbone.get_submodule(name.rpartition(".")[0]) for name in names}
-    return sorted({type(owner).__name__ for owner in owners if not takes_task_weights(owner)})
+    adapting: dict[str, set[str]] = {}
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        adapting.setdefault(owner, set()).add(key)
+    if not adapting:
+        return []
+    if not backbone.task_weights or backbone.couples_tasks:
+        return [type(backbone).__name__]
+    found = [backbone.get_submodule(owner) for owner in adapting]
+    others = [module for module, keys in zip(found, adapting.values(), strict=True) if not takes(module, keys)]
+    others += [module for module in backbone.modules() if isinstance(module, _BatchNorm)]  # mixes rows of all tasks
+    return sorted({type(module).__name__ for module in others})
 
 
-def takes_task_weights(module: nn.Module) -> bool:
-    """Return whether ``module`` may be called with weights for each task."""
+def takes(module: nn.Module, keys: set[str]) -> bool:
+    """Return whether the parameters ``keys`` of ``module`` may have values for each task: all it has, or none."""
+    if keys != dict(module.named_parameters(recurse=False)).keys() or not keys <= {"weight", "bias"}:
+        return False
     if isinstance(module, Norm):
         return type(module).forward is Norm.forward
     forward = vars(module).get("forward")
@@ -78,10 +86,10 @@ def takes_task_weights(module: nn.Module) -> bool:
 
 @contextmanager
 def summed_gradients() -> Iterator[None]:
-    """State that of the gradients of weights ``(t, ...)`` in passes inside, only the sum over tasks is needed.
+    """Declare that only the sum over tasks of the gradients of weights ``(t, ...)`` is used in passes inside.
 
-    A convolution then returns their mean as the gradient of each task: one ordinary convolution of all rows. So it is
-    where the weights differ from those that all tasks share by constants, as in first-order MAML.
+    This holds where the weights of a task are shared weights plus constants, as in first-order MAML. A convolution then
+    returns the mean over tasks as the gradient of each, which is a single convolution of all rows.
     """
     token = _summed.set(True)
     try:
@@ -96,7 +104,7 @@ def transform(layer: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x, layer.weight, layer.bias)
     tasks = len(layer.weight)
     y = x.reshape(tasks, -1, x.shape[-1]) @ layer.weight.mT
-    y = y if layer.bias is None else y + layer.bias.unsqueeze(1)
+    y = y if layer.bias is None else y + layer.bias.unsqueeze(1).to(y.dtype)
     return y.view(*x.shape[:-1], -1)
 
 
@@ -115,10 +123,9 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if weight.ndim == 4:
         return nn.Conv2d.forward(layer, x)
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     y = Convolve.apply(x, weight, Geometry(layer.stride, cast(tuple, layer.padding), layer.dilation, layer.groups))
-    return y if bias is None else y + bias.repeat_interleave(len(x) // len(bias), 0)[..., None, None]
+    return y if bias is None else y + bias.repeat_interleave(len(x) // len(bias), 0)[..., None, None].to(y.dtype)
 
 
 class Convolve(Function):
@@ -139,8 +146,8 @@ class Convolve(Function):
         if not torch.is_grad_enabled():
             x_grad, weight_grad = gradients(grad, x, weight, ctx.geometry, of_x, of_weight and not ctx.summed)
             if of_weight and ctx.summed:
-                total = _gradients(grad, x, weight[0], ctx.geometry, (False, True))[1]
-                weight_grad = (total / len(weight)).expand_as(weight)
+                total = _gradients(grad, x, weight[0].to(x.dtype), ctx.geometry, (False, True))[1]
+                weight_grad = (total.to(weight.dtype) / len(weight)).expand_as(weight)
             return x_grad, weight_grad, None
         return (
             InputGradient.apply(grad, weight, x.detach(), ctx.geometry) if of_x else None,
@@ -196,7 +203,8 @@ class WeightGradient(Function):
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Return the result of :class:`Convolve`."""
+    """Return the result of :class:`Convolve`, in the precision of ``x``."""
+    weight = in_precision_of(x, weight)
     if weight.stride(0) == 0:
         return _convolution(x, weight[0], geometry)
     tasks = len(weight)
@@ -211,7 +219,8 @@ def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of_x: bool, of_weight: bool
 ) -> tuple[Any, Any]:
     """Return the results of :class:`InputGradient` and :class:`WeightGradient`; None where they are not needed."""
-    tasks = len(weight)
+    tasks, dtype = len(weight), weight.dtype
+    weight = in_precision_of(x, weight)
     x_grad = weight_grad = None
     if of_x and weight.stride(0) == 0:
         x_grad, of_x = _gradients(grad, x, weight[0], geometry, (True, False))[0], False
@@ -228,7 +237,12 @@ def gradients(
         x_grad = torch.cat(x_grads) if of_x else x_grad
         if of_weight:  # stacked in channels-last memory, in which convolutions return them
             weight_grad = torch.stack([part.movedim(1, -1) for part in weight_grads]).movedim(-1, 2)
-    return x_grad, weight_grad
+    return x_grad, None if weight_grad is None else weight_grad.to(dtype)
+
+
+def in_precision_of(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``weight`` in the precision of ``x``; weights that tasks share stay shared."""
+    return weight[0].to(x.dtype).expand_as(weight) if weight.stride(0) == 0 else weight.to(x.dtype)
 
 
 def _convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

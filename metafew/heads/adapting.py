@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.task_weights import other_layers, summed_gradients
+from metafew.backbones.task_weights import obstacles, summed_gradients
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.fast_weights import (
@@ -34,9 +34,10 @@ Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
 VALUES = 2**24
-"""Values of maps and weights, estimated, of the tasks in a batch: 64 MiB of float32."""
+"""Largest number of values of maps and weights of the tasks in a batch, by a rough estimate that ignores the network's
+depth: training conv4 with the defaults needs 230 to 300 MiB for as many tasks as this allows, and 30 to 55 for one."""
 WIDTH = 64
-"""Values that a pixel of an image adds to this estimate: channels of a first layer."""
+"""Assumed number of values per pixel in this estimate: the channels of a first layer."""
 REASON = 160
 """Most characters of an error of ``vmap`` in a message."""
 log = logging.getLogger(__name__)
@@ -59,11 +60,11 @@ class AdaptingHead(Head):
         rule: how weights descend (:mod:`metafew.heads.inner`).
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
         first_order: take the outer gradient as if inner gradients were constant.
-        inner: how the tasks of a meta-batch are batched, which does not change results: one by one in a ``loop``; in a
-            ``batch`` of as many as :data:`VALUES` allows, by layers that take weights for each task
+        inner: how the tasks of a meta-batch are batched, which changes nothing but random numbers: one by one in a
+            ``loop``; in a ``batch`` of as many as :data:`VALUES` allows, by layers with weights for each task
             (:mod:`metafew.backbones.task_weights`); a ``chunk`` of them by ``vmap``, or all by ``vmap``. ``auto`` is
-            ``vmap`` on a GPU and ``batch`` elsewhere, and the ``loop`` where that cannot process the network. In
-            training only one such batch is held in memory at a time.
+            ``vmap`` on a GPU and ``batch`` elsewhere, or ``loop`` if that cannot process the network. In training, only
+            one such batch is held in memory at a time.
         chunk: tasks in a chunk.
     """
 
@@ -98,29 +99,29 @@ class AdaptingHead(Head):
         """Return ``loop``, ``batch``, ``chunk`` or ``vmap``: how tasks are batched."""
         if self.inner == "auto":
             on_gpu = device.type == "cuda"
-            able = self.batchable if on_gpu else not self._obstacles(backbone)
+            able = self.batchable and (on_gpu or not obstacles(backbone, self.names))
             return "loop" if not able else "vmap" if on_gpu else "batch"
-        if self.inner == "batch" and (obstacles := self._obstacles(backbone)):
+        if self.inner == "batch" and (found := obstacles(backbone, self.names)):
             raise UsageError(
-                "expected a network of convolutions, linear layers and norms that tasks do not share for "
-                f"head.inner=batch, got {', '.join(obstacles)}: type head.inner=vmap"
+                "expected a network of convolutions, linear layers and norms whose weights may differ by task for "
+                f"head.inner=batch, got {', '.join(found)}: type head.inner=loop"
             )
         return self.inner
 
-    def _obstacles(self, backbone: Backbone) -> list[str]:
-        """Return the classes of what a batch of tasks with weights for each cannot go through."""
-        if self.names and (backbone.own_norms or backbone.couples_tasks):
-            return [type(backbone).__name__]
-        return other_layers(backbone, self.names)
-
     def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
-        """Return how many tasks with images ``(t, n, ...)`` are processed together; None for all of a meta-batch."""
+        """Return how many tasks are processed together; None for all of a meta-batch.
+
+        Args:
+            backbone: the feature extractor.
+            support: images ``(t, s, c, h, w)``, or features ``(t, s, d)`` where the backbone does not adapt.
+            query: the same of the queries.
+        """
         execution = self.execution(backbone, query.device)
         if execution != "batch":
             return {"loop": 1, "chunk": self.chunk, "vmap": None}[execution]
         kept = 1 + self.steps if self.training and not self.first_order else 1
         pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
-        weights = kept * sum(p.numel() for name, p in backbone.named_parameters() if name in self.names)
+        weights = kept * sum(backbone.get_parameter(name).numel() for name in self.names)
         return max(1, VALUES // (WIDTH * pixels + weights))
 
     def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:
@@ -179,36 +180,39 @@ class AdaptingHead(Head):
     def _measure(
         self, backbone: Backbone, support: Labelled, query: Tensor, way: int, readout: Readout
     ) -> dict[str, Tensor]:
-        size = self.tasks_per_chunk(backbone, support.images, query)
-        one = self._batch if self.execution(backbone, query.device) in ("loop", "batch") else self._vmap_or_loop
+        execution = self.execution(backbone, query.device)
+        one = self._batch if execution == "loop" else partial(self._batched_or_loop, execution)
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
+        size = self.tasks_per_chunk(backbone, images, query)
         parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
         return concatenated([one(model, way, readout, *part) for part in parts])
 
-    def _vmap_or_loop(self, model: Model, way: int, readout: Readout, *tasks: Tensor) -> dict[str, Tensor]:
-        """Return the results of several tasks, by ``vmap``, or in a loop if ``vmap`` cannot batch the network.
+    def _batched_or_loop(
+        self, execution: str, model: Model, way: int, readout: Readout, *tasks: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the results of several tasks, batched, or in a loop if ``auto`` chose what the network does not allow.
 
         Raises:
             UsageError: if ``inner`` is not ``auto``, and only the loop can process the network.
         """
         try:
-            return self._vmap(model, way, readout, *tasks)
+            return (self._batch if execution == "batch" else self._vmap)(model, way, readout, *tasks)
         except (UsageError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # torch documents no class of errors for what vmap cannot batch
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
             # If the loop fails too, its error is that of the network.
             results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])
-            reason = " ".join(str(error).split())[:REASON]
+            how, reason = "vmap" if execution == "chunk" else execution, " ".join(str(error).split())[:REASON]
             if self.inner != "auto":
                 raise UsageError(
-                    f"expected a network that vmap can batch for head.inner={self.inner}, got one that it cannot "
+                    f"expected a network that {how} can process for head.inner={self.inner}, got one that it cannot "
                     f"({reason}): type head.inner=loop"
                 ) from error
             self.batchable = False
-            log.warning("head.inner=auto is loop from here on, as vmap cannot batch this network (%s)", reason)
+            log.warning("head.inner=auto is loop from here on, as %s cannot process this network (%s)", how, reason)
             return results
 
     def _batch(
@@ -247,7 +251,7 @@ class AdaptingHead(Head):
     ) -> Iterator[tuple[str, Tensor]]:
         """Adapt to a stack of tasks and yield names and logits ``(t, q, w)`` of their queries."""
         # Weights then are those before adaptation, which all tasks share, plus constants.
-        shifted = self.first_order and self.rates.kind == "fixed"
+        shifted = self.first_order and self.rates.kind == "fixed" and type(self).start is AdaptingHead.start
         for lr, names in readout.items():
             for step, weights in enumerate(self._path(model, tasks, lr, max(names), gradient)):
                 if step in names:

@@ -44,7 +44,7 @@ class Reptile(MAML):
         adapt: ``all`` weights, ``no_norm`` or ``output``, as in :class:`~metafew.heads.maml.MAML`.
         freeze: prefixes of names of backbone weights that do not adapt.
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
-        inner: how the tasks of a meta-batch are batched in evaluation.
+        inner: how the tasks of a meta-batch are batched; ``objective=reptile`` advances those of a ``batch`` together.
         chunk: tasks in a chunk.
         each_step: also measure after every step of evaluation.
         seed: of the minibatches of training.

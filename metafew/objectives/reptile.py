@@ -87,7 +87,9 @@ class Reptile(Objective):
         parameters = dict(model.named_parameters()) | dict(inner.output.named_parameters())
         theta = {name: parameters[name] for name in weights[0] if inner.lasts(name)}
         squares = [
-            reduce(torch.add, ((p - end[name]).square().flatten(1).sum(1) for name, p in theta.items()))
+            reduce(
+                torch.add, ((p - end[name]).square().reshape(len(end[name]), -1).sum(1) for name, p in theta.items())
+            )
             for end in weights
         ]
         surrogate = 0.5 * torch.cat(squares).mean()

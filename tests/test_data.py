@@ -25,7 +25,7 @@ from scipy.stats import chi2_contingency, chisquare
 from metafew.data import loader, store
 from metafew.data.augment import Affine, Augmentation, Chain, as_float
 from metafew.data.datamodule import FewShot
-from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
+from metafew.data.loader import SIGNALS, Message, MetaBatches, held_signals, make_loader, start_method
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category
@@ -346,7 +346,8 @@ def test_workers_draw_the_same_tasks_in_the_same_order(split, monkeypatch, worke
     alone, several = make_loader(batches, 0), iter(make_loader(batches, workers))
     shared = [next(several)]
     for child in multiprocessing.active_children():  # as SLURM does, to all processes of a job
-        os.kill(child.pid, signal.SIGTERM)
+        for number in SIGNALS:
+            os.kill(child.pid, number)
     shared += several
     for one, other in zip(alone, shared, strict=True):
         for first, second in zip(one, other, strict=True):
@@ -361,11 +362,11 @@ def test_a_worker_may_get_a_signal_before_it_can_ignore_it():
     with held_signals():
         process = context.Process(target=time.sleep, args=(0,))
         process.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*SIGNALS}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

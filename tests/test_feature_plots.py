@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -216,6 +217,11 @@ def test_a_test_of_a_checkpoint_does_not_hide_its_analysis_and_a_single_analysis
     finished(tmp_path / "runs" / "tested", accuracies(0), config={"ckpt.": None})
     (run,), _ = report.find_runs([str(tmp_path / "runs")])  # one row with the scores and the analysis
     assert run.report["metrics"] and run.report["analysis"]
+    os.utime(tmp_path / "runs" / "analyzed" / "results.json")  # the analysis is the newer one
+    (again,), _ = report.find_runs([str(tmp_path / "runs")])
+    assert {key: again.report[key] for key in run.report if key != "config"} == {
+        key: value for key, value in run.report.items() if key != "config"
+    }
 
 
 def test_learning_curves_of_a_table_are_one_a_training_and_rates_one_without_them(tmp_path):

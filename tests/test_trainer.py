@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator
-from pytorch_lightning.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -93,7 +94,7 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
         ("accelerator", "cdua", r"got cdua \(did you mean cuda\?\): type trainer.accelerator=cuda$"),
         ("precision", "foo", "or bf16-mixed or .* or null, got foo: type trainer.precision=32-true$"),
         ("precision", "bf16-mixd", r"\(did you mean bf16-mixed\?\): type trainer.precision=bf16-mixed$"),
-        ("profiler", "foo", "simple or advanced or pytorch or null, got foo: type trainer.profiler=simple$"),
+        ("profiler", "foo", r"simple or advanced or pytorch or null, got foo: type \+\+trainer.profiler=simple$"),
         (
             "gradient_clip_algorithm",
             "max",
@@ -103,7 +104,7 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
         ("devices", True, "a word or an integer, got True: type trainer.devices=1$"),
         ("deterministic", "yes", "warn or true or false or null, got yes: leave out trainer.deterministic$"),
         ("num_sanity_val_steps", "two", "an integer or null, got two: leave out"),
-        ("enable_progress_bar", "on", "true or false or null, got on: type trainer.enable_progress_bar=True$"),
+        ("enable_progress_bar", "on", "true or false or null, got on: type trainer.enable_progress_bar=true$"),
     ],
 )
 def test_a_value_of_another_kind_is_a_usage_error(name, value, said):
@@ -207,6 +208,26 @@ def test_a_monitor_that_is_not_logged_is_a_usage_error(monitor, strict, said):
     names = "expected the monitor of SimpleNamespace to be one of val/svm/accuracy, val/svm/loss, "
     with pytest.raises(UsageError, match=names + said) if said else nullcontext():
         MonitorCheck().on_validation_end(fake, SimpleNamespace(trained="svm"))
+
+
+@pytest.mark.parametrize("monitor", ["epoch", "step"])
+def test_a_checkpoint_callback_may_monitor_what_it_counts_itself(monitor, tmp_path):
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    callback = ModelCheckpoint(tmp_path, monitor=monitor, mode="max")
+    fake = SimpleNamespace(callbacks=[callback], callback_metrics={}, state=state, sanity_checking=False)
+    MonitorCheck().on_validation_end(fake, SimpleNamespace(trained="svm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("benchmrk", True, "type ++trainer.benchmark=true"),
+        ("max_epoch", 5, "leave out trainer.max_epoch"),  # max_epochs is refused, too
+    ],
+)
+def test_the_advice_for_an_option_works(name, value, advice):
+    with pytest.raises(UsageError, match=re.escape(advice) + "$"):
+        check_trainer_options({"_target_": "pytorch_lightning.Trainer", name: value})
 
 
 def test_early_stopping_needs_validations(launch):

@@ -30,7 +30,7 @@ class GracefulStop(Callback):
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
-            for number in (signal.SIGUSR1, signal.SIGUSR2):
+            for number in (getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)):
                 if signal.getsignal(number) == signal.SIG_DFL:  # submitit has a handler, which requeues its job
                     signal.signal(number, self.note)
 

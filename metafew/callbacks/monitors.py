@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
 from metafew.config.mistakes import did_you_mean, nearest
@@ -31,6 +31,8 @@ class MonitorCheck(Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in its constructor
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
+            if isinstance(callback, Checkpoint) and monitor in ("epoch", "step"):
+                continue
             if isinstance(monitor, str) and monitor not in names and getattr(callback, "strict", True):
                 near = nearest(monitor, names)
                 instead = near or f"val/{cast(Evaluator, pl_module).trained}/accuracy"

@@ -189,7 +189,7 @@ def check_group(key: str, value: str) -> None:
     """
     if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
         return
-    if key not in LISTS_OF_OPTIONS and value.startswith("["):
+    if key in group_names() and key not in LISTS_OF_OPTIONS and value.startswith("["):
         raise UsageError(no_option(key, value))
     for part in parts(value):
         read = parsed(part)

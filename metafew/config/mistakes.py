@@ -87,11 +87,11 @@ def explain(error: Exception, words: Sequence[str]) -> str:
             f"expected one value of {key} in a run that is not a sweep, got {values}: type -m "
             f"{shlex.quote(f'{key}={values}')} for a run of each, or {shlex.quote(f'{key}=[{values}]')} for a list"
         )
+    if found := NO_KEY.search(facts):
+        return no_key(found["key"], words)
     unreadable = next((word for word in words if not word.startswith("-") and not can_be_read(word)), None)
     if unreadable is not None:
         return f"expected words such as head=svm, got {unreadable!r} ({facts}): type --help to see more of them"
-    if found := NO_KEY.search(facts):
-        return no_key(found["key"], words)
     return facts
 
 

@@ -24,7 +24,8 @@ from metafew.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+"""Those that end a run in order, which a scheduler may send to all of its processes; Windows has the first two."""
 LOAD_HERE = "type data.num_workers=0, which loads tasks in the main process"
 
 
@@ -191,7 +192,7 @@ def receive(content: bytes, buffers: list[np.ndarray]) -> list[Episode]:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end, and for ever in a process that is started inside.
+    """Hold :data:`SIGNALS` back until the end, and forever in a process that is started inside.
 
     A worker that is not forked imports torch, for seconds, before it can ignore them.
     """
@@ -207,6 +208,6 @@ def held_signals() -> Iterator[None]:
 
 
 def ignore_signals(_: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker: the main process, which receives them too, stops its workers."""
+    """Ignore :data:`SIGNALS` in a worker: the main process, which receives them too, stops its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

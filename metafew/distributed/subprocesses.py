@@ -42,9 +42,13 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
     return subprocess.Popen(command, stdout=log, stderr=log and subprocess.STDOUT, env=environment)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end every program; submitit has handlers of its own for others, which requeue its job."""
+
+
 @contextmanager
 def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
-    """Forward SIGTERM to the subprocesses, and ignore Ctrl-C, which reaches them directly.
+    """Forward SIGTERM and, as ``sbatch --signal`` sends them, SIGUSR1 and SIGUSR2; ignore Ctrl-C, which reaches all.
 
     Only the main thread of a program can handle signals: in any other, nothing is forwarded.
 
@@ -55,11 +59,15 @@ def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int
 
     def forward(number: int, _: Any) -> None:
         received.append(number)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             for child in list(children):
-                child.terminate()
+                child.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    numbers: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [number for number in numbers if number in ENDING or signal.getsignal(number) == signal.SIG_DFL]
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield received

@@ -49,8 +49,6 @@ LEAST = {
     "analyze.every": 0,
 }
 """Options that are integers, with their smallest values."""
-
-
 RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
 """Options that are numbers, where the norm has them, with their bounds."""
 TRUTHS = ("save.keep", "trainer.enable_progress_bar")
@@ -116,7 +114,7 @@ def check_section(section: str, options: Any) -> None:
 
 def check_clipping(value: Any, algorithm: str) -> None:
     """Check that the largest norm or value of gradients is a number of at least 0, or null."""
-    if value is None and algorithm != "norm":
+    if value is None and algorithm == "value":
         raise UsageError(
             f"expected trainer.gradient_clip_val with trainer.gradient_clip_algorithm={algorithm}, got null: "
             "type trainer.gradient_clip_val=1.0"

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from metafew.config.groups import CONF, load_option
 from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import KINDS
+from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 
 
@@ -82,7 +83,7 @@ WORDS = {
     "strategy": Words(
         ("ddp", "auto", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
         tuple(StrategyRegistry.available_strategies()),
-        "others keep the results in their processes, or divide the weights between them",
+        "others keep the results in their processes, divide the weights between them, or are for one device",
     ),
     "accelerator": Words(
         ("cpu", "auto", "gpu", "cuda"),
@@ -114,12 +115,18 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         elif name in arguments and name not in ADDED:
             check_value(name, value, arguments[name].annotation, defaults.get(name))
         elif name not in arguments and options.get("_target_") == f"{pl.__name__}.Trainer" and name != "_target_":
-            near = nearest(name, list(arguments))
-            advice = f"type trainer.{near}={value}" if near else f"leave out trainer.{name}"
+            near = nearest(name, [option for option in arguments if option not in OWNED])
+            advice = f"type {typed(near, value)}" if near else f"leave out trainer.{name}"
             raise UsageError(
                 f"expected an argument of Lightning's Trainer, got trainer.{name}{did_you_mean(near)}: {advice}"
             )
     check_devices(options.get("accelerator", "auto"), options.get("devices", "auto"))
+
+
+def typed(name: str, value: Any) -> str:
+    """Return an option of the Trainer as it is typed: with ``++`` if conf/trainer does not have it."""
+    known = name in load_option(CONF / "trainer" / "default.yaml")
+    return to_paste(f"trainer.{name}" if known else f"++trainer.{name}", value)
 
 
 def check_owned(name: str, value: Any) -> None:
@@ -160,7 +167,7 @@ def check_value(name: str, value: Any, annotation: Any, default: Any) -> None:
     near = None if refused else nearest(str(value), [*map(str, allowed.values)], SIMILAR_OPTION)
     instead = near or (allowed.values[0] if name in WORDS else default)
     reason = f" ({allowed.reason})" if refused else did_you_mean(near)
-    advice = f"leave out trainer.{name}" if instead is None else f"type trainer.{name}={instead}"
+    advice = f"leave out trainer.{name}" if instead is None else f"type {typed(name, instead)}"
     raise UsageError(f"expected trainer.{name} to be {expected}, got {value}{reason}: {advice}")
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from metafew.analysis.compare.runs import Omitted, Run
 
+MEASURED = {"metrics", "baselines", "unsolved", "chosen", "tested_on"}
+"""The parts of a results.json that hold one entry per measurement."""
+
 
 def merge_runs(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
     """Merge runs that differ only in the heads that they evaluate, or in whether they analyze features.
@@ -70,10 +73,11 @@ def adds_to(run: Run, other: Run) -> bool:
 
 def merge(run: Run, other: Run) -> Run:
     """Return a run with what an older one adds to it."""
-    report = other.report | run.report
-    report["metrics"] = run.report["metrics"] | {
-        name: value for name, value in other.report["metrics"].items() if name not in run.report["metrics"]
-    }
+    tested, analyzed = (run, other) if run.heads else (other, run)
+    report = analyzed.report | tested.report
+    for key in MEASURED & report.keys():
+        report[key] = (other.report.get(key) or {}) | (run.report.get(key) or {})
+    report["analysis"] = run.report.get("analysis") or other.report.get("analysis")
     config, older = run.report.get("config", {}), other.report.get("config", {})
     report["config"] = config | {"evaluate": (older.get("evaluate") or {}) | (config.get("evaluate") or {})}
     report["transductive"] = any(each.report.get("transductive") for each in (run, other))

@@ -273,7 +273,7 @@ def is_private(name: str) -> bool:
 def test_no_private_name_of_another_package_is_used_that_is_not_listed():
     """A name that starts with an underscore is defined in the package, or listed here."""
     nodes = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree)]
-    own = {"_replace", "_asdict", "_fields", "_make"}  # NamedTuple documents these
+    own = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # NamedTuple and os document these
     own |= {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     own |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

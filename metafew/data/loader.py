@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -116,7 +118,7 @@ def make_loader(batches: MetaBatches, workers: int, start: int = 0) -> Loader:
         collate_fn=Message if workers else None,
         persistent_workers=workers > 0,
         multiprocessing_context=start_method() if workers else None,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=follow_main_process,
         # A private generator, so that draws of the loader, which depend on num_workers, do not advance dropout's
         # RNG.
         generator=torch.Generator(),
@@ -207,7 +209,19 @@ def held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals(_: int) -> None:
-    """Ignore :data:`SIGNALS` in a worker: the main process, which receives them too, stops its workers."""
+def follow_main_process(_: int) -> None:
+    """Have a worker ignore :data:`SIGNALS`, after which the main process stops it, and end with the main process.
+
+    A main process that is killed stops no worker. Those of torch end with their parent, but the parent of workers of a
+    fork server is this server, which lives as long as they do, and a forked worker waits until its last batch is read.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_after_main_process, daemon=True).start()
+
+
+def end_after_main_process() -> None:
+    """Wait for the end of the main process, and end this process."""
+    if main := multiprocessing.parent_process():
+        main.join()
+        os._exit(1)

@@ -25,13 +25,14 @@ from scipy.stats import chi2_contingency, chisquare
 from metafew.data import loader, store
 from metafew.data.augment import Affine, Augmentation, Chain, as_float
 from metafew.data.datamodule import FewShot
-from metafew.data.loader import SIGNALS, Message, MetaBatches, held_signals, make_loader, start_method
+from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category
 from metafew.data.store import Split, build, store_folder, verify
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
+from metafew.signals import ENDING
 
 
 @pytest.fixture
@@ -346,7 +347,7 @@ def test_workers_draw_the_same_tasks_in_the_same_order(split, monkeypatch, worke
     alone, several = make_loader(batches, 0), iter(make_loader(batches, workers))
     shared = [next(several)]
     for child in multiprocessing.active_children():  # as SLURM does, to all processes of a job
-        for number in SIGNALS:
+        for number in ENDING:
             os.kill(child.pid, number)
     shared += several
     for one, other in zip(alone, shared, strict=True):
@@ -362,11 +363,11 @@ def test_a_worker_may_get_a_signal_before_it_can_ignore_it():
     with held_signals():
         process = context.Process(target=time.sleep, args=(0,))
         process.start()
-        for number in SIGNALS:
+        for number in ENDING:
             os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*SIGNALS}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {*ENDING}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -23,7 +23,7 @@ ROOMS = [
     ["norms"],
     ["loggers", "data", "distributed"],
     ["config"],
-    ["solvers", "episode", "errors", "precision", "io", "allocator", "meta_parameters", "predictions"],
+    ["solvers", "episode", "errors", "precision", "io", "allocator", "meta_parameters", "predictions", "signals"],
 ]
 """From top to bottom. Rooms of one line do not import one another."""
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}

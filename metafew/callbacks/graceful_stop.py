@@ -12,6 +12,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from metafew.signals import OF_SCHEDULERS
+
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,7 @@ class GracefulStop(Callback):
         if not self.asked and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self.note)
-            for number in (getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)):
+            for number in OF_SCHEDULERS:
                 if signal.getsignal(number) == signal.SIG_DFL:  # submitit has a handler, which requeues its job
                     signal.signal(number, self.note)
 

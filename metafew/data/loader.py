@@ -23,11 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.errors import UsageError
+from metafew.signals import ENDING
 
 log = logging.getLogger(__name__)
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-"""Those that end a run in order, which a scheduler may send to all of its processes; Windows has the first two."""
 LOAD_HERE = "type data.num_workers=0, which loads tasks in the main process"
 
 
@@ -194,7 +193,7 @@ def receive(content: bytes, buffers: list[np.ndarray]) -> list[Episode]:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold :data:`SIGNALS` back until the end, and forever in a process that is started inside.
+    """Hold the signals that end a run back until the end, and forever in a process that is started inside.
 
     A worker that is not forked imports torch, for seconds, before it can ignore them.
     """
@@ -202,7 +201,7 @@ def held_signals() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # with the first worker otherwise, and it lets signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
@@ -210,12 +209,12 @@ def held_signals() -> Iterator[None]:
 
 
 def follow_main_process(_: int) -> None:
-    """Have a worker ignore :data:`SIGNALS`, after which the main process stops it, and end with the main process.
+    """Have a worker ignore the signals that end a run, and end with the main process, which receives them too.
 
     A main process that is killed stops no worker. Those of torch end with their parent, but the parent of workers of a
     fork server is this server, which lives as long as they do, and a forked worker waits until its last batch is read.
     """
-    for number in SIGNALS:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_after_main_process, daemon=True).start()
 

@@ -19,6 +19,7 @@ from metafew.config.paths import typed_in
 from metafew.config.quoting import override
 from metafew.errors import UsageError
 from metafew.io import read_json
+from metafew.signals import ENDING, OF_SCHEDULERS
 
 PROGRAM = ["-m", "metafew"]
 TERMINATED = 128 + signal.SIGTERM
@@ -42,10 +43,6 @@ def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: i
     return subprocess.Popen(command, stdout=log, stderr=log and subprocess.STDOUT, env=environment)
 
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end every program; submitit has handlers of its own for others, which requeue its job."""
-
-
 @contextmanager
 def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int]]:
     """Forward SIGTERM and, as ``sbatch --signal`` sends them, SIGUSR1 and SIGUSR2; ignore Ctrl-C, which reaches all.
@@ -64,10 +61,9 @@ def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int
                 child.send_signal(number)
 
     numbers: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        numbers = [number for number in numbers if number in ENDING or signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is threading.main_thread():  # submitit has handlers for some, which requeue its job
+        of_others = [number for number in OF_SCHEDULERS if signal.getsignal(number) != signal.SIG_DFL]
+        numbers = [number for number in ENDING if number not in of_others]
     before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield received

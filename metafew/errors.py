@@ -7,3 +7,8 @@ class UsageError(Exception):
 
 class Diverged(UsageError):
     """Raised when training or adaptation produces values that are not finite."""
+
+
+def reason(error: BaseException) -> str:
+    """Return the message of ``error`` in one line, to quote in another; the name of its class if it has none."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

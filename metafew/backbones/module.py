@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metafew.backbones.backbone import Backbone
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 
 
 class Wrapped(Backbone):
@@ -100,8 +100,3 @@ class Wrapped(Backbone):
     @property
     def _batch_norms(self) -> list[_BatchNorm]:
         return [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-
-
-def reason(error: Exception) -> str:
-    """Return the message of ``error`` in one line."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -26,7 +26,7 @@ from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.heads.head import Head
 from metafew.norms.fast import accelerate
 from metafew.objectives.objective import Objective
@@ -59,9 +59,8 @@ def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any
         cause = error.__cause__ or error
         if isinstance(cause, UsageError):
             raise cause from None
-        reason = " ".join(str(cause).split()).rstrip(".")
         raise UsageError(
-            f"{group} cannot be made with these options ({reason}): --cfg job shows every value of {group}"
+            f"{group} cannot be made with these options ({reason(cause)}): --cfg job shows every value of {group}"
         ) from error
 
 

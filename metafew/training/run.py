@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.loggers import wandb
 from metafew.solvers.unsolved import counted
 from metafew.training import resume
@@ -46,9 +46,9 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
                 write_outputs(report, parts)
             return report
     except MisconfigurationException as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"expected options that Lightning can run, got others ({reason}): --cfg job shows every value of trainer"
+            f"expected options that Lightning can run, got others ({reason(error)}): --cfg job shows every value of "
+            "trainer"
         ) from error
     except SIGTERMException:
         resume.exit_after_signal(out)

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from metafew.analysis.features import analyze
 from metafew.distributed.report_once import wait_for_other_ranks
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training
 from metafew.training.data_report import report_data
@@ -85,10 +85,9 @@ def suitable_callbacks() -> Iterator[None]:
         of_callback = raised_in.startswith(("pytorch_lightning.callbacks.", "pytorch_lightning.tuner."))
         if isinstance(error, UsageError | MisconfigurationException) or not of_callback:
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"expected callbacks that work in this run, got one that does not ({reason}): correct its options in "
-            "trainer.callbacks, or leave it out"
+            f"expected callbacks that work in this run, got one that does not ({reason(error)}): correct its options "
+            "in trainer.callbacks, or leave it out"
         ) from error
 
 

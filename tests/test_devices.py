@@ -21,7 +21,7 @@ from contracts.devices import (
     train,
     waits_of,
 )
-from contracts.norms import Q, S, make_x, scheme
+from contracts.norms import Q, S, check_fast_execution, make_x, scheme
 from runs import ROOT
 from torch import nn
 
@@ -37,8 +37,6 @@ from metafew.inference import Model
 from metafew.norms import fast
 from metafew.norms.kernels import group_moments, pieces
 from metafew.norms.norm import Norm
-from metafew.norms.running import commit
-from metafew.norms.scope import rows
 from metafew.training.factory import make
 
 SCHEMES, HEADS, OBJECTIVES, REGULARIZERS = (
@@ -231,20 +229,12 @@ def elsewhere(monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("word", SCHEMES)
 def test_what_other_devices_execute_is_the_definition(word, training, context, elsewhere):
-    found = []
-    for prepare in (nn.Sequential, lambda *layers: fast.accelerate(nn.Sequential(*layers))):
-        norm = scheme(CONF / "norm" / f"{word}.yaml").train(training)
-        images = make_x()[..., :4, :4].clone().requires_grad_()
-        inputs = images, *norm.parameters()
-        layers = prepare(norm, nn.MaxPool2d(2))
-        with rows(len(images), context):
-            y = layers(images.flatten(0, 1))
-        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, materialize_grads=True)
-        commit(norm)
-        found.append([y, *first, *second, *norm.buffers()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    check_fast_execution(
+        lambda: scheme(CONF / "norm" / f"{word}.yaml").train(training),
+        make_x()[..., :4, :4],
+        context,
+        nn.MaxPool2d(2),
+    )
 
 
 # what the checks find

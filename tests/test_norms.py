@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import files, norms
-from contracts.norms import C, NormContract, Q, S, T, apply, slope_after_a_step
+from contracts.norms import C, NormContract, Q, S, T, apply, check_fast_execution, slope_after_a_step
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -58,22 +58,13 @@ class TestFast:
     @pytest.mark.parametrize(("tasks", "context"), [(T, S), (T, S + Q), (1, S), (1, S + Q)])
     @pytest.mark.parametrize("pool", [None, MAX])
     def test_results_gradients_of_both_orders_and_running_moments(self, word, train, sign, tasks, context, pool, x):
-        found = []
-        for prepare in (nn.Sequential, lambda *layers: accelerate(nn.Sequential(*layers))):
+        def make_norm():
             norm = scheme(word).train(train)
             with torch.no_grad():
                 norm.weight[0] *= sign
-            layers = prepare(norm, *([pool] if pool else []))
-            images = x[:tasks, :, :, :4, :4].clone().requires_grad_()
-            inputs = images, *norm.parameters()
-            with rows(tasks, context):
-                y = layers(images.flatten(0, 1))
-            first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
-            second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, materialize_grads=True)
-            commit(norm)
-            found.append([y, *first, *second, *norm.buffers()])
-        for one, other in zip(*found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+            return norm
+
+        check_fast_execution(make_norm, x[:tasks, :, :, :4, :4], context, pool)
 
     @pytest.mark.parametrize("train", [True, False])
     def test_vmap_of_second_derivatives(self, word, train, x):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from contracts import node, skip_exempt
+from metafew.norms.fast import accelerate
 from metafew.norms.norm import Norm
+from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.training.factory import make
 
@@ -33,6 +35,30 @@ def make_x() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     scale = torch.rand(T, S + Q, C, 1, 1, generator=generator, dtype=torch.double) + 0.5
     return scale * torch.randn(T, S + Q, C, H, H, generator=generator, dtype=torch.double) + scale
+
+
+def check_fast_execution(make_norm, images: torch.Tensor, context: int, pool: torch.nn.Module | None = None) -> None:
+    """Compare an accelerated norm with its definition: results, gradients of both orders and running moments.
+
+    Args:
+        make_norm: returns the norm, a new one for each execution.
+        images: ``(t, n, c, h, w)``.
+        context: number of context rows of a task.
+        pool: a max-pooling after the norm, or None.
+    """
+    found = []
+    for prepare in (torch.nn.Sequential, lambda *layers: accelerate(torch.nn.Sequential(*layers))):
+        norm, x = make_norm(), images.clone().requires_grad_()
+        layers = prepare(norm, *([pool] if pool else []))
+        inputs = x, *norm.parameters()
+        with rows(len(x), context):
+            y = layers(x.flatten(0, 1))
+        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, materialize_grads=True)
+        commit(norm)
+        found.append([y, *first, *second, *norm.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def as_function(norm: Norm, images: torch.Tensor):

@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 from smooth import Smooth, W, three_tasks
 from torch import nn
 
-from metafew.backbones import task_weights
+from metafew.backbones import task_convolution
 from metafew.backbones.backbone import channels_last
-from metafew.backbones.task_weights import (
-    Convolve,
-    Geometry,
-    InputGradient,
-    WeightGradient,
-    accept_task_weights,
-    obstacles,
-)
+from metafew.backbones.task_convolution import Convolve, Geometry, InputGradient, WeightGradient
+from metafew.backbones.task_weights import accept_task_weights, obstacles
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import CONF
 from metafew.episode import Labelled
@@ -75,7 +69,7 @@ def test_a_convolution_is_that_of_each_task(
     x = torch.randn(TASKS * ROWS, 2, size, size + 1, generator=generator, dtype=torch.double)
     x = (channels_last(x) if last else x).requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_weights, "SMALL", small)
+        patch.setattr(task_convolution, "SMALL", small)
         compare(layer, x, stacked(layer, generator, shared))
 
 
@@ -91,7 +85,7 @@ def test_a_linear_layer_is_that_of_each_task(shape, bias):
 @pytest.mark.parametrize("small", SMALL)
 @pytest.mark.parametrize("shared", [False, True])
 def test_derivatives_of_both_orders_by_finite_differences(small, shared, monkeypatch):
-    monkeypatch.setattr(task_weights, "SMALL", small)
+    monkeypatch.setattr(task_convolution, "SMALL", small)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 1, 3, 3, generator=generator, dtype=torch.double)
     weight = torch.randn(1 if shared else 2, 2, 1, 3, 3, generator=generator, dtype=torch.double)
@@ -115,7 +109,7 @@ def test_derivatives_of_both_orders_by_finite_differences(small, shared, monkeyp
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.Linear(5, 4)], ids=["convolution", "linear"])
 def test_layers_under_autocast_are_in_its_precision(layer, shared, small, monkeypatch):
-    monkeypatch.setattr(task_weights, "SMALL", small)
+    monkeypatch.setattr(task_convolution, "SMALL", small)
     layer = accept_task_weights(layer)
     weights = {
         n: (p[None].detach() if shared else p.expand(TASKS, *p.shape).clone()) for n, p in layer.named_parameters()

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
-from metafew.backbones.task_weights import obstacles, summed_gradients
+from metafew.backbones.task_convolution import summed_gradients
+from metafew.backbones.task_weights import obstacles
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.fast_weights import (
@@ -116,9 +117,14 @@ class AdaptingHead(Head):
             support: images ``(t, s, c, h, w)``, or features ``(t, s, d)`` where the backbone does not adapt.
             query: the same of the queries.
         """
-        execution = self.execution(backbone, query.device)
-        if execution != "batch":
-            return {"loop": 1, "chunk": self.chunk, "vmap": None}[execution]
+        return self._size(self.execution(backbone, query.device), backbone, support, query)
+
+    def _size(self, execution: str, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
+        if execution == "batch":
+            return self._batch_size(backbone, support, query)
+        return {"loop": 1, "chunk": self.chunk, "vmap": None}[execution]
+
+    def _batch_size(self, backbone: Backbone, support: Tensor, query: Tensor) -> int:
         kept = 1 + self.steps if self.training and not self.first_order else 1
         pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
         weights = kept * sum(backbone.get_parameter(name).numel() for name in self.names)
@@ -127,7 +133,7 @@ class AdaptingHead(Head):
     def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:
         """Return how many tasks take an inner step together outside ``vmap``, as in ``objective=reptile``."""
         batched = self.execution(backbone, support.device) == "batch"
-        return self.tasks_per_chunk(backbone, support, support[:, :0]) or 1 if batched else 1
+        return self._batch_size(backbone, support, support[:, :0]) if batched else 1
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
@@ -185,7 +191,7 @@ class AdaptingHead(Head):
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
-        size = self.tasks_per_chunk(backbone, images, query)
+        size = self._size(execution, backbone, images, query)
         parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
         return concatenated([one(model, way, readout, *part) for part in parts])
 

@@ -27,14 +27,15 @@ from metafew.experiments import cells as cells_module
 from metafew.experiments import start
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
-from metafew.experiments.page import reproduction_page
+from metafew.experiments.page import reproduction_page, results_file
 from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
+from metafew.experiments.progress import Progress
 from metafew.experiments.record import collect_results, result_tables
 from metafew.io import write_json
 
 NAMES = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
 KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
-OPTIONAL = {"parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
+OPTIONAL = {"minutes", "parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
 ROWS = {
     "a/good": {"train": ["norm=layer"]},
     "a/bad": {"train": ["train.way=999"]},
@@ -260,15 +261,35 @@ def test_after_an_interruption_no_run_starts_and_the_message_says_how_to_resume(
 def test_every_training_prints_its_commands_and_the_remaining_time(tmp_path, started, capsys, monkeypatch):
     now = iter(range(0, 6000, 600))
     monkeypatch.setattr(cells_module.time, "monotonic", lambda: next(now))
-    whole = table(settings=["evaluate=[ridge,svm]"])
+    whole = table(settings=["evaluate=[ridge,svm]"], minutes={"small": 30})
     cells = planned(whole, tmp_path)
     run_experiment(whole, cells, tmp_path / "out")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "tiny: 3 cells, 5 runs to do, 1 at a time"
+    assert lines[0] == "tiny: 3 cells, 5 runs to do, 1 at a time: about 60 min at 30 minutes a training"
     assert lines[1] == "1/2: 10 min so far, about 10 min left"
     assert lines[2].startswith(
         "  python -m metafew 'evaluate=[ridge,svm]' train.tasks=1 norm=layer seed=0 'stages=[fit]' ckpt=last "
     )
+
+
+def test_a_training_under_way_says_how_far_it_is(tmp_path):
+    whole = table(budgets={"small": ["trainer.max_steps=60000"], "paper": []})
+    cells = planned(whole, tmp_path)
+    assert not [*Progress(cells, 0.0).lines(5.0)]
+    file = cells[0].fit.folder / "metrics.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("epoch,step,train/loss\n0,9,1.0\n0,999,1.0\n")
+    progress = Progress(cells, 100.0)
+    assert not [*progress.lines(200.0)]  # no step since the first look
+    file.write_text(file.read_text() + "0,2999,0.5\n")
+    assert [*progress.lines(500.0)] == ["a/good, seed 0: 3,000 of 60,000 steps, 0.2 s a step, about 3 h left"]
+    report = collect_results(whole, cells)
+    under_way = {row: results["under_way"] for row, results in report["rows"].items()}
+    assert under_way == {"a/good": ["3,000 of 60,000 steps"], "a/bad": [], "b/good": ["3,000 of 60,000 steps"]}
+    text = "\n".join(each.markdown() for each in result_tables(report))
+    assert "| good | under way | under way | under way |" in text and "good is under way: 3,000 of 60,000 steps" in text
+    write_json(cells[0].fit.folder / "results.json", {"metrics": {}, "seconds": {}, "versions": {}})
+    assert not collect_results(whole, cells)["rows"]["a/good"]["under_way"]
 
 
 def test_seeds_and_tasks_are_paired(tmp_path, started):
@@ -561,6 +582,28 @@ def test_the_page_is_made_from_the_results_beside_it():
         rest = reproduction_page(results).replace(remark.read_text().strip(), "")
         for number in re.findall(r"\d+\.\d+", remark.read_text()):
             assert number in rest, f"{number} of {remark.name} stands in no table"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stated_time_is_the_measured_one(name):
+    minutes = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").experiment.minutes
+    for budget, stated in minutes.items():
+        report = json.loads(results_file(ROOT / "docs/results", name, budget).read_text())
+        trainings = len({tuple(row["words"]) for row in report["rows"].values()}) * len(report["seeds"])
+        assert stated == pytest.approx(report["minutes"] / trainings, abs=0.051)
+
+
+def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path):
+    small = json.loads((ROOT / "docs/results/tasknorm_rates.json").read_text())
+    (text,) = (claim["text"] for claim in small["claims"])
+    write_json(results_file(tmp_path, "tasknorm_rates", "small"), small)
+    paper = small | {"budget": "paper", "figures": ["x"]}
+    for verdict, shown in (("not yet run", ("partly", "small")), ("reproduced", ("reproduced", "paper"))):
+        claims = [small["claims"][0] | {"verdict": verdict}]
+        write_json(results_file(tmp_path, "tasknorm_rates", "paper"), paper | {"claims": claims})
+        page = reproduction_page(tmp_path)
+        assert f"| {text} | {shown[0]} | {shown[1]} | tasknorm_rates |" in page
+    assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
 
 
 def test_an_experiment_without_results_is_marked_as_not_run(tmp_path):

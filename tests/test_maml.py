@@ -15,7 +15,7 @@ from metafew.errors import UsageError
 from metafew.heads.fast_weights import FunctionalBackbone, adapting_names
 from metafew.heads.inner import Adam
 from metafew.heads.maml import MAML
-from metafew.heads.output import classify, prototypes
+from metafew.heads.output import Output, classify, prototypes
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.norm import Norm
 from metafew.norms.running import commit
@@ -166,6 +166,15 @@ def test_outputs_that_take_any_way(output, episode):
     assert head(backbone, episode.support, episode.query.images, W).shape == (2, 2 * W, W)
 
 
+def test_the_initial_output_layer_has_the_standard_deviation_asked_for():
+    torch.manual_seed(0)
+    weight = Output("linear", 50, 200, trained=True, std=3).weight
+    assert weight.std().item() == pytest.approx(3, rel=0.05) and weight.mean().abs() < 0.2
+    bound = Output("auto", 50, 200, trained=True).weight.abs().max().item()
+    assert 0.9 < bound * 200**0.5 <= 1  # uniform, as torch.nn.Linear
+    assert Output("auto", 50, 200, trained=False, std=1).kind == "zero"  # in evaluation of another head's backbone
+
+
 def test_a_linear_output_wants_one_way(episode):
     with pytest.raises(UsageError, match="one number of classes"):
         learner("none", way="2..5", output="linear")
@@ -308,6 +317,8 @@ def test_readings_are_what_each_setting_gives_alone(episode):
         ({"test_steps": []}, "expected head.test_steps to be an integer"),
         ({"chunk": 0}, "expected head.chunk to be an integer of at least 1"),
         ({"output": "best"}, "expected head.output to be one of"),
+        ({"output_std": 0}, "expected head.output_std to be a positive number, got 0: type head.output_std=1"),
+        ({"output_std": 1, "output": "zero"}, "expected no head.output_std for head.output=zero"),
     ],
 )
 def test_bad_options_are_refused(options, said):

@@ -7,7 +7,7 @@
 NAMES are experiments. Overrides, such as seeds=[0,1,2], budget=paper, jobs=4 or data_dir=PATH, apply to each of them.
 DIR (default outputs) receives one folder per experiment, and cells/, which keeps finished runs: repeating the command
 resumes it. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is written from
-them; page only writes docs/reproduction.md.
+them, also of what was finished before an interruption; page only writes docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metafew.config.groups import CONF
 from metafew.config.quoting import override
 from metafew.distributed.subprocesses import TERMINATED, run_subprocess
 from metafew.errors import UsageError
-from metafew.experiments.page import reproduction_page
+from metafew.experiments.page import reproduction_page, results_file
 from metafew.io import atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -40,10 +40,7 @@ def main(arguments: Sequence[str] | None = None, docs: Path = Path("docs")) -> i
 def reproduce(arguments: Sequence[str], docs: Path) -> None:
     """Run the experiments and write the page."""
     failed = [] if list(arguments) == ["page"] else run_experiments(arguments, docs)
-    docs.mkdir(exist_ok=True)
-    with atomic_write(docs / "reproduction.md") as file:
-        file.write(reproduction_page(docs / "results"))
-    print(f"the page is {docs / 'reproduction.md'}")
+    write_page(docs)
     if failed:
         raise UsageError(
             f"some runs of {' and '.join(failed)} failed, for the reason above: type the same command to try again"
@@ -66,13 +63,22 @@ def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
         folder = out / name
         places = (override("hydra.run.dir", folder), override("cells", out / "cells"))
         code = run_subprocess([f"experiment={name}", *overrides, *places])
-        if code in (TERMINATED, 130):
-            raise UsageError("interrupted; finished runs are kept: type the same command to resume")
         if code != REFUSED:
             keep_results(name, folder, docs)
+        if code in (TERMINATED, 130):
+            write_page(docs)
+            raise UsageError("interrupted; finished runs are kept: type the same command to resume")
         if code:
             failed.append(name)
     return failed
+
+
+def write_page(docs: Path) -> None:
+    """Write reproduction.md from the results in ``docs``."""
+    docs.mkdir(exist_ok=True)
+    with atomic_write(docs / "reproduction.md") as file:
+        file.write(reproduction_page(docs / "results"))
+    print(f"the page is {docs / 'reproduction.md'}")
 
 
 def keep_results(name: str, folder: Path, docs: Path) -> None:
@@ -82,7 +88,8 @@ def keep_results(name: str, folder: Path, docs: Path) -> None:
         return
     for place in (docs / "results", docs / "pictures"):
         place.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "results.json", docs / "results" / f"{name}.json")
+    file = results_file(docs / "results", name, report["budget"])
+    shutil.copyfile(folder / "results.json", file)
     for figure in report["figures"]:
         drawn = Image.open(folder / f"{figure}.png").convert("RGB").quantize(256)  # a third of the size
-        drawn.save(docs / "pictures" / f"{name}_{figure}.png", optimize=True)
+        drawn.save(docs / "pictures" / f"{file.stem}_{figure}.png", optimize=True)

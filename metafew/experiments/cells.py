@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +19,12 @@ from rich.console import Console
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
+from metafew.experiments.progress import Progress, describe_cost
 from metafew.experiments.record import collect_results, panel_of, result_tables
 from metafew.io import write_json
+
+REPORT_EVERY = 600.0
+"""Seconds after which the progress of running trainings is printed and recorded."""
 
 
 def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int = 1) -> int:
@@ -61,8 +65,11 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     """
     waiting = list(pending_commands(cells))
     runs = {command for commands in waiting for command in commands}
-    print_plain(console, f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time")
     begin = time.monotonic()
+    progress = Progress(cells, begin)
+    todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time"
+    minutes = experiment.get("minutes", {}).get(experiment["budget"])
+    print_plain(console, f"{todo}: {describe_cost(len(waiting), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
     failed: set[Command] = set()
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
@@ -77,13 +84,20 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
                         failed.add(command)
                         return
 
-        futures = {pool.submit(run_in_order, commands): commands for commands in waiting}
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
+        running = {pool.submit(run_in_order, commands): commands for commands in waiting}
+        while running:
+            ended, _ = wait(running, timeout=REPORT_EVERY, return_when=FIRST_COMPLETED)
+            now = time.monotonic()
+            for future in ended:
+                future.result()
+                commands, done = running.pop(future), len(waiting) - len(running)
+                if not signals:
+                    lines = [shlex.join(["python", *PROGRAM, *command.arguments]) for command in commands]
+                    so_far = f"{done}/{len(waiting)}: {format_time(now - begin, done, len(running))}"
+                    print_plain(console, "\n  ".join([so_far, *lines]))
             if not signals:
-                progress = f"{done}/{len(waiting)}: {format_time(time.monotonic() - begin, done, len(waiting) - done)}"
-                lines = [shlex.join(["python", *PROGRAM, *command.arguments]) for command in futures[future]]
-                print_plain(console, "\n  ".join([progress, *lines]))
+                for line in progress.lines(now):
+                    print_plain(console, f"  {line}")
                 write_json(out / "results.json", collect_results(experiment, cells))
     return signals
 

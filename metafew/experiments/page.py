@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -49,22 +49,41 @@ def reproduction_page(results: Path) -> str:
         results: the folder with NAME.json, the results of each experiment, and NAME.md, optional remarks.
     """
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-    reports = {name: read_json(results / f"{name}.json") for name in names}
+    reports = {name: read_reports(results, name) for name in names}
     parts = [INTRO, "## Claims", claims_table(reports)]
-    for name, report in reports.items():
+    for name, of_budgets in reports.items():
         remarks = results / f"{name}.md"
-        parts += experiment_section(name, report)
+        for report in of_budgets or [{}]:
+            parts += experiment_section(name, report)
         parts += [remarks.read_text(encoding="utf-8").strip()] if remarks.exists() else []
     return "\n\n".join(parts) + "\n"
 
 
-def claims_table(reports: Mapping[str, Mapping]) -> str:
-    """Return the table of all claims in Markdown."""
-    table = TextTable("", ["here", "experiment"])
-    for name, report in reports.items():
-        claims = report.get("claims") or [{"text": text, "verdict": MISSING} for text in read_yaml(name)["claims"]]
-        table.rows += [[claim["text"], claim["verdict"], name] for claim in claims]
+def read_reports(results: Path, name: str) -> list[Mapping]:
+    """Return the results of an experiment with each budget, the largest, which its YAML names last, first."""
+    files = [results_file(results, name, budget) for budget in reversed(read_yaml(name)["budgets"])]
+    return [read_json(file) for file in files if file.is_file()]
+
+
+def results_file(results: Path, name: str, budget: str) -> Path:
+    """Return the file of an experiment's results with a budget: NAME.json with ``small``, else NAME-BUDGET.json."""
+    return results / f"{name}{'' if budget == 'small' else f'-{budget}'}.json"
+
+
+def claims_table(reports: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the table of all claims in Markdown, each with the largest budget with which all of its rows were run."""
+    table = TextTable("", ["here", "budget", "experiment"])
+    for name, of_budgets in reports.items():
+        for text in read_yaml(name)["claims"]:
+            found = {report["budget"]: verdict_on(text, report) for report in of_budgets}
+            budget = next((each for each, verdict in found.items() if verdict != MISSING), "")
+            table.rows.append([text, found.get(budget, MISSING), budget, name])
     return with_italic_title(table)
+
+
+def verdict_on(text: str, report: Mapping) -> str:
+    """Return the verdict of some results on a claim."""
+    return next((claim["verdict"] for claim in report["claims"] if claim["text"] == text), MISSING)
 
 
 def read_yaml(name: str) -> Mapping:
@@ -77,9 +96,12 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
     about = report or read_yaml(name)
     command = report.get("command", f"python train.py experiment={name}")
     setting = wrap(f"{about['paper']}: {about['setting'].strip()}")
-    parts = [f"## {about['title']}", setting, f"```\n{command}\n```"]
+    budget = report.get("budget", "small")
+    heading = about["title"] if budget == "small" else f"{about['title']}, budget={budget}"
+    parts = [f"## {heading}", setting, f"```\n{command}\n```"]
     if not report:
         return [*parts, "Not yet run."]
+    stem = results_file(Path(), name, budget).stem
     steps = sorted({row["steps"] for row in report["rows"].values()} - {0})
     seeds = len(report["seeds"])
     parts.append(
@@ -87,7 +109,7 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
         f"{report['minutes']:.0f} minutes of runs."
     )
     parts += [with_italic_title(table) for table in (*panel_tables(report), *published_only(report))]
-    parts += [f"![{figure}](pictures/{name}_{figure}.png)" for figure in report["figures"]]
+    parts += [f"![{figure}](pictures/{stem}_{figure}.png)" for figure in report["figures"]]
     for claim in report["claims"]:
         lines = [wrap(f"- {escape_markdown(line)}") for line in evidence_lines(claim, report["columns"])]
         parts.append("\n".join([f"**{claim['text']}**: {claim['verdict']}.", "", *lines]))

@@ -11,6 +11,7 @@ from metafew.evaluation.statistics import format_options, format_percent
 from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
 from metafew.experiments.measurements import measure_row
 from metafew.experiments.plan import Cell
+from metafew.experiments.progress import steps_so_far
 
 NOT_RECORDED = re.compile(r"(seed|stages|ckpt|data_dir|cache_dir|backbone\.weights)=")
 """Overrides of a training that depend on the machine or the seed."""
@@ -83,6 +84,7 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
         "transductive": any(report["transductive"] for report in reports),
         "chosen": [report["chosen"] for report in reports if report["chosen"]],
         "errors": sorted({cell.error for cell in cells if cell.error}),
+        "under_way": sorted({so_far for cell in cells if (so_far := steps_so_far(cell))}),
     }
 
 
@@ -121,7 +123,9 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
             figures = results["figures"]
             line = [format_figure(figures.get(column), unit) for column, unit in report["columns"].items()]
             if not figures:
-                line = ["failed" if results["errors"] else MISSING] * len(line)
+                line = ["failed" if results["errors"] else "under way" if results.get("under_way") else MISSING] * len(
+                    line
+                )
             line += map(format_published, published["rows"].get(name, ["–"] * len(shown)) if shown else [])
             table.rows.append([f"{name} †" if results["transductive"] else name, *line])
         table.notes = panel_notes(rows, [published["text"]] if shown else [])
@@ -147,6 +151,9 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
         for name, row in rows.items()
         for choice in row["chosen"]
         for head, picked in choice.items()
+    ]
+    notes += [
+        f"{name} is under way: {' and '.join(row['under_way'])}" for name, row in rows.items() if row.get("under_way")
     ]
     for error in dict.fromkeys(error for row in rows.values() for error in row["errors"]):
         failed = ", ".join(name for name, row in rows.items() if error in row["errors"])

@@ -49,6 +49,8 @@ class MAML(AdaptingHead):
             the ``output`` layer.
         freeze: prefixes of names of backbone weights that do not adapt, such as ``blocks.0``.
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
+        output_std: standard deviation of the initial weights of a meta-learned output layer; None: as
+            :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.adapting.AdaptingHead`).
         chunk: tasks in a chunk.
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
@@ -72,6 +74,7 @@ class MAML(AdaptingHead):
         adapt: str = "all",
         freeze: Sequence[str] = (),
         output: str = "auto",
+        output_std: float | None = None,
         inner: str = "auto",
         chunk: int = 4,
         each_step: bool = False,
@@ -88,7 +91,8 @@ class MAML(AdaptingHead):
             raise UsageError(
                 f"expected one head.lr for head.rates={rates} to start from, got {lr}: type head.lr={lrs[0]}"
             )
-        layer, names = Output(output, way, backbone.features, trained), adapting_names(backbone, adapt, as_list(freeze))
+        layer = Output(output, way, backbone.features, trained, output_std)
+        names = adapting_names(backbone, adapt, as_list(freeze))
         super().__init__(backbone, layer, names, steps, lrs, RULES[optimizer](), rates, first_order, inner, chunk)
         self.test_steps, self.each_step = test_steps, each_step
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +26,21 @@ class Output(nn.Module):
         way: number of classes of the tasks of training, or a range of them.
         features: dimension of the features.
         trained: whether the head is, or will be, trained.
+        std: standard deviation of the normal distribution that initializes a meta-learned weight; None initializes it
+            as :class:`torch.nn.Linear`, uniformly within ``1 / sqrt(features)``.
     """
 
-    def __init__(self, kind: str, way: int | str, features: int, trained: bool):
+    def __init__(self, kind: str, way: int | str, features: int, trained: bool, std: float | None = None):
         super().__init__()
         if kind not in KINDS:
             raise UsageError(f"expected head.output to be one of {', '.join(KINDS)}, got {kind}: type head.output=auto")
+        if std is not None and kind in ("zero", "prototype"):
+            raise UsageError(
+                f"expected no head.output_std for head.output={kind}, which is not drawn, got {std}: "
+                "type head.output_std=null"
+            )
+        if std is not None and not (isinstance(std, int | float) and 0 < std < inf):
+            raise UsageError(f"expected head.output_std to be a positive number, got {std}: type head.output_std=1")
         if kind == "auto":
             kind = "zero" if not trained else "linear" if isinstance(way, int) else "shared"
         if kind == "linear" and not isinstance(way, int):
@@ -42,7 +53,10 @@ class Output(nn.Module):
         if kind in ("linear", "shared"):
             rows = self.way or 1
             self.weight = nn.Parameter(torch.empty(rows, features))
-            nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+            if std is None:
+                nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+            else:
+                nn.init.normal_(self.weight, std=std)
             self.bias = nn.Parameter(torch.zeros(rows))
 
     def start(self, way: int, like: Tensor) -> dict[str, Tensor]:

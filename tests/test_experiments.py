@@ -27,6 +27,7 @@ from metafew.experiments import cells as cells_module
 from metafew.experiments import start
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
+from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.page import reproduction_page, results_file
 from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
 from metafew.experiments.progress import Progress
@@ -598,12 +599,30 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
     (text,) = (claim["text"] for claim in small["claims"])
     write_json(results_file(tmp_path, "tasknorm_rates", "small"), small)
     paper = small | {"budget": "paper", "figures": ["x"]}
-    for verdict, shown in (("not yet run", ("partly", "small")), ("reproduced", ("reproduced", "paper"))):
+    for verdict, shown in (("not yet run", "partly"), ("reproduced", "reproduced")):
         claims = [small["claims"][0] | {"verdict": verdict}]
         write_json(results_file(tmp_path, "tasknorm_rates", "paper"), paper | {"claims": claims})
         page = reproduction_page(tmp_path)
-        assert f"| {text} | {shown[0]} | {shown[1]} | tasknorm_rates |" in page
+        assert re.search(rf"\| {text} \| – \| [^|]+ \| [^|]+, omniglot, conv4 \| {shown} \| tasknorm_rates \|", page)
     assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
+
+
+def test_a_claim_stands_beside_what_was_published_and_its_scale():
+    experiment = {"paper": "A. Author 2020, Table 1", "settings": ["dataset=omniglot", "backbone=conv4"]}
+    experiment |= {"budgets": {"small": [], "paper": ["trainer.max_steps=60000"]}, "rows": {"p/a": {}, "p/b": {}}}
+    experiment |= {"claims": {"a beats b": ["p/a[x] > p/b[x]"], "later": ["p/a[x] > 1"]}}
+    words, figure = ["dataset=folder", "dataset.root=${data_dir}/birds/all", "backbone=r2d2"], {"ci95": 0.01}
+    rows = {"p/a": {"steps": 1000, "words": words, "figures": {"x": figure | {"mean": 0.5}}}}
+    rows |= {"p/b": {"steps": 300, "words": words, "figures": {"x": figure | {"mean": 0.25}}}}
+    claims = [{"text": "a beats b", "verdict": "reproduced", "evidence": [{"line": "p/a[x] > p/b[x]"}]}]
+    report = {"rows": rows, "claims": claims, "columns": {"x": "percent"}, "budget": "small"}
+    report |= {"published": {"columns": ["x"], "rows": {"a": ["60 ± 1"]}}}
+    (table,) = claims_tables({"e": experiment}, {"e": [report]})
+    here, scale = "50.00 ± 1.00 / 25.00 ± 1.00", "300 to 1,000 of 60,000 steps, birds, r2d2"
+    assert table.title == "A. Author 2020" and table.rows == [
+        ["a beats b", "60 ± 1 / –", here, scale, "reproduced", "e"],
+        ["later", "–", "–", "–", "not yet run", "e"],
+    ]
 
 
 def test_an_experiment_without_results_is_marked_as_not_run(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 
@@ -10,7 +10,7 @@ import yaml
 
 from metafew.analysis.compare.text_table import TextTable, escape_markdown
 from metafew.config.groups import CONF
-from metafew.experiments.claims import MISSING
+from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.record import evidence_lines, panel_tables, published_only
 from metafew.io import read_json
 
@@ -37,7 +37,8 @@ share them. Omniglot and Caltech-101 (`caltech101/101_ObjectCategories`) are exp
 A comparison holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, excludes zero; otherwise it is undecided. With one seed, the verdict applies to that one training. A claim is
 reproduced if all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small:
-a claim that is not reproduced here is not refuted.
+a claim that is not reproduced here is not refuted. The figures in the two tables are those of its first comparison, in
+percent where they are accuracies; all comparisons follow below.
 
 This page is generated from the files in [results](results): `python scripts/reproduce.py page`."""
 
@@ -50,7 +51,8 @@ def reproduction_page(results: Path) -> str:
     """
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
     reports = {name: read_reports(results, name) for name in names}
-    parts = [INTRO, "## Claims", claims_table(reports)]
+    tables = claims_tables({name: read_yaml(name) for name in names}, reports)
+    parts = [INTRO, "## Claims", *map(with_italic_title, tables)]
     for name, of_budgets in reports.items():
         remarks = results / f"{name}.md"
         for report in of_budgets or [{}]:
@@ -68,22 +70,6 @@ def read_reports(results: Path, name: str) -> list[Mapping]:
 def results_file(results: Path, name: str, budget: str) -> Path:
     """Return the file of an experiment's results with a budget: NAME.json with ``small``, else NAME-BUDGET.json."""
     return results / f"{name}{'' if budget == 'small' else f'-{budget}'}.json"
-
-
-def claims_table(reports: Mapping[str, Sequence[Mapping]]) -> str:
-    """Return the table of all claims in Markdown, each with the largest budget with which all of its rows were run."""
-    table = TextTable("", ["here", "budget", "experiment"])
-    for name, of_budgets in reports.items():
-        for text in read_yaml(name)["claims"]:
-            found = {report["budget"]: verdict_on(text, report) for report in of_budgets}
-            budget = next((each for each, verdict in found.items() if verdict != MISSING), "")
-            table.rows.append([text, found.get(budget, MISSING), budget, name])
-    return with_italic_title(table)
-
-
-def verdict_on(text: str, report: Mapping) -> str:
-    """Return the verdict of some results on a claim."""
-    return next((claim["verdict"] for claim in report["claims"] if claim["text"] == text), MISSING)
 
 
 def read_yaml(name: str) -> Mapping:

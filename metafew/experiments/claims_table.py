@@ -1,0 +1,95 @@
+"""The tables that open docs/reproduction.md: each claim of a paper, published, here, and at which scale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from metafew.analysis.compare.text_table import TextTable
+from metafew.config.groups import group_names
+from metafew.experiments.claims import LINE, MISSING
+from metafew.experiments.plan import plan_cells
+from metafew.experiments.progress import planned_steps
+from metafew.experiments.record import format_figure, format_published, name_in_panel, published_rows
+
+COLUMNS = ["published", "here", "scale", "verdict", "experiment"]
+
+
+def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequence[Mapping]]) -> Iterator[TextTable]:
+    """Yield a table for each paper.
+
+    The results of a claim are those of the largest budget with which all of its rows were run. The figures are those of
+    its first comparison.
+
+    Args:
+        experiments: the node ``experiment`` of the YAML of each experiment.
+        reports: the results of each experiment, those of the largest budget first.
+    """
+    tables: dict[str, TextTable] = {}
+    for name, experiment in experiments.items():
+        paper = experiment["paper"].partition(",")[0]
+        table = tables.setdefault(paper, TextTable(paper, COLUMNS))
+        for text in experiment["claims"]:
+            found = ((claim, report) for report in reports[name] for claim in report["claims"] if claim["text"] == text)
+            decided = [(claim, report) for claim, report in found if claim["verdict"] != MISSING]
+            cells = describe_claim(experiment, *decided[0]) if decided else ["–", "–", "–", MISSING]
+            table.rows.append([text, *cells, name])
+    yield from tables.values()
+
+
+def describe_claim(experiment: Mapping, claim: Mapping, report: Mapping) -> list[str]:
+    """Return the figures of the first comparison of a claim, published and here, its scale and its verdict."""
+    lines = [match for each in claim["evidence"] if (match := LINE.fullmatch(each["line"]))]
+    first = lines[0]
+    sides = [(first["left"], first["in"]), (first["right"], first["at"] or first["in"])]
+    sides = [(row, column) for row, column in sides if row in report["rows"]]
+    here = [
+        format_figure(report["rows"][row]["figures"].get(column), report["columns"][column]) for row, column in sides
+    ]
+    published = [published_figure(report, row, column) for row, column in sides]
+    rows = {side for match in lines for side in (match["left"], match["right"])} & report["rows"].keys()
+    shown = [" / ".join(figures) if any(each != "–" for each in figures) else "–" for figures in (published, here)]
+    return [*shown, scale(experiment, report, sorted(rows)), claim["verdict"]]
+
+
+def published_figure(report: Mapping, row: str, column: str) -> str:
+    """Return the published figure of a row in a column, or in the only one that was published."""
+    published = published_rows(report)
+    columns = published.get("columns", list(report["columns"]))
+    if name_in_panel(row) not in published["rows"] or (column not in columns and len(columns) > 1):
+        return "–"
+    values = published["rows"][name_in_panel(row)]
+    return format_published(values[columns.index(column) if column in columns else 0])
+
+
+def scale(experiment: Mapping, report: Mapping, rows: Sequence[str]) -> str:
+    """Return the steps of some rows, those of the paper, and their data and networks."""
+    papers = {cell.row: cell for cell in plan_cells(dict(experiment), [], "paper", [0], Path(), group_names())}
+    done = [report["rows"][row]["steps"] for row in rows]
+    total = [planned_steps(papers[row].fit) for row in rows]
+    words = [word for row in rows for word in report["rows"][row]["words"]]
+    data = [name_dataset(word) for word in words if re.match(r"dataset(\.root)?=", word)]
+    networks = [word.removeprefix("backbone=") for word in words if word.startswith("backbone=")]
+    steps = f"{span(done)} of {span(total)} steps"
+    return ", ".join([steps, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])
+
+
+def span(numbers: Sequence[int | None]) -> str:
+    """Return the range of some numbers; untrained networks, with 1 step, and unknown numbers do not count.
+
+    >>> span([300, 1000, 1]), span([60000, 60000, None])
+    ('300 to 1,000', '60,000')
+    """
+    counted = sorted({number for number in numbers if number and number > 1}) or [1]
+    return f"{counted[0]:,} to {counted[-1]:,}" if len(counted) > 1 else f"{counted[0]:,}"
+
+
+def name_dataset(word: str) -> str:
+    """Return the dataset that an override chooses; empty for ``dataset=folder``, whose root says more.
+
+    >>> name_dataset("dataset=omniglot"), name_dataset("dataset.root=${data_dir}/caltech101/101_ObjectCategories")
+    ('omniglot', 'caltech101')
+    """
+    value = word.partition("=")[2].removeprefix("${data_dir}/").partition("/")[0]
+    return "" if value == "folder" else value

@@ -14,6 +14,7 @@ from runs import TINY, compose_in
 from metafew.config.groups import register_evaluation_heads
 
 pytest.register_assert_rewrite("contracts")
+collect_ignore = ["start_method"]  # its sitecustomize is another module than that of the interpreter
 # Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew.config.groups import CONF, describe_groups
+from metafew.config.quoting import override
 from metafew.training.factory import make, make_backbone, make_head, make_objective, make_source
 
 FILES = sorted(CONF.glob("**/*.yaml"))
@@ -39,7 +40,7 @@ def test_there_is_something_to_test():
 def test_option_composes_and_instantiates(file, composed, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     group, word = file.parent.name, file.stem
-    words = [f"{group}={word}", f"data_dir={file.parent}"]
+    words = [f"{group}={word}", override("data_dir", file.parent)]
     words += NEEDED.get((group, word), [])
     cfg, _, _ = composed(*words)
     node = cfg[group][word] if group == "logger" else cfg[group]

@@ -251,17 +251,18 @@ def cifar_files():
 
 
 def write_cifar(root, files, form="archive"):
+    files = {name: each if isinstance(each, bytes) else pickled(each) for name, each in files.items()}
+    if form == "folder":
+        (root / "cifar-100-python").mkdir(parents=True)
+        for name, content in files.items():
+            (root / "cifar-100-python" / name).write_bytes(content)
+        return root
     root.mkdir(exist_ok=True)
     with tarfile.open(root / "cifar-100-python.tar.gz", "w:gz", compresslevel=1) as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(f"cifar-100-python/{name}")
-            content = content if isinstance(content, bytes) else pickled(content)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    if form == "folder":
-        with tarfile.open(root / "cifar-100-python.tar.gz") as archive:
-            archive.extractall(root, filter="data")
-        (root / "cifar-100-python.tar.gz").unlink()
     return root
 
 

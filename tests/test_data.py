@@ -25,7 +25,7 @@ from scipy.stats import chi2_contingency, chisquare
 from metafew.data import loader, store
 from metafew.data.augment import Affine, Augmentation, Chain, as_float
 from metafew.data.datamodule import FewShot
-from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method
+from metafew.data.loader import Message, MetaBatches, held_signals, make_loader, start_method, start_methods
 from metafew.data.minibatches import Minibatches, MinibatchSampler
 from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.sources import Category
@@ -421,8 +421,10 @@ def test_closed_data_have_no_workers(split, tmp_path):
 
 def test_joblib_and_daemonic_processes_load_tasks_too(split, monkeypatch, caplog):
     batches = MetaBatches(Sampler(split, plan(total=4), None), 0, 1)
+    default, *others = start_methods()
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "loky")
-    assert start_method() == multiprocessing.get_all_start_methods()[0]
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: [default, *others, "loky"])  # Python 3.14
+    assert start_method() == default
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
     assert start_method() is None
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)

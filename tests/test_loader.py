@@ -1,6 +1,5 @@
 """Workers that load meta-batches."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +7,8 @@ import sys
 
 import pytest
 from runs import ROOT
+
+from metafew.data.loader import start_methods
 
 KILLED = """
 import multiprocessing, os, signal, sys
@@ -29,7 +30,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize("method", start_methods())
 def test_workers_end_with_a_main_process_that_is_killed(tmp_path, method):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

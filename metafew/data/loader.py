@@ -145,12 +145,20 @@ def check_semaphores(context: Any, workers: int) -> None:
     _ = [context.Event(), *(context.Queue() for _ in range(workers + 1))]
 
 
+def start_methods() -> list[str]:
+    """Return the methods with which multiprocessing itself starts processes, the system's default first.
+
+    On Python 3.14 joblib's appear in :func:`multiprocessing.get_all_start_methods` too.
+    """
+    return [method for method in multiprocessing.get_all_start_methods() if method in ("fork", "forkserver", "spawn")]
+
+
 def start_method() -> str | None:
     """Return how workers are started: the system's default in a process of joblib, else None, as this process does.
 
     In the processes of joblib, multiprocessing starts only further processes of joblib.
     """
-    method, own = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
+    method, own = multiprocessing.get_start_method(allow_none=True), start_methods()
     return None if method is None or method in own else own[0]
 
 

@@ -25,7 +25,7 @@ from metafew.io import write_json
 SECTIONS = {
     "steps": "a training step of every head with norm=batch and norm=tasknorm, relative to only the backbone; memory",
     "peers": "the same steps by a plain loop like that of the papers' code and, with --peers DIR, by other libraries",
-    "inner": "a training step of heads that adapt, under every head.inner, and how the choice of auto compares",
+    "inner": "training and test of heads that adapt, under every head.inner, and how the choice of auto compares",
     "solvers": "only the SVM, ridge and logistic solvers, forward and backward; with --peers DIR also qpth's",
     "norms": "each normalization layer, forward and backward, relative to torch.nn.BatchNorm2d on the same tensor",
     "loader": "drawing a meta-batch from its store, relative to the step that consumes it; memory",

@@ -90,15 +90,17 @@ def test_sections(tmp_path):
     assert [*per_task] == ["1 tasks", "2 tasks"] and len(per_image) == 4 and [*memory] == ["1 tasks"]
 
 
-def test_steps_in_another_precision_and_heads_without_an_inner_option(tmp_path):
-    tiny = replace(TINY, heads=("cnaps", "reptile"))
+def test_steps_in_another_precision_and_heads_without_an_inner_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(inner, "NORMS", ("tasknorm",))
+    monkeypatch.setattr(steps, "NORMS", ("batch",))
+    tiny = replace(TINY, heads=("cnaps", "reptile", "fomaml"))
     report = measured(tmp_path, "inner", "steps", "--bf16", setting=tiny)
     (rows,) = report["inner"].values()
-    names = [f"{tiny}, {head} {norm}{end}" for head in tiny.heads for norm in inner.NORMS for end in ("", ", bf16")]
-    assert [*rows] == names
+    titles = [*(f"{tiny}, {head} tasknorm" for head in tiny.heads), f"{tiny}, fomaml tasknorm, test"]
+    assert [*rows] == [title + end for title in titles for end in ("", ", bf16")]
     assert all({"floor", "loop", "batch"} < row.keys() and row["auto"] == "batch" for row in rows.values())
     (rows,) = report["steps"].values()
-    assert len(rows) == 2 * (1 + 2 * 2)
+    assert len(rows) == 2 * (1 + 3)
     assert all(("bf16 / 32" in row) == name.endswith(", bf16") for name, row in rows.items())
 
 

@@ -87,17 +87,18 @@ def floor(problem: Problem, bf16: bool = False) -> Callable[[], None]:
     return passes(problem, [torch.cat(parts) for parts in zip(tasks.support, tasks.query, strict=True)], bf16)
 
 
-def passes(problem: Problem, batches: list[Tensor], bf16: bool = False) -> Callable[[], None]:
-    """Return a forward and backward pass of only the backbone for each batch, in its fastest form."""
+def passes(problem: Problem, batches: list[Tensor], bf16: bool = False, backward: bool = True) -> Callable[[], None]:
+    """Return a forward and, by default, backward pass of only the backbone for each batch, in its fastest form."""
     net = backbone(problem, early=True).to(memory_format=torch.channels_last)
     batches = [channels_last(batch) for batch in batches]
 
     def take() -> None:
         net.zero_grad()
         for batch in batches:
-            with autocast(problem, bf16):
+            with autocast(problem, bf16), torch.set_grad_enabled(backward):
                 features = net(batch)
-            features.sum().backward()
+            if backward:
+                features.sum().backward()
 
     return take
 

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from metafew.distributed import subprocesses, threads
-from metafew.distributed.threads import ShareCores, threads_of_each, usable_cores
+from metafew.distributed.sweep import ReportFailedCells
+from metafew.distributed.threads import threads_of_each, usable_cores
 
 
 @pytest.fixture
@@ -43,12 +44,21 @@ def test_each_has_its_share_unless_the_user_sets_it(eight, monkeypatch):
     assert threads_of_each(2) == "3"
 
 
-@pytest.mark.parametrize(("launcher", "jobs", "set_to"), [("joblib", 2, "4"), ("joblib", 1, None), ("basic", 2, None)])
-def test_a_sweep_sets_and_prints_the_threads_of_its_runs(eight, capsys, launcher, jobs, set_to):
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "printed"),
+    [
+        ("joblib", 2, "2 runs at a time, each with OMP_NUM_THREADS=4\n"),
+        ("joblib", -1, "8 runs at a time, each with OMP_NUM_THREADS=1\n"),
+        ("joblib", 1, ""),
+        ("basic", 2, ""),
+    ],
+)
+def test_a_sweep_sets_and_prints_the_threads_of_its_runs(eight, capsys, tmp_path, launcher, jobs, printed):
     hydra = {"runtime": {"choices": {"hydra/launcher": launcher}}, "launcher": {"n_jobs": jobs}}
-    ShareCores().on_multirun_start(OmegaConf.create({"hydra": hydra}))
-    assert os.environ.get("OMP_NUM_THREADS") == set_to
-    assert capsys.readouterr().out == (f"2 runs at a time, each with OMP_NUM_THREADS={set_to}\n" if set_to else "")
+    hydra |= {"sweep": {"dir": str(tmp_path)}, "output_subdir": None}
+    ReportFailedCells().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+    assert capsys.readouterr().out == printed
+    assert os.environ.get("OMP_NUM_THREADS", "") == printed.strip().partition("=")[2]
 
 
 @pytest.mark.parametrize("given", ["2", None])

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
 VARIABLE = "OMP_NUM_THREADS"
 """The environment variable from which torch takes the number of threads of a process."""
@@ -32,16 +28,15 @@ def threads_of_each(processes: int) -> str:
     return os.environ.get(VARIABLE) or str(max(1, usable_cores() // processes))
 
 
-class ShareCores(Callback):
-    """Hydra callback that sets and prints the threads of each run of a sweep with ``hydra/launcher=joblib``."""
+def share_cores(jobs: int) -> None:
+    """Set and print the threads of each run of a sweep with ``hydra/launcher=joblib``.
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Set the environment variable, which the processes of joblib inherit."""
-        if config.hydra.runtime.choices["hydra/launcher"] != "joblib":
-            return
-        from joblib import effective_n_jobs
+    Its processes inherit the environment variable.
 
-        jobs = effective_n_jobs(config.hydra.launcher.n_jobs)
-        if jobs > 1:
-            os.environ[VARIABLE] = threads_of_each(jobs)
-            print(f"{jobs} runs at a time, each with {VARIABLE}={os.environ[VARIABLE]}")
+    Args:
+        jobs: ``hydra.launcher.n_jobs``; negative numbers count from the number of cores, as in joblib.
+    """
+    processes = jobs if jobs > 0 else usable_cores() + 1 + jobs
+    if processes > 1:
+        os.environ[VARIABLE] = threads_of_each(processes)
+        print(f"{processes} runs at a time, each with {VARIABLE}={os.environ[VARIABLE]}")

@@ -133,7 +133,7 @@ class AdaptingHead(Head):
         kept = 1 + self.steps if self.training and not self.first_order else 1
         pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
         weights = kept * sum(backbone.get_parameter(name).numel() for name in self.names)
-        mib = memory_of(query.device) if self.memory == "auto" else self.memory
+        mib = self.memory if isinstance(self.memory, int) else memory_of(query.device)
         return max(1, mib * VALUES_PER_MIB // (WIDTH * pixels + weights))
 
     def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:

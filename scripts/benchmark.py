@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.measure import Bench, Rows
+from benchmarks.papers import PEERS
 from peers.problem import Setting
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,7 +25,7 @@ from metafew.io import write_json
 SECTIONS = {
     "steps": "a training step of every head with norm=batch and norm=tasknorm, relative to only the backbone; memory",
     "peers": "the same steps by a plain loop like that of the papers' code and, with --peers DIR, by other libraries",
-    "inner": "a training step of heads that adapt, under every head.inner, and how the choice of auto compares",
+    "inner": "training and test of heads that adapt, under every head.inner, and how the choice of auto compares",
     "solvers": "only the SVM, ridge and logistic solvers, forward and backward; with --peers DIR also qpth's",
     "norms": "each normalization layer, forward and backward, relative to torch.nn.BatchNorm2d on the same tensor",
     "loader": "drawing a meta-batch from its store, relative to the step that consumes it; memory",
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None, setting: Setting = Setting()) -> No
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device, threads = torch.device(options.device), torch.get_num_threads()
-    bench = Bench(setting, options.rounds, device, options.peers, untouched, options.launches)
+    variations = {"launches": options.launches, "bf16": options.bf16, "papers": options.papers}
+    bench = Bench(setting, options.rounds, device, options.peers, untouched, **variations)
     report: dict = {"device": device_name(device), "threads": threads, "versions": versions()}
     report |= {"rounds": options.rounds, "launches": options.launches}
     for section in options.sections or SECTIONS:
@@ -82,6 +84,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--peers", type=Path, metavar="DIR", help="environments of scripts/make_peers.py to measure too"
     )
     parser.add_argument(
+        "--papers", nargs="?", const="", metavar="TEXT", help="peers in the settings of papers, whose names have TEXT"
+    )
+    parser.add_argument("--bf16", action="store_true", help="steps and inner also with trainer.precision=bf16-mixed")
+    parser.add_argument(
         "--full", action="store_true", help="also 84x84 colour images with resnet12, and 10,000 test tasks (slow)"
     )
     parser.add_argument(
@@ -90,6 +96,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [word for word in options.sections if word not in SECTIONS]:
         parser.error(f"expected sections, got {', '.join(unknown)}: type {' or '.join(SECTIONS)}")
+    if options.papers is not None and not any(options.papers.lower() in name.lower() for name in PEERS):
+        parser.error(f"expected part of {', '.join(PEERS)} for --papers, got {options.papers}: type --papers Omniglot")
     for option, default in {"rounds": 9, "launches": 1}.items():
         if (number := getattr(options, option)) < 1:
             parser.error(f"expected --{option} to be at least 1, got {number}: type --{option} {default}")

@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import benchmark  # noqa: E402
-from benchmarks import steps  # noqa: E402
+from benchmarks import inner, papers, peers, steps  # noqa: E402
 from benchmarks.measure import Bench, growth  # noqa: E402
 from benchmarks.peers import Found, exact  # noqa: E402
 from peers import plain, plain_in_large_pages  # noqa: E402
@@ -42,9 +42,9 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-def measured(tmp_path, *typed):
+def measured(tmp_path, *typed, setting=TINY):
     out = tmp_path / "benchmark.json"
-    benchmark.main([*typed, "--rounds", "1", "--out", str(out)], TINY)
+    benchmark.main([*typed, "--rounds", "1", "--out", str(out)], setting)
     return json.loads(out.read_text())
 
 
@@ -90,6 +90,40 @@ def test_sections(tmp_path):
     assert [*per_task] == ["1 tasks", "2 tasks"] and len(per_image) == 4 and [*memory] == ["1 tasks"]
 
 
+def test_steps_in_another_precision_and_heads_without_an_inner_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(inner, "NORMS", ("tasknorm",))
+    monkeypatch.setattr(steps, "NORMS", ("batch",))
+    tiny = replace(TINY, heads=("cnaps", "reptile", "fomaml"))
+    report = measured(tmp_path, "inner", "steps", "--bf16", setting=tiny)
+    (rows,) = report["inner"].values()
+    titles = [*(f"{tiny}, {head} tasknorm" for head in tiny.heads), f"{tiny}, fomaml tasknorm, test"]
+    assert [*rows] == [title + end for title in titles for end in ("", ", bf16")]
+    assert all({"floor", "loop", "batch"} < row.keys() and row["auto"] == "batch" for row in rows.values())
+    (rows,) = report["steps"].values()
+    assert len(rows) == 2 * (1 + 3)
+    assert all(("bf16 / 32" in row) == name.endswith(", bf16") for name, row in rows.items())
+
+
+def test_bf16_is_the_precision_of_forward_passes():
+    """The loss is rounded to it; gradients are those of the weights, in their own precision."""
+    problem = Problem(TINY, torch.device("cpu"))
+    exact, rounded = (steps.step(problem, "protonet", "batch", bf16=bf16) for bf16 in (False, True))
+    rounded.network.load_state_dict(exact.network.state_dict())
+    assert 0 < abs(exact.take() / rounded.take() - 1) < 0.05
+    assert all(p.grad.dtype == p.dtype for p in rounded.network.backbone.parameters())
+
+
+def test_settings_of_papers(tmp_path, capsys, monkeypatch):
+    settings = []
+    monkeypatch.setattr(peers, "tables_of", lambda bench: settings.append(bench.setting) or {"a table": {}})
+    assert [*measured(tmp_path, "peers", "--papers", "20-WAY")["peers"]] == ["Omniglot 20-way, a table"]
+    assert [setting.way for setting in settings] == [20]
+    assert len(measured(tmp_path, "peers", "--papers")["peers"]) == len(papers.PEERS)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--papers", "ImageNet-21k"])
+    assert "for --papers, got ImageNet-21k: type --papers Omniglot" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_evaluation_measures_the_same_with_cached_features_and_without(tmp_path, monkeypatch):
     monkeypatch.setenv("METAFEW_DATA", str(tmp_path))  # glyphs
@@ -131,7 +165,7 @@ def test_the_exact_step_has_the_weights_and_tasks_of_all_others():
         assert other.dtype == torch.float64 and torch.equal(one.double(), other)
     assert torch.equal(single.tasks().query.double(), double.tasks().query)
     found, step = exact(Bench(TINY, 1, double.device)), plain.maml(double)
-    assert [*found] == ["maml", "fomaml", "protonet"]
+    assert [*found] == ["maml"]  # the plain loop has no SVM
     wanted = {"loss": step.take().item(), "gradient": step.gradient()}
     assert found["maml"] == pytest.approx(wanted, rel=1e-12)
 
@@ -146,6 +180,15 @@ def test_early_pooling_is_the_same_backbone(doubles):
     images = doubles.tasks().query[0]
     late, early = (plain.backbone(doubles, early)(images) for early in (False, True))
     torch.testing.assert_close(early, late)
+
+
+def test_the_plain_step_of_r2d2_is_ours(doubles):
+    setting = Setting(backbone="r2d2", width=3, channels=3, size=16, tasks=2, way=3, query=2, heads=("r2d2",))
+    problem = replace(doubles, setting=setting)
+    ours, theirs = own(problem, "r2d2"), plain.r2d2(problem)
+    torch.testing.assert_close(ours.take(), theirs.take(), rtol=1e-10, atol=0)
+    assert ours.gradient() == pytest.approx(theirs.gradient(), rel=1e-7)
+    assert [*plain.steps(problem)] == ["r2d2"]
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "protonet"])

@@ -219,12 +219,15 @@ def test_a_backbone_that_was_trained_before(tmp_path, started):
     )
 
 
-def test_several_at_a_time_run_each_training_once(tmp_path, started):
+def test_several_at_a_time_run_each_training_once(tmp_path, started, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
     rows = {f"row{n}": {"train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
     whole = table(rows=rows) | {"from": {"train": ["objective=classical"]}}
     assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out", jobs=3) == 0
     folders = [words[-1] for words in started]
     assert len(folders) == len(set(folders)) == 1 + 3 + 6
+    title = capsys.readouterr().out.splitlines()[0]
+    assert title == "tiny: 6 cells, 10 runs to do, 3 at a time, each with OMP_NUM_THREADS=5"
 
 
 def test_only_what_is_not_finished_runs_again(tmp_path, started):

@@ -232,6 +232,17 @@ def test_every_execution_gives_the_same_numbers(word, name):
             torch.testing.assert_close(other, reference, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("word", NORMS)
+def test_queries_are_labelled_without_a_context_that_they_do_not_depend_on(word):
+    backbone, task, rows = Smooth(word).double().eval(), three_tasks(), []
+    images = task.support.images, task.query.images
+    reference = backbone.embed(*images)[1]
+    backbone.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    torch.testing.assert_close(backbone.embed(*images, targets_only=True)[1], reference, rtol=1e-12, atol=1e-12)
+    dependent = word in ("meta_batch", "reptile", "tasknorm", "tasknorm_l", "tasknorm_r")
+    assert sum(rows) == task.query.labels.numel() * (2 if dependent else 1)
+
+
 def test_anil_is_maml_with_a_frozen_backbone(episode):
     """Computing features once, or in every step anew, makes no difference to what is learned."""
     for inner in INNER:

@@ -95,9 +95,9 @@ class Backbone(nn.Module):
         if targets is None:
             return self._pass(context, size, record)
         parts = targets.split(_chunk.get() or targets.shape[1], 1)
-        if targets.shape[1] and self.context_and_targets_separate:
+        skipped = targets_only and not self.training  # in training, running moments are those of the context too
+        if targets.shape[1] and (self.context_and_targets_separate or (skipped and self.per_image)):
             share = size / (size + targets.shape[1])
-            skipped = targets_only and not self.training  # in training, running moments are those of the context too
             features = None if skipped else self._pass(context, size, record, share)[0]
             # Two passes are faster. In the second one, targets are normalized as its context.
             of_parts = [self._pass(part, part.shape[1], record, 1 - share)[0] for part in parts]

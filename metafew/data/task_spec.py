@@ -42,7 +42,7 @@ class TaskSpec:
         shot: number of support images per class, or a range as for ``way``; or ``"natural"`` for Meta-Dataset's tasks,
             whose way is at most the number of classes in the group and whose shots differ between classes.
         query: number of query images per class; with natural shots, the maximum.
-        tasks: number of tasks per meta-batch, over all processes; evaluation on cached features may use more.
+        tasks: number of tasks per meta-batch, over all processes; evaluation may use more.
         total: total number of tasks; 0 for training without validation.
         seed: seed of the sequence of tasks.
         support: maximum number of support images of a task with natural shots.

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from metafew.config.overrides import verbatim
 from metafew.config.paths import typed_in
 from metafew.config.quoting import override
+from metafew.distributed.threads import VARIABLE
 from metafew.errors import UsageError
 from metafew.io import read_json
 from metafew.signals import ENDING, OF_SCHEDULERS
@@ -26,19 +27,19 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that a signal stopped."""
 
 
-def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: int | None = None) -> subprocess.Popen:
+def start_subprocess(overrides: list[str], log: TextIO | None = None, threads: str | None = None) -> subprocess.Popen:
     """Start one run.
 
     Args:
         overrides: its command line.
         log: file for its output; None for the output of this process.
-        threads: number of cores to use, unless the user's environment sets one.
+        threads: its ``OMP_NUM_THREADS``; None for that of this process.
     """
     # The subprocess imports the same package from any working directory.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])]))
     environment = os.environ | {"PYTHONPATH": path}
     if threads:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        environment[VARIABLE] = threads
     command = [sys.executable, *PROGRAM, *overrides]
     return subprocess.Popen(command, stdout=log, stderr=log and subprocess.STDOUT, env=environment)
 

@@ -1,4 +1,4 @@
-"""Skip finished cells of a sweep, and report failed cells at its end."""
+"""Share the cores among the cells of a sweep, skip finished cells, and report failed cells at its end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from metafew.config.moved import add_options, update_paths
+from metafew.distributed.threads import share_cores
 from metafew.io import read_json
 
 
@@ -18,7 +19,9 @@ class ReportFailedCells(Callback):
     """Hydra callback that lists the failed cells of a sweep, and then exits with 1."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the cells of an earlier sweep in the same folder."""
+        """Record the cells of an earlier sweep in the same folder, and divide the cores among those at a time."""
+        if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
+            share_cores(config.hydra.launcher.n_jobs)
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

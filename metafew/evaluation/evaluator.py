@@ -17,6 +17,7 @@ from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.data.datamodule import FewShot
 from metafew.data.loader import MetaBatches
 from metafew.data.sampler import Sampler
+from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
@@ -133,9 +134,14 @@ class Evaluator(pl.LightningModule):
         return probabilities(logits)
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
-        """Return the number of tasks per evaluation step on the tasks of ``sampler``."""
-        with evaluating(self.backbone):
-            return tasks_per_step(self.backbone, sampler) if self._caches_features(sampler) else sampler.spec.tasks
+        """Return the number of tasks per evaluation step on the tasks of ``sampler``, which may exceed the spec's."""
+        with evaluating(self):
+            if self._caches_features(sampler):
+                return tasks_per_step(self.backbone, sampler)
+            together = [
+                adapted_together(head, self.backbone, sampler.spec, self.device) for head in self.heads.values()
+            ]
+            return max(sampler.spec.tasks, min(together))
 
     def _caches_features(self, sampler: Sampler) -> bool:
         """Return whether computing the features of all images in advance saves time for the tasks of ``sampler``."""
@@ -192,6 +198,15 @@ class Evaluator(pl.LightningModule):
                         *(len(found), name, failed),
                     )
         return chosen
+
+
+def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: torch.device) -> int:
+    """Return how many of the largest tasks of ``spec`` a head adapts together; 1 if it embeds all that it is given."""
+    if not head.adapts_backbone:
+        return 1
+    (_, support), (_, images), size = spec.contexts, spec.images, backbone.image_size
+    task = torch.empty((), device=device).expand(1, images, backbone.channels, size, size)  # without memory
+    return head.tasks_per_chunk(backbone, task[:, :support], task[:, support:]) or 1
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
+from metafew.distributed.threads import VARIABLE, threads_of_each
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.experiments.progress import Progress, describe_cost
@@ -65,14 +65,15 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     """
     waiting = list(pending_commands(cells))
     runs = {command for commands in waiting for command in commands}
+    threads = threads_of_each(jobs) if jobs > 1 else None
+    each = f", each with {VARIABLE}={threads}" if threads else ""
     begin = time.monotonic()
     progress = Progress(cells, begin)
-    todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time"
+    todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time{each}"
     minutes = experiment.get("minutes", {}).get(experiment["budget"])
     print_plain(console, f"{todo}: {describe_cost(len(waiting), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
     failed: set[Command] = set()
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool:
 
         def run_in_order(commands: Sequence[Command]) -> None:
@@ -130,7 +131,7 @@ def locked(command: Command, signals: Sequence[int]) -> Iterator[None]:
 
 
 def run_in_process(
-    command: Command, children: list[subprocess.Popen], signals: list[int], threads: int | None = None
+    command: Command, children: list[subprocess.Popen], signals: list[int], threads: str | None = None
 ) -> bool:
     """Run one command with its output in log.txt, and return whether it succeeded.
 
@@ -140,7 +141,7 @@ def run_in_process(
         command: the run.
         children: holds its process while it runs.
         signals: receives the signal that ended it, if any, to stop other runs too.
-        threads: number of cores to use, unless the environment sets one.
+        threads: its ``OMP_NUM_THREADS``; None for that of this process.
     """
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)

@@ -34,9 +34,11 @@ from metafew.norms.running import RunningNorm
 Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
-VALUES = 2**24
-"""Largest number of values of maps and weights of the tasks in a batch, by a rough estimate that ignores the network's
-depth: training conv4 with the defaults needs 230 to 300 MiB for as many tasks as this allows, and 30 to 55 for one."""
+MEMORY = 300
+"""Largest memory, in MiB, of the tasks in a batch on a CPU."""
+VALUES_PER_MIB = 2**24 // 300
+"""Number of values of maps and weights that need 1 MiB, by a rough estimate that ignores the network's depth: training
+conv4 with the defaults needs 230 to 300 MiB for as many tasks as 300 MiB allow, and 30 to 55 for one."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
 REASON = 160
@@ -62,11 +64,13 @@ class AdaptingHead(Head):
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
         first_order: take the outer gradient as if inner gradients were constant.
         inner: how the tasks of a meta-batch are batched, which changes nothing but random numbers: one by one in a
-            ``loop``; in a ``batch`` of as many as :data:`VALUES` allows, by layers with weights for each task
-            (:mod:`metafew.backbones.task_weights`); a ``chunk`` of them by ``vmap``, or all by ``vmap``. ``auto`` is
-            ``vmap`` on a GPU and ``batch`` elsewhere, or ``loop`` if that cannot process the network. In training, only
-            one such batch is held in memory at a time.
+            ``loop``; in a ``batch`` of as many as ``memory`` allows, by layers with weights for each task
+            (:mod:`metafew.backbones.task_weights`); a ``chunk`` of them by ``vmap``, or as many as ``memory`` allows by
+            ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or ``loop`` if that cannot process the
+            network. In training, only one such batch is held in memory at a time.
         chunk: tasks in a chunk.
+        memory: memory in MiB that tasks may need together in a ``batch`` or in ``vmap``, by an estimate; at least one
+            task is processed. ``auto`` is :data:`MEMORY`, or a quarter of the memory of a GPU.
     """
 
     memory_option = "inner=loop"
@@ -83,11 +87,13 @@ class AdaptingHead(Head):
         first_order: bool = False,
         inner: str = "auto",
         chunk: int = 4,
+        memory: int | str = "auto",
     ):
         super().__init__()
         self.output, self.names, self.steps, self.learning_rates = output, list(names), steps, tuple(lrs)
         self.rule = rule or SGD()
-        self.first_order, self.inner, self.chunk, self.batchable = first_order, inner, chunk, True
+        self.first_order, self.inner, self.chunk, self.memory = first_order, inner, chunk, memory
+        self.batchable = True
         self.adapts_backbone, self.fixed_way = bool(names), output.way
         self.rates = Rates(rates, lrs[0], steps, adapting_shapes(backbone, self.names, output))
 
@@ -109,8 +115,8 @@ class AdaptingHead(Head):
             )
         return self.inner
 
-    def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
-        """Return how many tasks are processed together; None for all of a meta-batch.
+    def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int:
+        """Return how many tasks are processed together.
 
         Args:
             backbone: the feature extractor.
@@ -119,21 +125,21 @@ class AdaptingHead(Head):
         """
         return self._size(self.execution(backbone, query.device), backbone, support, query)
 
-    def _size(self, execution: str, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
-        if execution == "batch":
-            return self._batch_size(backbone, support, query)
-        return {"loop": 1, "chunk": self.chunk, "vmap": None}[execution]
+    def _size(self, execution: str, backbone: Backbone, support: Tensor, query: Tensor) -> int:
+        fixed = {"loop": 1, "chunk": self.chunk}
+        return fixed[execution] if execution in fixed else self._within_memory(backbone, support, query)
 
-    def _batch_size(self, backbone: Backbone, support: Tensor, query: Tensor) -> int:
+    def _within_memory(self, backbone: Backbone, support: Tensor, query: Tensor) -> int:
         kept = 1 + self.steps if self.training and not self.first_order else 1
         pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
         weights = kept * sum(backbone.get_parameter(name).numel() for name in self.names)
-        return max(1, VALUES // (WIDTH * pixels + weights))
+        mib = self.memory if isinstance(self.memory, int) else memory_of(query.device)
+        return max(1, mib * VALUES_PER_MIB // (WIDTH * pixels + weights))
 
     def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:
         """Return how many tasks take an inner step together outside ``vmap``, as in ``objective=reptile``."""
         batched = self.execution(backbone, support.device) == "batch"
-        return self._batch_size(backbone, support, support[:, :0]) if batched else 1
+        return self._within_memory(backbone, support, support[:, :0]) if batched else 1
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
@@ -192,7 +198,7 @@ class AdaptingHead(Head):
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
         size = self._size(execution, backbone, images, query)
-        parts = zip(*(part.split(size or len(part)) for part in (images, support.labels, query)), strict=True)
+        parts = zip(*(part.split(size) for part in (images, support.labels, query)), strict=True)
         return concatenated([one(model, way, readout, *part) for part in parts])
 
     def _batched_or_loop(
@@ -281,6 +287,11 @@ class AdaptingHead(Head):
             weights, state = self.rule(weights, grads, state, self.rates.at(step, lr))
             weights, state = hold(weights), hold(state)
             yield weights
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the memory in MiB that tasks may need together on ``device``: all of a run on one machine agree on it."""
+    return torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else MEMORY
 
 
 def for_each(weights: Weights, tasks: int) -> Weights:

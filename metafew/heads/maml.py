@@ -53,6 +53,7 @@ class MAML(AdaptingHead):
             :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.adapting.AdaptingHead`).
         chunk: tasks in a chunk.
+        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
             Bronskill et al. (2020) report.
     """
@@ -77,6 +78,7 @@ class MAML(AdaptingHead):
         output_std: float | None = None,
         inner: str = "auto",
         chunk: int = 4,
+        memory: int | str = "auto",
         each_step: bool = False,
     ):
         for key, value in {"adapt": adapt, "rates": rates, "optimizer": optimizer, "inner": inner}.items():
@@ -85,6 +87,8 @@ class MAML(AdaptingHead):
         for key, values, least in (("steps", [steps], 0), ("test_steps", test_steps, 0), ("chunk", [chunk], 1)):
             for value in values or [None]:
                 check_integer(f"head.{key}", value, least, 5)
+        if memory != "auto":
+            check_integer("head.memory", memory, 1, 300)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
         if rates != "fixed" and len(lrs) > 1:
@@ -93,7 +97,9 @@ class MAML(AdaptingHead):
             )
         layer = Output(output, way, backbone.features, trained, output_std)
         names = adapting_names(backbone, adapt, as_list(freeze))
-        super().__init__(backbone, layer, names, steps, lrs, RULES[optimizer](), rates, first_order, inner, chunk)
+        super().__init__(
+            backbone, layer, names, steps, lrs, RULES[optimizer](), rates, first_order, inner, chunk, memory
+        )
         self.test_steps, self.each_step = test_steps, each_step
 
     @property

@@ -46,6 +46,7 @@ class Reptile(MAML):
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
         inner: how the tasks of a meta-batch are batched; ``objective=reptile`` advances those of a ``batch`` together.
         chunk: tasks in a chunk.
+        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
         each_step: also measure after every step of evaluation.
         seed: of the minibatches of training.
     """
@@ -70,6 +71,7 @@ class Reptile(MAML):
         output: str = "auto",
         inner: str = "auto",
         chunk: int = 4,
+        memory: int | str = "auto",
         each_step: bool = False,
         seed: int = 0,
     ):
@@ -83,7 +85,7 @@ class Reptile(MAML):
             output = "zero"
         super().__init__(
             backbone, trained, way, steps, test_steps, lr, optimizer="adam", first_order=True, adapt=adapt,
-            freeze=freeze, output=output, inner=inner, chunk=chunk, each_step=each_step,
+            freeze=freeze, output=output, inner=inner, chunk=chunk, memory=memory, each_step=each_step,
         )  # fmt: skip
         self.batch, self.test_batch, self.fresh, self.seed = batch, test_batch, fresh, seed
         self.lasting = []

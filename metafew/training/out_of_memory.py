@@ -16,7 +16,7 @@ from metafew.training.learner import Learner
 
 @contextmanager
 def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
-    """Raise UsageError with three settings that need less memory if memory runs out inside this context."""
+    """Raise UsageError with settings that need less memory if memory runs out inside this context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -30,17 +30,19 @@ def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
         ) from error
 
 
-def smaller(learner: Learner, split: str) -> tuple[str, str]:
-    """Return two settings that reduce the memory of a step of ``split``."""
+def smaller(learner: Learner, split: str) -> list[str]:
+    """Return settings that reduce the memory of a step of ``split``."""
     heads = [learner.trained] if split == "train" else [*learner.heads]
     options = {name: learner.heads[name].memory_option for name in heads if learner.heads[name].adapts_backbone}
     name = next((name for name, option in options.items() if option), None)
     if split == "train" and learner.objective.minibatches:
-        return "a smaller train.batch_size", "trainer.accumulate_grad_batches=2 with half of it"
+        return ["a smaller train.batch_size", "trainer.accumulate_grad_batches=2 with half of it"]
     if name:
         second = f"{'head' if name == learner.trained else f'evaluate.{name}'}.{options[name]}"
     elif split == "train":
         second = "trainer.accumulate_grad_batches=2 with half of it"
     else:
         second = "a smaller val.query" if split == "val" else "test.queries=class"
-    return "a smaller train.tasks" if split == "train" else f"{split}.tasks=1", second
+    first = "a smaller train.tasks" if split == "train" else f"{split}.tasks=1"
+    # Where every head adapts, a step of an evaluation has as many tasks as head.memory allows.
+    return [second] if split != "train" and len(options) == len(heads) else [first, second]

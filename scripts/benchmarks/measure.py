@@ -19,6 +19,8 @@ Rows = dict[str, dict[str, float | str]]
 Tables = dict[str, Rows]
 """Tables by title."""
 MIB = 2**20
+BF16 = ", bf16"
+"""End of the titles of rows that are measured with ``trainer.precision=bf16-mixed``."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Bench:
         peers: a folder of environments, each with another library, or None.
         variables: the environment variables of the processes of peers; None for those of this process.
         launches: number of times that these processes are started, each for all rounds.
+        bf16: whether steps are also measured with ``trainer.precision=bf16-mixed``.
+        papers: whether peers are compared in the settings of papers instead; the text that names of these contain.
     """
 
     setting: Setting
@@ -40,6 +44,13 @@ class Bench:
     peers: Path | None = None
     variables: dict[str, str] | None = None
     launches: int = 1
+    bf16: bool = False
+    papers: str | None = None
+
+    @property
+    def precisions(self) -> dict[str, bool]:
+        """The precisions to measure: the end of the titles of their rows, and whether it is ``bf16-mixed``."""
+        return {"": False} | ({BF16: True} if self.bf16 else {})
 
     @property
     def problem(self) -> Problem:

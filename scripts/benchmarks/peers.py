@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.measure import Bench, Call, Rows, Tables, medians
+from benchmarks.papers import PEERS
 from benchmarks.workers import OWN, Failure, Worker, launched
 
 
@@ -56,7 +57,16 @@ class Found:
 
 
 def tables(bench: Bench) -> Tables:
-    """Measure every algorithm by each peer that has it, from the same weights and data."""
+    """Measure every algorithm by each peer that has it, from the same weights and data; or in papers' settings."""
+    if bench.papers is None:
+        return tables_of(bench)
+    settings = {name: setting for name, setting in PEERS.items() if bench.papers.lower() in name.lower()}
+    found = {name: tables_of(replace(bench, setting=setting)) for name, setting in settings.items()}
+    return {f"{name}, {title}": rows for name, each in found.items() for title, rows in each.items()}
+
+
+def tables_of(bench: Bench) -> Tables:
+    """Measure every algorithm in one setting."""
     found: dict[str, Found] = {}
     steps = exact(bench)
     for _ in range(bench.launches):

@@ -11,6 +11,7 @@ from .problem import Problem, Step, Steps
 
 TITLE = "metafew"
 ALGORITHMS = ("maml", "fomaml", "protonet", "svm")
+"""The heads of a setting without ``heads``."""
 
 
 def own(problem: Problem, algorithm: str) -> Step:
@@ -32,4 +33,4 @@ def own(problem: Problem, algorithm: str) -> Step:
 def steps(problem: Problem) -> Steps:
     """Return the steps that are compared with those of other libraries."""
     use_huge_pages()
-    return {name: own(problem, name) for name in ALGORITHMS if name in (problem.setting.heads or ALGORITHMS)}
+    return {name: own(problem, name) for name in problem.setting.heads or ALGORITHMS}

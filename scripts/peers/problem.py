@@ -20,7 +20,7 @@ class Setting:
     """Sizes of everything that is measured.
 
     Attributes:
-        backbone: ``conv4`` or ``resnet12``.
+        backbone: ``conv4``, ``resnet12`` or ``r2d2``.
         width: channels of its first block.
         downsample: ``pool`` or ``stride``, how conv4 halves its maps.
         channels: channels of the images.

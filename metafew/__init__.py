@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metafew.inference import Model
+    from metafew.norms.convert import convert as convert
+    from metafew.norms.running import task_scope as task_scope
+
+NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.running"}
+"""Public names that are imported when they are used, with their modules."""
 
 
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
@@ -35,3 +41,9 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     from metafew import inference
 
     return inference.load(path, trust)
+
+
+def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        return getattr(import_module(NAMES[name]), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

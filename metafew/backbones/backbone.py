@@ -50,6 +50,8 @@ class Backbone(nn.Module):
 
     features: int
     """Dimension ``d`` of the features."""
+    channels_last = True
+    """Whether the weights are kept in channels-last memory format, that of the images."""
     own_norms = False
     """Whether the network has its own normalization layers, which ignore the context, instead of ``norm``."""
     task_weights = False

@@ -1,8 +1,8 @@
-"""Any PyTorch network as a backbone, with its own normalization layers."""
+"""Any PyTorch network as a backbone, with its own normalization layers or those of a scheme."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -12,26 +12,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError, reason
+from metafew.norms.convert import construct
+from metafew.norms.own import OwnNorms
+from metafew.norms.scope import rows
 
 
 class Wrapped(Backbone):
     """The network returned by ``target(**arguments)``, with its output flattened to ``(b, d)``.
 
-    Its normalization layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In
-    training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
-    updates its running moments in every pass, unless the network put it in eval mode. Whatever the network froze stays
-    frozen: parameters with ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
+    Its normalization layers are those of ``norm``, a scheme (:func:`~metafew.norms.convert.construct`), or its own.
+    These ignore tasks: they receive support sets and queries of all tasks as one flat batch. In training, a batch norm
+    of PyTorch therefore uses moments over all tasks, support and query rows together, and updates its running moments
+    in every pass, unless the network put it in eval mode. Whatever the network froze stays frozen: parameters with
+    ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images.
-        norm: not used.
+        norm: ``norm(channels)`` makes a normalization layer; ``OwnNorms`` keeps those of the network.
         target: dotted path of an importable class or function that returns an ``nn.Module``.
         arguments: its keyword arguments.
+        norms: the layers that ``norm`` replaces: ``batch``, ``layer``, ``group`` or ``instance`` norms, or names of
+            modules; one, or a list. None keeps all.
     """
 
-    own_norms = True
-    """``norm`` is ignored."""
+    channels_last = False
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class Wrapped(Backbone):
         norm: Callable[[int], nn.Module],
         target: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        norms: str | Sequence[str] | None = None,
     ):
         super().__init__(channels, image_size)
         if not target:
@@ -47,10 +53,14 @@ class Wrapped(Backbone):
                 f"expected backbone.target to be the dotted path of a network, got {target or 'null'}: "
                 "type backbone.target=my_package.MyNetwork"
             )
+        self.own_norms = norms is None or isinstance(norm, OwnNorms)
         try:
-            self.network = resolve_name(target)(**(arguments or {}))
+            network, options = resolve_name(target), arguments or {}
+            self.network = network(**options) if self.own_norms else construct(network, options, norm, norms)
             if not isinstance(self.network, nn.Module):
                 raise TypeError(f"it returns a {type(self.network).__name__}")
+        except UsageError:
+            raise
         except Exception as error:  # custom code may raise anything
             raise UsageError(
                 f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="
@@ -59,9 +69,11 @@ class Wrapped(Backbone):
             ) from error
         self.keep_frozen()
         self.train()  # a network may freeze batch norms in its own train()
-        self._takes_moments_in_training = any(norm.training or norm.running_mean is None for norm in self._batch_norms)
+        self._takes_moments_in_training = self._takes_moments
         try:
             self.features = self._dimension()
+        except UsageError:
+            raise
         except Exception as error:  # custom code may raise anything
             raise UsageError(
                 f"expected backbone.target to map each image to one row, got {target}, which does not for "
@@ -73,7 +85,8 @@ class Wrapped(Backbone):
     def _dimension(self) -> int:
         """Return the number of features of a pass of two black images."""
         self.eval()
-        features = self(torch.zeros(2, self.channels, self.image_size, self.image_size))
+        with rows(1, 2, record=False):
+            features = self(torch.zeros(2, self.channels, self.image_size, self.image_size))
         self.train()
         if len(features) != 2:
             raise ValueError(f"2 images give {len(features)} rows")
@@ -88,6 +101,16 @@ class Wrapped(Backbone):
         return features.to(images.dtype) if features.dtype == torch.float64 else features  # as heads compute
 
     @property
+    def per_image(self) -> bool:
+        """Whether no image changes the features of another: no scheme, and no batch norm of the network, lets it."""
+        return super().per_image and not self._takes_moments
+
+    @property
+    def context_and_targets_separate(self) -> bool:
+        """Whether every scheme separates context and targets, and no batch norm of the network takes moments."""
+        return super().context_and_targets_separate and not self._takes_moments
+
+    @property
     def transductive(self) -> bool:
         """Whether a batch norm without running moments lets images influence each other in evaluation."""
         return super().transductive or any(norm.running_mean is None for norm in self._batch_norms)
@@ -96,6 +119,11 @@ class Wrapped(Backbone):
     def couples_tasks(self) -> bool:
         """Whether a batch norm lets all tasks of a meta-batch influence each other in training."""
         return super().couples_tasks or self._takes_moments_in_training
+
+    @property
+    def _takes_moments(self) -> bool:
+        """Whether a batch norm takes moments of its batch in the current mode."""
+        return any(norm.training or norm.running_mean is None for norm in self._batch_norms)
 
     @property
     def _batch_norms(self) -> list[_BatchNorm]:

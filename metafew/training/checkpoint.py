@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.config.carried import training_options
-from metafew.config.moved import update_paths
+from metafew.config.moved import choose_own_norms, update_paths
 from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
+from metafew.norms.convert import KINDS
 from metafew.norms.norm import Norm
 from metafew.training.learner import Learner
 
@@ -46,7 +47,7 @@ def read(path: str | PathLike) -> dict:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
-    saved = update_paths(checkpoint["metafew"])
+    saved = choose_own_norms(update_paths(checkpoint["metafew"]))
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}
@@ -120,10 +121,13 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
         UsageError: if the checkpoint at ``path`` does not fit.
     """
     own = model.state_dict()
-    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}
+    kinds = (Norm, *KINDS.values())
+    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, kinds)}
     norms, need_running = (
         tuple(layers),
-        tuple(name for name, norm in layers.items() if norm.requires_running_moments(fit)),
+        tuple(
+            name for name, norm in layers.items() if not isinstance(norm, Norm) or norm.requires_running_moments(fit)
+        ),
     )
     complete, untrained = {}, []
     for key, value in own.items():

@@ -213,7 +213,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
     if not learner.backbone.couples_tasks:
         return
     norm, instead = "this norm", "norm=transductive"
-    if learner.backbone.own_norms:
+    if not any(norm.couples_tasks for norm in learner.backbone.norms):
         norm, instead = "this network", "a network without batch norm"
     if learner.heads[learner.trained].adapts_backbone:
         raise UsageError(

@@ -184,7 +184,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     backbone.keep_frozen()
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)
-    if not backbone.own_norms:  # custom networks receive images in the default memory format
+    if backbone.channels_last:
         backbone.to(memory_format=torch.channels_last)  # as the images; otherwise each pass would copy the weights
     accept_task_weights(accelerate(backbone))
     return backbone

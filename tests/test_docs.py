@@ -52,7 +52,7 @@ def words(command):
     typed = [FEWER.get(word, word) for word in shlex.split(command)]
     keys = {word.split("=")[0] for word in typed}
     tiny = TINY + MIXED * ("dataset=mixture" in typed)
-    if "dataset=features" in typed:
+    if {"dataset=features", "backbone=module"} & {*typed}:
         tiny = [word for word in tiny if not word.startswith("backbone")]
     if "ckpt" in keys and "ckpt=last" not in typed:  # the others it has from the checkpoint
         tiny = [word for word in tiny if word.split("=")[0] in keys]

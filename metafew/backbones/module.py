@@ -54,6 +54,11 @@ class Wrapped(Backbone):
                 "type backbone.target=my_package.MyNetwork"
             )
         self.own_norms = norms is None or isinstance(norm, OwnNorms)
+        if isinstance(norm, OwnNorms) and norms not in (None, "batch"):
+            raise UsageError(
+                f"expected a norm for the layers of backbone.norms={norms}, got norm=own, which keeps them: "
+                "type norm=tasknorm, or backbone.norms=batch"
+            )
         try:
             network, options = resolve_name(target), arguments or {}
             self.network = network(**options) if self.own_norms else construct(network, options, norm, norms)

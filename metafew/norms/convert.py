@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metafew.config.mistakes import nearest
 from metafew.config.option_values import as_list
@@ -20,14 +19,15 @@ from metafew.errors import UsageError
 from metafew.norms.norm import Norm
 from metafew.norms.running import RunningNorm
 
-KINDS: dict[str, type[nn.Module]] = {
-    "batch": _BatchNorm,
-    "layer": nn.LayerNorm,
-    "group": nn.GroupNorm,
-    "instance": _InstanceNorm,
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "batch": (_BatchNorm,),
+    "layer": (nn.LayerNorm,),
+    "group": (nn.GroupNorm,),
+    "instance": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 }
 """Layers that can be replaced, by the words for them."""
-FORWARDS = {layer.forward for layer in (*KINDS.values(), nn.SyncBatchNorm)}
+LAYERS = tuple(kind for kinds in KINDS.values() for kind in kinds)
+FORWARDS = {layer.forward for layer in (*LAYERS, nn.SyncBatchNorm)}
 """What they compute; a subclass may compute more."""
 EPS, MOMENTUM = 1e-5, 0.1
 """Defaults of all schemes and of PyTorch."""
@@ -57,7 +57,7 @@ def convert(network: nn.Module, norm: Callable[[int], Norm], norms: str | Iterab
         metafew.errors.UsageError: if there is nothing to replace, a name is that of no such layer, or a layer cannot be
             replaced.
     """
-    layers = {name: module for name, module in network.named_modules() if isinstance(module, tuple(KINDS.values()))}
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, LAYERS)}
     words = as_list(norms)
     chosen = choose_layers(layers, words)
     if not chosen and not any(isinstance(module, Norm) for module in network.modules()):
@@ -101,7 +101,7 @@ def choose_layers(layers: Mapping[str, nn.Module], norms: Iterable[str]) -> list
     Raises:
         UsageError: if a name is that of no such layer, and of no module with one.
     """
-    kinds = tuple(KINDS[word] for word in norms if word in KINDS)
+    kinds = tuple(kind for word in norms for kind in KINDS.get(word, ()))
     chosen = {name for name, layer in layers.items() if isinstance(layer, kinds) and trains(layer)}
     for word in norms:
         below = {name for name in layers if f"{name}.".startswith(f"{word}.")}

@@ -17,7 +17,7 @@ from metafew.config.moved import choose_own_norms, update_paths
 from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
-from metafew.norms.convert import KINDS
+from metafew.norms.convert import LAYERS
 from metafew.norms.norm import Norm
 from metafew.training.learner import Learner
 
@@ -121,8 +121,7 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
         UsageError: if the checkpoint at ``path`` does not fit.
     """
     own = model.state_dict()
-    kinds = (Norm, *KINDS.values())
-    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, kinds)}
+    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, (Norm, *LAYERS))}
     norms, need_running = (
         tuple(layers),
         tuple(

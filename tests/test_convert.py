@@ -81,6 +81,15 @@ class Frozen(ResNet):
         self.layer1.bn1.eval()
 
 
+class FreezesInTrain(ResNet):
+    """One that puts a norm in eval mode whenever it is put in training mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.bn1.eval()
+        return self
+
+
 class Transformer(nn.Module):
     """A patch embedding and a layer of a transformer, with layer norms over channels."""
 
@@ -262,6 +271,13 @@ def test_a_backbone_keeps_the_frozen_layers_of_its_network(images):
     assert backbone.couples_tasks and not backbone.per_image, "bn1 takes moments of its batch"
     named = wrapped("layer", Frozen, norms=["batch", "bn1", "layer1"])
     assert not named.couples_tasks and named.per_image and named.eval().transductive is False
+
+
+def test_a_norm_that_the_network_freezes_in_train_is_kept():
+    assert [name for name, layer in layers(wrapped("tasknorm", FreezesInTrain)).items() if not layer.training] == [
+        "network.bn1"
+    ]
+    assert type(wrapped("tasknorm", FreezesInTrain).network.bn1) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ MOVED = {
 """Prefixes of dotted paths: old and new."""
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "backbone": {"norms": "batch"},
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
 }

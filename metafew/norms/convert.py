@@ -92,7 +92,13 @@ def construct(
     """
     norm_layer = {"norm_layer": norm} if "norm_layer" in signature(network).parameters else {}
     made = network(**norm_layer | dict(arguments))
-    return convert(made, norm, norms) if isinstance(made, nn.Module) else made
+    if not isinstance(made, nn.Module):
+        return made
+    in_eval = [module for module in made.modules() if not module.training]
+    made.train(made.training)  # a network may freeze batch norms in its own train()
+    for module in in_eval:
+        module.training = False
+    return convert(made, norm, norms)
 
 
 def choose_layers(layers: Mapping[str, nn.Module], norms: Iterable[str]) -> list[str]:

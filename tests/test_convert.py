@@ -102,11 +102,11 @@ class Transformer(nn.Module):
 
 
 class Activated(nn.BatchNorm2d):
-    """A batch norm that ends with an activation, as ``BatchNormAct2d`` of timm."""
+    """A batch norm that ends with an activation, as ``BatchNormAct2d`` of timm; a pooling cannot run before this one."""
 
     def __init__(self, channels):
         super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.SiLU()
+        self.drop, self.act = nn.Identity(), nn.Softmax(1)
 
     def forward(self, x):
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)

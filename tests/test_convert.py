@@ -102,7 +102,7 @@ class Transformer(nn.Module):
 
 
 class Activated(nn.BatchNorm2d):
-    """A batch norm that ends with an activation, as ``BatchNormAct2d`` of timm; a pooling cannot run before this one."""
+    """A batch norm that ends with an activation, as ``BatchNormAct2d`` of timm; no pooling can precede it."""
 
     def __init__(self, channels):
         super().__init__(channels)

@@ -138,7 +138,7 @@ def resnet(network=ResNet):
 def wrapped(word, network=ResNet, **options):
     torch.manual_seed(0)
     norm = partial(make_norm(word), groups=2) if word == "group" else make_norm(word)
-    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **{"norms": "batch"} | options)
+    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **{"norms": "convert"} | options)
     return accelerate(unlike(backbone))
 
 
@@ -346,7 +346,7 @@ def test_a_constructor_with_norm_layer_gets_the_scheme():
     assert backbone.network.given.func is TaskNorm and len(backbone.norms) == 6
     backbone = wrapped("tasknorm", Configurable, arguments={"norm_layer": None})
     assert backbone.network.given is None and len(backbone.norms) == 6
-    own = Wrapped(3, SIZE, OwnNorms(), f"{__name__}.Configurable", norms="batch")
+    own = Wrapped(3, SIZE, OwnNorms(), f"{__name__}.Configurable", norms="convert")
     assert own.network.given is None and own.norms == [] and own.own_norms
 
 
@@ -401,7 +401,7 @@ def test_a_network_keeps_its_norms_unless_one_is_typed(composed, words, norm, ba
     assert (choices["norm"], choices["backbone"]) == (norm, backbone)
 
 
-def test_own_norms_need_a_network_that_has_some(composed):
+def test_own_norms_need_a_network_that_has_some(composed, caplog):
     cfg, _, _ = composed("norm=own")
     source = type("Source", (), {"channels": 1, "image_size": 28})
     with pytest.raises(UsageError, match="got own, the norms of a network of backbone=module: type norm=tasknorm"):
@@ -409,6 +409,9 @@ def test_own_norms_need_a_network_that_has_some(composed):
     cfg, _, _ = composed(*MODULE, "backbone.norms=[layer]")
     with pytest.raises(UsageError, match=r"for the layers of backbone.norms=\['layer'\], got norm=own"):
         make_backbone(cfg, source)
+    cfg, _, _ = composed(*MODULE, "backbone.norms=own", "norm=batch")
+    cfg.backbone.target = f"{__name__}.Grey"
+    assert make_backbone(cfg, source).own_norms and "norm has no effect here" in caplog.text
     cfg, _, _ = composed("backbone=module", "backbone.target=torch.nn.Flatten", "norm=batch")
     with pytest.raises(UsageError, match="expected Flatten to have batch norms that train"):
         make_backbone(cfg, source)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError, reason
 from metafew.norms.convert import construct
+from metafew.norms.norm import Norm
 from metafew.norms.own import OwnNorms
 from metafew.norms.scope import rows
 
@@ -32,8 +33,8 @@ class Wrapped(Backbone):
         norm: ``norm(channels)`` makes a normalization layer; ``OwnNorms`` keeps those of the network.
         target: dotted path of an importable class or function that returns an ``nn.Module``.
         arguments: its keyword arguments.
-        norms: the layers that ``norm`` replaces: ``batch``, ``layer``, ``group`` or ``instance`` norms, or names of
-            modules; one, or a list. None keeps all.
+        norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or those to convert, as
+            :func:`~metafew.norms.convert.convert` takes them.
     """
 
     channels_last = False
@@ -42,10 +43,10 @@ class Wrapped(Backbone):
         self,
         channels: int,
         image_size: int,
-        norm: Callable[[int], nn.Module],
+        norm: Callable[[int], Norm],
         target: str | None = None,
         arguments: Mapping[str, Any] | None = None,
-        norms: str | Sequence[str] | None = None,
+        norms: str | Sequence[str] = "own",
     ):
         super().__init__(channels, image_size)
         if not target:
@@ -53,12 +54,13 @@ class Wrapped(Backbone):
                 f"expected backbone.target to be the dotted path of a network, got {target or 'null'}: "
                 "type backbone.target=my_package.MyNetwork"
             )
-        self.own_norms = norms is None or isinstance(norm, OwnNorms)
-        if isinstance(norm, OwnNorms) and norms not in (None, "batch"):
+        self.own_norms = norms == "own" or isinstance(norm, OwnNorms)
+        if isinstance(norm, OwnNorms) and norms not in ("own", "convert"):
             raise UsageError(
                 f"expected a norm for the layers of backbone.norms={norms}, got norm=own, which keeps them: "
-                "type norm=tasknorm, or backbone.norms=batch"
+                "type norm=tasknorm, or backbone.norms=own"
             )
+        norms = "batch" if norms == "convert" else norms
         try:
             network, options = resolve_name(target), arguments or {}
             self.network = network(**options) if self.own_norms else construct(network, options, norm, norms)

@@ -17,7 +17,7 @@ MOVED = {
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
 ADDED: dict[str, dict[str, Any]] = {
-    "backbone": {"norms": "batch"},
+    "backbone": {"norms": "convert"},
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
 }
 """Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""

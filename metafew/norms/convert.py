@@ -19,7 +19,7 @@ from metafew.errors import UsageError
 from metafew.norms.norm import Norm
 from metafew.norms.running import RunningNorm
 
-KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+KINDS: dict[str, tuple[Any, ...]] = {
     "batch": (_BatchNorm,),
     "layer": (nn.LayerNorm,),
     "group": (nn.GroupNorm,),

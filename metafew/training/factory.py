@@ -29,6 +29,7 @@ from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError, reason
 from metafew.heads.head import Head
 from metafew.norms.fast import accelerate
+from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
 from metafew.training import checkpoint
 from metafew.training.learner import Learner
@@ -181,6 +182,8 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
+    if backbone.own_norms and not isinstance(options["norm"], OwnNorms):
+        log.warning("norm has no effect here, as backbone.norms=own keeps the layers of the network")
     backbone.keep_frozen()
     if cfg.backbone.weights is not None:
         checkpoint.freeze(backbone)

@@ -55,6 +55,8 @@ class Backbone(nn.Module):
     task_weights = False
     """Whether a pass may have weights for each task (:mod:`metafew.backbones.task_weights`), as ``forward`` keeps the
     order of rows and leaves weights to layers."""
+    prefix = ""
+    """What precedes, in the names of parameters, the names that users and files of weights give them."""
     frozen: frozenset[str] = frozenset()
     """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()

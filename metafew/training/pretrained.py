@@ -46,8 +46,7 @@ def freeze(backbone: Backbone, which: str | Sequence[str] = "all") -> None:
     Raises:
         UsageError: if a prefix matches no name.
     """
-    prefixes = {"all": [""], "none": []}.get(str(which)) if isinstance(which, str) else None
-    prefixes = as_list(which) if prefixes is None else prefixes
+    prefixes = {"all": [""], "none": []}.get(str(which), as_list(which))
     kept, parameters = meta_parameters(backbone), dict(backbone.named_parameters())
     for prefix in map(str, prefixes):
         starts = ("",) if prefix == "" else (f"{prefix}.", f"{backbone.prefix}{prefix}.")

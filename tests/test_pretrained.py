@@ -192,6 +192,8 @@ def test_a_layer_that_is_not_there_cannot_be_frozen():
 
 def test_only_in_eval_mode_has_each_image_its_features():
     assert not wrapped().per_image and wrapped().eval().per_image
+    freeze(frozen := wrapped())
+    assert frozen.train().per_image
 
 
 # files

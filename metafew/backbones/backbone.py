@@ -122,7 +122,7 @@ class Backbone(nn.Module):
     @property
     def per_image(self) -> bool:
         """Whether no image changes the features of another, in the current mode."""
-        return not self.own_norms and all(norm.fixed_moments or norm.per_image for norm in self.norms)
+        return all(norm.fixed_moments or norm.per_image for norm in self.norms)
 
     @property
     def context_and_targets_separate(self) -> bool:

@@ -117,8 +117,9 @@ class Wrapped(Backbone):
 
     @property
     def per_image(self) -> bool:
-        """Whether the network is in eval mode, where each image has its features whatever the others are."""
-        return not self.training and not self.transductive
+        """Whether no batch norm takes moments of its batch in the current mode."""
+        taken = any(norm.training or norm.running_mean is None for norm in self._batch_norms.values())
+        return super().per_image and not taken
 
     @property
     def couples_tasks(self) -> bool:

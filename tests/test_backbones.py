@@ -38,7 +38,8 @@ class Small(nn.Module):
 def yaml(word):
     """Return what conf says of a backbone, but for ``weights``, which the run reads."""
     node = load_option(CONF / "backbone" / f"{word}.yaml")
-    del node["weights"]
+    for key in ("weights", "freeze"):  # which the run reads
+        node.pop(key, None)
     return node
 
 

@@ -81,8 +81,9 @@ def test_no_argument_of_ours_is_hidden(file):
         if not target.startswith("metafew."):
             continue
         parameters = inspect.signature(get_object(target)).parameters
-        # Hydra reads the defaults, and the run itself backbone.weights.
-        shown = {key for key in node if not str(key).startswith("_")} - {"defaults", "weights"}
+        # Hydra reads the defaults, and the run itself backbone.weights and backbone.freeze.
+        of_the_run = {"defaults", "weights"} | ({"freeze"} if file.parent.name == "backbone" else set())
+        shown = {key for key in node if not str(key).startswith("_")} - of_the_run
         unknown = shown - set(parameters)
         hidden = {name for name, p in parameters.items() if p.default is not p.empty} - shown
         assert not unknown, f"{file}: {path} has no argument {unknown}"

@@ -137,7 +137,7 @@ class Instead(NamedTuple):
     """Whether the slow test below runs them, in processes of their own."""
 
 
-MANY = "it starts processes"
+MANY, WEIGHTS = "it starts processes", "it takes weights of others"
 INSTEAD = [
     Instead("make ", "it installs", is_a_target),
     Instead(". .venv/bin/activate", "it is for a shell", makes_an_environment),
@@ -147,6 +147,8 @@ INSTEAD = [
     Instead("sbatch ", "it wants SLURM", is_a_script),
     Instead("srun ", "it wants SLURM", composes),
     Instead("python train.py experiment=", "it takes an hour", composes),
+    Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
+    Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
     Instead("torchrun ", MANY, composes, slow=True),
     Instead("python train.py trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True),
     Instead(

@@ -26,7 +26,8 @@ OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"mod
 
 def make_network(word):
     options = node(CONF / "backbone" / f"{word}.yaml")
-    options.pop("weights")  # the run reads them
+    for key in ("weights", "freeze"):  # the run reads them
+        options.pop(key, None)
     return make(options, channels=1, image_size=28, norm=make_norm("layer"))
 
 

@@ -57,6 +57,8 @@ class Backbone(nn.Module):
     task_weights = False
     """Whether a pass may have weights for each task (:mod:`metafew.backbones.task_weights`), as ``forward`` keeps the
     order of rows and leaves weights to layers."""
+    prefix = ""
+    """What precedes, in the names of parameters, the names that users and files of weights give them."""
     frozen: frozenset[str] = frozenset()
     """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()
@@ -122,7 +124,7 @@ class Backbone(nn.Module):
     @property
     def per_image(self) -> bool:
         """Whether no image changes the features of another, in the current mode."""
-        return not self.own_norms and all(norm.fixed_moments or norm.per_image for norm in self.norms)
+        return all(norm.fixed_moments or norm.per_image for norm in self.norms)
 
     @property
     def context_and_targets_separate(self) -> bool:

@@ -17,8 +17,8 @@ MOVED = {
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
 ADDED: dict[str, dict[str, Any]] = {
-    "backbone": {"norms": "convert"},
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
+    "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
 }
 """Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""
 

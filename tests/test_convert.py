@@ -446,6 +446,17 @@ class Grey(ResNet):
 GREY = ["backbone=module", f"backbone.target={__name__}.Grey"]
 
 
+def test_pretrained_weights_load_into_converted_layers(launch, tmp_path):
+    torch.save(unlike(Grey()).float().state_dict(), tmp_path / "weights.pt")
+    tiny = [word for word in TINY if not word.startswith("backbone.")]
+    tiny += [*GREY, f"backbone.weights={tmp_path}/weights.pt", "stages=[test]", "test.total=4", "val.total=2"]
+    own, batch, frozen = (
+        launch(f"norm={word}", out=tmp_path / word, tiny=tiny)[0] for word in ("own", "batch", "frozen")
+    )
+    losses = [results["metrics"]["test/protonet/loss"]["mean"] for results in (own, batch, frozen)]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
 def test_checkpoints_that_ignored_the_norm_keep_their_own():
     saved = checkpoint.read("tests/compatibility/module.ckpt")["metafew"]
     assert saved["choices"]["norm"] == "own" and saved["training"]["norm"] == saved["model"]["norm"]

@@ -216,13 +216,13 @@ def episodes(
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return installed_version()
+        return _installed_version()
     if name in ROOMS:
         return import_module(f"metafew.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def installed_version() -> str:
+def _installed_version() -> str:
     """Return the version of the installed package; ``unknown`` in a checkout that is not installed."""
     from importlib.metadata import PackageNotFoundError, version  # takes longer than everything else here
 

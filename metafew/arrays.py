@@ -97,7 +97,7 @@ class Evaluation:
         return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, force_jupyter=False)
+        console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
         console.print(self.table().rich(), *self.table().notes)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]  # of StringIO
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from metafew.inference import Model
     from metafew.training.start import Run
 
-ROOMS = ("backbones", "heads", "norms")
-"""Packages that ``metafew.heads.SVM`` finds without an import of their own."""
+ROOMS = ("backbones", "errors", "heads", "norms")
+"""Modules that ``metafew.heads.SVM`` finds without an import of their own."""
 
 
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:

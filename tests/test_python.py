@@ -26,7 +26,8 @@ from metafew.training.factory import make, make_data, make_learner
 
 LIGHT = """
 import sys, metafew, metafew.norms
-assert metafew.__version__ and {"SVM", "ProtoNet"} <= {*dir(metafew.heads)} and "TaskNorm" in dir(metafew.norms)
+assert metafew.__version__ and metafew.errors.UsageError
+assert {"SVM", "ProtoNet"} <= {*dir(metafew.heads)} and "TaskNorm" in dir(metafew.norms)
 sys.exit("torch" in sys.modules)
 """
 

@@ -96,8 +96,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         found = TOP.get(path, path.removeprefix("docs/"))
-        if files.get_file_from_path(found) is None:  # a file of the code, which the site does not have
-            return link["text"][1:-1]
+        if files.get_file_from_path(found) is None:
+            # A file of the code, which the site does not have; MkDocs refuses a link that leads nowhere.
+            return link["text"][1:-1] if (ROOT / path).exists() else link[0]
         relative = posixpath.relpath(found, posixpath.dirname(page.file.src_uri) or ".")
         return f"{link['text']}({relative}{hash_sign}{anchor})"
 

@@ -35,6 +35,7 @@ RETURNED = {
         "metafew.episode.Episode",
         "metafew.episode.Labelled",
     ],
+    "Norms in a network of your own": ["metafew.norms.convert.convert", "metafew.norms.running.task_scope"],
     "Errors": ["metafew.errors.UsageError", "metafew.errors.Diverged"],
 }
 PACKAGE = """\

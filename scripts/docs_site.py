@@ -42,7 +42,7 @@ PACKAGE = """\
     options:
       show_root_heading: false
       show_root_toc_entry: false
-      filters: ["!^_", "!^ROOMS$"]
+      filters: ["!^_", "!^ROOMS$", "!^NAMES$"]
 """.splitlines()
 """How the functions of the package are described."""
 CLASS = """\

@@ -5,7 +5,7 @@ READY := .venv/.ready
 NEWEST := .venv-newest
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: help train reproduce bench test test-newest test-all lint format clean
+.PHONY: help train reproduce bench test test-newest test-all docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test-newest: ## run the same tests with the newest releases of all dependencies 
 test-all: $(READY) ## run all tests, including the slow ones
 	$(BIN)/python $(PYTEST) $(ARGS)
 
+docs: $(READY) ## build the pages and the reference of the Python names in site/
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build
+
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +52,6 @@ format: $(READY) ## apply automatic style fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environments and caches, never results or data
-	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean: ## remove the environments, caches and pages, never results or data
+	rm -rf .venv .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +

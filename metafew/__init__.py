@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from metafew.arrays import Classification, Evaluation
+    from metafew.episode import Episode
+    from metafew.heads.head import Head
     from metafew.inference import Model
+    from metafew.norms.convert import convert as convert
+    from metafew.norms.running import task_scope as task_scope
+    from metafew.training.start import Run
+
+ROOMS = ("backbones", "errors", "heads", "norms")
+"""Modules that ``metafew.heads.SVM`` finds without an import of their own."""
+NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.running"}
+"""Public names that are imported when they are used, with their modules."""
 
 
 def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
@@ -35,3 +51,188 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     from metafew import inference
 
     return inference.load(path, trust)
+
+
+def train(*words: str, **options: Any) -> Run:
+    """Run what ``python train.py WORDS`` runs, in this process, and return its results.
+
+    All stages run: by default training, validation and test. The run prints its progress and its table, and its folder
+    has the same files as that of the command::
+
+        run = metafew.train("head=svm", "norm=tasknorm", **{"trainer.max_steps": 200})
+        run.metrics["test/svm/accuracy"]  # {"mean": 0.89, "ci95": 0.01, "tasks": 600, "failed": 0}
+        model = metafew.load(run.checkpoint)
+
+    The run uses one process. Sweeps (``-m``), experiments and several devices need the command.
+
+    Args:
+        words: words of the command line, such as ``"head=svm"`` or ``"train.way=20"``.
+        options: further ones with Python values: ``head="svm"``, ``evaluate=["ridge"]``, ``train={"way": 20}``, or
+            ``**{"train.way": 20}``.
+
+    Returns:
+        The folder of the run and the content of its results.json.
+
+    Raises:
+        metafew.errors.UsageError: if the words cannot be run. The message says what to type instead.
+    """
+    from metafew.training import start
+
+    return start.train(words, options)
+
+
+def evaluate(
+    features: np.ndarray | Tensor,
+    labels: Sequence | np.ndarray | Tensor,
+    heads: Sequence[str | Head] | Mapping[str, str | Head] = ("protonet", "ridge", "svm"),
+    way: int | str = 5,
+    shot: int | str = 1,
+    query: int = 15,
+    tasks: int = 600,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure heads on few-shot tasks that are drawn from features, all heads on the same tasks.
+
+    The numbers are those of ``python train.py dataset=features dataset.root=FILE evaluate=[...]`` for a file with these
+    features as ``x_test`` and these labels as ``y_test``::
+
+        table = metafew.evaluate(features, labels, heads=["protonet", "svm"], way=5, shot=1)
+        print(table)
+        table.mean["svm"], table.ci95["svm"]
+        table.difference("svm", "protonet")  # paired, on the same tasks
+
+    The accuracy of 1-nearest-neighbour on the features is measured too, under the name ``vectors_1nn``.
+
+    Args:
+        features: ``(n, d)``, such as the output of a pretrained network. They are used as they are; some heads work
+            better on centred features of unit length.
+        labels: ``n`` integers or strings.
+        heads: words of the command line, or heads, such as ``metafew.heads.SVM(c=1.0)``; or a dictionary of these, by
+            their names in the table. Heads with parameters are used untrained, with their initial values.
+        way: number of classes per task, or ``"5..20"`` for a number drawn per task.
+        shot: number of support examples per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
+        query: number of queries per class.
+        tasks: number of tasks.
+        seed: seed of the tasks; ``test.seed`` of the command.
+
+    Returns:
+        A table with ``mean``, ``ci95``, ``rows``, ``to_dict()`` and ``difference(head, other)``.
+
+    Raises:
+        metafew.errors.UsageError: if there are too few classes or examples, values are not finite, or a word names no
+            head.
+    """
+    from metafew import arrays
+
+    return arrays.evaluate_features(features, labels, heads, way, shot, query, tasks, seed)
+
+
+def classify(
+    head: str | Head,
+    support: np.ndarray | Tensor,
+    labels: Sequence | np.ndarray | Tensor,
+    query: np.ndarray | Tensor,
+) -> Classification:
+    """Classify features by the examples of a support set.
+
+    For images and a trained network, see :func:`load`::
+
+        found = metafew.classify("svm", support, ["cat", "dog", "cat"], query)
+        found.labels  # ["dog", "cat", ...]
+        found.probabilities  # (q, 2), columns as in found.classes
+
+    Args:
+        head: a word of the command line, or a head, such as ``metafew.heads.SVM(c=1.0)``. A word makes a new head
+            in each call.
+        support: features ``(n, d)`` in floating point.
+        labels: ``n`` strings, numbers or other hashable values; classes may have different numbers of examples.
+        query: features ``(q, d)``.
+
+    Returns:
+        ``labels``, ``probabilities`` and ``classes``.
+
+    Raises:
+        metafew.errors.UsageError: if shapes and labels do not match, or a word names no head.
+    """
+    from metafew import arrays
+
+    return arrays.classify_features(head, support, labels, query)
+
+
+def episodes(
+    data: str | np.ndarray | Tensor,
+    labels: Sequence | np.ndarray | Tensor | None = None,
+    *,
+    split: str = "train",
+    way: int | str | None = None,
+    shot: int | str | None = None,
+    query: int | None = None,
+    tasks: int = 4,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> Iterator[Episode]:
+    """Draw the tasks of a training loop of your own.
+
+    For example, with ``Conv4``, ``SVM`` and ``TaskNorm`` of :mod:`metafew.backbones`, ``heads`` and ``norms``::
+
+        backbone, head = Conv4(1, 28, TaskNorm), SVM()
+        optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()])
+        for episode in metafew.episodes("glyphs", way=5, shot=1, steps=200):
+            logits = head(backbone, episode.support, episode.query.images, episode.way)
+            loss = F.cross_entropy(logits.mT, episode.query.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    Tasks are those of a run of the command line with the same options: task ``i`` depends only on the seed, the split,
+    the data and ``i``. Images are in float32 in [0, 1], with the views of ``augment`` applied.
+
+    Args:
+        data: the name of a dataset, such as ``"omniglot"``; or an array of images ``(n, c, h, w)`` or ``(n, h, w)`` in
+            uint8 or floating point, or of vectors ``(n, d)``.
+        labels: the classes of an array: ``n`` integers or strings. None with the name of a dataset.
+        split: ``train``, ``val`` or ``test``. All classes of an array are used in any split, for different tasks.
+        way: number of classes per task, or ``"5..20"`` for a number drawn per task. For this and the next two, None is
+            the value of a run with this dataset; for an array 5, 1 and 15.
+        shot: number of support images per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
+        query: number of query images per class.
+        tasks: number of tasks per step.
+        steps: number of steps; None draws tasks without end.
+        seed: seed of the tasks.
+        device: where the images are needed.
+        options: options of a dataset, with the keys of the command line: ``augment="standard"``,
+            ``dataset={"split": "vinyals"}``.
+
+    Returns:
+        An iterator over episodes, each a stack of tasks of equal shape: one per step if ``way`` and ``shot`` are
+        numbers. Otherwise the tasks of a step are several episodes, one after the other.
+
+    Raises:
+        metafew.errors.UsageError: if there is no such dataset, or it has too few classes or images.
+    """
+    from metafew import loops
+
+    shape, drawn = loops.Shape(way, shot, query), loops.Drawn(split, tasks, steps, seed)
+    return loops.episodes_of(data, labels, shape, drawn, device, options)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _installed_version()
+    if name in NAMES:
+        return getattr(import_module(NAMES[name]), name)
+    if name in ROOMS:
+        return import_module(f"metafew.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _installed_version() -> str:
+    """Return the version of the installed package; ``unknown`` in a checkout that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # takes longer than everything else here
+
+    try:
+        return version("metafew")
+    except PackageNotFoundError:
+        return "unknown"

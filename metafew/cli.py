@@ -18,14 +18,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from metafew.allocator import use_huge_pages
 from metafew.config.command_line import readable
-from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
+from metafew.config.compose import defer_to_checkpoint
 from metafew.config.groups import CONF, register_evaluation_heads
 from metafew.config.help import help_text
 from metafew.config.hydra_parser import accept_any_help
 from metafew.config.mistakes import in_one_line
-from metafew.config.overrides import verbatim
 from metafew.config.paths import resolve_paths
-from metafew.distributed.launcher import is_rank_zero, is_restarted, launched_world_size
+from metafew.distributed.launcher import is_rank_zero, launched_world_size
 from metafew.distributed.output_folder import named_by_clock, require_named
 from metafew.distributed.report_once import (
     already_reported,
@@ -38,6 +37,7 @@ from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
 from metafew.io import print_any_character, write_json
+from metafew.training.start import compose_run
 
 log = logging.getLogger(__name__)
 sanitize = Hydra.get_sanitized_cfg
@@ -90,7 +90,7 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
         with open_dict(cfg):
             of_hydra = cfg.pop("hydra")
         if "experiment" not in cfg:
-            cfg, _ = compose_run(cfg)
+            cfg = compose_run(cfg).cfg
             of_hydra = HydraConfig.get()
     except UsageError as error:
         print(f"metafew: {error}", file=sys.stderr)
@@ -117,7 +117,7 @@ def launch_experiment(cfg: DictConfig) -> None:
 def run_single(cfg: DictConfig, out: Path) -> None:
     """Run one configuration, and exit with code 2 after an error that the user can correct."""
     try:
-        start_run(*compose_run(cfg), out)
+        compose_run(cfg).start(out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
         sys.exit(2)
@@ -131,14 +131,15 @@ def run_single(cfg: DictConfig, out: Path) -> None:
 def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
     """Run one cell of a sweep; an error is written to its folder, and the sweep continues."""
     try:
-        cfg, overrides = compose_run(cfg)
+        composed = compose_run(cfg)
+        cfg = composed.cfg
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         if finished(out, config, partial(data_fingerprints, cfg)):
             print(f"{out} was finished before: delete it to run it again")
         elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
             run_cell(out)
         else:
-            start_run(cfg, overrides, out)
+            composed.start(out)
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
     except Exception as error:
@@ -154,37 +155,6 @@ def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
 
     root = store_root(cfg.cache_dir)
     return {each.title: describe(build(each, root))["fingerprint"] for each in make_source(cfg).all_components()}
-
-
-def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Return the configuration and overrides of this run; with ``ckpt``, on top of those of the checkpoint."""
-    overrides = main_words() + verbatim(HydraConfig.get().overrides.task)
-    with in_one_line(overrides):
-        resolve_paths(cfg)
-        if cfg.ckpt == "last":
-            from metafew.training.resume import newest_of_this_run
-
-            cfg.ckpt = newest_of_this_run()
-        elif cfg.ckpt is None and is_restarted():
-            from metafew.training.resume import newest_of_this_job
-
-            cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
-        if cfg.ckpt is not None:
-            from metafew.training.checkpoint import read
-
-            cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
-            resolve_paths(cfg)
-        OmegaConf.to_container(cfg, resolve=True)  # refuses unknown ${name}s
-    return cfg, overrides
-
-
-def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:
-    """Run a composed configuration."""
-    from metafew.training.run import run
-
-    chosen = chosen_options(HydraConfig.get().runtime.choices)
-    choices = {group: option for group, option in chosen.items() if isinstance(option, str)}
-    run(cfg, choices, overrides, out)
 
 
 def report_error(out: Path, message: str, diverged: bool = False) -> None:

@@ -121,7 +121,7 @@ class Model(nn.Module):
             raise UsageError(
                 f"{expected}, got shape {tuple(values.shape)}: resize them, channels before height and width"
             )
-        own = next(self.parameters())
+        own = next(self.parameters(), torch.empty(0))  # features and heads without weights
         if values.dtype == torch.uint8:
             return as_float(values.to(own.device), own.dtype).unsqueeze(0)
         if not values.is_floating_point():

@@ -10,7 +10,6 @@ from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.training.factory import make
 
-NORMS = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
 W = 3
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew.backbones.dropblock import DropBlock
-from metafew.config.groups import CONF
+from metafew.config.groups import CONF, load_option
 from metafew.errors import UsageError
 from metafew.norms.film import modulated
 from metafew.norms.scope import rows
@@ -37,8 +37,9 @@ class Small(nn.Module):
 
 def yaml(word):
     """Return what conf says of a backbone, but for ``weights``, which the run reads."""
-    node = OmegaConf.load(CONF / "backbone" / f"{word}.yaml")
-    del node["weights"]
+    node = load_option(CONF / "backbone" / f"{word}.yaml")
+    for key in ("weights", "freeze"):  # which the run reads
+        node.pop(key, None)
     return node
 
 
@@ -46,8 +47,8 @@ def norm(word: str):
     return make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"))
 
 
-def backbone(word: str, channels: int = 3, image_size: int = 32, scheme: str = "tasknorm", **changes):
-    node = yaml(word)
+def backbone(word: str, channels: int = 3, image_size: int = 32, scheme: str | None = None, **changes):
+    node, scheme = yaml(word), scheme or ("own" if word == "module" else "tasknorm")
     if word == "module":
         node = OmegaConf.merge(node, {"target": f"{__name__}.Small", "arguments": {"channels": channels}})
     if "width" in node:
@@ -75,6 +76,12 @@ class TestContract(BackboneContract):
     @pytest.fixture
     def model(self, file):
         return partial(backbone, file.stem)
+
+
+class TestConverted(BackboneContract):
+    @pytest.fixture
+    def model(self):
+        return partial(backbone, "module", scheme="tasknorm")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +321,7 @@ class TestModule:
         arguments = {"in_channels": 3, "out_channels": 2, "kernel_size": 3}
         node = yaml("module")
         node = OmegaConf.merge(node, {"target": "torch.nn.Conv2d", "arguments": arguments})
-        model = make(node, channels=3, image_size=28, norm=None)
+        model = make(node, channels=3, image_size=28, norm=norm("own"))
         assert not model.couples_tasks and not model.transductive and model.features == 2 * 26**2
 
     @pytest.mark.parametrize(
@@ -335,7 +342,6 @@ class TestModule:
     def test_what_is_not_a_network_is_refused(self, target, arguments, reason):
         node = yaml("module")
         with pytest.raises(UsageError, match=reason) as caught:
-            make(
-                OmegaConf.merge(node, {"target": target, "arguments": arguments}), channels=3, image_size=32, norm=None
-            )
+            node = OmegaConf.merge(node, {"target": target, "arguments": arguments})
+            make(node, channels=3, image_size=32, norm=norm("own"))
         assert "\n" not in str(caught.value)

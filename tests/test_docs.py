@@ -52,7 +52,7 @@ def words(command):
     typed = [FEWER.get(word, word) for word in shlex.split(command)]
     keys = {word.split("=")[0] for word in typed}
     tiny = TINY + MIXED * ("dataset=mixture" in typed)
-    if "dataset=features" in typed:
+    if {"dataset=features", "backbone=module"} & {*typed}:
         tiny = [word for word in tiny if not word.startswith("backbone")]
     if "ckpt" in keys and "ckpt=last" not in typed:  # the others it has from the checkpoint
         tiny = [word for word in tiny if word.split("=")[0] in keys]
@@ -137,7 +137,7 @@ class Instead(NamedTuple):
     """Whether the slow test below runs them, in processes of their own."""
 
 
-MANY = "it starts processes"
+MANY, WEIGHTS = "it starts processes", "it takes weights of others"
 INSTEAD = [
     Instead("make ", "it installs", is_a_target),
     Instead(". .venv/bin/activate", "it is for a shell", makes_an_environment),
@@ -147,6 +147,8 @@ INSTEAD = [
     Instead("sbatch ", "it wants SLURM", is_a_script),
     Instead("srun ", "it wants SLURM", composes),
     Instead("python train.py experiment=", "it takes an hour", composes),
+    Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
+    Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
     Instead("torchrun ", MANY, composes, slow=True),
     Instead("python train.py trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True),
     Instead(

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from contracts import SCHEMES
 from omegaconf import OmegaConf
 
 from metafew.backbones.conv4 import Conv4
@@ -19,8 +20,6 @@ from metafew.evaluation.evaluator import evaluating
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.training.factory import make
 from metafew.training.learner import Learner
-
-NORMS = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
 
 
 class Turned(Source):
@@ -52,7 +51,7 @@ def sampler(folder, views=None, **changes):
     return Sampler(Split(build(Turned(), folder), plan.split), plan, views)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", SCHEMES)
 def test_a_norm_that_says_so_and_no_other_leaves_images_alone(norm):
     model = backbone(norm)
     images = torch.rand(1, 5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

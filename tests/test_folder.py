@@ -1,6 +1,10 @@
 import json
 import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from itertools import chain
 
 import numpy as np
@@ -380,6 +384,18 @@ def test_sentences_on_files_that_are_not_there(tmp_path):
     assert "is not a folder" in refused(folder(tmp_path / "nowhere"))
     assert "is not a folder" in refused(folder(tmp_path / "a" / "0.png"))
     assert "set.npz" in refused(folder(tmp_path / "set.npz"))
+
+
+@pytest.mark.parametrize("labels", [None, "l.csv"])
+def test_the_error_on_an_archive_unpacks_it(tmp_path, labels):
+    archive, photos = tmp_path / "my photos.zip", grow(tmp_path / "photos", "abc")
+    (tmp_path / "l.csv").write_text("file,class\na/0.png,x\n")
+    shutil.make_archive(str(archive.with_suffix("")), "zip", photos)
+    said = refused(folder(archive, labels=labels and str(tmp_path / labels)))
+    assert said.startswith(f"expected a folder of images, got the archive {archive}: unpack it with python -m zipfile ")
+    command = shlex.split(said.partition("unpack it with ")[2].partition(", and")[0])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert names(folder(command[-1])) == names(folder(photos))
 
 
 def test_sentences_on_arrays(tmp_path):

@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from contracts import node, takes_steps
+from contracts import SCHEMES, node, takes_steps
 from contracts import norm as make_norm
 from runs import TINY
 from torch import nn
@@ -19,14 +19,15 @@ from metafew.training.factory import make, make_head
 from metafew.training.run import run
 from metafew.training.schedules import piecewise
 
-HEADS, NORMS = (sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("head", "norm"))
+HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 WIDTHS = {"conv4": 4, "r2d2": 6, "resnet12": 4, "resnet18": 4}
 OURS = sorted({file.stem for file in (CONF / "backbone").glob("*.yaml")} - {"module", "identity"})
 
 
 def make_network(word):
     options = node(CONF / "backbone" / f"{word}.yaml")
-    options.pop("weights")  # the run reads them
+    for key in ("weights", "freeze"):  # the run reads them
+        options.pop(key, None)
     return make(options, channels=1, image_size=28, norm=make_norm("layer"))
 
 
@@ -36,7 +37,7 @@ def adapts_backbone(word):
 
 STEPPING = set(filter(takes_steps, HEADS))
 ADAPTING = set(filter(adapts_backbone, HEADS))
-COUPLING = {word for word in NORMS if make_norm(word)(64).couples_tasks}
+COUPLING = {word for word in SCHEMES if make_norm(word)(64).couples_tasks}
 """Norms that treat a meta-batch as one batch: heads that adapt the backbone cannot be trained with them."""
 MODULATED = {word for word in OURS if make_network(word).films}
 """Backbones with FiLM layers, which only head=cnaps needs."""
@@ -133,7 +134,7 @@ def covering(cells):
     return chosen
 
 
-CELLS = list(product(HEADS, NORMS, OURS))
+CELLS = list(product(HEADS, SCHEMES, OURS))
 SENSIBLE = [cell for cell in CELLS if sentence(*cell) is None]
 COVERING = covering(SENSIBLE)
 GRID = [pytest.param(*cell, marks=[] if cell in COVERING else pytest.mark.slow) for cell in SENSIBLE]
@@ -141,7 +142,7 @@ GRID = [pytest.param(*cell, marks=[] if cell in COVERING else pytest.mark.slow) 
 
 def test_the_suite_meets_every_pair_of_choices():
     met = set().union(*map(pairs, COVERING))
-    for choices in ((HEADS, NORMS), (HEADS, None, OURS), (None, NORMS, OURS)):
+    for choices in ((HEADS, SCHEMES), (HEADS, None, OURS), (None, SCHEMES, OURS)):
         (i, first), (j, second) = ((k, words) for k, words in enumerate(choices) if words)
         for a, b in product(first, second):
             senseless = (a == "cnaps" and b in set(OURS) - MODULATED) or (a in ADAPTING and b in COUPLING)
@@ -162,8 +163,8 @@ def test_what_does_not_go_together_is_refused(cell, head, norm, backbone):
         cell(head, norm, backbone)
 
 
-UNEQUAL = [(head, norm) for head, norm in product(HEADS, NORMS) if norm not in COUPLING]
-DIAGONAL = [(head, NORMS[i % len(NORMS)]) for i, head in enumerate(HEADS * 2)]
+UNEQUAL = [(head, norm) for head, norm in product(HEADS, SCHEMES) if norm not in COUPLING]
+DIAGONAL = [(head, SCHEMES[i % len(SCHEMES)]) for i, head in enumerate(HEADS * 2)]
 NATURAL = [
     f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "shot=natural", "support=9")
 ]

@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 import torch
-from smooth import NORMS, Smooth, W, three_tasks
+from contracts import SCHEMES
+from smooth import Smooth, W, three_tasks
 from torch import nn
 from torch.func import functional_call
 
@@ -55,7 +56,7 @@ OPTIONS = {
     "weight": {"rates": "weight"},
 }
 # Every norm with every execution, and every option with every execution.
-CASES = [(word, "no_norm" if i % 2 else "all", inner) for i, word in enumerate(NORMS) for inner in INNER]
+CASES = [(word, "no_norm" if i % 2 else "all", inner) for i, word in enumerate(SCHEMES) for inner in INNER]
 CASES += [("tasknorm", name, inner) for name in OPTIONS for inner in INNER]
 CASES = [case for case in CASES if case[::2] != ("batch_shared", "batch")]  # tasks share its moments
 
@@ -127,7 +128,7 @@ def test_second_order_differs_from_first(episode):
     assert (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("word", NORMS)
+@pytest.mark.parametrize("word", SCHEMES)
 def test_evaluation_leaves_no_trace_and_builds_no_graph(word, episode):
     backbone, head = learner(word)
     backbone.eval(), head.eval()
@@ -217,7 +218,7 @@ def everything(backbone, head, episode):
     return [loss.detach(), *grads, *pending, logits]
 
 
-SAME = [(word, "all") for word in NORMS if word != "batch_shared"] + [("transductive", name) for name in OPTIONS]
+SAME = [(word, "all") for word in SCHEMES if word != "batch_shared"] + [("transductive", name) for name in OPTIONS]
 
 
 FIRST = {f"first_order {name}": OPTIONS[name] | {"first_order": True} for name in ("all", "prototype", "adam", "layer")}

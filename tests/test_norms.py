@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from contracts import files, norms
+from contracts import SCHEMES, files, norms
 from contracts.norms import C, NormContract, Q, S, T, apply, check_fast_execution, slope_after_a_step
 from omegaconf import OmegaConf
 from torch import nn
@@ -30,7 +30,6 @@ from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
 from metafew.training.factory import make
 
-SCHEMES = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
 MAX = torch.nn.MaxPool2d(2)
 
 

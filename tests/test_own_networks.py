@@ -16,7 +16,7 @@ from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
 from metafew.objectives.reptile import Reptile
-from metafew.training.checkpoint import freeze
+from metafew.training.pretrained import freeze
 
 WAY, SIZE = 2, 8
 

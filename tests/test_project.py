@@ -24,6 +24,8 @@ MODULES = sorted((ROOT / "metafew").rglob("*.py"))
 NOT_IMPORTED = {
     "hydra-joblib-launcher": "Hydra finds it by its name, hydra/launcher=joblib",
     "hydra-submitit-launcher": "likewise, hydra/launcher=submitit_slurm",
+    "mkdocs": "make docs starts it",
+    "mkdocstrings": "MkDocs imports it, as mkdocs.yml says",
     "tensorboard": "Lightning's TensorBoardLogger imports it",
 }
 """Dependencies that no module of the package imports, and who does."""

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from smooth import NORMS, Smooth, W, three_tasks
+from contracts import SCHEMES
+from smooth import Smooth, W, three_tasks
 from torch import nn
 
 from metafew.errors import UsageError
@@ -184,7 +185,7 @@ def test_minibatches_go_through_whole_orders():
     assert len(head.rows(0, 9)) == 5
 
 
-@pytest.mark.parametrize("word", [word for word in NORMS if word != "batch_shared"])
+@pytest.mark.parametrize("word", [word for word in SCHEMES if word != "batch_shared"])
 def test_what_no_task_adapts_is_frozen_and_all_else_moves(word):
     backbone, head = learner(word)
     before = values(backbone, head)

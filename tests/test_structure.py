@@ -13,7 +13,7 @@ MOST = 30
 """Most functions that take a configuration, or a part of one."""
 TAKE_CONFIGURATION = """
 analysis/features/analyze.py: analysis_tasks
-cli.py: compose_run data_fingerprints job launch_experiment run_single run_sweep_cell show_configuration start_run
+cli.py: data_fingerprints job launch_experiment run_single run_sweep_cell show_configuration
 config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types
 config/paths.py: resolve_paths
@@ -26,6 +26,7 @@ training/conversion.py: follow_training
 training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source
 training/parts.py: make_parts
 training/run.py: run
+training/start.py: compose_run run_here
 training/trainer.py: make_trainer
 """
 

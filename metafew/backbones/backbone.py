@@ -50,11 +50,15 @@ class Backbone(nn.Module):
 
     features: int
     """Dimension ``d`` of the features."""
+    channels_last = True
+    """Whether the weights are kept in channels-last memory format, that of the images."""
     own_norms = False
     """Whether the network has its own normalization layers, which ignore the context, instead of ``norm``."""
     task_weights = False
     """Whether a pass may have weights for each task (:mod:`metafew.backbones.task_weights`), as ``forward`` keeps the
     order of rows and leaves weights to layers."""
+    prefix = ""
+    """What precedes, in the names of parameters, the names that users and files of weights give them."""
     frozen: frozenset[str] = frozenset()
     """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()
@@ -120,7 +124,7 @@ class Backbone(nn.Module):
     @property
     def per_image(self) -> bool:
         """Whether no image changes the features of another, in the current mode."""
-        return not self.own_norms and all(norm.fixed_moments or norm.per_image for norm in self.norms)
+        return all(norm.fixed_moments or norm.per_image for norm in self.norms)
 
     @property
     def context_and_targets_separate(self) -> bool:

@@ -1,8 +1,8 @@
-"""Any PyTorch network as a backbone, with its own normalization layers."""
+"""Any PyTorch network as a backbone, with its own normalization layers or those of a scheme."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -11,35 +11,53 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.network_output import NetworkOutput
+from metafew.backbones.standardize import Standardize
 from metafew.errors import UsageError, reason
+from metafew.norms.convert import construct
+from metafew.norms.norm import Norm
+from metafew.norms.own import OwnNorms
+from metafew.norms.scope import rows
 
 
 class Wrapped(Backbone):
     """The network returned by ``target(**arguments)``, with its output flattened to ``(b, d)``.
 
-    Its normalization layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In
-    training, a batch norm of PyTorch therefore uses moments over all tasks, support and query rows together, and
-    updates its running moments in every pass, unless the network put it in eval mode. Whatever the network froze stays
-    frozen: parameters with ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
+    Its normalization layers are those of ``norm``, a scheme (:func:`~metafew.norms.convert.construct`), or its own.
+    These ignore tasks: they receive support sets and queries of all tasks as one flat batch. In training, a batch norm
+    of PyTorch therefore uses moments over all tasks, support and query rows together, and updates its running moments
+    in every pass, unless the network put it in eval mode. Whatever the network froze stays frozen: parameters with
+    ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
 
     Args:
         channels: channels of the images.
         image_size: height and width of the images.
-        norm: not used.
+        norm: ``norm(channels)`` makes a normalization layer; ``OwnNorms`` keeps those of the network.
         target: dotted path of an importable class or function that returns an ``nn.Module``.
         arguments: its keyword arguments.
+        mean: of the pixels that the network was trained on (:class:`~metafew.backbones.standardize.Standardize`).
+        std: their standard deviation.
+        output: which of its outputs are the features (:class:`~metafew.backbones.network_output.NetworkOutput`).
+        readout: ``flatten`` them, or their ``mean`` over positions or tokens.
+        norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or those to convert, as
+            :func:`~metafew.norms.convert.convert` takes them.
     """
 
-    own_norms = True
-    """``norm`` is ignored."""
+    channels_last = False
+    prefix = "network."
 
     def __init__(
         self,
         channels: int,
         image_size: int,
-        norm: Callable[[int], nn.Module],
+        norm: Callable[[int], Norm],
         target: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        mean: float | str | Sequence[float] | None = None,
+        std: float | str | Sequence[float] | None = None,
+        output: str | int | None = None,
+        readout: str = "flatten",
+        norms: str | Sequence[str] = "own",
     ):
         super().__init__(channels, image_size)
         if not target:
@@ -47,33 +65,56 @@ class Wrapped(Backbone):
                 f"expected backbone.target to be the dotted path of a network, got {target or 'null'}: "
                 "type backbone.target=my_package.MyNetwork"
             )
+        self.own_norms = norms == "own" or isinstance(norm, OwnNorms)
+        if isinstance(norm, OwnNorms) and norms not in ("own", "convert"):
+            raise UsageError(
+                f"expected a norm for the layers of backbone.norms={norms}, got norm=own, which keeps them: "
+                "type norm=tasknorm, or backbone.norms=own"
+            )
+        norms = "batch" if norms == "convert" else norms
         try:
-            self.network = resolve_name(target)(**(arguments or {}))
+            network, options = resolve_name(target), arguments or {}
+            self.network = network(**options) if self.own_norms else construct(network, options, norm, norms)
             if not isinstance(self.network, nn.Module):
                 raise TypeError(f"it returns a {type(self.network).__name__}")
+        except UsageError:
+            raise
         except Exception as error:  # custom code may raise anything
             raise UsageError(
                 f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="
                 f"{dict(arguments or {})}, which does not ({reason(error)}): type backbone.target="
                 "my_package.MyNetwork backbone.arguments={name:value}"
             ) from error
+        self.standardize = Standardize(channels, mean, std)
+        self.read = NetworkOutput(self.network, output, readout)
         self.keep_frozen()
         self.train()  # a network may freeze batch norms in its own train()
-        self._takes_moments_in_training = any(norm.training or norm.running_mean is None for norm in self._batch_norms)
+        self.keep_frozen()
         try:
-            self.features = self._dimension()
+            self.features = self._dimension(channels)
+        except UsageError:
+            raise
         except Exception as error:  # custom code may raise anything
             raise UsageError(
                 f"expected backbone.target to map each image to one row, got {target}, which does not for "
-                f"{channels}x{image_size}x{image_size} images ({reason(error)}): type backbone.arguments="
-                "{name:value} to fit it, or dataset.image_size=84"
+                f"{channels}x{image_size}x{image_size} images ({reason(error)}): type {self._instead()}"
             ) from error
 
+    def _instead(self) -> str:
+        """Return what to type for a network that does not take the images."""
+        arguments, other = "backbone.arguments={name:value} to fit it", {1: 3, 3: 1}.get(self.channels, 0)
+        try:
+            self._dimension(other)
+        except Exception:  # nor images of another number of channels
+            return f"{arguments}, or dataset.image_size=84"
+        return f"dataset.channels={other}, or {arguments}"
+
     @torch.no_grad()
-    def _dimension(self) -> int:
+    def _dimension(self, channels: int) -> int:
         """Return the number of features of a pass of two black images."""
         self.eval()
-        features = self(torch.zeros(2, self.channels, self.image_size, self.image_size))
+        with rows(1, 2, record=False):
+            features = self.read(torch.zeros(2, channels, self.image_size, self.image_size))
         self.train()
         if len(features) != 2:
             raise ValueError(f"2 images give {len(features)} rows")
@@ -84,19 +125,36 @@ class Wrapped(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
         # Contiguous, as networks that call ``view`` require, and a copy, which they may change in place.
-        features = self.network(images.clone(memory_format=torch.contiguous_format)).flatten(1)
+        features = self.read(self.standardize(images.clone(memory_format=torch.contiguous_format)))
         return features.to(images.dtype) if features.dtype == torch.float64 else features  # as heads compute
+
+    @property
+    def per_image(self) -> bool:
+        """Whether no image changes the features of another: no scheme, and no batch norm of the network, lets it."""
+        return super().per_image and not self._takes_moments
+
+    @property
+    def context_and_targets_separate(self) -> bool:
+        """Whether every scheme separates context and targets, and no batch norm of the network takes moments."""
+        return super().context_and_targets_separate and not self._takes_moments
 
     @property
     def transductive(self) -> bool:
         """Whether a batch norm without running moments lets images influence each other in evaluation."""
-        return super().transductive or any(norm.running_mean is None for norm in self._batch_norms)
+        return super().transductive or any(norm.running_mean is None for norm in self._batch_norms.values())
 
     @property
     def couples_tasks(self) -> bool:
         """Whether a batch norm lets all tasks of a meta-batch influence each other in training."""
-        return super().couples_tasks or self._takes_moments_in_training
+        norms = self._batch_norms.items()
+        coupling = any(name not in self.in_eval or norm.running_mean is None for name, norm in norms)
+        return super().couples_tasks or coupling
 
     @property
-    def _batch_norms(self) -> list[_BatchNorm]:
-        return [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
+    def _takes_moments(self) -> bool:
+        """Whether a batch norm takes moments of its batch in the current mode."""
+        return any(norm.training or norm.running_mean is None for norm in self._batch_norms.values())
+
+    @property
+    def _batch_norms(self) -> dict[str, _BatchNorm]:
+        return {name: module for name, module in self.named_modules() if isinstance(module, _BatchNorm)}

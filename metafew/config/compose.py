@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -42,8 +43,20 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
     """
     register_evaluation_heads()
     words = readable(overrides)
-    with in_one_line(words), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with in_one_line(words), initialized_hydra():
         return resolve_paths(hydra.compose(MAIN, words, return_hydra_config=True))
+
+
+@contextmanager
+def initialized_hydra() -> Iterator[None]:
+    """Initialize Hydra with the configurations of metafew inside this context, within an application of Hydra too."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, list[str]]:
@@ -230,6 +243,7 @@ def defer_to_checkpoint(overrides: Sequence[str]) -> list[str]:
     >>> defer_to_checkpoint(["ckpt=a.ckpt", "head.each_step=true", "norm=tasknorm", "norm.alpha=independent", "seed=1"])
     ['ckpt=a.ckpt', '++head.each_step=true', 'norm=tasknorm', 'norm.alpha=independent', 'seed=1']
     """
+    DEFERRED.clear()  # of an earlier run of this process
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
     if chosen.get("ckpt") in (None, "null", "last"):  # ckpt=last repeats all overrides of its run
         return list(overrides)

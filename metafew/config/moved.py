@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from metafew.config.overrides import key
+
 MOVED = {
     "metafew.loggers.TensorBoard": "metafew.loggers.tensorboard.TensorBoard",
     "metafew.loggers.Wandb": "metafew.loggers.wandb.Wandb",
@@ -14,8 +16,9 @@ MOVED = {
 """Prefixes of dotted paths: old and new."""
 OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
+    "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
 }
 """Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""
 
@@ -36,6 +39,23 @@ def add_options(saved: dict, current: dict) -> dict:
         if group in saved
     }
     return saved | {group: options | saved[group] for group, options in added.items()}
+
+
+def choose_own_norms(saved: dict) -> dict:
+    """Choose ``norm=own`` in the record of a checkpoint of ``backbone=module`` that ignored its ``norm``.
+
+    >>> model = {"backbone": {"_target_": "metafew.backbones.module.Wrapped"}, "norm": {"eps": 0.1}}
+    >>> new = choose_own_norms({"model": model, "choices": {"norm": "layer"}, "overrides": ["norm=layer", "seed=1"]})
+    >>> new["model"]["norm"], new["choices"], new["overrides"]
+    ({'_target_': 'metafew.norms.own.OwnNorms'}, {'norm': 'own'}, ['seed=1'])
+    """
+    backbone = saved["model"]["backbone"]
+    if backbone["_target_"] != "metafew.backbones.module.Wrapped" or "norms" in backbone:
+        return saved
+    own = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
+    parts = {part: saved[part] | own for part in ("model", "config", "training") if part in saved}
+    overrides = [override for override in saved["overrides"] if key(override).partition(".")[0] != "norm"]
+    return saved | parts | {"choices": saved["choices"] | {"norm": "own"}, "overrides": overrides}
 
 
 def update_paths(config: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -62,6 +62,19 @@ def override(key: str, value: object) -> str:
     ("ckpt='o/head=svm/best.ckpt'", 'test.shot=[1,5]', 'seed=null')
     """
     return f"{key}={grammar(value)}"
+
+
+def overrides(options: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that set Python values; a dictionary sets options below its key.
+
+    >>> overrides({"head": "svm", "train": {"way": 20}, "backbone": {"arguments": {"depth": 18}}})
+    ['head=svm', 'train.way=20', 'backbone.arguments={depth:18}']
+    """
+    words = []
+    for key, value in options.items():
+        below = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        words += [override(name, item) for name, item in below.items()]
+    return words
 
 
 def grammar(value: object) -> str:

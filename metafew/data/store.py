@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
@@ -240,12 +240,16 @@ class Split:
     def __init__(self, folder: Path, split: str, channels: int | None = None):
         self._arguments = folder.absolute(), split, channels
         classes = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
-        self.images = np.load(folder / f"{split}.npy", mmap_mode="r")
-        self.channels = channels or self.images.shape[1]
-        self.names = [c["name"] for c in classes]
-        self.groups = [c["group"] for c in classes]
-        self.rows = [np.asarray(c["keys"]) for c in classes]
-        self.turns = np.asarray([c["turns"] for c in classes])
+        self.hold(np.load(folder / f"{split}.npy", mmap_mode="r"), channels, [Category(**c) for c in classes])
+
+    def hold(self, images: np.ndarray, channels: int | None, categories: Sequence[Category]) -> None:
+        """Set the attributes, for constructors."""
+        self.images = images
+        self.channels = channels or images.shape[1]
+        self.names = [c.name for c in categories]
+        self.groups = [c.group for c in categories]
+        self.rows = [np.asarray(c.keys) for c in categories]
+        self.turns = np.asarray([c.turns for c in categories])
 
     def __reduce__(self) -> tuple:
         return Split, self._arguments  # pickling a memory map would write all of its values

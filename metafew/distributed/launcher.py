@@ -198,7 +198,7 @@ def claim_or_exit(key: str, folder: str, by_clock: bool) -> str:
 
 
 def exit_with(error: UsageError) -> NoReturn:
-    """Print an error on rank zero, and exit."""
+    """Print an error on rank zero, and exit; ``metafew.train`` raises the cause instead."""
     if is_rank_zero():
         print(f"metafew: {error}", file=sys.stderr)
-    sys.exit(2)
+    raise SystemExit(2) from error

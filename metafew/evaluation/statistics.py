@@ -112,6 +112,16 @@ def format_percent(measure: Mapping[str, Any] | None, unit: str = "") -> str:
     return f"{100 * measure['mean']:.2f}{spread}{unit}{format_failed(measure.get('failed'))}"
 
 
+def format_difference(difference: Mapping[str, Any]) -> str:
+    """Format a difference of accuracies in points, with its sign and its confidence interval, if any.
+
+    >>> format_difference({"mean": -0.0123, "ci95": 0.004}), format_difference({"mean": 0.01, "ci95": None})
+    ('−1.23 ± 0.40', '+1.00')
+    """
+    spread = "" if difference["ci95"] is None else f" ± {100 * difference['ci95']:.2f}"
+    return f"{100 * difference['mean']:+.2f}{spread}".replace("-", "−")
+
+
 def format_failed(failed: float | None) -> str:
     """Format the number of failed tasks, to follow an accuracy; results of earlier versions do not contain it.
 

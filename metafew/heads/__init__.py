@@ -1,1 +1,23 @@
-"""Heads: how a backbone is adapted to a support set and classifies queries. One method per file."""
+"""Heads: how a backbone is adapted to a support set and classifies queries. One method per file.
+
+``from metafew.heads import SVM, ProtoNet`` finds the class of every file in ``conf/head``, and the base classes; the
+module of a class is imported with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BASES = ("metafew.heads.head.Head", "metafew.heads.head.FeatureHead", "metafew.heads.adapting.AdaptingHead")
+
+
+def __getattr__(name: str) -> Any:
+    from metafew.config.components import find_class
+
+    return find_class(__name__, "head", BASES, name)
+
+
+def __dir__() -> list[str]:
+    from metafew.config.components import class_names
+
+    return class_names("head", BASES)

@@ -102,6 +102,7 @@ class CNAPs(Head):
         init_std: standard deviation of the initial values of these vectors.
     """
 
+    requires_training = True
     exemptions: ClassVar = {"separable_classes": "its classifier is a network, which must be trained first"}
 
     def __init__(

@@ -24,6 +24,8 @@ class Head(HasMetaParameters):
     """Whether the backbone's weights change from task to task."""
     transductive: bool = False
     """Whether, in evaluation, one query may change the logits of another. Results of such a head are marked."""
+    requires_training: bool = False
+    """Whether the head cannot evaluate a backbone without having been trained with it."""
     fixed_way: int | None = None
     """The required number of classes per task, or None if the head accepts any number."""
     learning_rates: tuple[float, ...] = ()

@@ -1,1 +1,23 @@
-"""Normalization schemes, one per file, each defined by ``moments(own, context)``."""
+"""Normalization schemes, one per file, each defined by ``moments(own, context)``.
+
+``from metafew.norms import TaskNorm`` finds the class of every file in ``conf/norm``, and the base class; the module
+of a class is imported with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BASES = ("metafew.norms.norm.Norm",)
+
+
+def __getattr__(name: str) -> Any:
+    from metafew.config.components import find_class
+
+    return find_class(__name__, "norm", BASES, name)
+
+
+def __dir__() -> list[str]:
+    from metafew.config.components import class_names
+
+    return class_names("norm", BASES)

@@ -97,7 +97,7 @@ def run_in_order(layers: nn.Sequential, x: Tensor) -> Tensor:
     rest = [layer for layer in layers if not isinstance(layer, FiLM) or layer.active]
     while rest:
         match rest:
-            case [Norm() as norm, nn.MaxPool2d() as pool, *rest] if "forward" in vars(norm):
+            case [Norm() as norm, nn.MaxPool2d() as pool, *rest] if "forward" in vars(norm) and not norm.hooked:
                 x = norm(x, pool)
             case [layer, *rest]:
                 x = layer(x)
@@ -109,9 +109,12 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
 
     Args:
         norm: the layer.
-        x: a flat batch ``(t * n, c, h, w)``, divided into tasks by the open scope.
+        x: a flat batch ``(t * n, c, *)``, divided into tasks by the open scope.
         pool: a max-pooling, or None.
     """
+    if (maps := norm.as_maps(x)) is not x:
+        y = normalize(norm, maps).view(x.shape)
+        return y if pool is None else pool(y)
     tasks, context, *_ = current()
     one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
     pool_first = pool is not None and _monotone(norm, x)

@@ -14,6 +14,7 @@ class InstanceNorm(Norm):
     """
 
     per_image = True
+    needs_positions = True
 
     def moments(self, own: Moments, context: int) -> Moments:
         """Return moments ``(t, n, c)``."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from metafew.errors import UsageError
 from metafew.norms.scope import current
 from metafew.precision import precise
 
@@ -56,6 +57,10 @@ class Norm(nn.Module):
     """Whether no image, context or target, changes the result of another."""
     couples_tasks = False
     """Whether, in training, the tasks of a meta-batch change one another's results."""
+    needs_positions = False
+    """Whether the moments of a single position leave nothing of it."""
+    hooked = False
+    """Whether hooks change the input or the result, so that a pooling after the layer cannot run inside it."""
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/norms.py that the scheme does not keep, each with the reason."""
 
@@ -104,14 +109,34 @@ class Norm(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize a flat batch ``(t * n, c, h, w)``, divided into tasks by the open scope.
+        """Normalize a flat batch ``(t * n, c, *)``, divided into tasks by the open scope; ``*`` are positions, if any.
 
         This is the definition of every scheme; :mod:`metafew.norms.fast` computes the same result faster.
         """
         tasks, context, *_ = current()
-        images = precise(x).unflatten(0, (tasks, -1))
+        images = precise(self.as_maps(x)).unflatten(0, (tasks, -1))
         own: Any = None if self.fixed_moments else (images.mean((3, 4)), images.var((3, 4), correction=0))
         mean, var = self.moments(own, context)
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
-        return (images * scale[..., None, None] + shift[..., None, None]).flatten(0, 1).to(x.dtype)
+        return (images * scale[..., None, None] + shift[..., None, None]).reshape(x.shape).to(x.dtype)
+
+    def as_maps(self, x: Tensor) -> Tensor:
+        """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are.
+
+        Raises:
+            UsageError: if the rows of ``x`` are not those of the tasks of the scope, or have no positions and the
+                moments need some.
+        """
+        tasks, context, *_ = current()
+        if x.shape[0] % tasks or x.shape[0] < tasks * context:
+            raise UsageError(
+                f"expected a batch of {tasks} tasks with {context} context rows or more each, got {x.shape[0]} rows: "
+                "open task_scope(n_tasks, n_context) with the numbers of the batch"
+            )
+        if x.ndim == 2 and self.needs_positions:
+            raise UsageError(
+                f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, of which moments of each image and channel "
+                "leave nothing: type norm=layer, or name the layers to replace in backbone.norms"
+            )
+        return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)

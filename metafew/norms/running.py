@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +11,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metafew.config.option_values import check_choice
+from metafew.config.option_values import check_choice, check_integer
 from metafew.distributed.collective import distributed
 from metafew.norms.norm import Moments, Norm, pool
-from metafew.norms.scope import current
+from metafew.norms.scope import current, rows
 
 
 class RunningNorm(Norm):
@@ -127,6 +129,36 @@ def group_moments(own: Moments, context: int, over: str) -> Moments:
 def kept_finite(new: Tensor, old: Tensor) -> Tensor:
     """Return ``new``, or ``old`` if any value in ``new`` overflowed, as float16 training skips such steps."""
     return torch.where(new.isfinite().all(), new, old)
+
+
+@contextmanager
+def task_scope(n_tasks: int, n_context: int) -> Iterator[None]:
+    """Divide the rows of all batches inside into tasks, so that schemes can be used in a training loop of one's own.
+
+    A batch ``(n_tasks * n, ...)`` holds ``n`` rows of each task, task by task. The first ``n_context`` of these are its
+    context, from which norms may take moments, and the others its targets. Running moments are updated when the scope
+    ends, once for all passes in it, by the mean over their tasks (and over all processes)::
+
+        for images, labels in episodes:
+            with metafew.task_scope(n_tasks=4, n_context=25):
+                loss = criterion(network(images), labels)
+            loss.backward()
+
+    Args:
+        n_tasks: number of tasks in a batch.
+        n_context: number of context rows of each task.
+
+    Raises:
+        metafew.errors.UsageError: if these are not positive integers.
+    """
+    check_integer("n_tasks", n_tasks, 1)
+    check_integer("n_context", n_context, 1)
+    recorded: dict[RunningNorm, Tensor] = {}
+    with rows(n_tasks, n_context, recorded):
+        yield
+    for norm, sums in recorded.items():
+        norm.gather(sums)
+    commit(nn.ModuleList(recorded))
 
 
 @torch.no_grad()

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metafew.backbones.backbone import Backbone
 from metafew.config.carried import training_options
-from metafew.config.moved import update_paths
+from metafew.config.moved import choose_own_norms, update_paths
 from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
-from metafew.meta_parameters import meta_parameters
+from metafew.norms.convert import LAYERS
 from metafew.norms.norm import Norm
 from metafew.training.learner import Learner
 
@@ -40,13 +40,22 @@ def read(path: str | PathLike) -> dict:
     except Exception as error:  # torch does not document the errors for other files
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{EXPECTED}, and {path} cannot be read as one ({reason})") from error
+    return checked(checkpoint, path)
+
+
+def checked(checkpoint: Any, path: str | PathLike) -> dict:
+    """Return the content of a file, with the configuration of earlier versions updated.
+
+    Raises:
+        UsageError: if it is not a checkpoint of this version of metafew.
+    """
     if not isinstance(checkpoint, dict) or not {"metafew", "state_dict", "global_step"} <= checkpoint.keys():
         raise UsageError(f"{EXPECTED}, and {path} is a different file")
     if "model" not in checkpoint["metafew"]:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
-    saved = update_paths(checkpoint["metafew"])
+    saved = choose_own_norms(update_paths(checkpoint["metafew"]))
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}
@@ -58,20 +67,6 @@ def trained_state(checkpoint: dict) -> dict[str, Tensor]:
     trained = f"heads.{saved['choices']['head']}." if saved["model"]["trained"] else "heads.none."
     state = checkpoint["state_dict"].items()
     return {key: value for key, value in state if not key.startswith("heads.") or key.startswith(trained)}
-
-
-def load_backbone(learner: Learner, path: str) -> None:
-    """Load weights and running moments of the backbone of a checkpoint, but not its meta-parameters.
-
-    Raises:
-        UsageError: if the checkpoint at ``path`` contains a different backbone.
-    """
-    model = nn.ModuleDict({"backbone": learner.backbone})
-    kept, checkpoint = meta_parameters(model), read(path)
-    saved = checkpoint["state_dict"].items()
-    state = {key: value for key, value in saved if key.startswith("backbone.") and key not in kept}
-    with explain_channels(learner, checkpoint, path):
-        model.load_state_dict(complete_state(state, model, path, fit=True))
 
 
 @contextmanager
@@ -86,22 +81,27 @@ def explain_channels(learner: Learner, checkpoint: dict, path: str) -> Iterator[
     try:
         yield
     except UsageError as error:
-        saved, own = checkpoint["metafew"], learner.backbone.channels
+        saved = checkpoint["metafew"]
         channels = saved["model"]["images"]["channels"]
-        if channels == own:
+        if channels == learner.backbone.channels:
             raise
-        options = learner.provenance["config"]["dataset"]
-        word = f"dataset.channels={channels}" if "channels" in options else f"dataset={saved['choices']['dataset']}"
-        raise UsageError(
-            f"expected images of {channels} channels, as {path} was trained on, got images of {own}: type {word}"
-        ) from error
+        raise other_channels(learner, channels, path, f"dataset={saved['choices']['dataset']}") from error
 
 
-def freeze(backbone: Backbone) -> None:
-    """Freeze ``backbone`` except its meta-parameters, such as TaskNorm's scalars."""
-    backbone.requires_grad_(False)
-    for parameter in meta_parameters(backbone).values():
-        parameter.requires_grad_(True)
+def other_channels(learner: Learner, channels: int, path: str, dataset: str) -> UsageError:
+    """Return the error for weights that were trained on images of another number of channels.
+
+    Args:
+        learner: the model of this run.
+        channels: the number in training.
+        path: the weights.
+        dataset: what to type if the dataset of this run has no option ``channels``.
+    """
+    word = f"dataset.channels={channels}" if "channels" in learner.provenance["config"]["dataset"] else dataset
+    return UsageError(
+        f"expected images of {channels} channels, as {path} was trained on, got images of {learner.backbone.channels}: "
+        f"type {word}"
+    )
 
 
 def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: bool) -> dict[str, Tensor]:
@@ -120,10 +120,12 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
         UsageError: if the checkpoint at ``path`` does not fit.
     """
     own = model.state_dict()
-    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Norm)}
+    layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, (Norm, *LAYERS))}
     norms, need_running = (
         tuple(layers),
-        tuple(name for name, norm in layers.items() if norm.requires_running_moments(fit)),
+        tuple(
+            name for name, norm in layers.items() if not isinstance(norm, Norm) or norm.requires_running_moments(fit)
+        ),
     )
     complete, untrained = {}, []
     for key, value in own.items():

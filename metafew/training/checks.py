@@ -20,6 +20,7 @@ from metafew.config.paths import PATHS
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
+from metafew.meta_parameters import meta_parameters
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer_options import check_trainer_options
@@ -174,9 +175,20 @@ def check_parts(parts: Parts) -> None:
 
 
 def check_model_is_trained(parts: Parts) -> None:
-    """Check that a run without training has a checkpoint, unless its backbone has nothing to train."""
-    if not parts.fits and parts.start is None and any(True for _ in parts.learner.backbone.parameters()):
-        raise UsageError(f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH")
+    """Check that a run without training has a checkpoint, unless there is nothing to train: its backbone is frozen."""
+    if parts.fits or parts.start is not None:
+        return
+    backbone, untrained = parts.learner.backbone, [n for n, h in parts.learner.heads.items() if h.requires_training]
+    if untrained:
+        raise UsageError(
+            f"expected a checkpoint for stages=[{','.join(parts.stages)}], as head={untrained[0]} must be trained, got "
+            "none: type ckpt=PATH"
+        )
+    if any(p.requires_grad for name, p in backbone.named_parameters() if name not in meta_parameters(backbone)):
+        raise UsageError(
+            f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH, or "
+            "backbone.weights=FILE of a pretrained network, or backbone.freeze=all if it is one without"
+        )
 
 
 def check_validation(parts: Parts) -> None:
@@ -213,7 +225,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
     if not learner.backbone.couples_tasks:
         return
     norm, instead = "this norm", "norm=transductive"
-    if learner.backbone.own_norms:
+    if not any(norm.couples_tasks for norm in learner.backbone.norms):
         norm, instead = "this network", "a network without batch norm"
     if learner.heads[learner.trained].adapts_backbone:
         raise UsageError(
@@ -258,10 +270,10 @@ def warn_of_context_sizes(parts: Parts) -> None:
 def check_something_trains(parts: Parts) -> None:
     """Check that some parameter can be trained if the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
-        frozen = "leave out backbone.weights" if parts.config["backbone"]["weights"] else "type backbone=conv4"
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
-            f"frozen: {frozen}, or choose another head or head.output"
+            "frozen: type stages=[test], which trains nothing, or backbone.freeze=none, or choose another head or "
+            "head.output"
         )
 
 

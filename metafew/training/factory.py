@@ -29,9 +29,10 @@ from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError, reason
 from metafew.heads.head import Head
 from metafew.norms.fast import accelerate
+from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
-from metafew.training import checkpoint
 from metafew.training.learner import Learner
+from metafew.training.pretrained import freeze
 
 log = logging.getLogger(__name__)
 
@@ -177,14 +178,16 @@ def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) ->
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
-    """Return the backbone, frozen if ``backbone.weights`` names a checkpoint; its weights are loaded later."""
-    node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key != "weights"])
+    """Return the backbone, frozen as ``backbone.freeze`` says, or if it has ``backbone.weights``, loaded later."""
+    node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in ("weights", "freeze")])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
+    if backbone.own_norms and not isinstance(options["norm"], OwnNorms):
+        log.warning("norm has no effect here, as backbone.norms=own keeps the layers of the network")
     backbone.keep_frozen()
-    if cfg.backbone.weights is not None:
-        checkpoint.freeze(backbone)
-    if not backbone.own_norms:  # custom networks receive images in the default memory format
+    chosen = cfg.backbone.get("freeze")  # checkpoints of earlier versions have none
+    freeze(backbone, ("none" if cfg.backbone.weights is None else "all") if chosen is None else chosen)
+    if backbone.channels_last:
         backbone.to(memory_format=torch.channels_last)  # as the images; otherwise each pass would copy the weights
     accept_task_weights(accelerate(backbone))
     return backbone

@@ -22,6 +22,7 @@ from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
 from metafew.training.factory import make, make_data, make_learner, make_source
 from metafew.training.learner import Learner
+from metafew.training.pretrained import load_backbone
 from metafew.training.trainer import make_trainer
 
 
@@ -155,7 +156,7 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
         learner: the model.
         start: the content of ``ckpt``.
         ckpt: a checkpoint.
-        weights: a checkpoint of which only the backbone is loaded, unless ``ckpt`` was trained from it.
+        weights: a file of which only the backbone is loaded, unless ``ckpt`` was trained from it.
         fits: whether the model will be trained.
 
     Raises:
@@ -167,4 +168,4 @@ def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights
             learner.load_state_dict(checkpoint.complete_state(state, learner, ckpt, fits))
     contained = start and start["metafew"]["model"]["backbone"]["weights"]
     if weights not in (None, contained):
-        checkpoint.load_backbone(learner, weights)
+        load_backbone(learner, weights, fits)

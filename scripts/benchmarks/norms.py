@@ -30,7 +30,7 @@ def tables(bench: Bench) -> Tables:
         y.backward(slope)
         commit(norm)
 
-    words = sorted(file.stem for file in (CONF / "norm").glob("*.yaml"))
+    words = sorted(file.stem for file in (CONF / "norm").glob("*.yaml") if file.stem != "own")
     makers: dict[str, Callable[[int], nn.Module]] = {"torch.nn.BatchNorm2d": nn.BatchNorm2d}
     makers |= {word: make(OmegaConf.load(CONF / "norm" / f"{word}.yaml")) for word in words}
     layers = {word: accelerate(maker(s.width)).to(bench.device) for word, maker in makers.items()}

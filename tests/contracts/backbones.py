@@ -36,7 +36,8 @@ class BackboneContract:
             content = OmegaConf.merge(node(file), options)
             if "width" in content:
                 content.width = 4
-            content.pop("weights")  # the run reads them
+            for key in ("weights", "freeze"):  # the run reads them
+                content.pop(key, None)
             torch.manual_seed(0)
             return make(content, channels=channels, image_size=image_size, norm=norm("tasknorm")).double()
 

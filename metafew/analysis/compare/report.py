@@ -15,7 +15,7 @@ from metafew.analysis.compare.rows_and_columns import Row
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.text_table import CAPTION, DAGGER, FAILED, Bold, TextTable
 from metafew.errors import UsageError
-from metafew.evaluation.statistics import format_percent
+from metafew.evaluation.statistics import format_difference, format_percent
 
 UNPAIRED = "‡ unpaired, as the test tasks may differ: an interval of two means, wider than one of paired differences"
 TOP = "bold: the best of a column and all rows whose difference to it has a 95 % interval that contains 0"
@@ -125,8 +125,7 @@ def format_points(difference: Difference | None) -> str:
     """
     if difference is None:
         return "–"
-    spread = "" if difference.ci95 is None else f" ± {100 * difference.ci95:.2f}"
-    return f"{100 * difference.mean:+.2f}{spread}{'' if difference.paired else ' ‡'}".replace("-", "−")
+    return f"{format_difference(difference._asdict())}{'' if difference.paired else ' ‡'}"
 
 
 def join_distinct(values: Iterable) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,8 @@ SYSTEM = (
 """Files and folders created by operating systems and network storage, in lower case."""
 NOTES = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".html", ".yaml", ".yml", ".log")
 """Suffixes of files that accompany images but are never images."""
+ARCHIVES = {".zip": "zipfile"} | dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz"), "tarfile")
+"""Suffixes of archives, and the modules of Python that unpack them."""
 FOLDER, FILE, DEAD = "folder", "file", "link to a missing file:"
 NAMED = 4  # places named per reason; the others are counted
 
@@ -49,7 +52,7 @@ class Scan:
 
     def __init__(self, root: Path, within: Collection[str] | None = None):
         if not root.is_dir():
-            raise UsageError(f"expected a folder of images, but {root} is not a folder: type the path of one")
+            raise no_folder(root)
         self.root, self.images, self.twice = root, dict[str, list[str]](), list[str]()
         self._within, self._folders, self._ignored = within, list[str](), dict[str, Counter[str]]()
         visited: set[str] = set()
@@ -150,6 +153,18 @@ def _kind(entry: os.DirEntry) -> str:
     except OSError:  # circular links
         pass
     return DEAD
+
+
+def no_folder(root: Path) -> UsageError:
+    """Return the error for a path that is not a folder, with the way to unpack an archive."""
+    module = ARCHIVES.get(root.suffix.lower())
+    if module is None or not root.is_file():
+        return UsageError(f"expected a folder of images, but {root} is not a folder: type the path of one")
+    folder = root.with_name(root.name.partition(".")[0] or "images")
+    unpack = shlex.join(["python", "-m", module, "-e", str(root), str(folder)])
+    return UsageError(
+        f"expected a folder of images, got the archive {root}: unpack it with {unpack}, and type its path"
+    )
 
 
 def hidden(name: str) -> bool:

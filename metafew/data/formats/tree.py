@@ -13,7 +13,7 @@ from PIL import Image
 
 from metafew.data.formats.images import decode
 from metafew.data.formats.names import class_name, natural_order
-from metafew.data.formats.scan import SUFFIXES, Scan
+from metafew.data.formats.scan import SUFFIXES, Scan, no_folder
 from metafew.errors import UsageError
 
 UNLABELLED = "images outside of class folders:"
@@ -99,7 +99,7 @@ def existing_files(root: Path, rows: Iterable[tuple[str, str]]) -> list[tuple[st
         UsageError: if ``root`` is not a folder, or a file is missing.
     """
     if not root.is_dir():
-        raise UsageError(f"expected a folder of images, but {root} is not a folder: type the path of one")
+        raise no_folder(root)
     names: dict[Path, dict[str, str]] = {}
     found, missing = [], []
     for file, label in sorted(rows, key=itemgetter(1, 0)):

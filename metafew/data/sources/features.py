@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,10 +76,7 @@ class Features(Source):
         """
         splits: dict[str, list[Category]] = {split: [] for split in SPLITS}
         for split, y in self._content.classes.items():
-            rows: dict[str, list[tuple[str, int]]] = {}
-            for row, label in enumerate(y.tolist()):
-                rows.setdefault(class_name(label), []).append((split, row))
-            splits[split] = [Category(name, tuple(rows[name])) for name in sorted(rows, key=natural_order)]
+            splits[split] = [c._replace(keys=tuple((split, row) for row in c.keys)) for c in categories(y)]
         return splits
 
     @property
@@ -124,13 +121,42 @@ class Features(Source):
         """Return the vectors of a split in float32, and their classes; raises UsageError for other content."""
         with open_npz(self.root) as file:
             x, y = (read_array(file, f"{letter}_{split}", self.root) for letter in "xy")
-        y = class_labels(y, f"y_{split} of {self.root}")
-        if x.dtype.kind in "fiu" and x.ndim == 2 and y.shape == x.shape[:1] and x.shape[1] > 0:
-            with np.errstate(over="ignore"):
-                vectors = x.astype(np.float32)
-            if np.isfinite(vectors).all():
-                return vectors, y
-        raise UsageError(
-            f"expected x_{split} and y_{split} in {self.root} to be finite numbers (n, d) and n classes, got {x.dtype} "
-            f"{x.shape} and {y.dtype} {y.shape}, or not finite: write them by numpy.savez"
-        )
+        where = f"x_{split} and y_{split} in {self.root}"
+        return labelled_vectors(x, y, where, f"y_{split} of {self.root}", "write them by numpy.savez")
+
+
+def labelled_vectors(x: np.ndarray, y: Any, where: str, labels: str, advice: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors ``(n, d)`` in float32 and their classes as integers or strings.
+
+    Args:
+        x: the vectors.
+        y: their classes.
+        where: the name of both in error messages.
+        labels: the name of the classes.
+        advice: what to do about other content.
+
+    Raises:
+        UsageError: if the vectors are not finite numbers ``(n, d)``, or there is not one class for each.
+    """
+    y = class_labels(y, labels)
+    if x.dtype.kind in "fiu" and x.ndim == 2 and y.shape == x.shape[:1] and x.shape[1] > 0:
+        with np.errstate(over="ignore"):
+            vectors = x.astype(np.float32)
+        if np.isfinite(vectors).all():
+            return vectors, y
+    raise UsageError(
+        f"expected {where} to be finite numbers (n, d) and n classes, got {x.dtype} {x.shape} and {y.dtype} "
+        f"{y.shape}, or not finite: {advice}"
+    )
+
+
+def categories(labels: np.ndarray) -> list[Category]:
+    """Return the classes of labelled rows in the natural order of their names, with the numbers of rows as keys.
+
+    >>> categories(np.array(["b", "a", "b"]))[1]
+    Category(name='b', keys=(0, 2), turns=0, group='')
+    """
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels.tolist()):
+        rows.setdefault(class_name(label), []).append(row)
+    return [Category(name, tuple(rows[name])) for name in sorted(rows, key=natural_order)]

@@ -1,0 +1,217 @@
+"""Measure heads on arrays of features, and classify rows of such arrays."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from torch import Tensor, nn
+
+from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
+from metafew.backbones.identity import Identity
+from metafew.config.groups import CONF, load_option
+from metafew.config.mistakes import no_option, options_of
+from metafew.data.array_split import ArraySplit
+from metafew.data.loader import MetaBatches, make_loader
+from metafew.data.sampler import Sampler
+from metafew.data.sources.features import categories, labelled_vectors
+from metafew.data.task_spec import TaskSpec
+from metafew.errors import UsageError
+from metafew.evaluation.evaluator import Evaluator
+from metafew.evaluation.metrics import PerTask, summary
+from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
+from metafew.heads.head import Head
+from metafew.inference import Model
+from metafew.loops import as_array, check_tasks
+from metafew.training.factory import make_head
+from metafew.training.run import silence_lightning
+
+Heads = Sequence[str | Head] | Mapping[str, str | Head]
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The accuracies of heads on the same tasks, returned by :func:`metafew.evaluate`. Printing it shows a table.
+
+    Attributes:
+        title: the tasks.
+        accuracies: the accuracy of each task ``(tasks,)``, by head.
+        measures: by head, the mean accuracy, the half width ``ci95`` of its 95 % interval, the number of tasks and of
+            failed ones, and ``transductive``: whether a query may change the predictions of others.
+        baseline: the name of 1-nearest-neighbour on the features, which is measured like a head.
+    """
+
+    title: str
+    accuracies: dict[str, np.ndarray]
+    measures: dict[str, Interval]
+    baseline: str
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """The mean accuracy of each head."""
+        return {name: measure["mean"] for name, measure in self.measures.items()}
+
+    @property
+    def ci95(self) -> dict[str, float | None]:
+        """The half width of the 95 % confidence interval of each mean; None for a single task."""
+        return {name: measure["ci95"] for name, measure in self.measures.items()}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each head, with the baseline last, as ``pandas.DataFrame(table.rows)`` takes them."""
+        return [{"head": name, **measure} for name, measure in self.measures.items()]
+
+    @property
+    def best(self) -> str:
+        """The head with the highest mean accuracy."""
+        return max((name for name in self.measures if name != self.baseline), key=self.mean.__getitem__)
+
+    def to_dict(self) -> dict[str, Interval]:
+        """Return the measures of each head as plain values, by its name."""
+        return {name: dict(measure) for name, measure in self.measures.items()}
+
+    def difference(self, head: str, other: str) -> Interval:
+        """Return mean, ``ci95`` and number of tasks of the paired difference ``head - other``.
+
+        The interval is that of the differences on the same tasks, which is narrower than that of two means.
+        """
+        return interval(self.accuracies[head] - self.accuracies[other])
+
+    def table(self) -> TextTable:
+        """Return the table that is shown, which also renders to Markdown, LaTeX and HTML."""
+        gaps = {name: self.difference(name, self.best) for name in self.measures}
+        rows = []
+        for name, measure in self.measures.items():
+            cells = [format_percent(measure), "–" if name == self.best else format_difference(gaps[name])]
+            top = name == self.best or contains_zero(gaps[name])
+            rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
+        notes = [DAGGER] * any(measure["transductive"] for measure in self.measures.values())
+        return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
+
+    def __repr__(self) -> str:
+        console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
+        console.print(self.table().rich(), *self.table().notes)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]  # of StringIO
+
+    def _repr_markdown_(self) -> str:
+        """Return the table as notebooks show it."""
+        return self.table().markdown()
+
+
+class Classification(NamedTuple):
+    """The classes of queries, returned by :func:`metafew.classify`.
+
+    Attributes:
+        labels: the most probable label of each query; None where logits are not finite.
+        probabilities: ``(q, w)`` in float32, with one column per class in ``classes``.
+        classes: the labels of the support set in sorted order, or in order of first occurrence.
+    """
+
+    labels: list
+    probabilities: Tensor
+    classes: list
+
+
+def evaluate_features(
+    features: np.ndarray | Tensor, labels: Any, heads: Heads, way: int | str, shot: int | str, query: int, tasks: int,
+    seed: int,
+) -> Evaluation:  # fmt: skip
+    """Measure heads on tasks drawn from features: :func:`metafew.evaluate`."""
+    advice = "give an array of vectors, and one label for each"
+    vectors, classes = labelled_vectors(as_array(features), as_array(labels), "features and labels", "labels", advice)
+    split = ArraySplit(vectors[..., None, None], categories(classes))
+    spec = TaskSpec("test", way=way, shot=shot, query=query, tasks=4, total=tasks, seed=seed)
+    check_tasks(spec, split.categories, "features")
+    backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
+    made = make_heads(heads, backbone, way, seed)
+    evaluator = Evaluator(backbone, {str(number): head for number, head in enumerate(made.values())}, "together")
+    tables = run_test(evaluator, Sampler(split, spec, views=None))
+    names = {str(number): name for number, name in enumerate(made)} | {evaluator.baseline: evaluator.baseline}
+    measures: dict[str, Interval] = {}
+    for key, name in names.items():
+        measures[name] = summary(tables[key], "accuracy") | {"transductive": name in made and made[name].transductive}
+    column = PerTask.columns.index("accuracy")
+    return Evaluation(
+        f"{way}-way {shot}-shot, {query} queries per class, {tasks} tasks",
+        {name: tables[key][:, column].cpu().numpy() for key, name in names.items()},
+        measures,
+        evaluator.baseline,
+    )
+
+
+def run_test(evaluator: Evaluator, sampler: Sampler) -> dict[str, Tensor]:
+    """Return the table of tasks of each head, as the stage ``test`` of a run computes it."""
+    with warnings.catch_warnings():
+        silence_lightning()
+        trainer = pl.Trainer(
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            inference_mode=False,
+        )
+        loader = make_loader(MetaBatches(sampler, 0, 1, evaluator.tasks_of_a_step(sampler)), workers=0)
+        trainer.test(evaluator, [loader], verbose=False)
+    return evaluator.tables[0]
+
+
+def make_heads(heads: Heads, backbone: Identity, way: int | str, seed: int) -> dict[str, Head]:
+    """Return heads by name, made with their default options where they are named by the word of the command line.
+
+    Raises:
+        UsageError: if a word names no head, or two heads have the same name.
+    """
+    if isinstance(heads, str | Head):
+        heads = [heads]
+    given = [*heads.items()] if isinstance(heads, Mapping) else [(name_of(head), head) for head in heads]
+    if not given:
+        raise UsageError("expected one head or more, got none: pass heads=['protonet', 'svm']")
+    names = [name for name, _ in given]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UsageError(
+            f"expected heads of different names, got {', '.join(sorted(repeated))} twice: pass a dictionary, such as "
+            "heads={'first': SVM(c=0.1), 'second': SVM(c=1.0)}"
+        )
+    return {name: head if isinstance(head, Head) else make_one(head, backbone, way, seed) for name, head in given}
+
+
+def name_of(head: str | Head) -> str:
+    """Return the word that names a head, or the name of its class."""
+    return head if isinstance(head, str) else type(head).__name__
+
+
+def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
+    """Return the untrained head that a word of the command line names."""
+    if word not in options_of("head"):
+        raise UsageError(no_option("head", word))
+    values = {"evaluate": {word: load_option(CONF / "head" / f"{word}.yaml")}, "train": {"way": way}, "seed": seed}
+    return make_head(OmegaConf.create(values).evaluate[word], backbone, trained=False)
+
+
+def classify_features(
+    head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor
+) -> Classification:
+    """Classify features by a support set: :func:`metafew.classify`."""
+    vectors = as_array(support)
+    if vectors.ndim != 2:
+        raise UsageError(
+            f"expected support to be features (n, d), got an array of shape {vectors.shape}: give a vector for each "
+            "example, such as the output of a network"
+        )
+    backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
+    (made,) = make_heads([head], backbone, "2", 0).values()
+    task = Model(backbone, made, {"head": name_of(head)}).adapt(
+        vectors, labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels
+    )
+    probabilities = task.predict(as_array(query))
+    return Classification(task.most_probable(probabilities), probabilities, task.classes)

@@ -1,6 +1,6 @@
 """Label images with a trained model, given a few examples of each class.
 
-  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
+  metafew predict ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
 support contains one folder of example images per class; query is a folder of images to label, or one image. Images are
 converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on paper),
@@ -15,7 +15,7 @@ import csv
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Row = tuple[str, str | None, np.ndarray]
 
 DEFAULTS = {"out": "predictions.csv", "trust": ""} | dict.fromkeys(CHOICES, "")
-KEYS = ("ckpt", "support", "query", *DEFAULTS)
+REQUIRED = ("ckpt", "support", "query")
 USAGE = __doc__.split("\n\n")[1].strip()
 CHUNK = 256  # number of queries in memory at a time
 NONE = ""  # the prediction for an image with non-finite logits; no class has this name
@@ -51,14 +51,19 @@ NONE = ""  # the prediction for an image with non-finite logits; no class has th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run(lambda words: predict(parse(words)), arguments, __doc__)
 
-    def run(given: Sequence[str]) -> None:
+
+def run(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None, usage: str) -> int:
+    """Run a command as :func:`run_command` does, with options of a conversion in messages as it takes them."""
+
+    def translated(words: Sequence[str]) -> None:
         try:
-            predict(parse(given))
+            action(words)
         except UsageError as error:
             raise UsageError(as_typed_here(str(error))) from error
 
-    return run_command(run, arguments, __doc__)
+    return run_command(translated, arguments, usage)
 
 
 def as_typed_here(message: str) -> str:
@@ -66,17 +71,29 @@ def as_typed_here(message: str) -> str:
     return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the value of each key of the command line."""
-    values = dict(DEFAULTS)
+def parse(
+    arguments: Sequence[str],
+    required: Sequence[str] = REQUIRED,
+    defaults: Mapping[str, str] = DEFAULTS,
+    usage: str = USAGE,
+) -> dict[str, str]:
+    """Return the value of each key of the command line.
+
+    Args:
+        arguments: the command line.
+        required: keys that must have a value.
+        defaults: the values of the other keys, those of a conversion included.
+        usage: what to type, for messages.
+    """
+    values, keys = dict(defaults), (*required, *defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise UsageError(f"expected {', '.join(f'{key}=...' for key in KEYS)}, got {argument}: type {USAGE}")
+        if key not in keys or not equals or not value:
+            raise UsageError(f"expected {', '.join(f'{key}=...' for key in keys)}, got {argument}: type {usage}")
         values[key] = value
-    if missing := [key for key in KEYS if key not in values]:
-        required = " and ".join(f"{key}=..." for key in missing)
-        raise UsageError(f"expected {required} too, got {' '.join(arguments)}: type {USAGE}")
+    if missing := [key for key in required if key not in values]:
+        lacking = " and ".join(f"{key}=..." for key in missing)
+        raise UsageError(f"expected {lacking} too, got {' '.join(arguments)}: type {usage}")
     for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": BACKGROUNDS}.items():
         if values[key] not in ("", *allowed):
             raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
@@ -92,9 +109,7 @@ def predict(values: dict[str, str]) -> None:
     files, examples = list_images(Path(values["query"])), read_examples(Path(values["support"]))
     model = metafew.load(values["ckpt"], values["trust"].split(","))
     conversion = choose_conversion(model, values)
-    labels = [name for name, keys in examples.classes.items() for _ in keys]
-    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
-    task = model.adapt(np.stack(support), labels)
+    task = adapt(model, examples, conversion)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
         print(
@@ -108,7 +123,7 @@ def predict(values: dict[str, str]) -> None:
     for column in ("examples", "predicted"):
         table.add_column(column, justify="right")
     for name in task.classes:
-        table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
+        table.add_row(escape(name), str(len(examples.classes[name])), str(counts[name]))
     Console().print(table)
     print_remarks(model, conversion)
     unanswered = counts.pop(NONE, 0)
@@ -119,6 +134,13 @@ def predict(values: dict[str, str]) -> None:
             f"in {out} are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or "
             "head.lr"
         )
+
+
+def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:
+    """Return the task of the classes of ``examples``."""
+    labels = [name for name, keys in examples.classes.items() for _ in keys]
+    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
+    return model.adapt(np.stack(support), labels)
 
 
 def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:

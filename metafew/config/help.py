@@ -77,13 +77,18 @@ def help_text(program: str, commands: Mapping[str, str], found: Iterable[Folder]
             groups[group] = options | groups.get(group, {})
     lines = [HEADER.format(program=program)]
     if commands:
-        lines += ["Commands", *(f"  metafew {name:<11} {text}" for name, text in commands.items()), "", COMMAND_HELP]
-        lines.append("")
+        lines += [
+            "Commands",
+            *(f"  metafew {name:<11} {text}" for name, text in commands.items()),
+            "",
+            COMMAND_HELP,
+            "",
+        ]
     lines.append(GROUPS.format(program=program))
     for group, options in sorted(groups.items()):
-        typed = group if group in common else f"+{group}"
-        lines.append(group)
-        lines += [f"  {f'{typed}={option}':<23} {description}" for option, description in sorted(options.items())]
+        words = {f"{'' if group in common else '+'}{group}={option}": text for option, text in sorted(options.items())}
+        width = max(map(len, words))
+        lines += [group, *(f"  {word:<{width}}  {text}" for word, text in words.items())]
     heads = ",".join(sorted(groups["head"]))
     lines += ["evaluate", f"  evaluate=[{heads}]  heads to evaluate in addition to the one that trains", ""]
     return "\n".join([*lines, FOOTER.format(program=program)])

@@ -101,7 +101,7 @@ def walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str, 
         mark = key.end_mark if block else value.end_mark
         comment = lines[mark.line][mark.column :].partition("#")[2].strip()
         if block and isinstance(value, yaml.MappingNode):
-            if comment:
+            if comment or "_target_" in [inner.value for inner, _ in value.value]:
                 yield name, Value("", comment)
             yield from walk(value, text, f"{name}.")
         elif block:

@@ -61,8 +61,7 @@ SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 OF_OBJECTIVE = "train.batch_size"
 """The option of such a part that an objective adds."""
 OF_TASKS = ("train.way", "train.shot", "train.support")
-"""Options of training tasks, which minibatches do not have; ``train.query`` is among them where published tables
-compare objectives."""
+"""Options of training tasks, which minibatches lack; published tables that compare objectives set ``train.query``."""
 
 
 def check_options(cfg: DictConfig) -> None:

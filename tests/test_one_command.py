@@ -60,7 +60,7 @@ def test_version_is_that_of_the_package(typed):
         ("walrus", "got walrus: type metafew --help"),
     ],
 )
-def test_an_unknown_command_is_one_sentence_with_the_nearest(typed, word, said):
+def test_an_unknown_command_is_refused_with_the_nearest(typed, word, said):
     shown = typed(word, code=2)
     assert shown.err == f"metafew: expected a command of train, {', '.join(COMMANDS)}, {said}\n" and not shown.out
 

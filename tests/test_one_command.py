@@ -145,7 +145,6 @@ def test_a_wheel_has_every_command(wheel, tmp_path):
     for name in COMMANDS:
         assert f"metafew {name} " in run(name, "--help")
     run("train", *TINY, "norm=batch", "hydra.run.dir=run")
-    run("-m", *TINY, "norm=batch", "seed=0,1", "stages=[fit]", "trainer.max_steps=1", "hydra.sweep.dir=sweep")
     rng = np.random.default_rng(0)
     for number in range(6):
         file = tmp_path / "examples" / "ab"[number % 2] / f"{number}.png"

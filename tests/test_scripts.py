@@ -294,7 +294,7 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
     ("typed", "sentence"),
     [
         (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type metafew predict ckpt"),
-        (["ckpt=a", "suport=b"], "got suport=b: type python"),
+        (["ckpt=a", "suport=b"], "got suport=b: type metafew predict"),
         (["ckpt"], "got ckpt: type"),
         (
             ["ckpt=a", "support=b", "query=c", "invert=yes"],

@@ -186,7 +186,8 @@ def feature_network(model: Model) -> nn.Module:
     Raises:
         UsageError: if its norms need a context, which only a task has.
     """
-    backbone = decelerate(copy.deepcopy(model.backbone))
+    backbone = copy.deepcopy(model.backbone)
+    decelerate(backbone)
     if not (backbone.own_norms or all(not needs_context(norm) for norm in backbone.norms)) or backbone.transductive:
         raise UsageError(
             "expected a norm that needs no context, as features have none without a task, got "
@@ -213,7 +214,8 @@ def task_network(task: Task) -> nn.Module:
         )
     if isinstance(model.head, AdaptingHead):
         model.head.inner = "loop"  # the others hide the adapted weights
-    backbone = decelerate(model.backbone)
+    backbone = model.backbone
+    decelerate(backbone)
     support = Labelled(task.support.images.cpu().double(), task.support.labels.cpu())
     way, probed = len(task.classes), Probed(backbone)
 

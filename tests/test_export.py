@@ -16,6 +16,8 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
 from metafew.commands import export as command
 from metafew.errors import UsageError
+from metafew.export.layers import AdaptedHead
+from metafew.export.networks import linear_layer
 from metafew.heads.cosine import Cosine
 from metafew.heads.protonet import ProtoNet
 from metafew.inference import Model
@@ -91,9 +93,9 @@ def test_a_head_whose_predictions_depend_on_one_another_is_not_exported(monkeypa
 
 def test_a_head_that_no_layer_equals_is_kept():
     task, _ = make_task(make_model(Cosine()))
-    assert isinstance(export.task_network(task)[1], export.AdaptedHead)
-    assert export.linear_layer(lambda features: features.square(), 3) is None
-    assert export.linear_layer(lambda features: features * torch.nan, 3) is None
+    assert isinstance(export.task_network(task)[1], AdaptedHead)
+    assert linear_layer(lambda features: features.square(), 3) is None
+    assert linear_layer(lambda features: features * torch.nan, 3) is None
 
 
 class OneLayer(Backbone):
@@ -168,6 +170,10 @@ def test_a_network_that_cannot_be_exported_is_a_usage_error(tmp_path):
 
 
 # the command
+
+
+def test_the_command_knows_every_format():  # without torch, which its usage does not import
+    assert {*command.SUFFIXES} == {*export.FORMATS}
 
 
 @pytest.fixture

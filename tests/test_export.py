@@ -15,6 +15,7 @@ from metafew import export
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
 from metafew.commands import export as command
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.export.layers import AdaptedHead
 from metafew.export.networks import linear_layer
@@ -148,7 +149,7 @@ def test_a_task_under_any_head_is_exported_to_onnx(file, tmp_path):
 @pytest.mark.parametrize("name", ["resnet12", "resnet18", "r2d2"])
 def test_features_of_any_network_are_exported_to_onnx(name, tmp_path):
     pytest.importorskip("onnxscript")
-    options = node(next(file for file in files("backbone") if file.stem == name))
+    options = node(CONF / "backbone" / f"{name}.yaml")
     del options.weights
     options.width = 4
     torch.manual_seed(0)

@@ -74,6 +74,20 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
     return {"metrics": metrics, "baselines": baselines, **average}
 
 
+def by_shot(tests: list[dict[str, dict]], shots: list) -> dict[str, dict]:
+    """Return what was measured of each head in each test, by the head and, except for the first test, its shot.
+
+    >>> by_shot([{"svm": {"temperature": 2.0}}, {"svm": {"temperature": 3.0}}], [1, 5])
+    {'svm': {'temperature': 2.0}, 'svm/shot5': {'temperature': 3.0}}
+    """
+    numbered = enumerate(zip(tests, shots, strict=False))
+    return {
+        f"{head}/shot{shot}" if number else head: found
+        for number, (test, shot) in numbered
+        for head, found in test.items()
+    }
+
+
 def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
     """Return the rank of each head, averaged over datasets."""
     accuracy = PerTask.columns.index("accuracy")

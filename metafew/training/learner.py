@@ -78,8 +78,8 @@ class Learner(Evaluator):
         }
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add the provenance to the checkpoint, as plain values."""
-        checkpoint["metafew"] = self.provenance
+        """Add the provenance and the temperatures to the checkpoint, as plain values."""
+        checkpoint["metafew"] = self.provenance | {"temperatures": dict(self.temperatures)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Keep the weights already loaded, which fit this model, and the schedule of this run."""

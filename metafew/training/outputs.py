@@ -40,8 +40,10 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     # None without validation; a resumed training may have validated earlier.
     best = parts.checkpoints.best_model_score if parts.data.val.total else None
     validation = {} if best is None else {"accuracy": best.item(), "failed": parts.checkpoints.failed}
+    shots = as_list(config["test"]["shot"])
     report = {
-        **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
+        **results.collect(learner.tables, shots, list(learner.heads), list(sources)),
+        "calibration": results.by_shot(learner.calibration, shots),
         "analysis": outcome.analysis,
         "sources": sources,
         "data": outcome.data,

@@ -250,7 +250,7 @@ def ordered(labels: list[Hashable]) -> list:
         return classes
 
 
-def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
+def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
     """Return the model of a checkpoint: :func:`metafew.load`."""
     content = checkpoint.read(path)
     provenance = content["metafew"]
@@ -269,12 +269,27 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
             f"expected the weights of the model that {path} describes, and it holds others, since code has "
             "changed: train again"
         ) from error
-    candidates = head.candidates
-    if len(candidates) > 1:
-        log.warning(
-            "%s of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
-            "%s of %s is used; set model.head.chosen to another",
-            *(" and ".join(next(iter(candidates.values()))), name, next(iter(candidates)), ", ".join(candidates)),
-        )
+    choose_candidate(head, name, chosen)
     conversion, temperature = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
     return Model(backbone, head, provenance["choices"], conversion, temperature).eval()
+
+
+def choose_candidate(head: Head, name: str, chosen: str | None) -> None:
+    """Set the candidate of ``head`` that is used, or warn that it is the first of several.
+
+    Raises:
+        UsageError: if the head has no candidate ``chosen``.
+    """
+    candidates = list(head.candidates)
+    if chosen is None and len(candidates) > 1:
+        log.warning(
+            "%s of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
+            "%s of %s is used; type chosen=NAME for another",
+            *(" and ".join(head.candidates[candidates[0]]), name, candidates[0], ", ".join(candidates)),
+        )
+    elif chosen is not None and chosen not in candidates:
+        advice = f"type chosen={candidates[0]}" if candidates else "leave chosen out"
+        raise UsageError(
+            f"expected chosen to be one of {', '.join(candidates) or 'no options'}, got {chosen}: {advice}"
+        )
+    head.chosen = chosen

@@ -71,7 +71,7 @@ def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, ca
     model = metafew.load(best(out))
     name = model.choices["head"]
     chosen = report["chosen"].get(name)
-    assert bool(chosen) == ("model.head.chosen" in caplog.text)
+    assert bool(chosen) == ("type chosen=NAME" in caplog.text)
     calibration = report["calibration"][name]
     assert calibration["ece_before"] is not None and calibration["ece_after"] is not None
     if chosen:

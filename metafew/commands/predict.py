@@ -18,7 +18,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -29,7 +29,15 @@ from rich.console import Console
 import metafew
 from metafew.analysis.labelling.labelling import Labelling, true_class
 from metafew.commands.command_line import run_command
-from metafew.commands.queries import CHUNK, list_images, predictions, readable, write_pictures, write_predictions
+from metafew.commands.queries import (
+    CHUNK,
+    examples_of,
+    list_images,
+    predictions,
+    readable,
+    write_pictures,
+    write_predictions,
+)
 from metafew.config.quoting import parsed
 from metafew.data.formats.conversion import BACKGROUNDS, CHOICES, FITS, Conversion
 from metafew.data.formats.damage import intact
@@ -40,10 +48,10 @@ from metafew.data.sources.class_folders import check_one_layout
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
-    from metafew.inference import Model
+    from metafew.inference import Model, Task
 
 DEFAULTS = {"out": "predictions.csv", "trust": "", "chosen": ""} | dict.fromkeys(CHOICES, "")
-KEYS = ("ckpt", "support", "query", *DEFAULTS)
+REQUIRED = ("ckpt", "support", "query")
 USAGE = __doc__.split("\n\n")[1].strip()
 PICTURES = (".png", ".html")
 """Suffixes of the contact sheet and the page, which stand beside the CSV file."""
@@ -51,15 +59,20 @@ PICTURES = (".png", ".html")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run(lambda words: predict(parse(words)), arguments, __doc__)
 
-    def run(given: Sequence[str]) -> None:
+
+def run(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None, usage: str) -> int:
+    """Run a command as :func:`run_command` does, with options of a conversion in messages as it takes them."""
+
+    def translated(words: Sequence[str]) -> None:
         try:
             with warnings_as_typed_here():
-                predict(parse(given))
+                action(words)
         except UsageError as error:
             raise UsageError(as_typed_here(str(error))) from error
 
-    return run_command(run, arguments, __doc__)
+    return run_command(translated, arguments, usage)
 
 
 def as_typed_here(message: str) -> str:
@@ -86,17 +99,29 @@ def warnings_as_typed_here() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the value of each key of the command line."""
-    values = dict(DEFAULTS)
+def parse(
+    arguments: Sequence[str],
+    required: Sequence[str] = REQUIRED,
+    defaults: Mapping[str, str] = DEFAULTS,
+    usage: str = USAGE,
+) -> dict[str, str]:
+    """Return the value of each key of the command line.
+
+    Args:
+        arguments: the command line.
+        required: keys that must have a value.
+        defaults: the values of the other keys, those of a conversion included.
+        usage: what to type, for messages.
+    """
+    values, keys = dict(defaults), (*required, *defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise UsageError(f"expected {', '.join(f'{key}=...' for key in KEYS)}, got {argument}: type {USAGE}")
+        if key not in keys or not equals or not value:
+            raise UsageError(f"expected {', '.join(f'{key}=...' for key in keys)}, got {argument}: type {usage}")
         values[key] = unquoted(value)
-    if missing := [key for key in KEYS if key not in values]:
-        required = " and ".join(f"{key}=..." for key in missing)
-        raise UsageError(f"expected {required} too, got {' '.join(arguments)}: type {USAGE}")
+    if missing := [key for key in required if key not in values]:
+        lacking = " and ".join(f"{key}=..." for key in missing)
+        raise UsageError(f"expected {lacking} too, got {' '.join(arguments)}: type {usage}")
     for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": BACKGROUNDS}.items():
         if values[key] not in ("", *allowed):
             raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
@@ -122,12 +147,9 @@ def predict(values: dict[str, str]) -> None:
     if out.suffix.lower() in PICTURES:
         raise UsageError(f"expected out to be a CSV file, got {out}: type out=FILE.csv")
     files, examples = list_images(Path(values["query"])), read_examples(Path(values["support"]))
-    # Commas or a list in Hydra's grammar, which the error for a checkpoint with other classes advises.
-    model = metafew.load(values["ckpt"], re.findall(r"[\w.]+", values["trust"]), values["chosen"] or None)
+    model = load(values)
     conversion = choose_conversion(model, values)
-    labels = [name for name, keys in examples.classes.items() for _ in keys]
-    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
-    task = model.adapt(np.stack(support), labels)
+    task = adapt(model, examples, conversion)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
         print(
@@ -138,12 +160,11 @@ def predict(values: dict[str, str]) -> None:
     truths = {name: true_class(name, examples.classes) for name in files}
     rows = predictions(task, readable(files, conversion), truths)
     found = write_predictions(out, task.classes, rows, any(truths.values()))
-    labelling = Labelling({name: labels.count(name) for name in task.classes}, found)
+    labelling = Labelling({name: len(examples.classes[name]) for name in task.classes}, found)
     Console().print(labelling.class_table().rich())
     print_remarks(model, conversion)
-    shown = {name: [x for x, label in zip(support, labels, strict=True) if label == name] for name in task.classes}
     command = f"{USAGE.split(' ckpt=')[0]} {shlex.join(f'{key}={value}' for key, value in values.items() if value)}"
-    write_pictures(labelling, shown, files, conversion, describe(model), command, out)
+    write_pictures(labelling, examples_of(task), files, conversion, describe(model), command, out)
     print(*labelling.lines(), sep="\n")
     print(f"{labelling.answered} of {len(files)} images are labelled in {out}")
     if unanswered := len(found) - labelling.answered:
@@ -152,6 +173,19 @@ def predict(values: dict[str, str]) -> None:
             f"in {out} are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or "
             "head.lr"
         )
+
+
+def load(values: Mapping[str, str]) -> Model:
+    """Return the model that the command line names."""
+    # Commas, or a list in Hydra's grammar, as the error for a checkpoint with other classes advises.
+    return metafew.load(values["ckpt"], re.findall(r"[\w.]+", values["trust"]), values["chosen"] or None)
+
+
+def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:
+    """Return the task of the classes of ``examples``."""
+    labels = [name for name, keys in examples.classes.items() for _ in keys]
+    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
+    return model.adapt(np.stack(support), labels)
 
 
 def describe(model: Model) -> list[str]:

@@ -153,6 +153,13 @@ def write_pictures(
         file.write(labelling_page(labelling, model, image, sheet, command))
 
 
+def examples_of(task: Task) -> dict[str, list[np.ndarray]]:
+    """Return the converted examples of each class, uint8 ``(c, h, w)``."""
+    pixels = (task.support.images[0] * 255).round().byte().numpy()
+    labels = task.support.labels[0].numpy()
+    return {name: list(pixels[labels == number]) for number, name in enumerate(task.classes)}
+
+
 def visible(pixels: np.ndarray, inverted: bool) -> np.ndarray:
     """Return a converted image ``(c, h, w)`` as ``(h, w, 3)``, with the ink of its file."""
     shown = 255 - pixels if inverted else pixels

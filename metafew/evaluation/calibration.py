@@ -12,7 +12,7 @@ from metafew.distributed.collective import gather_objects
 from metafew.predictions import answers
 
 BINS = 15
-HIGHEST = 100.0
+HIGHEST = 1000.0
 """The highest temperature; the lowest is its inverse."""
 PRECISION = 1e-6
 
@@ -38,7 +38,7 @@ class ValidationLogits:
         """Return the temperature with the lowest cross-entropy over the queries of all ranks, or None without any.
 
         The cross-entropy of ``softmax(logits / T)`` is convex in ``1 / T``, so that bisection finds the root of its
-        derivative. The result is between 0.01 and 100: the lower end if every answer is right. All ranks call this.
+        derivative. The result is between 0.001 and 1000: the lower end if every answer is right. All ranks call this.
         Source: Guo et al. 2017, *On Calibration of Modern Neural Networks*, Section 4.2.
         """
         tables = [torch.cat(rows) for rows in self._margins.values()]

@@ -40,8 +40,9 @@ class Evaluator(pl.LightningModule):
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
 
     Attributes:
-        temperatures: the temperature of each head on the last validation tasks, which divides logits before the softmax
-            (:mod:`metafew.evaluation.calibration`).
+        temperatures: the temperature of each head, which divides logits before the softmax
+            (:mod:`metafew.evaluation.calibration`): that of the last validation, or of the checkpoint that is tested or
+            resumed.
         calibration: the temperature and the calibration errors of each head, for each test.
     """
 
@@ -106,8 +107,10 @@ class Evaluator(pl.LightningModule):
             for measure, value in found.items():
                 shown = name == self.trained and measure != "loss"
                 self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
-        found_at = {name: logits.temperature() for name, logits in self.val_logits.items()}
-        self.val_logits, self.temperatures = {}, {name: t for name, t in found_at.items() if t is not None}
+        fitted = {name: logits.temperature() for name, logits in self.val_logits.items()}
+        self.val_logits = {}
+        if not self.trainer.sanity_checking:
+            self.temperatures = {name: value for name, value in fitted.items() if value is not None}
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()

@@ -1,9 +1,13 @@
 """The distance of queries from the classes of a support set."""
 
+import numpy as np
 import pytest
 import torch
 
+import metafew
+from metafew.data.store import Split, store_folder
 from metafew.evaluation.unknown import distances, limit
+from metafew.training.factory import make_source
 
 
 def gaussian(count, way, shift=0.0, dim=32, seed=0):
@@ -53,3 +57,18 @@ def test_copies_of_the_examples_are_not_marked():
     support = torch.ones(4, 3)
     found = distances(support, torch.tensor([0, 0, 1, 1]), torch.stack([torch.ones(3), torch.zeros(3)]), 2)
     assert found.tolist() == [0.0, torch.inf]
+
+
+@pytest.mark.slow
+def test_letters_of_other_classes_are_marked(launch, composed, cache, tmp_path):
+    launch("stages=[fit]", "val.total=0", tiny=["trainer.max_steps=100", "trainer.accelerator=cpu"])
+    model = metafew.load(tmp_path / "checkpoints" / "last.ckpt")
+    split = Split(store_folder(make_source(composed("dataset=glyphs")[0]), cache), "test")
+    own, other, rng = [], [], np.random.default_rng(0)
+    for _ in range(30):
+        rows = [rng.permutation(split.rows[c])[:10] for c in rng.permutation(len(split.names))[:10]]
+        images = np.stack([split.gather(each, np.zeros(len(each), int)) for each in rows])
+        task = model.adapt(images[:5, :5].reshape(-1, 1, 28, 28), np.arange(5).repeat(5).tolist())
+        for queries, marked in ((images[:5, 5:], own), (images[5:, 5:], other)):
+            marked.append((task.distances(queries.reshape(-1, 1, 28, 28)) > 1).float().mean().item())
+    assert np.mean(own) < 0.1 and np.mean(other) > 0.6, (np.mean(own), np.mean(other))

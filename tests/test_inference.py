@@ -89,6 +89,17 @@ def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, ca
         assert F.nll_loss(task.predict(images).log(), truth).item() == pytest.approx(float(row["loss"]), rel=1e-3)
 
 
+def test_a_test_of_a_checkpoint_uses_its_temperatures(launch, tmp_path):
+    _, first = launch(*QUICK, "stages=[fit]", "evaluate=[svm]", out=tmp_path / "first")
+    words = ["stages=[test]", f"ckpt={best(first)}", "evaluate=[svm,ridge]"]
+    report, _ = launch(*QUICK, *words, out=tmp_path / "second")
+    saved = checkpoint.read(best(first))["metafew"]["temperatures"]
+    assert saved.keys() == {"protonet", "svm"}
+    found = {name: value["temperature"] for name, value in report["calibration"].items()}
+    assert found == saved | {"ridge": None}
+    assert report["calibration"]["ridge"]["ece_after"] is None
+
+
 def test_loading_needs_no_data_no_other_checkpoint_and_no_hydra(launch, tmp_path, monkeypatch, caplog):
     _, first = launch(*QUICK, "stages=[fit]", out=tmp_path / "first")
     weights = f"backbone.weights={best(first)}"

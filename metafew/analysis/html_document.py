@@ -25,7 +25,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem aut
 h1 {{ font-size: 1.5rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 header p {{ color: var(--faint); margin: .3rem 0; }} a {{ color: inherit; }}
 nav ul {{ padding-left: 0; }} nav li {{ display: inline-block; margin-right: 1.2rem; }}
-.scroll {{ overflow-x: auto; }}
+.wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 th {{ font-weight: 600; }} th[scope=row] {{ text-align: left; font-weight: normal; }}

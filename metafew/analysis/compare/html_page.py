@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.runs import Omitted
 from metafew.analysis.compare.text_table import TextTable, escape_html
+from metafew.analysis.html_document import data_url
 
 CURVE = "learning_curve.png"
 HEAD = """\
@@ -45,16 +45,16 @@ def html_page(
     tables: Sequence[TextTable], comparison: Comparison, figures: Mapping[str, Path], omitted: Sequence[Omitted]
 ) -> str:
     """Return a page with the tables, figures, the learning curve of each run, and a list of omissions."""
-    body = [table.html() for table in tables]
+    body = [line for table in tables for line in section(escape_html(table.title), table.html())]
     for name, file in figures.items():
         title = name.replace("_", " ")
-        figure = f'<figure class="wide"><img alt="{title}" src="{data_url(file)}"></figure>'
+        figure = f'<figure class="wide"><img alt="{title}" src="{data_url(file.read_bytes())}"></figure>'
         body += section(title.capitalize(), figure)
     curves = []
     for row in comparison.rows:
         for run in row.runs:
             if (file := run.folder / CURVE).is_file():
-                image = f'<img alt="learning curve" src="{data_url(file)}">'
+                image = f'<img alt="learning curve" src="{data_url(file.read_bytes())}">'
                 caption = f"<figcaption>{escape_html(f'{row.label}, seed {run.seed}')}</figcaption>"
                 curves.append(f"<figure>{image}{caption}</figure>")
     if curves:
@@ -68,8 +68,3 @@ def html_page(
 def section(title: str, *lines: str) -> list[str]:
     """Return the lines of a section of the page."""
     return ["<section>", f"<h2>{title}</h2>", *lines, "</section>"]
-
-
-def data_url(file: Path) -> str:
-    """Return a PNG as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"

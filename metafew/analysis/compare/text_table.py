@@ -68,15 +68,14 @@ class TextTable:
         )
 
     def html(self) -> str:
-        """Render to a section of HTML."""
+        """Render to HTML, without the title."""
         head = "".join(f'<th scope="col">{escape_html(column)}</th>' for column in ["", *self.columns])
         cells = [[f"<td>{escape_html(cell)}</td>" for cell in row[1:]] for row in self.rows]
         names = [f'<th scope="row">{escape_html(row[0])}</th>' for row in self.rows]
         rows = [f"<tr>{name}{''.join(row)}</tr>" for name, row in zip(names, cells, strict=True)]
         notes = [f"<li>{escape_html(note)}</li>" for note in self.notes]
-        table = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody>"]
-        body = ['<div class="wide"><table>', *table, "</table></div>", "<ul>", *notes, "</ul>"]
-        return "\n".join(["<section>", f"<h2>{escape_html(self.title)}</h2>", *body, "</section>"])
+        lines = ['<div class="wide"><table>', f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody>"]
+        return "\n".join([*lines, "</table></div>", *(["<ul>", *notes, "</ul>"] if notes else [])])
 
 
 def escape_markdown(text: str) -> str:

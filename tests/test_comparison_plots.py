@@ -76,7 +76,7 @@ def test_figures_are_drawn_only_if_the_runs_have_the_data(tmp_path):
     trained(tmp_path / "a" / "2", [0.3, 0.4], norm="layer")
     out = tmp_path / "out"
     assert report.main([str(tmp_path / "a"), f"out={out}"]) == 0
-    tables = {"table.md", "table.tex", "table.csv", "index.html"}
+    tables = {"table.md", "table.tex", "table.csv", "runs.csv", "index.html"}
     assert {file.name for file in out.iterdir()} - tables == {"learning_curves.png", "learning_curves.svg"}
     assert '<img alt="learning curves" src="data:image/png;base64,' in (out / "index.html").read_text()
     assert "<svg" in (out / "learning_curves.svg").read_text()

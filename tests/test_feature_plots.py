@@ -190,7 +190,7 @@ def test_a_report_of_runs_that_were_only_analyzed_holds_their_figures(tmp_path, 
         "index.html", *(f"{name}.{kind}" for name in ANALYSES for kind in ("png", "svg"))
     }  # fmt: skip
     page = (out / "index.html").read_text()
-    assert page.count('<figure class="wide"><img') == 4 and "norm=layer" not in page
+    assert page.count('<figure class="wide"><img') == 4 and "<table>" not in page
     assert "4 runs are compared" in capsys.readouterr().out
     assert "norm=layer -->" in (out / "travel.svg").read_text()
 

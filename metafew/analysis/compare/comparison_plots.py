@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metafew.analysis.compare.comparison import Comparison, Measurement
 from metafew.analysis.compare.feature_plots import alpha_curves, projections, sufficient_conditions, weight_distances
-from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows
+from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows, named_by_folder
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 from metafew.analysis.compare.training_curves import (
@@ -183,10 +183,13 @@ def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) ->
     for run, settings, x, value in points:
         lines.setdefault(canonical(settings), (run, settings, {}))[2].setdefault(x, []).append(value)
     kept = [line for line in lines.values() if len(line[2]) >= least]
-    keys = [key for key in varying_keys(settings for _, settings, _ in kept) if key != ROW]
+    varying = varying_keys(settings for _, settings, _ in kept)
+    keys = named_by_folder([run for run, _, _ in kept], (key for key in varying if key != ROW))
     labelled = []
     for run, settings, values in kept:
-        label = format_overrides(run.values | settings, keys) or format_overrides(run.values, ("head", "norm"))
+        label = format_overrides(run.values | settings | {"dataset": run.dataset}, keys) or format_overrides(
+            run.values, ("head", "norm")
+        )
         labelled.append((label + MARK * bool(run.report.get("transductive")), values))
     return labelled
 

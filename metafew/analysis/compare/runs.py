@@ -16,11 +16,12 @@ import yaml
 
 from metafew.analysis.compare.settings import flatten, format_overrides, non_default_settings
 from metafew.config.moved import update_paths
+from metafew.data.formats.names import data_name
 
 OWN_DATA = ("folder", "features")
 """Options of ``dataset`` for images and vectors of the user's own."""
 TaskKey = tuple[int, str]
-"""The index of a test task and its dataset."""
+"""The index of a test task, and its dataset in a mixture."""
 
 
 class Omitted(NamedTuple):
@@ -78,7 +79,7 @@ class Run:
     def dataset(self) -> str | None:
         """The name of the dataset in tables: that of the folder or file for the user's own data."""
         dataset, root = self.values.get("dataset"), self.values.get("dataset.root")
-        return Path(root).stem if dataset in OWN_DATA and root else dataset
+        return data_name(root) if dataset in OWN_DATA and root else dataset
 
     @property
     def command(self) -> str:
@@ -172,7 +173,7 @@ class Run:
         seen: Counter[tuple[str, TaskKey]] = Counter()
         for row in self.csv_rows("tasks.csv"):
             try:
-                task = int(row["index"]), row["source"]
+                task = int(row["index"]), row["source"] if self.sources else ""
                 accuracy = float(row["accuracy"])
             except (KeyError, TypeError, ValueError):  # of another version, or truncated
                 return {}

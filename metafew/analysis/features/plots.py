@@ -133,11 +133,14 @@ def draw_confused_pairs(pairs: Sequence[tuple[dict, np.ndarray, np.ndarray]], sp
     figure = Figure(figsize=(8, 0.5 + 0.95 * len(pairs)), layout="constrained")
     panels = figure.subplots(len(pairs), 2, squeeze=False)
     for row, (entry, *images) in zip(panels, pairs, strict=True):
-        share = f"{entry['queries']} of {entry['of']} queries"
-        for axes, shown, title in zip(row, images, (entry["true"], f"{share} taken for {entry['guess']}"), strict=True):
+        share = f"{entry['queries']} of {entry['of']} queries taken for {shorten(entry['guess'])}"
+        for axes, shown, title in zip(row, images, (shorten(entry["true"]), share), strict=True):
             axes.imshow(strip(shown))
             axes.set_axis_off()
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+    engine = figure.get_layout_engine()
+    assert engine is not None  # constrained
+    engine.set(wspace=0.08)
     figure.suptitle(f"classes that are confused most often in {split} tasks", fontsize=10)
     save(figure, path)
 

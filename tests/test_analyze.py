@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
-from metafew.analysis.features import analyze, measures
+from metafew.analysis.features import analyze, measures, plots
 from metafew.analysis.features.observer import Observed
 from metafew.analysis.features.projection import discriminant, every_second, principal
 from metafew.analysis.features.sufficient_condition import bound, epsilon, one_shot_accuracy, published_bound
@@ -165,6 +166,24 @@ def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_ar
     assert many["by"] == "position" and many["counts"] == [[1, 3], [1, 3]] and many["names"] == ["1", "2"]
     assert few["most_confused"] == many["most_confused"]
     assert few["most_confused"][0] == {"true": "c7", "guess": "c3", "queries": 2, "of": 4, "classes": [7, 3]}
+
+
+def test_pairs_that_are_confused_are_shown_as_images_where_classes_are_many(tmp_path):
+    images = np.arange(99 * 8, dtype=np.uint8).repeat(16).reshape(99 * 8, 1, 4, 4)
+    rows = np.arange(99 * 8).reshape(99, 8)
+    split = SimpleNamespace(images=images, names=[f"c{i}" for i in range(99)], rows=rows, turns=np.zeros(99, int))
+    split.gather = lambda own, turns: images[own]
+    tasks = [seen([7, 3, 7, 7, 3, 3], [0, 0, 1, 1], [0, 1, 1, 1])]
+    ((entry, true, guess),) = analyze.confused_images(
+        measures.confusion(tasks, split.names), SimpleNamespace(split=split)
+    )
+    assert (entry["true"], entry["guess"], entry["queries"], entry["of"]) == ("c7", "c3", 1, 2)
+    assert np.array_equal(true, images[rows[7][:6]]) and np.array_equal(guess, images[rows[3][:6]])
+    plots.draw_confused_pairs([(entry, true, guess)], "test", tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.svg").exists()
+    assert plots.strip(true).shape == (4, 24, 3) and plots.strip(true)[0, 0, 0] == 255 - images[rows[7][0], 0, 0, 0]
+    few = measures.confusion(tasks, split.names[:9])
+    assert not analyze.confused_images(few, SimpleNamespace(split=split)), "there is a matrix by class"
 
 
 def test_confusion_counts_queries_without_an_answer_apart():

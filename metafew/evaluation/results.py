@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -98,22 +100,26 @@ def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> di
     return dict(zip(heads, np.mean(by_dataset, 0).tolist(), strict=True))
 
 
-def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
-    """Write one row per test task and head.
+def write_tasks(
+    path: Path, tables: list[dict[str, Tensor]], sources: list[str], class_names: Callable[[int], Sequence[str]]
+) -> None:
+    """Write one row per test task and head, with the names of the classes of the task by label.
 
     Args:
         path: the CSV file.
         tables: as for :func:`collect`.
         sources: names of the datasets.
+        class_names: returns the names of the classes of a task.
     """
+    named = cache(lambda index: "; ".join(class_names(index)))
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:]])
+        writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:], "classes"])
         for test in tables:
             for name, table in test.items():
                 for index, source, way, shot, accuracy, loss, failed in table.tolist():
                     task = [int(index), sources[int(source)], name, int(way), f"{shot:g}"]
-                    writer.writerow([*task, accuracy, loss, int(failed)])
+                    writer.writerow([*task, accuracy, loss, int(failed), named(int(index))])
 
 
 def failures(metrics: dict[str, dict]) -> list[str]:

@@ -95,7 +95,8 @@ class Labelling:
     def class_table(self) -> TextTable:
         """Return the numbers of examples and predictions of each class and, with truth, its images and recall."""
         counts = Counter(p.predicted for p in self.predictions)
-        table = TextTable("Classes", ["examples", "predicted", *(["images", "recall"] if self.confusion else [])])
+        columns = ["examples", "predicted", *(["images", "recall"] if self.confusion else [])]
+        table = TextTable("Classes", columns, corner="class")
         for name, examples in self.examples.items():
             row = [name, str(examples), str(counts[name])]
             if self.confusion:

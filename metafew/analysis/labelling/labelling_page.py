@@ -33,13 +33,13 @@ def labelling_page(
     sections = {"Result": "\n".join(["<ul>", *(f"<li>{escape_html(line)}</li>" for line in lines), "</ul>"])}
     tables = [labelling.class_table(), *([labelling.confusion_table()] if labelling.confusion else [])]
     sections |= {table.title: table.html() for table in tables}
-    sections["Contact sheet"] = f'<figure class="full"><img alt="contact sheet" src="{data_url(sheet.read_bytes())}">'
+    sections["Contact sheet"] = f'<figure class="wide"><img alt="contact sheet" src="{data_url(sheet.read_bytes())}">'
     sections["Contact sheet"] += "</figure>"
     shown = sorted(labelling.predictions, key=urgency)[:IMAGES]
     some = "" if len(shown) == len(labelling.predictions) else f"{len(shown)} of {len(labelling.predictions)}, "
     title = f"Images ({some}wrong ones first, then those marked as unknown, then by probability)"
     sections[title] = "\n".join(figure(each, image(each.file)) for each in shown)
-    return document("Labelled images", command, sections)
+    return document("Labelled images", f"{len(labelling.predictions)} images", command, sections.items())
 
 
 def urgency(prediction: Prediction) -> tuple[bool, bool, bool, float]:

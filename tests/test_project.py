@@ -24,10 +24,12 @@ MODULES = sorted((ROOT / "metafew").rglob("*.py"))
 NOT_IMPORTED = {
     "hydra-joblib-launcher": "Hydra finds it by its name, hydra/launcher=joblib",
     "hydra-submitit-launcher": "likewise, hydra/launcher=submitit_slurm",
+    "onnx": "torch.onnx imports it",
+    "onnxscript": "likewise",
     "tensorboard": "Lightning's TensorBoardLogger imports it",
 }
 """Dependencies that no module of the package imports, and who does."""
-NOT_DECLARED = {"wandb_workspaces": "only sends reports; scripts/dashboard.py says what to install where it is missing"}
+NOT_DECLARED = {"wandb_workspaces": "only sends reports; metafew dashboard says what to install where it is missing"}
 """Imports in functions that work without them."""
 
 

@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from runs import SCRIPTS
 
+from metafew import __main__
 from metafew.commands import predict, prepare, queries
 from metafew.config.quoting import to_paste
 from metafew.data.formats.conversion import Conversion
@@ -26,7 +27,7 @@ from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
-COMMANDS = ["dashboard", "device_check", "predict", "prepare", "report", "reproduce", "search"]
+COMMANDS = ["dashboard", "device_check", "export", "predict", "prepare", "report", "reproduce", "search"]
 
 
 def picture(path, level, seed, size=(40, 30)):
@@ -362,8 +363,8 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type python scripts/predict.py ckpt"),
-        (["ckpt=a", "suport=b"], "got suport=b: type python"),
+        (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type metafew predict ckpt"),
+        (["ckpt=a", "suport=b"], "got suport=b: type metafew predict"),
         (["ckpt"], "got ckpt: type"),
         (["ckpt=a", "support=b", "query=c", "out=a.html"], "expected out to be a CSV file, got a.html: type out=FILE"),
         (
@@ -424,7 +425,8 @@ def test_scripts_print_their_usage_without_torch(name):
     command = [sys.executable, "-c", code, str(SCRIPTS / f"{name}.py"), "--help"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"python scripts/{name}.py" in done.stdout and not done.stderr
+    typed = f"metafew {name}" if name in __main__.COMMANDS else f"python scripts/{name}.py"
+    assert f"  {typed} " in done.stdout and not done.stderr
     assert done.stdout.splitlines()[-1] == "False"
 
 

@@ -1,6 +1,6 @@
 """Label images with a trained model, given a few examples of each class.
 
-  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
+  metafew predict ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
 support contains one folder of example images per class; query is a folder of images to label, or one image. Where
 folders of query are named after classes, their accuracy is measured. A contact sheet and a page are written beside

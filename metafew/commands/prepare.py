@@ -1,6 +1,6 @@
 """Build the stores of a dataset, verify them and print what they contain.
 
-  python scripts/prepare.py dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
+  metafew prepare dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
 
 Missing files are downloaded. The overrides are those of train.py, which then uses the stores. The contact sheet
 FILE.png (default DATASET.png) shows three training tasks and three test tasks.

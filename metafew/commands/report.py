@@ -1,6 +1,6 @@
 """Compare runs: tables with intervals, differences on the same tasks, ranks, and published figures.
 
-  python scripts/report.py RUNS... [out=DIR] [rows=KEYS] [columns=KEYS] [against="WORDS"] [spread=se]
+  metafew report RUNS... [out=DIR] [rows=KEYS] [columns=KEYS] [against="WORDS"] [spread=se]
 
 RUNS are folders of runs or sweeps, or folders above them, results.json files, or patterns such as 'outputs/2026-*'.
 Runs that differ only in seed share a row. rows=head columns=norm makes a table with a row for each head and a column

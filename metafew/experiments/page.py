@@ -39,7 +39,7 @@ tasks, excludes zero; otherwise it is undecided. With one seed, the verdict appl
 reproduced if all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small:
 a claim that is not reproduced here is not refuted.
 
-This page is generated from the files in [results](results): `python scripts/reproduce.py page`."""
+This page is generated from the files in [results](results): `metafew reproduce page`."""
 
 
 def reproduction_page(results: Path) -> str:

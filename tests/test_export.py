@@ -39,7 +39,8 @@ def make_model(head, norm_name="tasknorm", width=4):
             for value in (layer.weight, layer.bias, *layer.buffers()):
                 value.copy_(0.5 + torch.rand(value.shape))
     head = make_tested(head, backbone) if hasattr(head, "stem") else head
-    return Model(accelerate(backbone), head.float(), {"head": "own", "norm": norm_name}).eval().requires_grad_(False)
+    choices = {"head": "own", "norm": norm_name}
+    return Model(accelerate(backbone), head.float(), choices, temperature=2.0).eval().requires_grad_(False)
 
 
 def make_task(model):
@@ -181,7 +182,7 @@ def test_the_command_knows_every_format():  # without torch, which its usage doe
 def saved(monkeypatch):
     """Load a small model in place of any checkpoint, and return what is saved in place of a file."""
     saved = SimpleNamespace(model=make_model(ProtoNet(), "batch"))
-    monkeypatch.setattr(command.metafew, "load", lambda path, trust: saved.model)
+    monkeypatch.setattr(command.predict.metafew, "load", lambda path, trust, chosen: saved.model)
     monkeypatch.setattr(export, "save", lambda network, path, model, description: vars(saved).update(locals()))
     return saved
 

@@ -9,7 +9,7 @@ probabilities; any norm and any head that is not transductive can be exported so
 to 1, for any n, as model.conversion makes them of image files; the file contains their size and the names of the
 classes as metadata. The images of support are converted as in training, unless you type fit=crop|stretch|pad,
 invert=true|false, white=NUMBER or background=white|black. A model with a custom network (backbone=module) requires
-trust=my_package.MyNetwork.
+trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import metafew
 from metafew.commands import predict
 from metafew.data.formats.conversion import CHOICES
 from metafew.errors import UsageError
 
-DEFAULTS = {"support": "", "out": "model.pt2", "trust": ""} | dict.fromkeys(CHOICES, "")
+DEFAULTS = {"support": "", "out": "model.pt2", "trust": "", "chosen": ""} | dict.fromkeys(CHOICES, "")
 USAGE = __doc__.split("\n\n")[1].strip()
 SUFFIXES = (".pt2", ".onnx")
 
@@ -38,7 +37,7 @@ def export(arguments: Sequence[str]) -> None:
     values = parse(arguments)
     out = Path(values["out"])
     examples = predict.read_examples(Path(values["support"])) if values["support"] else None
-    model = metafew.load(values["ckpt"], values["trust"].split(","))
+    model = predict.load(values)
     from metafew.export import feature_network, save, task_network  # imports torch
 
     description: dict[str, Any] = {

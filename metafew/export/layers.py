@@ -85,6 +85,18 @@ class Features(nn.Module):
             return precise(self.backbone(images))
 
 
+class Divided(nn.Module):
+    """Logits divided by a temperature, as :meth:`metafew.inference.Task.predict` divides them."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Divide logits ``(n, w)``."""
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
 class AdaptedHead(nn.Module):
     """A head with the support set of one task, that computes logits from the features of queries.
 

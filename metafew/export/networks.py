@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.export.layers import AdaptedHead, ContextNorm, Features, Modulated, moments_of
+from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Modulated, moments_of
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
 from metafew.norms.fast import decelerate
@@ -72,7 +72,7 @@ def feature_network(model: Model) -> nn.Module:
 
 @torch.no_grad()
 def task_network(task: Task) -> nn.Module:
-    """Return the network from images to the logits of a task, as :func:`save` takes it.
+    """Return the network from images to the logits of a task, divided by the temperature, as :func:`save` takes it.
 
     The head adapts in float64, so that logits differ from those of :meth:`Task.predict` by rounding.
 
@@ -104,7 +104,7 @@ def task_network(task: Task) -> nn.Module:
     load_tensors(backbone, probed.state)
     modulate(backbone, probed.vectors)
     keep_context(backbone, support.images)
-    return nn.Sequential(Features(backbone), classifier).float().eval()
+    return nn.Sequential(Features(backbone), classifier, Divided(model.temperature)).float().eval()
 
 
 def linear_layer(measure: Any, features: int) -> nn.Linear | None:

@@ -46,7 +46,7 @@ def read(path: str | PathLike) -> dict:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
-    saved = update_paths(checkpoint["metafew"])
+    saved = {"temperatures": {}} | update_paths(checkpoint["metafew"])  # earlier versions fit none
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}

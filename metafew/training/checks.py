@@ -54,7 +54,7 @@ LEAST = {
 """Options that are integers, with their smallest values."""
 RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
 """Options that are numbers, where the norm has them, with their bounds."""
-TRUTHS = ("save.keep", "trainer.enable_progress_bar")
+TRUTHS = ("val.at_start", "save.keep", "trainer.enable_progress_bar")
 """Options that are true or false."""
 SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 """Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""

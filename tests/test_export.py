@@ -175,7 +175,7 @@ def test_a_network_that_cannot_be_exported_is_a_usage_error(tmp_path):
 def saved(monkeypatch):
     """Load a small model in place of any checkpoint, and return what is saved in place of a file."""
     saved = SimpleNamespace(model=make_model(ProtoNet(), "batch"))
-    monkeypatch.setattr(command.metafew, "load", lambda path, trust: saved.model)
+    monkeypatch.setattr(command.predict.metafew, "load", lambda path, trust, chosen: saved.model)
     monkeypatch.setattr(export, "save", lambda network, path, model, description: vars(saved).update(locals()))
     return saved
 

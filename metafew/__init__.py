@@ -26,7 +26,7 @@ NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.runnin
 """Public names that are imported when they are used, with their modules."""
 
 
-def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
+def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
     """Load a trained model from a checkpoint, to adapt it to new tasks.
 
     The model consists of the trained backbone and head, with weights in float32, in eval mode and on the CPU;
@@ -43,14 +43,15 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
     Args:
         path: a checkpoint from the folder ``checkpoints`` of a run.
         trust: dotted paths of further classes that may be called, such as the network of ``backbone=module``.
+        chosen: which option of a head with several is used, such as ``lr0.5_steps10``; None for the first.
 
     Raises:
-        metafew.errors.UsageError: if there is no such checkpoint, if it does not describe its model, or if it names a
-            class that is not trusted.
+        metafew.errors.UsageError: if there is no such checkpoint, if it does not describe its model, if it names a
+            class that is not trusted, or if the head has no option ``chosen``.
     """
     from metafew import inference
 
-    return inference.load(path, trust)
+    return inference.load(path, trust, chosen)
 
 
 def train(*words: str, **options: Any) -> Run:

@@ -1,11 +1,12 @@
-"""The command line: ``python train.py`` and, once installed, ``metafew``. Imports torch only when a run starts."""
+"""The command line of experiments: ``python train.py`` and ``metafew train``. Imports torch only when a run starts."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import metafew
 from metafew.allocator import use_huge_pages
 from metafew.config.command_line import readable
 from metafew.config.compose import defer_to_checkpoint
-from metafew.config.groups import CONF, register_evaluation_heads
-from metafew.config.help import help_text
+from metafew.config.groups import CONF, group_names, register_evaluation_heads
+from metafew.config.help import folders, help_on, help_text
 from metafew.config.hydra_parser import accept_any_help
 from metafew.config.mistakes import in_one_line
 from metafew.config.paths import resolve_paths
@@ -43,16 +45,22 @@ log = logging.getLogger(__name__)
 sanitize = Hydra.get_sanitized_cfg
 
 
-def main() -> None:
-    """Parse the command line of this process and run it."""
+def main(program: str = "python train.py", commands: Mapping[str, str] | None = None) -> None:
+    """Parse the command line of this process and run it.
+
+    Args:
+        program: how it was started, for ``--help``.
+        commands: the other commands of ``program``, each with its description.
+    """
     print_any_character()
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(help_text())  # Hydra's own help would load all files to render its templates
+    if "--version" in sys.argv[1:]:
+        print(f"metafew {metafew.__version__}")
         return
     use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
     register_evaluation_heads()
     accept_any_help()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
+    Hydra.app_help = partialmethod(show_help, program, commands or {})  # type: ignore[assignment, method-assign]
     try:
         with in_one_line(sys.argv[1:]):
             sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
@@ -76,6 +84,21 @@ def job(cfg: DictConfig) -> None:
         run_single(cfg, Path(HydraConfig.get().runtime.output_dir))
     else:
         run_sweep_cell(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def show_help(hydra: Hydra, program: str, commands: Mapping[str, str], config_name: str, args: Any, **_: Any) -> None:
+    """Print what ``--help`` shows: the options of the groups that are chosen next to it, or all groups.
+
+    Args:
+        hydra: Hydra, which knows in which folders options are found.
+        program: how the run was started.
+        commands: the other commands of ``program``, each with its description.
+        config_name: the main configuration.
+        args: the command line as Hydra has parsed it.
+    """
+    composed = hydra.compose_config(config_name, args.overrides, RunMode.RUN, with_log_configuration=False)
+    found = folders(composed.hydra.runtime.config_sources)
+    print(help_on(args.overrides, found) or help_text(program, commands, found, group_names()))
 
 
 def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:

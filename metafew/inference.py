@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
 from metafew.data.formats.conversion import Conversion
-from metafew.episode import Labelled
+from metafew.data.formats.names import natural_order
+from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
-from metafew.heads.head import Head
+from metafew.evaluation import unknown
+from metafew.heads.head import FeatureHead, Head
+from metafew.heads.shared_features import SharedFeatures
 from metafew.predictions import NO_ANSWER, answers, probabilities
 from metafew.training import checkpoint
 from metafew.training.factory import make_backbone, make_head
@@ -43,12 +47,20 @@ class Model(nn.Module):
         trained_conversion: the conversion of images in training; None if the dataset had no image files, or if unknown.
         conversion: converts a PIL image, an array or an image file as in training: ``model.conversion(file)`` is uint8
             ``(c, h, w)``.
+        temperature: divides logits before the softmax. It was fitted on validation tasks in training; 1 without
+            validation, and for checkpoints of earlier versions.
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, choices: dict[str, str], conversion: Mapping[str, Any] | None = None
+        self,
+        backbone: Backbone,
+        head: Head,
+        choices: dict[str, str],
+        conversion: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
     ):
         super().__init__()
+        self.temperature = temperature
         self.trained_conversion = conversion
         self.conversion = Conversion(backbone.channels, backbone.image_size, **(conversion or {}))
         self.backbone, self.head, self.choices = backbone, head, choices
@@ -140,7 +152,8 @@ class Task:
     ``model.backbone.transductive`` or ``model.head.transductive``.
 
     Attributes:
-        classes: the labels in sorted order, or in order of first occurrence if they cannot be compared.
+        classes: the labels in sorted order, strings in natural order (``a2`` before ``a10``); in order of first
+            occurrence if they cannot be compared.
     """
 
     def __init__(self, model: Model, support: Labelled, classes: list):
@@ -158,12 +171,55 @@ class Task:
         Raises:
             UsageError: if images are not as in training.
         """
-        model, query = self.model, self.model.prepare(images)
+        query = self.model.prepare(images)
+        return self._probabilities(query, self.model.backbone)
+
+    @torch.no_grad()
+    def distances(self, images: Tensor | np.ndarray) -> Tensor:
+        """Return how far each image is from the nearest class, ``(q,)``; above 1, it may belong to none of them.
+
+        This is the distance to the nearest mean of the features of a class, before any adaptation, divided by that of
+        the examples themselves (:func:`metafew.evaluation.unknown.limit`).
+
+        Args:
+            images: as for :meth:`predict`.
+        """
+        query = self.model.prepare(images)
+        return self._distances(query, self._embedded_once(query))
+
+    @torch.no_grad()
+    def predict_with_distances(self, images: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the results of :meth:`predict` and :meth:`distances`, for which heads on features embed once."""
+        query = self.model.prepare(images)
+        shared = self._embedded_once(query)
+        backbone = shared if isinstance(self.model.head, FeatureHead) else self.model.backbone
+        return self._probabilities(query, backbone), self._distances(query, shared)
+
+    def _embedded_once(self, query: Tensor) -> Backbone:
+        """Return the backbone, which embeds the support set and the queries only once."""
+        unlabelled = Labelled(query, torch.empty(query.shape[:2]))
+        task = Episode(self.support, unlabelled, len(self.classes), torch.zeros(1))
+        return cast(Backbone, SharedFeatures(self.model.backbone, task))
+
+    def _chunks(self) -> AbstractContextManager[None]:
+        return target_chunks(None if self.model.backbone.transductive else AT_ONCE)
+
+    def _probabilities(self, query: Tensor, backbone: Backbone) -> Tensor:
+        """Return the probabilities of prepared queries."""
         if not query.shape[1]:
             return torch.zeros(0, len(self.classes), device=query.device)
-        with target_chunks(None if model.backbone.transductive else AT_ONCE):
-            logits = model.head(model.backbone, self.support, query, len(self.classes))
-        return probabilities(logits[0].float())
+        with self._chunks():
+            logits = self.model.head(backbone, self.support, query, len(self.classes))
+        return probabilities(logits[0].float() / self.model.temperature)
+
+    def _distances(self, query: Tensor, backbone: Backbone) -> Tensor:
+        """Return the distances of prepared queries."""
+        if not query.shape[1]:
+            return torch.zeros(0, device=query.device)
+        with self._chunks():
+            support, targets = backbone.embed(self.support.images, query)
+        rows = self.support.labels[0]
+        return unknown.distances(support[0].float(), rows, targets[0].float(), len(self.classes))
 
     def label(self, images: Tensor | np.ndarray) -> list:
         """Return the most probable label of each image; None for images with non-finite logits."""
@@ -175,10 +231,10 @@ class Task:
 
 
 def ordered(labels: list[Hashable]) -> list:
-    """Return the distinct labels, sorted if they can be compared.
+    """Return the distinct labels, sorted if they can be compared, and strings in natural order.
 
-    >>> ordered(["b", "a", "b"]), ordered(["b", 1, "b"])
-    (['a', 'b'], ['b', 1])
+    >>> ordered(["b10", "b2", "b10"]), ordered([10, 2]), ordered(["b", 1, "b"])
+    (['b2', 'b10'], [2, 10], ['b', 1])
     """
     try:
         classes = list(dict.fromkeys(labels))
@@ -186,13 +242,15 @@ def ordered(labels: list[Hashable]) -> list:
         raise UsageError(
             f"expected labels that can be keys of a dictionary ({error}): give strings or numbers"
         ) from error
+    if all(isinstance(label, str) for label in classes):
+        return sorted(classes, key=natural_order)
     try:
         return sorted(classes)
     except TypeError:
         return classes
 
 
-def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
+def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
     """Return the model of a checkpoint: :func:`metafew.load`."""
     content = checkpoint.read(path)
     provenance = content["metafew"]
@@ -211,11 +269,27 @@ def load(path: str | PathLike, trust: Sequence[str] = ()) -> Model:
             f"expected the weights of the model that {path} describes, and it holds others, since code has "
             "changed: train again"
         ) from error
-    candidates = head.candidates
-    if len(candidates) > 1:
+    choose_candidate(head, name, chosen)
+    conversion, temperature = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
+    return Model(backbone, head, provenance["choices"], conversion, temperature).eval()
+
+
+def choose_candidate(head: Head, name: str, chosen: str | None) -> None:
+    """Set the candidate of ``head`` that is used, or warn that it is the first of several.
+
+    Raises:
+        UsageError: if the head has no candidate ``chosen``.
+    """
+    candidates = list(head.candidates)
+    if chosen is None and len(candidates) > 1:
         log.warning(
             "%s of head=%s are chosen on validation tasks, and checkpoints do not contain the choice: "
-            "%s of %s is used; set model.head.chosen to another",
-            *(" and ".join(next(iter(candidates.values()))), name, next(iter(candidates)), ", ".join(candidates)),
+            "%s of %s is used; type chosen=NAME for another",
+            *(" and ".join(head.candidates[candidates[0]]), name, candidates[0], ", ".join(candidates)),
         )
-    return Model(backbone, head, provenance["choices"], provenance["model"].get("conversion")).eval()
+    elif chosen is not None and chosen not in candidates:
+        advice = f"type chosen={candidates[0]}" if candidates else "leave chosen out"
+        raise UsageError(
+            f"expected chosen to be one of {', '.join(candidates) or 'no options'}, got {chosen}: {advice}"
+        )
+    head.chosen = chosen

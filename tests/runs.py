@@ -34,6 +34,7 @@ TINY = [
     "val.total=4",
     "val.query=2",
     "val.every=2",
+    "val.at_start=false",
     "test.total=6",
     "test.query=2",
 ]

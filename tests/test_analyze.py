@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
-from metafew.analysis.features import analyze, measures
+from metafew.analysis.features import analyze, measures, plots
 from metafew.analysis.features.observer import Observed
-from metafew.analysis.features.projection import discriminant, principal
+from metafew.analysis.features.projection import discriminant, every_second, principal
 from metafew.analysis.features.sufficient_condition import bound, epsilon, one_shot_accuracy, published_bound
 from metafew.analysis.features.weight_distance import adaptation_distances, adapts_by_gradient, distances
 from metafew.backbones.conv4 import Conv4
@@ -25,6 +26,7 @@ from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.maml import MAML
 from metafew.norms.layer import LayerNorm
+from metafew.objectives.clustering import variance_ratio
 
 ANALYZE = ["analyze.tasks=4", "stages=[analyze]"]
 
@@ -93,14 +95,27 @@ def test_projections_are_those_of_scikit_learn_and_scipy(monkeypatch):
     means = np.stack([features[labels == c].mean(0) for c in range(4)])[labels]
     within, between = np.cov((features - means).T, bias=True), np.cov(means.T, bias=True)
     within = 0.9 * within + 0.1 * np.trace(within) / 7 * np.eye(7)
-    assert same(discriminant(features, labels), features @ eigh(between, within)[1][:, :-3:-1])
+    every = np.ones(56, bool)
+    assert same(discriminant(features, labels, every), features @ eigh(between, within)[1][:, :-3:-1])
     wide = np.concatenate([features, np.zeros((56, 90))], 1) @ np.linalg.qr(rng.normal(size=(97, 97)))[0]
-    assert np.allclose(discriminant(wide, labels), discriminant(features, labels), atol=1e-6)
+    assert np.allclose(discriminant(wide, labels, every), discriminant(features, labels, every), atol=1e-6)
     assert same(principal(features), PCA(2).fit_transform(features))
-    assert principal(features[:, :1]).shape == (56, 2) and (discriminant(np.ones((6, 5)), labels[9:15]) == 0).all()
+    assert (
+        principal(features[:, :1]).shape == (56, 2)
+        and (discriminant(np.ones((6, 5)), labels[9:15], every[:6]) == 0).all()
+    )
+    half = every_second(labels)
+    assert np.bincount(labels[half]).tolist() == [6, 7, 4, 10]
+    changed = np.where(half[:, None], rng.normal(size=features.shape), features)
+    ours, theirs = (discriminant(each, labels, ~half)[~half] for each in (features, changed))
+    assert np.allclose(np.abs(ours), np.abs(theirs)), "held-out rows do not affect the directions"
+    noise = rng.normal(size=(56, 90))
+    planes = discriminant(noise, labels, ~half)
+    fitted, held_out = (variance_ratio(torch.tensor(planes[r]), torch.tensor(labels[r])) for r in (~half, half))
+    assert fitted < 1 < held_out, "classes of noise are separated where the plane was fitted, and nowhere else"
     monkeypatch.setattr("metafew.analysis.features.projection.SHRINKAGE", 0)
     fisher = LinearDiscriminantAnalysis(solver="eigen", n_components=2)
-    assert same(discriminant(features, labels), fisher.fit_transform(features, labels))
+    assert same(discriminant(features, labels, every), fisher.fit_transform(features, labels))
 
 
 def test_the_weight_distance_of_one_gradient_step_is_that_of_each_filter():
@@ -149,7 +164,26 @@ def test_confusion_counts_classes_where_they_are_few_and_positions_where_they_ar
     assert few["counts"][7] == [0, 0, 0, 2, 0, 0, 0, 2, 0] and few["counts"][3] == [0, 0, 0, 2, 0, 0, 0, 2, 0]
     many = measures.confusion(tasks, [f"c{i}" for i in range(99)])
     assert many["by"] == "position" and many["counts"] == [[1, 3], [1, 3]] and many["names"] == ["1", "2"]
-    assert few["most_confused"] == many["most_confused"] and few["most_confused"][0]["queries"] == 2
+    assert few["most_confused"] == many["most_confused"]
+    assert few["most_confused"][0] == {"true": "c7", "guess": "c3", "queries": 2, "of": 4, "classes": [7, 3]}
+
+
+def test_pairs_that_are_confused_are_shown_as_images_where_classes_are_many(tmp_path):
+    images = np.arange(99 * 8, dtype=np.uint8).repeat(16).reshape(99 * 8, 1, 4, 4)
+    rows = np.arange(99 * 8).reshape(99, 8)
+    split = SimpleNamespace(images=images, names=[f"c{i}" for i in range(99)], rows=rows, turns=np.zeros(99, int))
+    split.gather = lambda own, turns: images[own]
+    tasks = [seen([7, 3, 7, 7, 3, 3], [0, 0, 1, 1], [0, 1, 1, 1])]
+    ((entry, true, guess),) = analyze.confused_images(
+        measures.confusion(tasks, split.names), SimpleNamespace(split=split)
+    )
+    assert (entry["true"], entry["guess"], entry["queries"], entry["of"]) == ("c7", "c3", 1, 2)
+    assert np.array_equal(true, images[rows[7][:6]]) and np.array_equal(guess, images[rows[3][:6]])
+    plots.draw_confused_pairs([(entry, true, guess)], "test", tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.svg").exists()
+    assert plots.strip(true).shape == (4, 24, 3) and plots.strip(true)[0, 0, 0] == 255 - images[rows[7][0], 0, 0, 0]
+    few = measures.confusion(tasks, split.names[:9])
+    assert not analyze.confused_images(few, SimpleNamespace(split=split)), "there is a matrix by class"
 
 
 def test_confusion_counts_queries_without_an_answer_apart():

@@ -332,6 +332,10 @@ def test_gradients_are_clipped_to_a_number_or_not_at_all(value, tmp_path):
         ("optimizer.lr", True, "expected optimizer.lr to be a number, got True"),
         ("optimizer.weight_decay", False, "expected optimizer.weight_decay to be a number, got False"),
         ("trainer.max_steps", 0.0, "at least 1, got 0.0: type trainer.max_steps=1"),
+        ("dataset.jitter", 5, "expected dataset.jitter to be a view with its _target_ or null, got 5"),
+        ("optimizer.betas", 5, "expected optimizer.betas to be a list of 2 numbers, got 5"),
+        ("optimizer.betas", [0.9, 0.99, 0.999], "to be a list of 2 numbers, got "),
+        ("optimizer.betas", ["a", 0.9], "to be a list of 2 numbers, got "),
     ],
 )
 def test_what_no_option_takes_or_can_act_is_refused(key, value, message, tmp_path):

@@ -35,6 +35,20 @@ def test_a_line_over_shots_holds_the_tests_of_a_list_and_of_separate_runs(tmp_pa
     assert apart[0] != apart[1], "one interval hides the other"
 
 
+def test_accuracy_over_shots_has_a_panel_for_each_head(tmp_path):
+    heads = ["protonet", "svm", "ridge", "cosine", "logistic"]
+    for number, norm in enumerate(("tasknorm", "batch")):
+        names = {name: accuracies(number + i) for i, head in enumerate(heads) for name in (head, f"{head}/shot5")}
+        finished(tmp_path / norm, names, norm=norm, config={"test.shot": [1, 5]})
+    figure = comparison_plots.accuracy_over_shots(comparison_of(tmp_path))
+    assert [axes.get_title() for axes in figure.axes] == heads
+    assert legend(figure) == ["norm=batch", "norm=tasknorm"]
+    for i, axes in enumerate(figure.axes):
+        means = [container.lines[0].get_ydata()[0] for container in axes.containers]
+        assert means == pytest.approx([100 * accuracies(number + i).mean() for number in (1, 0)])
+        assert [line.get_color() for line in axes.lines] == [line.get_color() for line in figure.axes[0].lines]
+
+
 def test_bars_stand_for_the_modes_of_test_queries(tmp_path):
     values = {"together": accuracies(0), "single": accuracies(1, -0.3), "class": accuracies(2, -0.4)}
     for norm, lift in (("transductive", 0.0), ("batch", 0.1)):
@@ -76,7 +90,7 @@ def test_figures_are_drawn_only_if_the_runs_have_the_data(tmp_path):
     trained(tmp_path / "a" / "2", [0.3, 0.4], norm="layer")
     out = tmp_path / "out"
     assert report.main([str(tmp_path / "a"), f"out={out}"]) == 0
-    tables = {"table.md", "table.tex", "table.csv", "index.html"}
+    tables = {"table.md", "table.tex", "table.csv", "runs.csv", "index.html"}
     assert {file.name for file in out.iterdir()} - tables == {"learning_curves.png", "learning_curves.svg"}
     assert '<img alt="learning curves" src="data:image/png;base64,' in (out / "index.html").read_text()
     assert "<svg" in (out / "learning_curves.svg").read_text()

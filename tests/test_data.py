@@ -277,6 +277,19 @@ def test_queries_do_not_depend_on_the_shot_and_supports_are_nested(split):
     assert torch.equal(three.support.images, drawn.support.images)
 
 
+def test_the_names_of_the_classes_of_a_task_are_those_that_it_draws(split):
+    samplers = [Sampler(split, plan(way="2..5", seed=seed), None) for seed in (0, 1)]
+    for spec in (plan(way="2..5"), plan(way="2..5", split="train")):
+        for sampler in (samplers[0], MixtureSampler(samplers, spec)):
+            for index in range(4):
+                drawn, names = sampler.draw(index), sampler.class_names(index)
+                assert len(names) == drawn.way
+                named = {split.names[c] for c, label in zip(drawn.query.classes, drawn.query.labels, strict=True)}
+                assert named == set(names)
+                for c, label in zip(drawn.query.classes, drawn.query.labels, strict=True):
+                    assert names[label] == split.names[c]
+
+
 def test_tasks_depend_on_seed_split_and_number_only(split):
     def fingerprint(**changes):
         return identities(Sampler(split, plan(**changes), None).task(0).query.images)

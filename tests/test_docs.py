@@ -27,6 +27,8 @@ from PIL import Image
 from runs import ROOT, TINY
 
 from metafew import cli
+from metafew.__main__ import COMMANDS
+from metafew.commands import export
 from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import omniglot
@@ -73,9 +75,10 @@ def train(command, capsys):
             assert not end.code, capsys.readouterr().err
 
 
-def run_script(command, capsys):
-    _, file, *typed = shlex.split(command)
-    assert import_module(f"metafew.commands.{Path(file).stem}").main(typed) == 0, capsys.readouterr().err
+def run_subcommand(command, capsys):
+    _, name, *typed = shlex.split(command)
+    assert name in COMMANDS
+    assert import_module(f"metafew.commands.{name}").main(typed) == 0, capsys.readouterr().err
 
 
 @cache
@@ -113,7 +116,12 @@ def names_an_extra(command, *_):
 
 
 def describes(command, capsys):
-    run_script(f"{command} out=description.json", capsys)
+    run_subcommand(f"{command} out=description.json", capsys)
+
+
+def exports(command, *_):
+    """Its words can be read; tests/test_export.py compares what is exported."""
+    assert Path(export.parse(shlex.split(command)[2:])["ckpt"]).is_file()
 
 
 def is_a_script(command, *_):
@@ -142,7 +150,8 @@ INSTEAD = [
     Instead("make ", "it installs", is_a_target),
     Instead(". .venv/bin/activate", "it is for a shell", makes_an_environment),
     Instead("pip install ", "it installs", names_an_extra),
-    Instead("python scripts/dashboard.py project=", "it wants a key of Weights & Biases", describes),
+    Instead("metafew export ", "torch takes seconds", exports),
+    Instead("metafew dashboard project=", "it wants a key of Weights & Biases", describes),
     Instead("wandb sweep ", "it wants a key of Weights & Biases", is_a_sweep),
     Instead("sbatch ", "it wants SLURM", is_a_script),
     Instead("srun ", "it wants SLURM", composes),
@@ -155,9 +164,9 @@ INSTEAD = [
         "python train.py -m head=protonet,maml trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True
     ),
     Instead("python train.py -m hydra/launcher=joblib ", MANY, composes, slow=True),
-    Instead("python scripts/search.py ", MANY, searches, slow=True),
+    Instead("metafew search ", MANY, searches, slow=True),
 ]
-RUN = {"python train.py": train, "python scripts/": run_script}
+RUN = {"python train.py": train, "metafew ": run_subcommand}
 
 
 def find(command):
@@ -269,7 +278,7 @@ def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in commands() if find(command).slow])
 def test_what_starts_processes_does_what_it_says(command, tmp_path):
-    programs = {"torchrun": ["-m", "torch.distributed.run"], "python": []}
+    programs = {"torchrun": ["-m", "torch.distributed.run"], "python": [], "metafew": ["-m", "metafew"]}
     first, *rest = words(command)
     rest = [str(ROOT / word) if word.endswith(".py") else word for word in rest]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -289,12 +298,14 @@ def test_nothing_is_excused_that_is_on_no_page():
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_within_a_text_are_known(page):
     prose = FENCE.sub("", page.read_text())
-    for span in re.findall(r"`((?:python|make) [^`]+)`", prose):
+    for span in re.findall(r"`((?:python|make|metafew) [^`]+)`", prose):
         command = " ".join(span.split())
         if command.startswith("python train.py"):
             composes(command)
         elif command.startswith("make "):
             is_a_target(command)
+        elif command.startswith("metafew "):
+            assert command.split()[1] in ("train", "--help", "--version", *COMMANDS), command
         elif not command.startswith("python -m metafew"):
             assert (ROOT / shlex.split(command)[1]).is_file(), command
 

@@ -38,7 +38,7 @@ def test_a_projection_keeps_the_classes_and_their_points_to_four_digits():
     assert content["names"] == ["c7", "c2", "c9"] and content["classes"] == [0] * 4 + [1] * 4 + [2] * 4
     for name, exact in (
         ("principal", projection.principal(features)),
-        ("discriminant", projection.discriminant(features, classes)),
+        ("discriminant", projection.discriminant(features, classes, ~projection.every_second(classes))),
     ):
         assert np.allclose(content["points"][name], exact, rtol=6e-4)
         assert all(len(repr(abs(x)).replace(".", "").strip("0")) <= 4 for row in content["points"][name] for x in row)
@@ -50,15 +50,18 @@ def test_panels_show_the_same_classes_alike_and_one_scale_for_the_discriminant(s
     above, below = figure.axes[:2], figure.axes[2:]
     for plane, row in (("discriminant", above), ("principal", below)):
         for axes, content in zip(row, contents.values(), strict=True):
-            points, own = np.array(content["projection"]["points"][plane]), content["projection"]["classes"]
+            points, own = np.array(content["projection"]["points"][plane]), np.array(content["projection"]["classes"])
+            drawn_rows = content["projection"]["held_out"] if plane == "discriminant" else np.full(len(own), True)
             for c, drawn in enumerate(axes.collections):
-                assert np.array_equal(drawn.get_offsets(), points[np.array(own) == c])
+                assert np.array_equal(drawn.get_offsets(), points[drawn_rows & (own == c)])
             alike = [(d.get_facecolor().tolist(), d.get_paths()[0].vertices.tolist()) for d in axes.collections]
             assert alike == [
                 (d.get_facecolor().tolist(), d.get_paths()[0].vertices.tolist()) for d in row[0].collections
             ]
     assert above[0].get_xlim() == above[1].get_xlim() and below[0].get_xlim() != below[1].get_xlim()
-    assert [axes.get_title() for axes in above] == ["first\nlinear discriminant", "other\nlinear discriminant"]
+    assert [axes.get_title() for axes in above] == [
+        f"{name}\nlinear discriminant, held out" for name in ("first", "other")
+    ]
     assert legend(figure) == NAMES
     analyzed(tmp_path / "third", 2, names=["a/1", "x", "y"])
     with pytest.raises(UsageError, match=r"same classes, got a/1, b \$2, c_3 of first and a/1, x, y of third: type"):
@@ -106,6 +109,7 @@ def test_pairs_of_classes_are_drawn_with_both_bounds(shown, tmp_path):
     for drawn, expected in zip(axes.collections, (points[0] + points[1], points[2]), strict=True):
         assert np.array_equal(drawn.get_offsets(), np.array(expected) * [1, 100])
     assert legend(figure)[:2] == ["a", "b"] and len(legend(figure)) == 5
+    assert axes.get_title() == "both bounds are vacuous here: neither exceeds chance for any of 27 pairs"
     paths = [drawn.get_paths()[0].vertices for drawn in axes.collections]
     assert len(paths[0]) != len(paths[1])  # another mark
 
@@ -190,7 +194,7 @@ def test_a_report_of_runs_that_were_only_analyzed_holds_their_figures(tmp_path, 
         "index.html", *(f"{name}.{kind}" for name in ANALYSES for kind in ("png", "svg"))
     }  # fmt: skip
     page = (out / "index.html").read_text()
-    assert page.count('<figure class="wide"><img') == 4 and "norm=layer" not in page
+    assert page.count('<figure class="wide"><img') == 4 and "<table>" not in page
     assert "4 runs are compared" in capsys.readouterr().out
     assert "norm=layer -->" in (out / "travel.svg").read_text()
 

@@ -17,7 +17,9 @@ from metafew.data import store
 from metafew.data.formats.scan import SUFFIXES
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.class_splits import divide
+from metafew.data.sources.features import Features
 from metafew.data.sources.folder import Folder
+from metafew.data.summary import summary_lines
 from metafew.errors import UsageError
 from metafew.training.factory import make
 
@@ -101,6 +103,17 @@ def test_the_yaml_makes_it(composed):
     cfg, _, _ = composed("dataset=folder")
     assert isinstance(source := make(cfg.dataset), Folder)
     assert "type dataset.root=DIR" in refused(source)
+
+
+def test_tables_call_data_by_the_name_of_its_folder_or_file(tmp_path):
+    source = folder(tmp_path / "my birds.v2")
+    summary = {"classes": {"train": 3}, "images": {"train": 9}, "ignored": {}}
+    assert summary_lines(source, summary) == ["my birds.v2: 3 classes, 9 images (train)"]
+    assert source.title == "folder", "the word of messages and of checkpoints"
+    source.label = "birds"
+    assert source.display_name == "birds", "its name in a mixture"
+    np.savez(tmp_path / "a.b.npz", x_test=np.eye(2), y_test=["c", "d"])
+    assert Features(str(tmp_path / "a.b.npz")).display_name == "a.b"
 
 
 def test_classes_are_drawn(tmp_path):

@@ -250,6 +250,10 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
         (["train.query=0"], "expected train.query to be at least 1, as this objective needs queries"),
         (["objective=classical", "train.batch_size=9"], "type train.batch_size=10"),
         (
+            ["objective=classical", "train.shot=5"],
+            "expected no train.shot with objective=classical, .* got train.shot=5",
+        ),
+        (
             ["objective=classical", "train.batch_size=6", "regularizer=feature_clustering"],
             "pairs of classes with two images each, got 6: type train.batch_size=8",
         ),

@@ -20,6 +20,7 @@ from metafew.backbones.conv4 import Conv4
 from metafew.data.datamodule import to_model_input
 from metafew.data.sources.glyphs import Glyphs
 from metafew.errors import UsageError
+from metafew.evaluation import unknown
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.tasknorm import TaskNorm
@@ -70,9 +71,14 @@ def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, ca
     model = metafew.load(best(out))
     name = model.choices["head"]
     chosen = report["chosen"].get(name)
-    assert bool(chosen) == ("model.head.chosen" in caplog.text)
+    assert bool(chosen) == ("type chosen=NAME" in caplog.text)
+    calibration = report["calibration"][name]
+    assert calibration["ece_before"] is not None and calibration["ece_after"] is not None
     if chosen:
         model.head.chosen = f"lr{chosen['lr']:g}_steps{chosen['test_steps']}"
+    else:
+        assert model.temperature == calibration["temperature"] != 1.0
+    model.temperature = 1.0  # losses are without
     with (out / "tasks.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["head"] == name]
     for row, episode in zip(rows, seen(composed, *QUICK, *overrides), strict=True):
@@ -81,6 +87,17 @@ def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, ca
         right = [f"class {label}" == said for label, said in zip(truth, task.label(images), strict=True)]
         assert sum(right) / len(right) == pytest.approx(float(row["accuracy"]), abs=1e-12)
         assert F.nll_loss(task.predict(images).log(), truth).item() == pytest.approx(float(row["loss"]), rel=1e-3)
+
+
+def test_a_test_of_a_checkpoint_uses_its_temperatures(launch, tmp_path):
+    _, first = launch(*QUICK, "stages=[fit]", "evaluate=[svm]", out=tmp_path / "first")
+    words = ["stages=[test]", f"ckpt={best(first)}", "evaluate=[svm,ridge]"]
+    report, _ = launch(*QUICK, *words, out=tmp_path / "second")
+    saved = checkpoint.read(best(first))["metafew"]["temperatures"]
+    assert saved.keys() == {"protonet", "svm"}
+    found = {name: value["temperature"] for name, value in report["calibration"].items()}
+    assert found == saved | {"ridge": None}
+    assert report["calibration"]["ridge"]["ece_after"] is None
 
 
 def test_loading_needs_no_data_no_other_checkpoint_and_no_hydra(launch, tmp_path, monkeypatch, caplog):
@@ -144,6 +161,36 @@ def linear(backbone):
 
 def zero(backbone):
     return MAML(backbone, trained=False, way=3, test_steps=2, lr=0.05)
+
+
+def test_a_temperature_divides_the_logits(model):
+    made = model()
+    task, queries = made.adapt(pixels(4), "abab"), pixels(6, seed=1)
+    sharp, labels = task.predict(queries), task.label(queries)
+    made.temperature = 2.0
+    torch.testing.assert_close(task.predict(queries), (sharp.log() / 2).softmax(-1))
+    assert task.label(queries) == labels
+
+
+def test_distances_come_with_predictions_and_are_those_of_the_definition(model, monkeypatch):
+    made = model()
+    task, queries = made.adapt(pixels(6), "ababab"), pixels(5, seed=1)
+    embed, calls = made.backbone.embed, []
+    monkeypatch.setattr(made.backbone, "embed", lambda *images: calls.append(images) or embed(*images))
+    found, away = task.predict_with_distances(queries)
+    assert len(calls) == 1  # a head on features shares them
+    assert found.equal(task.predict(queries)) and away.equal(task.distances(queries))
+    support, targets = made.backbone.embed(task.support.images, made.prepare(queries))
+    assert away.equal(unknown.distances(support[0], task.support.labels[0], targets[0], 2))
+    empty = task.predict_with_distances(queries[:0])
+    assert [tuple(each.shape) for each in empty] == [(0, 2), (0,)] and task.distances(queries[:0]).shape == (0,)
+
+
+def test_distances_for_a_head_that_adapts_the_backbone_are_those_before(model):
+    made = model(head=zero)
+    task, queries = made.adapt(pixels(6), "abcabc"), pixels(5, seed=1)
+    assert task.predict_with_distances(queries)[0].equal(task.predict(queries))
+    assert task.distances(queries).shape == (5,)
 
 
 def test_an_image_without_finite_logits_has_no_label(model, monkeypatch):

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "metafew"
 ROOMS = [
     ["__main__"],
     ["commands"],
-    ["cli"],
+    ["cli", "export"],
     ["__init__"],
     ["arrays"],
     ["loops", "inference"],

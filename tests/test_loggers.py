@@ -143,6 +143,7 @@ def test_a_run_can_be_read_back_from_both(offline, launch):
     for task in range(3):
         right = [row[2] == row[4] for row in table["data"] if row[0] == task]
         assert sum(right) / len(right) == pytest.approx(float(rows[task]["accuracy"]))
+        assert {row[2] for row in table["data"] if row[0] == task} == set(rows[task]["classes"].split("; "))
     assert all(1 / 5 <= row[5] <= 1 for row in table["data"])
     files = {entry.path: Path(entry.local_path) for entry in sent.artifacts["run_table"].manifest.contents}
     assert all(path.is_relative_to(out) and path.is_file() for path in files.values()), "the run is not in its folder"

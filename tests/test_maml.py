@@ -233,7 +233,7 @@ def test_every_execution_gives_the_same_numbers(word, name):
             torch.testing.assert_close(other, reference, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("word", NORMS)
+@pytest.mark.parametrize("word", SCHEMES)
 def test_queries_are_labelled_without_a_context_that_they_do_not_depend_on(word):
     backbone, task, rows = Smooth(word).double().eval(), three_tasks(), []
     images = task.support.images, task.query.images

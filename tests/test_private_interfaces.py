@@ -83,6 +83,7 @@ def load_configuration():
 def shown_configuration():
     assert list(inspect.signature(Hydra.get_sanitized_cfg).parameters)[-2:] == ["cfg", "cfg_type"]
     assert "cfg = self.get_sanitized_cfg(cfg, cfg_type)" in inspect.getsource(Hydra.show_cfg)
+    assert "hydra.app_help(config_name=config_name, args_parser=args_parser, args=args)" in inspect.getsource(utils)
 
 
 def parser():
@@ -215,7 +216,12 @@ class Private(NamedTuple):
 PRIVATE = [
     Private("_get_full_key", "omegaconf", "errors of constructors do not name the option", full_key),
     Private("load_configuration", "hydra", "ckpt=PATH cannot change the choices of a checkpoint", load_configuration),
-    Private("hydra._internal.hydra", "hydra", "--cfg job leaves out what ckpt=PATH carries", shown_configuration),
+    Private(
+        "hydra._internal.hydra",
+        "hydra",
+        "--cfg job leaves out what ckpt=PATH carries, --help is Hydra's",
+        shown_configuration,
+    ),
     Private("hydra._internal import utils", "hydra", "no run starts on Python 3.14", parser),
     Private("HydraConfig.instance().set_config", "hydra", "a run from ckpt=PATH has the wrong choices", set_config),
     Private("_get_default_store", "torch", "an error is printed by every process", default_store),

@@ -34,7 +34,13 @@ MIXTURE = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]"
 MIXTURE += [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "support=12")]
 MEASURED = ["analyze.every=2", "analyze.tasks=2"]
 DOUBLE = {
-    "protonet": ["evaluate=[ridge]", "trainer.accumulate_grad_batches=2", "trainer.max_steps=2", *MEASURED],
+    "protonet": [
+        "evaluate=[ridge]",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=2",
+        *MEASURED,
+        "val.at_start=true",
+    ],
     "svm": ["head=svm", "norm=batch", "test.way=2", "test.total=120", "test.tasks=12"],
     "maml": ["head=maml", "norm=batch", *FEW],
     "reptile": ["head=reptile", *FEW],

@@ -26,10 +26,12 @@ NOT_IMPORTED = {
     "hydra-submitit-launcher": "likewise, hydra/launcher=submitit_slurm",
     "mkdocs": "make docs starts it",
     "mkdocstrings": "MkDocs imports it, as mkdocs.yml says",
+    "onnx": "torch.onnx imports it",
+    "onnxscript": "likewise",
     "tensorboard": "Lightning's TensorBoardLogger imports it",
 }
 """Dependencies that no module of the package imports, and who does."""
-NOT_DECLARED = {"wandb_workspaces": "only sends reports; scripts/dashboard.py says what to install where it is missing"}
+NOT_DECLARED = {"wandb_workspaces": "only sends reports; metafew dashboard says what to install where it is missing"}
 """Imports in functions that work without them."""
 
 

@@ -22,6 +22,7 @@ from metafew.analysis.compare.find import find_runs, read_run
 from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
 from metafew.analysis.compare.settings import non_default_settings
+from metafew.analysis.compare.tables import TIE, arrange, report_tables
 from metafew.analysis.compare.text_table import FAILED, Bold, TextTable
 from metafew.commands import report
 from metafew.config.groups import CONF
@@ -96,7 +97,7 @@ def test_the_script_writes_its_files_and_lists_what_it_left_out(mixed, tmp_path,
     page = (out / "index.html").read_text()
     assert "too few classes &lt;2&gt;" in page and "data:image/png;base64," in page
     assert not re.search(r"https?://|<script|<link|src=\"(?!data:)", page)
-    assert {file.name for file in out.iterdir()} == {"table.md", "table.tex", "table.csv", "index.html"}
+    assert {file.name for file in out.iterdir()} == {*("table.md", "table.tex", "table.csv", "runs.csv", "index.html")}
     with (out / "table.csv").open(newline="") as file:
         rows = {row["runs"]: row for row in csv.DictReader(file) if row["measure"] == "accuracy"}
     for name, label in (("good/a", "head=svm"), ("good/b", "head=protonet"), ("old", "head=ridge")):
@@ -119,7 +120,7 @@ def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):
         (["runs/failed"], "none among the 1"),
         (["runs/good", "spread=sd"], "expected spread to be ci95 or se, got sd"),
         (["out=elsewhere"], "expected folders of runs or results.json files, got out=elsewhere"),
-        (["runs/good", "against=norm=tasknorm"], "fits 2 of these: head=svm; head=protonet"),
+        (["runs/good", "against=norm=tasknorm"], "fits 2 of these: head=protonet; head=svm"),
         (["runs/good", "against=head=maml"], "fits 0 of these"),
         (["runs/good", "out=runs/failed/results.json"], "type out=DIR"),
     ],
@@ -154,7 +155,7 @@ def test_rows_are_settings_that_other_choices_do_not_imply(tmp_path):
     whole = finished(tmp_path / "1", accuracies(1), config=brought | elsewhere | {"optimizer.lr": 0.1})
     whole["choices"]["objective"], whole["config"]["data_dir"] = "classical", "/data"
     (tmp_path / "1" / "results.json").write_text(json.dumps(whole))
-    assert labels(comparison_of(tmp_path)) == ["objective=episodic", "objective=classical optimizer.lr=0.1"]
+    assert labels(comparison_of(tmp_path)) == ["objective=classical optimizer.lr=0.1", "objective=episodic"]
     whole = {"choices": {"head": "reptile", "objective": "reptile", "optimizer": "plain_sgd", "schedule": "linear"}}
     assert non_default_settings(
         whole | {"config": {"head": {"seed": 3, "way": 20}, "train": {"way": 20}, "seed": 3}}
@@ -193,7 +194,7 @@ def test_runs_that_differ_only_in_seed_are_one_row_with_a_t_interval(tmp_path):
         finished(tmp_path / str(seed), each, seed=seed)
     finished(tmp_path / "other", accuracies(7), norm="batch")
     table = comparison_of(tmp_path)
-    assert labels(table) == ["norm=tasknorm", "norm=batch"]
+    assert labels(table) == ["norm=batch", "norm=tasknorm"]
     cell = only(table, "norm=tasknorm")["accuracy"]
     means = [each.mean() for each in values]
     low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
@@ -406,14 +407,20 @@ def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
     assert table.top[column] == {best, labels(table).index("norm=none")}
 
 
-def test_the_top_group_is_bold_and_other_rows_are_not(tmp_path):
+def test_only_the_best_is_bold_and_rows_that_do_not_differ_from_it_are_marked(tmp_path):
     wiggle = np.tile([0.03, -0.03], TASKS // 2)
     for norm, lift in {"batch": 0.0, "layer": -0.001 + wiggle, "none": -0.05, "instance": wiggle[::-1] - 0.2}.items():
         finished(tmp_path / norm, accuracies(0) + lift, norm=norm)
     assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
     lines = (tmp_path / "o" / "table.md").read_text().split("## Difference")[0].splitlines()
-    bold = {line.split("|")[1].strip(): "**" in line for line in lines if "norm=" in line and line.startswith("|")}
-    assert bold == {"norm=batch": True, "norm=layer": True, "norm=none": False, "norm=instance": False}
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| norm=")}
+    assert {name: ("**" in line, TIE in line) for name, line in rows.items()} == {
+        **{"norm=batch": (True, False), "norm=layer": (False, True)},
+        **dict.fromkeys(["norm=none", "norm=instance"], (False, False)),
+    }
+    with (tmp_path / "o" / "table.csv").open() as file:
+        marks = {row["runs"]: (row["best"], row["top"]) for row in csv.DictReader(file) if row["measure"] == "accuracy"}
+    assert marks["norm=batch"] == ("True", "True") and marks["norm=layer"] == ("False", "True")
 
 
 @pytest.mark.parametrize("change", ["test.seed", "test.query", "test.total", "tasks.csv", "index"])
@@ -469,6 +476,161 @@ def test_published_standard_errors_become_intervals_and_secondary_sources_are_ma
     assert keys <= {"head", "norm", "backbone", "dataset", "objective", "regularizer"} | {
         *("way", "shot", "measured", "queries"),
     }
+
+
+# arrangements
+
+WIDTHS = {"lr": [1e-05, 0.01, 0.1], "width": [8, 64, 128]}
+
+
+def test_rows_are_in_natural_order(tmp_path):
+    """Numbers are sorted by value, whatever the names of the folders."""
+    for number, (lr, width) in enumerate(itertools.product(WIDTHS["lr"], WIDTHS["width"])):
+        config = {"optimizer.lr": lr, "backbone.width": width}
+        finished(tmp_path / str((7 * number) % 10), accuracies(number), config=config, head=f"h{11 - number % 3}")
+    expected = [
+        f"head=h{11 - number % 3} backbone.width={width} optimizer.lr={lr}"
+        for number, (lr, width) in enumerate(itertools.product(WIDTHS["lr"], WIDTHS["width"]))
+    ]
+    found = labels(comparison_of(tmp_path))
+    assert sorted(found) == sorted(expected)
+    assert [label.split()[0] for label in found] == ["head=h9"] * 3 + ["head=h10"] * 3 + ["head=h11"] * 3
+    assert [label.split()[-1] for label in found[:3]] == [f"optimizer.lr={lr}" for lr in WIDTHS["lr"]]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Two heads under three norms, one of them transductive, without one of the combinations."""
+    for number, (head, norm) in enumerate(
+        itertools.product(["svm", "protonet"], ["tasknorm", "batch", "transductive"])
+    ):
+        if number != 4:
+            finished(tmp_path / "runs" / str(number), accuracies(number, number / 100), head=head, norm=norm)
+    return tmp_path / "runs"
+
+
+def test_settings_are_rows_and_columns_of_a_table(grid):
+    table = comparison_of(grid)
+    accuracy, difference, *_ = report_tables(table, None, "ci95", arrange(table, "head", "norm"))
+    assert accuracy.title == "Accuracy by head and norm" and accuracy.corner == "head"
+    assert accuracy.columns == ["batch", "tasknorm", "transductive"]
+    assert [row[0] for row in accuracy.rows] == ["protonet", "svm"] and accuracy.rows[0][1] == "–"
+    means = {i: 100 * accuracies(i, i / 100).mean() for i in (0, 1, 2, 3, 5)}
+    shown = [[float(cell.split()[0]) for cell in row[1:] if cell != "–"] for row in accuracy.rows]
+    assert shown == [[round(means[i], 2) for i in each] for each in ([3, 5], [1, 0, 2])]
+    assert isinstance(accuracy.rows[0][3], Bold) and accuracy.rows[0][3].endswith("†")
+    assert "pixels_1nn: 40.00 ± 1.00" in accuracy.notes and difference.rows[0][3] == "+0.00 †"
+    assert report_tables(table, None, "ci95", arrange(table, "norm", None))[0].columns == ["protonet", "svm"]
+    assert arrange(table, None, None) is None
+
+
+def test_other_settings_and_shots_have_tables_of_their_own(grid):
+    for seed, (head, lr) in enumerate(itertools.product(["svm", "ridge"], [0.1, 0.2])):
+        tests = {head: accuracies(seed), f"{head}/shot5": accuracies(seed)}
+        config = {"optimizer.lr": lr, "backbone.width": 8, "test.shot": [1, 5]}
+        finished(grid.parent / "more" / str(seed), tests, head=head, config=config)
+        finished(grid.parent / "more" / f"{seed} wide", tests, head=head, config=config | {"backbone.width": 64})
+    table = comparison_of(grid.parent / "more")
+    tables = report_tables(table, None, "ci95", arrange(table, "head", "optimizer.lr"))
+    assert [each.title for each in tables if each.title.startswith("Accuracy")] == [
+        f"Accuracy by head and optimizer.lr, {shot}-shot, {width}" for shot in (1, 5) for width in (8, 64)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("colour", "norm"), "head, got colour .*type rows=head"),
+        (("head", "head"), "are not columns, norm, got head .*type rows=norm"),
+        (("head", "shot"), "norm, got shot .shots and datasets are always columns.: type columns=norm"),
+    ],
+)
+def test_only_settings_that_differ_can_be_rows_or_columns(grid, options, message):
+    with pytest.raises(UsageError, match=message):
+        arrange(comparison_of(grid), *options)
+
+
+def test_no_table_is_hidden_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+    heads = ["protonet", "svm", "ridge", "cosine"]
+    for number, norm in enumerate(["tasknorm", "batch", "layer", "none", "instance", "group", "transductive"]):
+        names = {name: accuracies(number + i) for i, head in enumerate(heads) for name in (head, f"{head}/shot5")}
+        finished(tmp_path / norm, names, norm=norm, config={"test.shot": [1, 5]})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert report.main([str(tmp_path), f"out={tmp_path / 'o'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    drawn = [line for line in lines if line.startswith(("│", "┃", "┏"))]
+    assert max(map(len, drawn)) <= 80 and not any("…" in line for line in drawn)
+    text = "\n".join(drawn)
+    for number in range(7):
+        for i in range(len(heads)):
+            assert f"{100 * accuracies(number + i).mean():.2f} ± " in text
+    assert sum("40.00 ± 1.00" in line for line in drawn) == sum("pixels_1nn" in line for line in drawn) > 0
+    assert "Accuracy (1 of " in "\n".join(lines)
+
+
+def test_a_wide_table_is_turned_if_it_then_fits_and_split_otherwise():
+    wide = TextTable("t", [f"column {i}" for i in range(9)], [["row", *[Bold("≈ 81.94 ± 0.96")] * 9]], ["note"])
+    (turned,) = wide.fitting(40)
+    assert turned.columns == ["row"] and [row[0] for row in turned.rows] == wide.columns
+    assert isinstance(turned.rows[0][1], Bold) and turned.notes == ["note"]
+    parts = TextTable("t", wide.columns, wide.rows * 9, ["note"]).fitting(60)
+    assert [name for part in parts for name in part.columns] == wide.columns
+    assert all(part.full_width() <= 60 for part in parts) and [part.notes for part in parts[-2:]] == [[], ["note"]]
+    assert wide.fitting(500) == [wide]
+
+
+# files
+
+
+def test_runs_csv_has_a_line_per_run_and_measure(tmp_path):
+    for seed in (0, 1):
+        tests = {"svm": accuracies(seed), "svm/shot5": accuracies(seed, 0.1), "maml/step3": accuracies(seed)}
+        config = {"test.shot": [1, 5], "optimizer.lr": 0.1, "dataset.root": "/data/my birds"}
+        finished(tmp_path / "runs" / str(seed), tests, seed=seed, head="svm", dataset="folder", config=config)
+    finished(tmp_path / "runs" / "2", {"ridge": accuracies(5)}, head="ridge", config={"optimizer.lr": 0.2})
+    assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 0
+    with (tmp_path / "o" / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * (3 * 2 + 1) + 3
+    (line,) = [
+        line for line in lines if (line["seed"], line["measured"], line["shot"]) == ("1", "svm", "5")
+        and line["measure"] == "accuracy"
+    ]  # fmt: skip
+    assert float(line["mean"]) == accuracies(1, 0.1).mean() and line["tasks"] == str(TASKS)
+    named = {"head": "svm", "norm": "tasknorm", "dataset": "my birds", "way": "5", "optimizer.lr": "0.1"}
+    assert line.items() >= named.items() and line["folders"] == str(tmp_path / "runs" / "1")
+    assert {line["measured"] for line in lines} == {"svm", "ridge", "maml/step3", "pixels_1nn"}
+
+
+def test_own_folders_are_called_by_their_name(tmp_path):
+    for number, root in enumerate(["/a/birds", "/b/cats 2", None]):
+        dataset = "folder" if root else "omniglot"
+        config = {"dataset.root": root}
+        finished(tmp_path / "runs" / str(number), accuracies(number), dataset=dataset, config=config)
+    names = [name for name in comparison_of(tmp_path / "runs").columns.values() if "pixels" not in name]
+    assert names == ["dataset=birds", "dataset=cats 2", "dataset=omniglot"]
+    finished(tmp_path / "runs" / "other", accuracies(4), dataset="folder", config={"dataset.root": "/c/birds"})
+    names = comparison_of(tmp_path / "runs").columns.values()
+    assert "dataset=birds dataset.root=/a/birds" in names, "two folders of one name are told apart by their paths"
+    finished(tmp_path / "one", accuracies(4), dataset="folder", config={"dataset.root": "/c/birds"})
+    assert "dataset=birds" in comparison_of(tmp_path / "one").common
+
+
+def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path):
+    finished(tmp_path / "runs" / "0", accuracies(0), head="svm")
+    finished(tmp_path / "runs" / "1", accuracies(1), seed=3)
+    (tmp_path / "runs" / "1" / ".hydra").mkdir()
+    (tmp_path / "runs" / "1" / ".hydra" / "overrides.yaml").write_text("- seed=3\n- test.shot=[1,5]\n")
+    assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 0
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "python train.py seed=3 &#x27;test.shot=[1,5]&#x27;<" in page, "as Hydra recorded it"
+    assert "python train.py head=svm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page, (
+        "from its results"
+    )
+    assert f"metafew report {tmp_path / 'runs'}" in page
+    links, places = re.findall(r'href="#(\w+)">([^<]*)<', page), re.findall(r'<section id="(\w+)">\n<h2>([^<]*)<', page)
+    assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference to the best (points)"]
+    assert re.search(r"2 runs, written 20\d\d-\d\d-\d\d", page)
 
 
 # statistics

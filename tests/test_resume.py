@@ -117,10 +117,11 @@ def check_equal(ours, theirs):
         a, b = (checkpoint.read(out / "checkpoints" / f"{name}.ckpt") for out in (ours, theirs))
         for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "resume"):
             assert same(a[part], b[part]), (name, part)
+        assert a["metafew"]["temperatures"] == b["metafew"]["temperatures"]
     for name in ("metrics.csv", "tasks.csv"):
         assert (ours / name).read_text() == (theirs / name).read_text()
     a, b = (json.loads((out / "results.json").read_text()) for out in (ours, theirs))
-    assert all(a[key] == b[key] for key in ("metrics", "baselines", "steps", "select", "unsolved"))
+    assert all(a[key] == b[key] for key in ("metrics", "baselines", "calibration", "steps", "select", "unsolved"))
     assert not list(ours.rglob("*.tmp"))
 
 

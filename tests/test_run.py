@@ -12,7 +12,7 @@ from runs import state as weights
 from metafew.errors import UsageError
 from metafew.training import checkpoint
 
-COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss", "failed"]
+COLUMNS = ["index", "source", "head", "way", "shot", "accuracy", "loss", "failed", "classes"]
 
 
 def same(a, b):

@@ -3,7 +3,9 @@
 import ast
 import csv
 import json
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,14 +18,16 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from runs import SCRIPTS
 
-from metafew.commands import predict, prepare
+from metafew import __main__
+from metafew.commands import predict, prepare, queries
+from metafew.config.quoting import to_paste
 from metafew.data.formats.conversion import Conversion
 from metafew.data.store import Split
 from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
 
-COMMANDS = ["dashboard", "device_check", "predict", "prepare", "report", "reproduce", "search"]
+COMMANDS = ["dashboard", "device_check", "export", "predict", "prepare", "report", "reproduce", "search"]
 
 
 def picture(path, level, seed, size=(40, 30)):
@@ -139,20 +143,87 @@ def test_predict_labels_every_image(ckpt, shades, tmp_path, capsys):
     typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}", f"out={out}"]
     assert predict.main(typed) == 0
     rows = rows_of(out)
-    assert list(rows[0]) == ["file", "predicted", "probability", *(f"p({name})" for name in sorted(BRIGHT))]
+    columns = ["file", "predicted", "probability", "distance", "unknown"]
+    assert list(rows[0]) == [*columns, *(f"p({name})" for name in sorted(BRIGHT))]
     assert {row["file"]: row["predicted"] for row in rows} == shades
     for row in rows:
         chances = {name: float(row[f"p({name})"]) for name in BRIGHT}
         assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
         assert float(row["probability"]) == chances[row["predicted"]] == max(chances.values())
+        assert row["unknown"] == str(float(row["distance"]) > 1).lower()
     shown = capsys.readouterr()
     assert "type fit=... and invert=... where crop and false are wrong" in shown.err  # of glyphs, which are drawn
-    assert "20 of 20 images are labelled" in shown.out and not [f for f in out.parent.iterdir() if f != out]
+    assert "20 of 20 images are labelled" in shown.out and "accuracy" not in shown.out
+    assert {file.name for file in out.parent.iterdir()} == {"labels.csv", "labels.png", "labels.html"}
     for name in BRIGHT:
         count = list(shades.values()).count(name)
         assert [name, str(1 + len(name) % 3), str(count)] in [
             [cell.strip() for cell in line.strip("│").split("│")] for line in shown.out.splitlines()
         ]
+
+
+def test_predict_measures_accuracy_where_folders_are_named_after_classes(ckpt, shades, tmp_path, capsys):
+    for name, level in {"dark": 30, "white": 235, "other": 130}.items():
+        for seed in range(3):
+            picture(tmp_path / "given" / name / f"{seed}.png", level, 50 + seed)
+    shutil.copy(tmp_path / "given" / "dark" / "0.png", tmp_path / "given" / "white" / "wrong.png")
+    out = tmp_path / "a.csv"
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'given'}", f"out={out}"]
+    assert predict.main(typed) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy 85.7 % (95 % interval 48.7 to 97.4 %): 6 of 7 images" in shown
+    assert "confused: white as dark (1)" in shown and " of 3 others" in shown
+    assert {row["file"]: row["truth"] for row in rows_of(out)} == {
+        file: file.partition("/")[0].replace("other", "") for file in sorted(row["file"] for row in rows_of(out))
+    }
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "accuracy 85.7 %" in page and f"out={out}" in page and page.count("<img") == 11
+
+
+def test_predict_sorts_class_names_in_natural_order(ckpt, tmp_path):
+    for name, level in {"c10": 30, "c2": 130, "c1": 235}.items():
+        picture(tmp_path / "support" / name / "0.png", level, 1)
+    typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'support'}"]
+    assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 0
+    assert list(rows_of(tmp_path / "a.csv")[0])[-3:] == ["p(c1)", "p(c2)", "p(c10)"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "typed"),
+    [
+        ("type dataset.fit=pad or dataset.invert=true", "type fit=pad or invert=true"),
+        ("type dataset.root=DIR of the folder", "type support=DIR of the folder"),
+    ],
+)
+def test_predict_advises_in_its_own_words(printed, typed, capsys, caplog):
+    with predict.warnings_as_typed_here():
+        logging.getLogger("metafew.data").warning("expected %s", printed)
+    assert capsys.readouterr().err == f"metafew: expected {typed}\n"
+    assert not logging.getLogger("metafew").handlers
+
+
+def test_predict_takes_what_other_commands_and_its_own_errors_advise(ckpt, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "predict", values := [].append)
+    word = shlex.split(to_paste("ckpt", "o/head=svm (1)/best.ckpt"))[0]
+    assert predict.main([word, "support=a (1)", "query='s"]) == 0
+    (found,) = values.__self__
+    assert [found[key] for key in ("ckpt", "support", "query")] == ["o/head=svm (1)/best.ckpt", "a (1)", "'s"]
+
+
+def test_predict_trusts_a_list_or_names_with_commas(shades, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(predict.metafew, "load", lambda *typed: asked.append(typed) or 1 / 0)
+    typed = ["ckpt=a", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
+    for trust in ("my.Net,torch.nn.ReLU", "['my.Net', 'torch.nn.ReLU']"):
+        with pytest.raises(ZeroDivisionError):
+            predict.main([*typed, f"trust={trust}", "chosen=lr1"])
+    assert asked == [("a", ["my.Net", "torch.nn.ReLU"], "lr1")] * 2
+
+
+def test_predict_refuses_a_folder_without_class_folders_in_its_own_words(tmp_path, capsys):
+    picture(tmp_path / "0.png", 30, 0)
+    assert predict.main(["ckpt=a", f"support={tmp_path}", f"query={tmp_path}"]) == 2
+    assert "got no such folder: type support=DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [["invert=true"], ["fit=stretch"]])
@@ -227,7 +298,7 @@ def test_predict_leaves_images_without_finite_logits_empty(ckpt, shades, tmp_pat
 def test_predict_gives_the_same_in_any_chunks(ckpt, shades, tmp_path, monkeypatch):
     typed = [f"ckpt={ckpt}", f"support={tmp_path / 'support'}", f"query={tmp_path / 'query'}"]
     assert predict.main([*typed, f"out={tmp_path / 'a.csv'}"]) == 0
-    monkeypatch.setattr(predict, "CHUNK", 3)
+    monkeypatch.setattr(queries, "CHUNK", 3)
     assert predict.main([*typed, f"out={tmp_path / 'b.csv'}"]) == 0
     for a, b in zip(rows_of(tmp_path / "a.csv"), rows_of(tmp_path / "b.csv"), strict=True):
         assert (a["file"], a["predicted"]) == (b["file"], b["predicted"])
@@ -265,7 +336,7 @@ def test_predict_follows_links_and_names_queries_that_it_cannot_read(tmp_path, c
         (tmp_path / file).touch()
     (tmp_path / "query" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "query" / "dead.png").symlink_to("nowhere.png")
-    assert list(predict.list_images(tmp_path / "query")) == ["0.png", "linked/1.png"]
+    assert list(queries.list_images(tmp_path / "query")) == ["0.png", "linked/1.png"]
     assert "*.heic in query (1), link to a missing file: dead.png (1)" in caplog.text
 
 
@@ -292,9 +363,10 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type python scripts/predict.py ckpt"),
-        (["ckpt=a", "suport=b"], "got suport=b: type python"),
+        (["support=a", "query=b"], "expected ckpt=... too, got support=a query=b: type metafew predict ckpt"),
+        (["ckpt=a", "suport=b"], "got suport=b: type metafew predict"),
         (["ckpt"], "got ckpt: type"),
+        (["ckpt=a", "support=b", "query=c", "out=a.html"], "expected out to be a CSV file, got a.html: type out=FILE"),
         (
             ["ckpt=a", "support=b", "query=c", "invert=yes"],
             "expected invert to be true or false, got yes: type invert=true",
@@ -353,7 +425,8 @@ def test_scripts_print_their_usage_without_torch(name):
     command = [sys.executable, "-c", code, str(SCRIPTS / f"{name}.py"), "--help"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"python scripts/{name}.py" in done.stdout and not done.stderr
+    typed = f"metafew {name}" if name in __main__.COMMANDS else f"python scripts/{name}.py"
+    assert f"  {typed} " in done.stdout and not done.stderr
     assert done.stdout.splitlines()[-1] == "False"
 
 

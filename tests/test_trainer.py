@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from runs import TINY, metafew, state
+from runs import TINY, curves, metafew, state
 
 from metafew.callbacks.checkpoints import Checkpoints
 from metafew.callbacks.monitors import MonitorCheck
@@ -319,6 +319,37 @@ def test_sanity_steps_validate_before_training_and_change_nothing(launch, tmp_pa
     assert after["metrics"] == before["metrics"]
     assert (checked / "metrics.csv").read_text() == (plain / "metrics.csv").read_text()
     assert all(torch.equal(value, state(plain)[name]) for name, value in state(checked).items())
+
+
+def test_validation_before_the_first_step_is_logged_and_changes_nothing(launch, tmp_path):
+    """Only the log has it, also when dropout and the order of tasks draw random numbers, and a resumed run has one."""
+    words = ["trainer.log_every_n_steps=1", "head=cnaps", "analyze.every=2", "analyze.tasks=2", "seed=3"]
+    plain, without = launch(*words, out=tmp_path / "without")
+    report, out = launch(*words, "val.at_start=true", out=tmp_path / "with")
+    first, *later = curves(out)
+    assert later == curves(without)
+    assert first["step"] == -1
+    names = {f"val/{name}" for name in ("cnaps/accuracy", "cnaps/loss", "cnaps/failed", "variance_ratio")}
+    assert names <= first.keys() and first.items() != later[0].items()
+    assert report["metrics"] == plain["metrics"] and report["validation"] == plain["validation"]
+    assert all(torch.equal(value, state(without)[name]) for name, value in state(out).items())
+    launch(*words, "val.at_start=true", "trainer.max_steps=6", f"ckpt={out}/checkpoints/last.ckpt", out=out)
+    assert [row["step"] for row in curves(out)] == [-1, 0, 1, 1, 2, 3, 3, 4, 5, 5]
+
+
+def test_the_learning_rate_the_gradient_and_the_accuracy_of_training_are_logged(launch, tmp_path):
+    """With plain gradient descent, the last step is the gradient times the learning rate."""
+    words = ["optimizer=plain_sgd", "optimizer.lr=0.5", "schedule=step", "schedule.step_size=1", "norm=none"]
+    words += ["trainer.log_every_n_steps=1", "stages=[fit]", "val.total=0", "trainer.gradient_clip_val=1e3"]
+    outs = [launch(*words, f"trainer.max_steps={steps}", out=tmp_path / str(steps))[1] for steps in (1, 2)]
+    one, two = map(state, outs)
+    first, second = curves(outs[1])
+    assert first["train/lr"] == 0.5 > second["train/lr"] > 0
+    moved = torch.stack([(two[name] - value).norm() for name, value in one.items() if value.is_floating_point()]).norm()
+    assert moved.item() / second["train/lr"] == pytest.approx(second["train/gradient_norm"], rel=1e-4)
+    queries = 2 * 5 * 2  # tasks, ways, queries of a class
+    for row in (first, second):
+        assert row["train/accuracy"] * queries == pytest.approx(round(row["train/accuracy"] * queries), abs=1e-4)
 
 
 def test_without_time_training_is_unfinished_and_a_resumed_one_goes_on(launch, tmp_path, monkeypatch, caplog):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,16 +79,34 @@ def draw_task(axes: Axes, task: Sample) -> None:
     line = max(1, size // 28)
     step, gap = size + line, size // 2  # between support and queries
     starts = [column * step + (gap if column >= SHOT else 0) for column in range(SHOT + QUERY)]
-    canvas = np.full((WAY * step + line, starts[-1] + step + line, 3), GROUND, np.uint8)
-    for row, images in enumerate(task.images):
-        for left, image in zip(starts, images, strict=False):
-            frame = canvas[row * step : (row + 1) * step + line, left : left + step + line]
-            frame[:] = LINE
-            # Grey images are drawings with bright ink, shown as dark ink on paper.
-            frame[line:-line, line:-line] = image.transpose(1, 2, 0) if len(image) == 3 else 255 - image[0][..., None]
-    axes.imshow(canvas)
+    rows = [dict(zip(starts, map(as_colours, images), strict=False)) for images in task.images]
+    axes.imshow(tiles(rows, step, line, (WAY * step + line, starts[-1] + step + line)))
     for start, word in ((0, "support"), (SHOT, "queries")):
         axes.text(starts[start], -0.08 * size, word, fontsize=7, color="0.35")
     ticks = [(row + 0.5) * step for row in range(len(task.names))]
     axes.set_yticks(ticks, [shorten(name) for name in task.names], fontsize=7, parse_math=False)
     axes.tick_params(length=0)
+
+
+def as_colours(image: np.ndarray) -> np.ndarray:
+    """Return an image ``(c, h, w)`` as ``(h, w, 3)``; grey images are drawings with bright ink, shown as dark ink."""
+    return image.transpose(1, 2, 0) if len(image) == 3 else (255 - image[0])[..., None].repeat(3, -1)
+
+
+def tiles(rows: Sequence[Mapping[int, np.ndarray]], step: int, line: int, shape: tuple[int, int]) -> np.ndarray:
+    """Return a canvas ``(h, w, 3)`` with framed images.
+
+    Args:
+        rows: the images ``(h, w, 3)`` of each row by their left edges.
+        step: the distance between rows.
+        line: the width of frames.
+        shape: height and width of the canvas.
+    """
+    canvas = np.full((*shape, 3), GROUND, np.uint8)
+    for number, images in enumerate(rows):
+        for left, image in images.items():
+            height, width = (length + 2 * line for length in image.shape[:2])
+            frame = canvas[number * step : number * step + height, left : left + width]
+            frame[:] = LINE
+            frame[line:-line, line:-line] = image
+    return canvas

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metafew.analysis.features.plots import draw_alphas
+from metafew.analysis.features.plots import draw_alphas, shorten
 from metafew.analysis.style import BLUE, ORANGE, save
 from metafew.episode import Episode
 from metafew.norms.alpha import Alpha
 from metafew.predictions import NO_ANSWER, answers
+
+NAMES = 1.2
+"""Width of the names of classes beside a task, in inches."""
 
 
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
@@ -66,45 +70,48 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
     save(figure, path)
 
 
-def episode_sheet(episode: Episode, probabilities: Tensor, path: Path, queries: int = 12) -> None:
+def episode_sheet(episode: Episode, probabilities: Tensor, names: Sequence[str], path: Path, queries: int = 12) -> None:
     """Draw the first task of ``episode``, one row for each of up to ten classes: support, then labelled queries.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
         probabilities: ``(t, q, w)``, NaN for an unanswered query.
+        names: the names of the classes of the task, by label.
         path: the PNG to write; an SVG is written next to it.
         queries: the maximum number of queries to draw per class.
     """
     way = min(episode.way, 10)
     support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
     queried = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(way)]
-    shots, columns, size, gap = max(map(len, support)), max(map(len, queried)), 0.75, 0.6
-    width, height = size * (shots + columns + 1.2), size * 1.25 * way + 0.6
+    shots, columns, size, gap = max(map(len, support)), max(map(len, queried)), 0.85, 0.6
+    width, height = size * (shots + columns + gap) + NAMES, size * 1.5 * way + 0.6
     figure = Figure(figsize=(width, height))
-    frame = {"left": 0.6 / width, "right": 0.99, "top": 1 - 0.45 / height, "bottom": 0.04}
+    frame = {"left": NAMES / width, "right": 0.99, "top": 1 - 0.45 / height, "bottom": 0.35 / height}
     grid = figure.subplots(
         way,
         shots + 1 + columns,
         squeeze=False,
         width_ratios=[*[1] * shots, gap, *[1] * columns],
-        gridspec_kw={**frame, "wspace": 0.08, "hspace": 0.35},
+        gridspec_kw={**frame, "wspace": 0.08, "hspace": 0.55},
     )
     some = "" if way == episode.way else f" (10 of {episode.way} classes)"
     grid[0, 0].set_title("support", fontsize=9, loc="left")
-    title = f"queries, with the predicted class and its probability{some}"
+    title = f"queries, with the probability of the predicted class, which is named if it is wrong{some}"
     grid[0, shots + 1].set_title(title, fontsize=9, loc="left")
     for label, row in enumerate(grid):
         for axes, image in zip(row, support[label], strict=False):
             draw_image(axes, image)
-        row[0].set_ylabel(f"class {label + 1}", fontsize=8)
+        left = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 8, "parse_math": False}
+        row[0].set_ylabel(in_lines(names[label]), **left)
         for axes, query in zip(row[shots + 1 :], queried[label], strict=False):
             draw_image(axes, episode.query.images[0, query])
             found = int(answers(probabilities[0, query]))
             right = found == label
-            named = "none" if found == NO_ANSWER else f"{found + 1} ({100 * probabilities[0, query, found]:.0f} %)"
-            text = f"{'✓' if right else '✗'} {named}"
-            style = {"color": "black", "weight": "normal"} if right else {"color": ORANGE, "weight": "bold"}
-            axes.set_xlabel(text, fontsize=6.5, labelpad=2, **style)
+            chance = "no answer" if found == NO_ANSWER else f"{100 * probabilities[0, query, found]:.0f} %"
+            named = "" if right or found == NO_ANSWER else f"\n{in_lines(names[found])}"
+            text = f"{'✓' if right else '✗'} {chance}{named}"
+            style = {"color": "black"} if right else {"color": ORANGE}
+            axes.set_xlabel(text, fontsize=6.5, labelpad=2, parse_math=False, **style)
     for axes in figure.axes:
         if not axes.images:
             axes.remove()
@@ -115,3 +122,8 @@ def draw_image(axes: Axes, image: Tensor) -> None:
     """Draw an image ``(c, h, w)`` with values in [0, 1]; grey images are drawn as dark ink on paper."""
     axes.imshow(image.permute(1, 2, 0).squeeze(-1).float().clamp(0, 1).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
+
+
+def in_lines(name: str) -> str:
+    """Break the name of a class into lines, first after slashes."""
+    return fill(shorten(name).replace("/", "/ "), 15).replace("/ ", "/")

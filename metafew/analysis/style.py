@@ -20,6 +20,7 @@ CLASSES: tuple[dict[str, Any], ...] = tuple(
 )
 """Styles of points by class, ordered by contrast in grey."""
 HEIGHT = 3.6  # inches
+PANELS_PER_ROW = 4
 
 
 def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
@@ -29,6 +30,23 @@ def canvas(x: str, y: str, width: float = 8.0) -> tuple[Figure, Axes]:
     axes.set(xlabel=x, ylabel=y)
     plain(axes)
     return figure, axes
+
+
+def panel_grid(count: int, x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure and ``count`` axes that share both scales, with the labels ``x`` and ``y`` at the margins."""
+    columns = min(count, PANELS_PER_ROW)
+    rows = -(-count // columns)
+    size = (8.0, HEIGHT) if count == 1 else (3.0 + 2.4 * columns, 0.8 + 2.6 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in grid[:count]:
+        plain(axes)
+        axes.tick_params(labelbottom=True)
+    for axes in grid[count:]:
+        axes.remove()
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
+    return figure, list(grid[:count])
 
 
 def plain(axes: Axes) -> None:
@@ -50,15 +68,16 @@ def look(number: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, title: str) -> None:
-    """Add a legend to the right of the axes, and make the figure high enough for it."""
-    handles, names = figure.axes[0].get_legend_handles_labels()
+    """Add a legend of all axes to the right of them, and make the figure high enough for it."""
+    named = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles, names = list(named.values()), list(named)
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     below = max(tick.count("\n") for tick in ticks)
     marked = any("†" in text for text in [*names, *ticks])
     title = "\n".join(filter(None, [title, "† transductive" if marked else ""]))
     names = [fill(name, 36, max_lines=3, placeholder=" …") for name in names]
     lines = len("\n".join([title, *names]).splitlines())
-    figure.set_figheight(max(HEIGHT + 0.15 * below, 0.7 + 0.165 * lines))
+    figure.set_figheight(max(figure.get_figheight() + 0.15 * below, 0.7 + 0.165 * lines))
     looks = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
     shown = figure.legend(handles, names, loc="outside right upper", title=title, **looks)
     for text in shown.get_texts():

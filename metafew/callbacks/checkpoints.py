@@ -85,8 +85,8 @@ class Checkpoints(ModelCheckpoint):
                 trainer.save_checkpoint(self.folder / f"step-{step:06d}.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write best.ckpt if this is the best validation, and last.ckpt."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        """Write best.ckpt if this is the best validation, and last.ckpt; not before the first step."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self.validated = trainer.global_step
             super().on_validation_end(trainer, pl_module)
             self.write(trainer)

@@ -16,6 +16,11 @@ class Progress(RichProgressBar):
     def _get_train_description(self, _: int) -> str:
         return "Training"
 
+    @property
+    def sanity_check_description(self) -> str:
+        """The name of the validation before the first step."""
+        return "Validation before training"
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return training loss, and validation accuracy and failed tasks of the trained head."""
         names = {"train/loss": "loss", f"val/{pl_module.trained}/accuracy": "validation accuracy"}

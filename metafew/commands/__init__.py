@@ -1,1 +1,1 @@
-"""The implementation of scripts/: one module per script, with a function ``main`` that takes a command line."""
+"""The commands around an experiment: one module each, with a function ``main`` that takes a command line."""

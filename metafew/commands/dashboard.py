@@ -1,6 +1,6 @@
 """Create a Weights & Biases report that shows all runs of a project, grouped by their choices.
 
-  python scripts/dashboard.py project=metafew [entity=ME] [heads=protonet,svm] [by=head,norm] [out=FILE.json]
+  metafew dashboard project=metafew [entity=ME] [heads=protonet,svm] [by=head,norm] [out=FILE.json]
 
 The report shows validation accuracy and TaskNorm's alphas over steps, test accuracies and seconds as bars, the figures
 of the runs, and the table of test tasks. Bands and bars are means over the runs of a group. heads selects the heads

@@ -1,100 +1,155 @@
 """Label images with a trained model, given a few examples of each class.
 
-  python scripts/predict.py ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
+  metafew predict ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
-support contains one folder of example images per class; query is a folder of images to label, or one image. Images are
-converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on paper),
-white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models trained on
-glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) requires
-trust=my_package.MyNetwork.
+support contains one folder of example images per class; query is a folder of images to label, or one image. Where
+folders of query are named after classes, their accuracy is measured. A contact sheet and a page are written beside
+predictions.csv, as predictions.png and predictions.html.
+
+Images are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on
+paper), white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models
+trained on glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) requires
+trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head (head.lr=[0.1,0.5] in training).
 """
 
 from __future__ import annotations
 
-import csv
+import logging
 import re
+import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
 
 import metafew
+from metafew.analysis.labelling.labelling import Labelling, true_class
 from metafew.commands.command_line import run_command
+from metafew.commands.queries import (
+    CHUNK,
+    examples_of,
+    list_images,
+    predictions,
+    readable,
+    write_pictures,
+    write_predictions,
+)
+from metafew.config.quoting import parsed
 from metafew.data.formats.conversion import BACKGROUNDS, CHOICES, FITS, Conversion
-from metafew.data.formats.damage import UnreadableImages, intact
+from metafew.data.formats.damage import intact
 from metafew.data.formats.remarks import remarks
 from metafew.data.formats.scan import SUFFIXES, Scan
 from metafew.data.formats.tree import Tree, class_files
 from metafew.data.sources.class_folders import check_one_layout
 from metafew.errors import UsageError
-from metafew.io import atomic_write
 
 if TYPE_CHECKING:
     from metafew.inference import Model, Task
 
-    Row = tuple[str, str | None, np.ndarray]
-
-DEFAULTS = {"out": "predictions.csv", "trust": ""} | dict.fromkeys(CHOICES, "")
-KEYS = ("ckpt", "support", "query", *DEFAULTS)
+DEFAULTS = {"out": "predictions.csv", "trust": "", "chosen": ""} | dict.fromkeys(CHOICES, "")
+REQUIRED = ("ckpt", "support", "query")
 USAGE = __doc__.split("\n\n")[1].strip()
-CHUNK = 256  # number of queries in memory at a time
-NONE = ""  # the prediction for an image with non-finite logits; no class has this name
+PICTURES = (".png", ".html")
+"""Suffixes of the contact sheet and the page, which stand beside the CSV file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    return run(lambda words: predict(parse(words)), arguments, __doc__)
 
-    def run(given: Sequence[str]) -> None:
+
+def run(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None, usage: str) -> int:
+    """Run a command as :func:`run_command` does, with options of a conversion in messages as it takes them."""
+
+    def translated(words: Sequence[str]) -> None:
         try:
-            predict(parse(given))
+            with warnings_as_typed_here():
+                action(words)
         except UsageError as error:
             raise UsageError(as_typed_here(str(error))) from error
 
-    return run_command(run, arguments, __doc__)
+    return run_command(translated, arguments, usage)
 
 
 def as_typed_here(message: str) -> str:
-    """Return a message with the options of a conversion in the form of this command, without their group."""
-    return re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
+    """Return a message with options in the form of this command instead of those of a dataset."""
+    message = re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
+    return message.replace("dataset.root=", "support=")
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the value of each key of the command line."""
-    values = dict(DEFAULTS)
+@contextmanager
+def warnings_as_typed_here() -> Iterator[None]:
+    """Print the warnings of metafew's loggers as this command prints its own."""
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return as_typed_here(f"metafew: {record.getMessage()}")
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter())
+    logger = logging.getLogger("metafew")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def parse(
+    arguments: Sequence[str],
+    required: Sequence[str] = REQUIRED,
+    defaults: Mapping[str, str] = DEFAULTS,
+    usage: str = USAGE,
+) -> dict[str, str]:
+    """Return the value of each key of the command line.
+
+    Args:
+        arguments: the command line.
+        required: keys that must have a value.
+        defaults: the values of the other keys, those of a conversion included.
+        usage: what to type, for messages.
+    """
+    values, keys = dict(defaults), (*required, *defaults)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise UsageError(f"expected {', '.join(f'{key}=...' for key in KEYS)}, got {argument}: type {USAGE}")
-        values[key] = value
-    if missing := [key for key in KEYS if key not in values]:
-        required = " and ".join(f"{key}=..." for key in missing)
-        raise UsageError(f"expected {required} too, got {' '.join(arguments)}: type {USAGE}")
+        if key not in keys or not equals or not value:
+            raise UsageError(f"expected {', '.join(f'{key}=...' for key in keys)}, got {argument}: type {usage}")
+        values[key] = unquoted(value)
+    if missing := [key for key in required if key not in values]:
+        lacking = " and ".join(f"{key}=..." for key in missing)
+        raise UsageError(f"expected {lacking} too, got {' '.join(arguments)}: type {usage}")
     for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": BACKGROUNDS}.items():
         if values[key] not in ("", *allowed):
             raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
     return values
 
 
+def unquoted(value: str) -> str:
+    """Return a value without the quotes of Hydra's grammar, in which other commands print paths.
+
+    >>> unquoted("'o/head=svm/best.ckpt'"), unquoted("photos (1)"), unquoted("'s")
+    ('o/head=svm/best.ckpt', 'photos (1)', "'s")
+    """
+    return str(*parsed(value)) if value[0] in "\"'" and parsed(value) else value
+
+
 def predict(values: dict[str, str]) -> None:
-    """Label the queries, write the CSV file, and print the number of predictions per class.
+    """Label the queries, write the CSV file and its pictures, and print what they show.
 
     Raises:
-        UsageError: if an input cannot be used, or, once the file is written, if queries have no prediction.
+        UsageError: if an input cannot be used, or, once everything is written, if queries have no prediction.
     """
+    out = Path(values["out"])
+    if out.suffix.lower() in PICTURES:
+        raise UsageError(f"expected out to be a CSV file, got {out}: type out=FILE.csv")
     files, examples = list_images(Path(values["query"])), read_examples(Path(values["support"]))
-    model = metafew.load(values["ckpt"], values["trust"].split(","))
+    model = load(values)
     conversion = choose_conversion(model, values)
-    labels = [name for name, keys in examples.classes.items() for _ in keys]
-    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
-    task = model.adapt(np.stack(support), labels)
+    task = adapt(model, examples, conversion)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
         print(
@@ -102,23 +157,47 @@ def predict(values: dict[str, str]) -> None:
             f"chunk, {CHUNK} at a time in the order of their names",
             file=sys.stderr,
         )
-    out = Path(values["out"])
-    counts = write_predictions(out, task.classes, predictions(task, readable(files, conversion)))
-    table = Table("class")
-    for column in ("examples", "predicted"):
-        table.add_column(column, justify="right")
-    for name in task.classes:
-        table.add_row(escape(name), str(labels.count(name)), str(counts[name]))
-    Console().print(table)
+    truths = {name: true_class(name, examples.classes) for name in files}
+    rows = predictions(task, readable(files, conversion), truths)
+    found = write_predictions(out, task.classes, rows, any(truths.values()))
+    labelling = Labelling({name: len(examples.classes[name]) for name in task.classes}, found)
+    Console().print(labelling.class_table().rich())
     print_remarks(model, conversion)
-    unanswered = counts.pop(NONE, 0)
-    print(f"{counts.total()} of {len(files)} images are labelled in {out}")
-    if unanswered:
+    command = f"{USAGE.split(' ckpt=')[0]} {shlex.join(f'{key}={value}' for key, value in values.items() if value)}"
+    write_pictures(labelling, examples_of(task), files, conversion, describe(model), command, out)
+    print(*labelling.lines(), sep="\n")
+    print(f"{labelling.answered} of {len(files)} images are labelled in {out}")
+    if unanswered := len(found) - labelling.answered:
         raise UsageError(
             f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "
             f"in {out} are empty, as the model diverged: type ckpt=PATH of a training with a smaller optimizer.lr or "
             "head.lr"
         )
+
+
+def load(values: Mapping[str, str]) -> Model:
+    """Return the model that the command line names."""
+    # Commas, or a list in Hydra's grammar, as the error for a checkpoint with other classes advises.
+    return metafew.load(values["ckpt"], re.findall(r"[\w.]+", values["trust"]), values["chosen"] or None)
+
+
+def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:
+    """Return the task of the classes of ``examples``."""
+    labels = [name for name, keys in examples.classes.items() for _ in keys]
+    support = list(intact(map(conversion, examples.open([key for keys in examples.classes.values() for key in keys]))))
+    return model.adapt(np.stack(support), labels)
+
+
+def describe(model: Model) -> list[str]:
+    """Return lines on a model, for the page."""
+    choices = " ".join(f"{group}={word}" for group, word in model.choices.items())
+    return [
+        f"model: {choices}",
+        f"probabilities are of logits divided by the temperature {model.temperature:.3g}, fitted on validation tasks"
+        if model.temperature != 1
+        else "probabilities are not calibrated, as the checkpoint has no temperature",
+        "unknown: farther from the nearest class than its own examples are (a distance above 1)",
+    ]
 
 
 def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
@@ -174,64 +253,9 @@ def read_examples(support: Path) -> Tree:
             f"expected examples of every class in {support}, got no image that can be read ({', '.join(SUFFIXES)}) in "
             f"{', '.join(sorted(lacking))}: convert the images, or move what is no class elsewhere"
         )
+    if not rows:
+        raise UsageError(
+            f"expected one folder of example images for each class in {support}, got no such folder: type support=DIR"
+        )
     check_one_layout(support, {name for _, name in rows}, "move the images of each class into one folder")
     return Tree(support, rows, scan)
-
-
-def list_images(query: Path) -> dict[str, Path]:
-    """Return the image files of a folder, or the single file, by their names in the CSV file."""
-    if query.is_file():
-        return {query.name: query}
-    paths = []
-    if query.is_dir():
-        scan = Scan(query)
-        scan.warn()
-        paths = sorted(query / folder / name for folder, names in scan.images.items() for name in names)
-    if not paths:
-        raise UsageError(
-            f"expected query to be an image or a folder of images ({', '.join(SUFFIXES)}), got {query}: type query=PATH"
-        )
-    return {path.relative_to(query).as_posix(): path for path in paths}
-
-
-def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and pixels of each image, and print the names of unreadable files."""
-    bar = Console(stderr=True)
-    for name, path in track(files.items(), "images", console=bar, transient=True, disable=not bar.is_terminal):
-        try:
-            yield name, conversion(path)
-        except UnreadableImages as error:
-            print(f"metafew: left out: {error}", file=sys.stderr)
-
-
-def predictions(task: Task, queries: Iterator[tuple[str, np.ndarray]]) -> Iterator[Row]:
-    """Yield the name of each image, the predicted class, if any, and the probability of each class."""
-    while chunk := list(islice(queries, CHUNK)):
-        names, images = zip(*chunk, strict=True)
-        found = task.predict(np.stack(images))
-        yield from zip(names, task.most_probable(found), found.numpy(), strict=True)
-
-
-def write_predictions(out: Path, classes: list[str], rows: Iterable[Row]) -> Counter[str]:
-    """Write the CSV file atomically and return the number of predictions of each class and of :data:`NONE`.
-
-    Raises:
-        UsageError: if there are no rows, or the file cannot be written.
-    """
-    counts: Counter[str] = Counter()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out, newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in classes)])
-            for name, predicted, row in rows:
-                counts[predicted or NONE] += 1
-                shown = [NONE] * (1 + len(row)) if predicted is None else [f"{p:.6f}" for p in (row.max(), *row)]
-                writer.writerow([name, predicted or NONE, *shown])
-            if not counts:
-                raise UsageError("expected at least one query that can be read, got none: type query=PATH of others")
-    except OSError as error:
-        raise UsageError(
-            f"expected out={out} to be a file that can be written, got {error}: type out=FILE.csv"
-        ) from error
-    return counts

@@ -1,6 +1,6 @@
 """Build the stores of a dataset, verify them and print what they contain.
 
-  python scripts/prepare.py dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
+  metafew prepare dataset=NAME [dataset.x=y ...] [data_dir=DIR] [cache_dir=DIR] [out=FILE.png]
 
 Missing files are downloaded. The overrides are those of train.py, which then uses the stores. The contact sheet
 FILE.png (default DATASET.png) shows three training tasks and three test tasks.
@@ -62,11 +62,11 @@ def print_stores(stores: dict[Source, Path]) -> None:
             sizes = [len(rows) for rows in split.rows] or [0]
             pixels, megabytes = f"{height}×{width}×{channels}", f"{split.images.nbytes / 1e6:.1f}"
             numbers = map(str, (len(split.names), count, min(sizes), max(sizes)))
-            table.add_row(escape(source.title), name, *numbers, pixels, megabytes)
+            table.add_row(escape(source.display_name), name, *numbers, pixels, megabytes)
         table.add_section()
     Console(width=WIDE).print(table)  # a terminal wraps long lines, but rich would truncate numbers
     for source, folder in stores.items():
-        print(f"the store of {source.title} is {folder}")
+        print(f"the store of {source.display_name} is {folder}")
 
 
 def print_summaries(stores: dict[Source, Path]) -> None:
@@ -84,7 +84,7 @@ def draw_tasks(source: Source, stores: dict[Source, Path], path: Path) -> None:
     for name in ("train", "test"):
         turns = islice(cycle(source.components(name)), TASKS)
         sheet[name] = [
-            draw_sample(Split(stores[each], name), f"{name}: {each.title}, task {number + 1}", seed=number)
+            draw_sample(Split(stores[each], name), f"{name}: {each.display_name}, task {number + 1}", seed=number)
             for number, each in enumerate(turns)
         ]
     contact_sheet(sheet["train"], sheet["test"], path)

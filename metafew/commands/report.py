@@ -1,16 +1,19 @@
 """Compare runs: tables with intervals, differences on the same tasks, ranks, and published figures.
 
-  python scripts/report.py RUNS... [out=DIR] [against="WORDS"] [spread=se]
+  metafew report RUNS... [out=DIR] [rows=KEYS] [columns=KEYS] [against="WORDS"] [spread=se]
 
 RUNS are folders of runs or sweeps, or folders above them, results.json files, or patterns such as 'outputs/2026-*'.
-Runs that differ only in seed share a row. Each row is compared with the best of its column, or with the row given by
-WORDS, such as against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs
-in DIR (default report) are table.md, table.tex, table.csv with full precision, figures as PNG and SVG, and a
-self-contained index.html. For runs with stages=[analyze], tested or not, the figures show their analyses side by side.
+Runs that differ only in seed share a row. rows=head columns=norm makes a table with a row for each head and a column
+for each norm. Each row is compared with the best of its column, or with the row given by WORDS, such as
+against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs in DIR (default
+report) are table.md, table.tex, table.csv with full precision, runs.csv with one line per run and measure, figures as
+PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or not, the figures show their
+analyses side by side.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,12 @@ from rich.console import Console
 
 from metafew.analysis.compare.comparison import compare_runs
 from metafew.analysis.compare.find import find_runs
-from metafew.analysis.compare.report import report_tables, write_report
+from metafew.analysis.compare.report import write_report
+from metafew.analysis.compare.tables import arrange, report_tables
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
-DEFAULTS: dict[str, Any] = {"out": "report", "against": None, "spread": "ci95"}
-WIDTH = 15  # width of an accuracy with its interval in a terminal
+DEFAULTS: dict[str, Any] = {"out": "report", "rows": None, "columns": None, "against": None, "spread": "ci95"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,15 +48,15 @@ def report(arguments: Sequence[str]) -> None:
         )
     runs, omitted = find_runs(places)
     comparison = compare_runs([run for run in runs if run.heads], options["against"])
-    tables = report_tables(comparison, options["against"], options["spread"]) if comparison.rows else []
-    files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted)
+    arrangement = arrange(comparison, options["rows"], options["columns"])
+    tables = report_tables(comparison, options["against"], options["spread"], arrangement) if comparison.rows else []
+    command = shlex.join(["metafew", "report", *arguments])
+    files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted, command)
     console = Console()
     for table in tables:
-        if WIDTH * len(table.columns) > console.width:
-            print(f"{table.title}: {len(table.columns)} columns are too wide for this terminal; see the files")
-        else:
-            console.print(table.rich())
-        print("\n".join([*table.notes, ""]))
+        for part in table.fitting(console.width):
+            console.print(part.rich())
+            print("\n".join([*part.notes, ""]))
     for place, reason in omitted:
         print(f"left out: {place}: {reason}")
     print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")

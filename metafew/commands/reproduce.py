@@ -1,8 +1,8 @@
 """Run the unfinished published tables and figures, and write the page of their results.
 
-  python scripts/reproduce.py all [out=DIR] [overrides for each of them]
-  python scripts/reproduce.py NAMES... [out=DIR] [overrides for each of them]
-  python scripts/reproduce.py page
+  metafew reproduce all [out=DIR] [overrides for each of them]
+  metafew reproduce NAMES... [out=DIR] [overrides for each of them]
+  metafew reproduce page
 
 NAMES are experiments. Overrides, such as seeds=[0,1,2], budget=paper, jobs=4 or data_dir=PATH, apply to each of them.
 DIR (default outputs) receives one folder per experiment, and cells/, which keeps finished runs: repeating the command

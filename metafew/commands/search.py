@@ -1,6 +1,6 @@
 """Search for the settings with the highest validation accuracy, using Optuna.
 
-  python scripts/search.py head=svm optimizer.lr=1e-4..1e-1,log head.scale=1..20 norm=batch,tasknorm trials=20 out=DIR
+  metafew search head=svm optimizer.lr=1e-4..1e-1,log head.scale=1..20 norm=batch,tasknorm trials=20 out=DIR
 
 The overrides are those of train.py, in which LOW..HIGH is a range to search (of integers if both are integers; on a
 logarithmic scale with ,log) and A,B,C a list. Ranges of way and shot keep their meaning in train.py. Every trial is a

@@ -19,13 +19,24 @@ NOT_COMMON = ("defaults", "hydra")
 
 @cache
 def describe_groups() -> dict[str, dict[str, str]]:
-    """Return the options of each group, each with the first comment of its YAML file."""
+    """Return the options of each group, each with its description."""
+    return describe(CONF)
+
+
+def describe(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the options of each group in a folder, which may be one of the user's own, each with its description."""
     groups: dict[str, dict[str, str]] = {}
-    for file in sorted(CONF.glob("*/*.yaml")):
-        comments = (line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-        description = next(line for line in comments if not line.startswith("@package"))
-        groups.setdefault(file.parent.name, {})[file.stem] = description
+    for file in sorted(folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, {})[file.stem] = describe_file(file)
     return groups
+
+
+def describe_file(file: Path) -> str:
+    """Return the first comment of a YAML file, or where there is none, what it calls."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comments = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+    targets = [line.partition(":")[2].strip() for line in lines if line.startswith("_target_:")]
+    return next(iter([*comments, *targets]), "no description")
 
 
 def default_options() -> dict[str, str]:

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +32,7 @@ KINDS = {
     "bool": Kind("true or false", lambda value: isinstance(value, bool)),
     "str": Kind("a word", lambda value: isinstance(value, str)),
     "None": Kind("null", lambda value: value is None),
+    "View": Kind("a view with its _target_", lambda value: OmegaConf.is_dict(value) and "_target_" in value),
 }
 """The checked annotations."""
 OTHERS = ("torch", "pytorch_lightning", "wandb", "hydra")
@@ -61,6 +62,10 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
     for name in numbers_of_others(node.get("_target_")) & {*node}:
         if isinstance(node[name], bool):
             raise wrong_type(f"{path}{name}", "a number", node[name])
+    for name, count in numbers_in_tuples(node.get("_target_")).items():
+        value = node.get(name, [0] * count)
+        if not OmegaConf.is_list(value) or len(value) != count or not all(map(KINDS["float"].accepts, value)):
+            raise wrong_type(f"{path}{name}", f"a list of {count} numbers", value)
     for key in node:
         full = path + str(key)
         if OmegaConf.is_missing(node, key):
@@ -87,12 +92,29 @@ def numbers_of_others(target: Any) -> set[str]:
     return {name for name, kind in annotations.items() if NUMBER.search(kind) and "bool" not in kind}
 
 
+def numbers_in_tuples(target: Any) -> dict[str, int]:
+    """Return how many numbers the tuples have among the arguments of a class of :data:`OTHERS`, such as ``betas``."""
+    arguments = parameters_of(target) if is_of_others(target) else {}
+    tuples = {name: get_args(kind) for name, kind in arguments.items() if get_origin(kind) is tuple}
+    texts = {name: [str(part) for part in parts] for name, parts in tuples.items()}
+    return {
+        name: len(parts) for name, parts in texts.items() if all(NUMBER.search(p) and "None" not in p for p in parts)
+    }
+
+
 def is_of_others(target: Any) -> bool:
     """Return whether a dotted path is that of a class of :data:`OTHERS`."""
     return isinstance(target, str) and target.partition(".")[0] in OTHERS
 
 
 def annotations_of(target: Any) -> dict[str, str]:
+    """Return the annotations of the arguments of ``target`` as text."""
+    annotations = parameters_of(target)
+    # Types without ``from __future__ import annotations``, their names with it.
+    return {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in annotations.items()}
+
+
+def parameters_of(target: Any) -> dict[str, Any]:
     """Return the annotations of the arguments of ``target``, a dotted path; none if it cannot be imported."""
     if not isinstance(target, str):
         return {}
@@ -100,6 +122,4 @@ def annotations_of(target: Any) -> dict[str, str]:
         signature = inspect.signature(get_object(target))
     except Exception:  # reported when the target is called
         return {}
-    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    # Types without ``from __future__ import annotations``, their names with it.
-    return {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in annotations.items()}
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()}

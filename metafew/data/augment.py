@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from metafew.data.sources import LUMA, SPLITS, Category
 from metafew.errors import UsageError
 
 
+@runtime_checkable
 class View(Protocol):
     """A random transformation of images.
 
@@ -204,6 +205,12 @@ class Augmentation:
                 f"expected augment.splits to be a list of train, val and test, got {', '.join(sorted(unknown))}: "
                 "type augment.splits=[train]"
             )
+        for name, view in views.items():
+            if not isinstance(view, View | None):
+                raise UsageError(
+                    f"expected augment.views.{name} to be a view with its _target_, or null, got {view}: "
+                    f"type augment.views.{name}=null"
+                )
         self.views = [view for view in views.values() if view is not None]
 
     def check_applicable(self, split: str, image_size: int, categories: Sequence[Category]) -> None:

@@ -112,10 +112,14 @@ class Sampler:
             torch.from_numpy(views),
         )
 
+    def class_names(self, index: int) -> list[str]:
+        """Return the names of the classes of task ``index``, by label."""
+        _, classes, _, _ = self._draw_classes(index)
+        return [self.split.names[c] for c in classes]
+
     def draw(self, index: int) -> DrawnTask:
         """Draw task ``index``."""
-        rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
-        classes, query, shots = (self._draw_natural_sizes if self.spec.natural else self._draw_sizes)(rng)
+        rng, classes, query, shots = self._draw_classes(index)
         # Shuffle all images and draw all views, so that later draws do not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
         views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
@@ -133,6 +137,11 @@ class Sampler:
         order = np.random.default_rng(stream)
         asked = select(queries).permuted(order)
         return DrawnTask(select(support).permuted(order), asked, len(classes), index)
+
+    def _draw_classes(self, index: int) -> tuple[np.random.Generator, np.ndarray, int, np.ndarray]:
+        """Return the generator of task ``index``, and its classes, number of queries and shots, drawn first."""
+        rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
+        return rng, *(self._draw_natural_sizes if self.spec.natural else self._draw_sizes)(rng)
 
     def _draw_views(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
         """Draw the parameters ``(n, k)`` of the views of images of ``classes`` ``(n,)``."""
@@ -188,14 +197,24 @@ class MixtureSampler(Sampler):
     def __init__(self, samplers: Sequence[Sampler], spec: TaskSpec):
         self.samplers, self.spec = list(samplers), spec
 
+    def class_names(self, index: int) -> list[str]:
+        """Return the names of the classes of task ``index``, by label."""
+        number, own = self._place(index)
+        return self.samplers[number].class_names(own)
+
     def draw(self, index: int) -> DrawnTask:
         """Draw task ``index``."""
+        number, own = self._place(index)
+        return self.samplers[number].draw(own)._replace(index=index, source=number)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the number of the dataset of task ``index``, and the index of the task in it."""
         own, number = divmod(index, len(self.samplers))
         if self.spec.split == "train":
             # A child stream, distinct from the streams of tasks.
             stream = np.random.SeedSequence([self.spec.seed, STREAMS["train"], index], spawn_key=(0,))
             own, number = index, int(np.random.default_rng(stream).integers(len(self.samplers)))
-        return self.samplers[number].draw(own)._replace(index=index, source=number)
+        return number, own
 
     def stack(self, tasks: Sequence[DrawnTask]) -> Episode:
         """Return tasks with the same shape, and hence from the same dataset, as one episode."""

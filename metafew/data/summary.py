@@ -90,11 +90,10 @@ def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
 def summary_lines(source: Source, summary: Mapping[str, Any]) -> list[str]:
     """Return lines on the content of a dataset and on what was not read, for the start of a run."""
     counts = {what: " + ".join(f"{n:,}" for n in summary[what].values()) for what in ("classes", "images")}
-    lines = [
-        f"{source.title}: {counts['classes']} classes, {counts['images']} images ({' + '.join(summary['images'])})"
-    ]
+    name, splits = source.display_name, " + ".join(summary["images"])
+    lines = [f"{name}: {counts['classes']} classes, {counts['images']} images ({splits})"]
     if summary["ignored"]:
-        lines.append(f"{source.title}: not read: {describe_counts(summary['ignored'])}")
+        lines.append(f"{name}: not read: {describe_counts(summary['ignored'])}")
     return lines
 
 
@@ -105,7 +104,7 @@ def full_summary(source: Source, summary: Mapping[str, Any]) -> list[str]:
     for kind, words in KINDS.items():
         copies = summary["duplicates"].get(kind, {"images": 0, "examples": []})
         lines += [f"{words}: {copies['images']:,}", *map(describe_example, copies["examples"])]
-    return [f"{source.title}: {line}" for line in lines]
+    return [f"{source.display_name}: {line}" for line in lines]
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

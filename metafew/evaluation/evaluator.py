@@ -20,6 +20,7 @@ from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
+from metafew.evaluation.calibration import CalibrationError, ValidationLogits
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
@@ -38,6 +39,12 @@ class Evaluator(pl.LightningModule):
         backbone: the feature extractor.
         heads: heads by name; the first one is trained, the others only evaluate.
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
+
+    Attributes:
+        temperatures: the temperature of each head, which divides logits before the softmax
+            (:mod:`metafew.evaluation.calibration`): that of the last validation, or of the checkpoint that is tested or
+            resumed.
+        calibration: the temperature and the calibration errors of each head, for each test.
     """
 
     backbone: Backbone
@@ -50,9 +57,13 @@ class Evaluator(pl.LightningModule):
         self.trained = next(iter(heads))
         self.queries = queries
         self.baseline = "pixels_1nn" if backbone.image_size > 1 else "vectors_1nn"
+        self.temperatures: dict[str, float] = {}
+        self.calibration: list[dict[str, dict[str, Any]]] = []
         self.val_tasks: dict[str, PerTask] = {}
+        self.val_logits: dict[str, ValidationLogits] = {}
         self.validation: dict[str, dict[str, Any]] = {}
         self.test_tasks: list[dict[str, PerTask]] = []
+        self.test_errors: list[dict[str, CalibrationError]] = []
         self.feature_caches: list[FeatureCache | None] = []
         self.tables: list[dict[str, Tensor]] = []
 
@@ -78,12 +89,14 @@ class Evaluator(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for each measurement."""
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
+        candidates = [f"{name}/{option}" for name, head in self.heads.items() for option in head.candidates]
+        self.val_logits = {n: ValidationLogits() for n in self.measured if n in (*self.heads, *candidates)}
         loader: Any = self.trainer.val_dataloaders  # a single one
         self.feature_caches = [self._feature_cache(loader)]
 
     def validation_step(self, batch: list[Episode], _: int) -> None:
         """Evaluate every head on a batch of validation tasks."""
-        self._measure(batch, self.val_tasks, self.feature_caches[0])
+        self._measure(batch, self.val_tasks, self.val_logits, self.feature_caches[0])
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas for the largest training context."""
@@ -95,6 +108,10 @@ class Evaluator(pl.LightningModule):
             for measure, value in found.items():
                 shown = name == self.trained and measure != "loss"
                 self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+        fitted = {name: logits.temperature() for name, logits in self.val_logits.items()}
+        self.val_logits = {}
+        if not self.trainer.sanity_checking:
+            self.temperatures = {name: value for name, value in fitted.items() if value is not None}
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()
@@ -106,32 +123,37 @@ class Evaluator(pl.LightningModule):
         self.test_tasks = [
             {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)} for _ in loaders
         ]
+        self.test_errors = [
+            {name: CalibrationError(self.temperatures.get(name)).to(self.device) for name in self.heads}
+            for _ in loaders
+        ]
         self.feature_caches = []
         for loader in loaders:  # all from one split, so they share a cache
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
 
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
         """Evaluate every head, and the nearest neighbour, on a batch of test tasks."""
-        tables, cache = self.test_tasks[dataloader_idx], self.feature_caches[dataloader_idx]
+        tables, errors = self.test_tasks[dataloader_idx], self.test_errors[dataloader_idx]
         for episode in batch:
             if self.queries == "class":
                 episode = episode.grouped_by_class()
             # Each class of a task has the same number of queries.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with target_chunks(size[self.queries]):
-                self._measure([episode], tables, cache, size[self.queries])
+                self._measure([episode], tables, errors, self.feature_caches[dataloader_idx], size[self.queries])
             tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
-        """Compute a table of tasks for every test and head."""
+        """Compute a table of tasks and the calibration for every test and head."""
         self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
+        self.calibration = [{name: error.summary() for name, error in test.items()} for test in self.test_errors]
 
     @torch.no_grad()
     def predict(self, episode: Episode) -> Tensor:
-        """Return the :func:`probabilities` ``(t, q, w)`` of the queries of ``episode`` under the trained head."""
+        """Return the calibrated :func:`probabilities` ``(t, q, w)`` of the queries under the trained head."""
         self.eval()
         logits = self.heads[self.trained](self.backbone, episode.support, episode.query.images, episode.way)
-        return probabilities(logits)
+        return probabilities(logits / self.temperatures.get(self.trained, 1.0))
 
     def tasks_of_a_step(self, sampler: Sampler) -> int:
         """Return the number of tasks per evaluation step on the tasks of ``sampler``, which may exceed the spec's."""
@@ -158,7 +180,12 @@ class Evaluator(pl.LightningModule):
             return FeatureCache(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))
 
     def _measure(
-        self, batch: list[Episode], tables: dict[str, PerTask], cache: FeatureCache | None, at_once: int | None = None
+        self,
+        batch: list[Episode],
+        tables: dict[str, PerTask],
+        calibrations: Mapping[str, ValidationLogits | CalibrationError],
+        cache: FeatureCache | None,
+        at_once: int | None = None,
     ) -> None:
         for episode in batch:
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
@@ -166,7 +193,10 @@ class Evaluator(pl.LightningModule):
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
                 readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
                 for reading, logits in readings.items():
-                    tables[f"{name}/{reading}".rstrip("/")].update(logits, episode)
+                    measured = f"{name}/{reading}".rstrip("/")
+                    tables[measured].update(logits, episode)
+                    if measured in calibrations:
+                        calibrations[measured].update(logits, episode.query.labels)
 
     def _readings(self, head: Head, backbone: Backbone, episode: Episode, at_once: int | None) -> dict[str, Tensor]:
         """Return the logits of a head under ``""``, and its extra readings, for ``at_once`` queries per call."""
@@ -189,6 +219,8 @@ class Evaluator(pl.LightningModule):
                 found = {extra: self.validation[f"{name}/{extra}"] for extra in candidates}
                 scores = {extra: score(value["accuracy"], value["failed"]) for extra, value in found.items()}
                 head.chosen = best = max(scores, key=scores.__getitem__)
+                if fitted := self.temperatures.get(f"{name}/{best}"):
+                    self.temperatures[name] = fitted
                 measured = {f"validation_{measure}": found[best][measure] for measure in ("accuracy", "failed")}
                 chosen[name] = {**head.candidates[best], **measured}
                 if failed := found[best]["failed"]:

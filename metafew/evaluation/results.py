@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
     return {"metrics": metrics, "baselines": baselines, **average}
 
 
+def by_shot(tests: list[dict[str, dict]], shots: list) -> dict[str, dict]:
+    """Return what was measured of each head in each test, by the head and, except for the first test, its shot.
+
+    >>> by_shot([{"svm": {"temperature": 2.0}}, {"svm": {"temperature": 3.0}}], [1, 5])
+    {'svm': {'temperature': 2.0}, 'svm/shot5': {'temperature': 3.0}}
+    """
+    numbered = enumerate(zip(tests, shots, strict=False))
+    return {
+        f"{head}/shot{shot}" if number else head: found
+        for number, (test, shot) in numbered
+        for head, found in test.items()
+    }
+
+
 def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> dict[str, float]:
     """Return the rank of each head, averaged over datasets."""
     accuracy = PerTask.columns.index("accuracy")
@@ -84,22 +100,26 @@ def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> di
     return dict(zip(heads, np.mean(by_dataset, 0).tolist(), strict=True))
 
 
-def write_tasks(path: Path, tables: list[dict[str, Tensor]], sources: list[str]) -> None:
-    """Write one row per test task and head.
+def write_tasks(
+    path: Path, tables: list[dict[str, Tensor]], sources: list[str], class_names: Callable[[int], Sequence[str]]
+) -> None:
+    """Write one row per test task and head, with the names of the classes of the task by label.
 
     Args:
         path: the CSV file.
         tables: as for :func:`collect`.
         sources: names of the datasets.
+        class_names: returns the names of the classes of a task.
     """
+    named = cache(lambda index: "; ".join(class_names(index)))
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:]])
+        writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:], "classes"])
         for test in tables:
             for name, table in test.items():
                 for index, source, way, shot, accuracy, loss, failed in table.tolist():
                     task = [int(index), sources[int(source)], name, int(way), f"{shot:g}"]
-                    writer.writerow([*task, accuracy, loss, int(failed)])
+                    writer.writerow([*task, accuracy, loss, int(failed), named(int(index))])
 
 
 def failures(metrics: dict[str, dict]) -> list[str]:

@@ -36,6 +36,18 @@ def standard_errors(count: float) -> float:
     return float(stdtrit(count - 1, 0.975))
 
 
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """Return both ends of Wilson's 95 % interval of a share, which is in [0, 1] and has a width at 0 and 1, too.
+
+    >>> [round(end, 3) for end in share_interval(19, 20)], [round(end, 3) for end in share_interval(20, 20)]
+    ([0.764, 0.991], [0.839, 1.0])
+    """
+    squared = standard_errors(math.inf) ** 2
+    centre = (count + squared / 2) / (total + squared)
+    half = math.sqrt(squared * (count * (total - count) / total + squared / 4)) / (total + squared)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def score(accuracy: float, failed: int) -> float:
     """Return the score of a candidate on validation tasks, where fewer failed tasks take precedence over accuracy.
 

@@ -99,4 +99,4 @@ def time_to_reach(cell: Cell, reference: Cell | None, column: dict) -> dict | No
         return None
     target = column["reach"] * goal[max(goal)]
     step = next((step for step, accuracy in sorted(curve.items()) if accuracy >= target), None)
-    return {"mean": scale * (step or max(curve)), "ci95": None, "over": step is None}
+    return {"mean": scale * (max(curve) if step is None else step), "ci95": None, "over": step is None}

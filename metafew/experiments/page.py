@@ -40,7 +40,7 @@ reproduced if all of its comparisons hold, and partly reproduced if only some do
 a claim that is not reproduced here is not refuted. The figures in the two tables are those of its first comparison, in
 percent where they are accuracies; all comparisons follow below.
 
-This page is generated from the files in [results](results): `python scripts/reproduce.py page`."""
+This page is generated from the files in [results](results): `metafew reproduce page`."""
 
 
 def reproduction_page(results: Path) -> str:

@@ -21,33 +21,36 @@ QUERIES, IMAGES = 100, 5
 
 
 class Prediction(NamedTuple):
-    """A query of a test task, its label and prediction, and the support images of both; classes are numbered from 1.
+    """A query of a test task, its class and the predicted one, by name, and the support images of both.
 
     The prediction is None for an unanswered query.
     """
 
     task: int
     query: Image.Image
-    label: int
+    label: str
     support: Image.Image
-    predicted: int | None
+    predicted: str | None
     confidence: float | None
     support_of_predicted: Image.Image | None
 
 
-def publish(loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor]], out: Path) -> None:
+def publish(
+    loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor, Sequence[str]]], out: Path
+) -> None:
     """Send the results of a run to Weights & Biases and TensorBoard; other loggers already have everything.
 
     Args:
         loggers: the loggers of the run.
         report: the content of results.json.
-        tasks: test tasks, each with the probabilities ``(t, q, w)`` of its queries under the trained head.
+        tasks: test tasks, each with the probabilities ``(t, q, w)`` of its queries under the trained head and the names
+            of its classes.
         out: output folder of the run, whose PNG files are the figures.
     """
     figures = sorted(out.glob("*.png"))
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            table = [row for episode, probabilities in tasks for row in predictions(episode, probabilities)]
+            table = [row for task in tasks for row in predictions(*task)]
             to_wandb(logger, report, figures, table, out)
         elif isinstance(logger, TensorBoardLogger):
             to_tensorboard(logger, report, figures)
@@ -114,22 +117,23 @@ def summary(report: dict) -> dict[str, Any]:
     return values | {f"seconds/{stage}": seconds for stage, seconds in report["seconds"].items()}
 
 
-def predictions(episode: Episode, probabilities: Tensor) -> Iterator[Prediction]:
+def predictions(episode: Episode, probabilities: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
     """Yield predictions for at most 100 evenly spaced queries of the first task of ``episode``.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
         probabilities: ``(t, q, w)``.
+        names: the names of the classes of the first task, by label.
     """
     (support, classes), (query, labels) = ([part[0] for part in pair] for pair in (episode.support, episode.query))
     strips = [strip(support[classes == c][:IMAGES]) for c in range(episode.way)]
     for number in range(0, len(labels), -(-len(labels) // QUERIES)):
         label, best = int(labels[number]), int(answers(probabilities[0, number]))
-        true = (int(episode.index[0]), strip(query[number : number + 1]), label + 1, strips[label])
+        true = (int(episode.index[0]), strip(query[number : number + 1]), names[label], strips[label])
         if best == NO_ANSWER:
             yield Prediction(*true, None, None, None)
         else:
-            yield Prediction(*true, best + 1, float(probabilities[0, number, best]), strips[best])
+            yield Prediction(*true, names[best], float(probabilities[0, number, best]), strips[best])
 
 
 def strip(images: Tensor) -> Image.Image:

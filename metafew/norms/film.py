@@ -23,6 +23,11 @@ def modulated(vectors: Vectors) -> Iterator[None]:
         _vectors.reset(token)
 
 
+def current_vectors() -> Vectors | None:
+    """Return the vectors by which layers modulate, and None outside of :func:`modulated`."""
+    return _vectors.get()
+
+
 class FiLM(nn.Module):
     """Return ``gamma * x + beta`` inside :func:`modulated`, ``x`` everywhere else.
 
@@ -40,11 +45,11 @@ class FiLM(nn.Module):
     @property
     def active(self) -> bool:
         """Whether the layer modulates, which it does inside :func:`modulated`."""
-        return _vectors.get() is not None
+        return current_vectors() is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Modulate a flat batch ``(t * n, c, h, w)``, task by task."""
-        vectors = _vectors.get()
+        vectors = current_vectors()
         if vectors is None:
             return x
         rows = x.shape[0] // vectors[self][0].shape[0]

@@ -8,7 +8,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.data.sources import Source
 from metafew.episode import Episode
 from metafew.heads.head import Head
-from metafew.objectives.objective import Objective, check_label_smoothing, cross_entropy
+from metafew.objectives.objective import Objective, check_label_smoothing
 from metafew.objectives.regularizers import NoRegularizer, Regularizer
 
 
@@ -45,7 +45,7 @@ class Classical(Objective):
     def task_losses(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
         """Return the mean loss of each chunk, ``(t,)``."""
         features, _ = backbone.embed(episode.support.images)
-        return cross_entropy(self.classifier(features), episode.support.labels, self.label_smoothing).mean(1)
+        return self.classify(self.classifier(features), episode.support.labels, self.label_smoothing)
 
     def pairs(self, backbone: Backbone, episode: Episode) -> Tensor:
         """Return the features ``(t, p, 2, 2, d)`` of the minibatch, which consists of pairs of classes."""

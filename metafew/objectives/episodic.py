@@ -7,7 +7,7 @@ from torch import Tensor
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
 from metafew.heads.head import Head
-from metafew.objectives.objective import Objective, check_label_smoothing, cross_entropy
+from metafew.objectives.objective import Objective, check_label_smoothing
 from metafew.objectives.regularizers import NoRegularizer, Regularizer
 
 
@@ -30,4 +30,4 @@ class Episodic(Objective):
     def task_losses(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
         """Return the mean loss on the queries of each task, ``(t,)``."""
         logits = head(backbone, episode.support, episode.query.images, episode.way)
-        return cross_entropy(logits, episode.query.labels, self.label_smoothing).mean(1)
+        return self.classify(logits, episode.query.labels, self.label_smoothing)

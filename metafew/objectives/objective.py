@@ -20,6 +20,7 @@ from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs
 from metafew.objectives.regularizers import NoRegularizer, Regularizer
+from metafew.predictions import answers
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,16 @@ class Objective(nn.Module):
     """Whether a regularizer of adapted weights applies."""
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/objectives.py that the objective does not satisfy, each with the reason."""
+    accuracy: Tensor | None = None
+    """Mean accuracy on the rows of the latest meta-batch that enter the loss; None if the objective does not classify
+    them by :meth:`classify`."""
     loss_scale: float | Tensor = 1.0
     """Factor of losses while the objective computes gradients itself, against underflow in float16."""
 
     def __init__(self, regularizer: NoRegularizer | Regularizer):
         super().__init__()
         self.regularizer = regularizer
+        self._accuracies: list[Tensor] = []
 
     def build(self, backbone: Backbone, source: Source) -> None:
         """Build what depends on the backbone or on the classes of ``source``; called once, after construction."""
@@ -102,7 +107,9 @@ class Objective(nn.Module):
 
     def forward(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
         """Return the loss of a meta-batch."""
+        self._accuracies.clear()
         mean, task_losses = self.batch_losses(backbone, head, batch)
+        self.accuracy = torch.cat(self._accuracies).mean() if self._accuracies else None
         return StepLoss(mean + head.penalty() if self.trains_head else mean, task_losses)
 
     def task_losses(self, backbone: Backbone, head: Head, episode: Episode) -> Tensor:
@@ -114,6 +121,17 @@ class Objective(nn.Module):
             episode: some tasks of the meta-batch.
         """
         raise NotImplementedError
+
+    def classify(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """Return the mean :func:`cross_entropy` of each task, ``(t,)``, and record the accuracy.
+
+        Args:
+            logits: ``(t, n, w)``.
+            labels: ``(t, n)``.
+            label_smoothing: probability mass moved from the true class to the others.
+        """
+        self._accuracies.append((answers(logits.detach()) == labels).float().mean(1))
+        return cross_entropy(logits, labels, label_smoothing).mean(1)
 
     def pairs(self, backbone: Backbone, episode: Episode) -> Tensor:
         """Return features ``(t, p, 2, 2, d)`` of pairs of classes with two images each, for the regularizer."""

@@ -56,6 +56,7 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
     saved = choose_own_norms(update_paths(checkpoint["metafew"]))
+    saved = {"temperatures": {}} | saved  # earlier versions fit none
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}

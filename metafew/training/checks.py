@@ -10,8 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config import overrides
 from metafew.config.groups import common_options
 from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
@@ -52,12 +55,14 @@ LEAST = {
 """Options that are integers, with their smallest values."""
 RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
 """Options that are numbers, where the norm has them, with their bounds."""
-TRUTHS = ("save.keep", "trainer.enable_progress_bar")
+TRUTHS = ("val.at_start", "save.keep", "trainer.enable_progress_bar")
 """Options that are true or false."""
 SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 """Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
 OF_OBJECTIVE = "train.batch_size"
 """The option of such a part that an objective adds."""
+OF_TASKS = ("train.way", "train.shot", "train.support")
+"""Options of training tasks, which minibatches lack; published tables that compare objectives set ``train.query``."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -165,6 +170,7 @@ def check_parts(parts: Parts) -> None:
     check_validation(parts)
     check_tasks_can_be_drawn(parts)
     if parts.fits:
+        check_options_of_tasks(parts)
         check_objective_has_queries(parts)
         check_tasks_form_one_batch(parts)
     check_fixed_ways(parts)
@@ -209,6 +215,22 @@ def check_validation(parts: Parts) -> None:
         raise UsageError(
             f"expected validations, after which {type(stopping[0]).__name__} may end the training, got val.total=0: "
             "type val.total=200, or leave it out of trainer.callbacks"
+        )
+
+
+def check_options_of_tasks(parts: Parts) -> None:
+    """Check that no option of training tasks is typed with an objective that trains on minibatches."""
+    if not parts.learner.objective.minibatches or HydraConfig.get().mode == RunMode.MULTIRUN:  # for other cells
+        return
+    before = parts.start["metafew"]["overrides"] if parts.start else []
+    typed = [word for word in parts.learner.provenance["overrides"] if word not in before]
+    # A linear output layer has as many rows as tasks have classes.
+    fixed = any(head.fixed_way is not None for head in parts.learner.heads.values())
+    idle = [word for word in typed if overrides.key(word) in OF_TASKS[fixed:]]
+    if idle:
+        raise UsageError(
+            f"expected no {overrides.key(idle[0])} with objective={parts.choices['objective']}, which trains on "
+            f"minibatches and not on tasks, got {idle[0]}: type train.batch_size=64 for the images of a minibatch"
         )
 
 

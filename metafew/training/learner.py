@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
@@ -57,11 +58,27 @@ class Learner(Evaluator):
         self.objective.loss_scale = 1.0 if scaler is None else scaler.get_scale()
         loss, self.task_losses = self.objective(self.backbone, self.heads[self.trained], batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        if self.logs_this_step and self.objective.accuracy is not None:
+            self.log("train/accuracy", self.objective.accuracy, sync_dist=self.trainer.world_size > 1)
         return loss
 
-    def on_before_optimizer_step(self, _) -> None:
-        """Update running moments and inner optimizers with the values recorded in the step."""
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether loggers receive the values of this step; others are not computed."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's constructor sets it
+        return (self.trainer.global_step + 1) % every == 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Update running moments and inner optimizers with the values recorded in the step.
+
+        Log the learning rate and the norm of the gradient of all weights, before it is clipped. All processes have the
+        same gradient.
+        """
         commit(self)
+        if self.logs_this_step:
+            norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self.log("train/lr", optimizer.param_groups[0]["lr"])
+            self.log("train/gradient_norm", torch.stack(norms).norm() if norms else 0.0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and a schedule that is stepped once per training step."""
@@ -78,8 +95,8 @@ class Learner(Evaluator):
         }
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add the provenance to the checkpoint, as plain values."""
-        checkpoint["metafew"] = self.provenance
+        """Add the provenance and the temperatures to the checkpoint, as plain values."""
+        checkpoint["metafew"] = self.provenance | {"temperatures": dict(self.temperatures)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Keep the weights already loaded, which fit this model, and the schedule of this run."""

@@ -36,12 +36,14 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     """
     learner, source, trainer, config = parts.learner, parts.source, parts.trainer, parts.config
     trained_on = source.components("train")
-    sources = {component.title: component in trained_on for component in source.components("test")}
+    sources = {component.display_name: component in trained_on for component in source.components("test")}
     # None without validation; a resumed training may have validated earlier.
     best = parts.checkpoints.best_model_score if parts.data.val.total else None
     validation = {} if best is None else {"accuracy": best.item(), "failed": parts.checkpoints.failed}
+    shots = as_list(config["test"]["shot"])
     report = {
-        **results.collect(learner.tables, as_list(config["test"]["shot"]), list(learner.heads), list(sources)),
+        **results.collect(learner.tables, shots, list(learner.heads), list(sources)),
+        "calibration": results.by_shot(learner.calibration, shots),
         "analysis": outcome.analysis,
         "sources": sources,
         "data": outcome.data,
@@ -80,18 +82,23 @@ def write_outputs(report: dict, parts: Parts) -> None:
     if learner.alphas:
         run_plots.alpha_curve(learner.alphas, data.train.contexts, out / "alpha.png")
     if learner.tables:
-        results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]))
-        for episode, probabilities in predicted_tasks(parts, 1):
-            run_plots.episode_sheet(episode, probabilities, out / "episode.png")
+        class_names = data.sampler(data.test[0]).class_names  # all tests have the same classes
+        results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]), class_names)
+        for task in predicted_tasks(parts, 1):
+            run_plots.episode_sheet(*task, out / "episode.png")
         results.print_results(report)
     publish(parts.trainer.loggers, report, predicted_tasks(parts, SHOWN), out)
     print(f"results, figures and checkpoints are in {out}")
 
 
-def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor]]:
-    """Yield the first ``count`` test tasks with their predictions; nothing without a test or without images."""
+def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor, list[str]]]:
+    """Yield the first ``count`` test tasks with the probabilities of their queries and the names of their classes.
+
+    Without a test or without images, there are none.
+    """
     learner, data = parts.learner, parts.data
     if learner.tables and data.source.image_size > 1:
+        sampler = data.sampler(data.test[0])
         for index in range(min(count, data.test[0].total)):
             episode = data.test_episode(index, cast(torch.dtype, learner.dtype))
-            yield episode, learner.predict(episode)
+            yield episode, learner.predict(episode), sampler.class_names(index)

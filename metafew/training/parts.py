@@ -131,6 +131,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     data = make_data(cfg, source, learner.objective)
     training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
+    learner.temperatures = start["metafew"]["temperatures"] if start and (resumes or not fits) else {}
     loggers: list[Logger] = []
     if fits:
         loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))

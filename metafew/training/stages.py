@@ -141,7 +141,9 @@ def load_selected(parts: Parts) -> str:
             "the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
             *(parts.checkpoints.failed, parts.config["val"]["total"]),
         )
-    parts.learner.load_state_dict(checkpoint.read(folder / f"{which}.ckpt")["state_dict"])
+    selected = checkpoint.read(folder / f"{which}.ckpt")
+    parts.learner.load_state_dict(selected["state_dict"])
+    parts.learner.temperatures = selected["metafew"]["temperatures"]
     return which
 
 

@@ -23,6 +23,7 @@ from metafew.callbacks.graceful_stop import GracefulStop
 from metafew.callbacks.monitors import MonitorCheck
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.config.option_values import as_list
 from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
@@ -54,6 +55,8 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
     ]
     if cfg.analyze.every:
         callbacks.append(ClusteringMonitor(cfg.analyze.every, cfg.analyze.tasks))
+    if at_start := cfg.val.at_start and "num_sanity_val_steps" not in options:
+        callbacks.append(ValidationAtStart())
     # The check comes first, as those of the user act on what they monitor.
     callbacks += [MonitorCheck(), *make_added("callbacks", options.get("callbacks"), Callback)]
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -77,7 +80,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         val_check_interval=options.accumulate_grad_batches * min(cfg.val.every, options.max_steps),
         check_val_every_n_epoch=None,
         limit_val_batches=None if cfg.val.total else 0,
-        num_sanity_val_steps=options.get("num_sanity_val_steps", 0),
+        num_sanity_val_steps=options.get("num_sanity_val_steps", -1 if at_start else 0),
         enable_model_summary=options.get("enable_model_summary", False),
         use_distributed_sampler=False,
         inference_mode=False,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metafew.analysis.compare.rows_and_columns import Column, Row, find_columns, group_rows
+from metafew.analysis.compare.rows_and_columns import Column, Row, find_columns, group_rows, named_by_folder
 from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, format_value, varying_keys
 from metafew.errors import UsageError
@@ -66,6 +66,7 @@ class Comparison:
         columns: the measures and their names.
         cells: the measurements; missing for rows without the measure.
         common: overrides shared by all runs.
+        best: the row with the highest mean of each column.
         top: the best row of each column and the rows that do not differ from it.
         differences: differences to the best row, or to the reference.
         average_ranks: the average rank of each row over columns; None for a single column.
@@ -75,6 +76,7 @@ class Comparison:
     columns: dict[Column, str]
     cells: dict[tuple[int, Column], Measurement]
     common: str
+    best: dict[Column, int] = field(default_factory=dict)
     top: dict[Column, set[int]] = field(default_factory=dict)
     differences: dict[tuple[int, Column], Difference] = field(default_factory=dict)
     average_ranks: np.ndarray | None = None
@@ -94,17 +96,19 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
         return Comparison([], {}, {}, "")
     rows, columns = group_rows(runs), find_columns(runs)
     cells = {(i, column): cell for i, row in enumerate(rows) for column in columns if (cell := measure(row, column))}
+    columns = {column: name for column, name in columns.items() if any(column == own for _, own in cells)}
     always = [key for key in runs[0].values if key in ("head", "norm", "backbone", "dataset")]
     keys = dict.fromkeys([*always, *(key for run in runs for key in run.settings)])
     varying = varying_keys({key: run.values.get(key) for key in keys} for run in runs)
-    common = format_overrides(runs[0].values, [key for key in keys if key not in varying])
+    shared = named_by_folder(runs, (key for key in keys if key not in varying))
+    common = format_overrides(runs[0].values | {"dataset": runs[0].dataset}, shared)
     comparison = Comparison(rows, columns, cells, common)
     reference = None if against is None else find_row(rows, against)
     for column in columns:
         means = {i: cell.mean for (i, own), cell in cells.items() if own == column and cell.mean is not None}
         if column.baseline or not means:
             continue
-        best = max(means, key=lambda i: means[i])
+        comparison.best[column] = best = max(means, key=lambda i: means[i])
         measured = {i: cells[i, column] for i in means}
         gaps = {i: difference(cell, measured[best]) for i, cell in measured.items()}
         comparison.top[column] = {i for i, gap in gaps.items() if i == best or contains_zero(gap._asdict())}

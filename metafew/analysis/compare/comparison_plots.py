@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metafew.analysis.compare.comparison import Comparison, Measurement
 from metafew.analysis.compare.feature_plots import alpha_curves, projections, sufficient_conditions, weight_distances
-from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows
+from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows, named_by_folder
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 from metafew.analysis.compare.training_curves import (
@@ -23,12 +23,12 @@ from metafew.analysis.compare.training_curves import (
     learning_curves,
     learning_rates,
 )
-from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, save
+from metafew.analysis.style import COLOURS, HATCHES, canvas, legend, panel_grid, save
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_failed
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
-ROW = "row"  # a setting that separates lines of different rows and is omitted from labels
+ROW, HEAD = "row", "measured head"  # settings that separate lines and are omitted from labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 
@@ -91,23 +91,31 @@ def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
 
 
 def accuracy_over_shots(comparison: Comparison) -> Figure | None:
-    """Draw test accuracy over the number of shots, one line per row and head tested with at least two shots."""
+    """Draw test accuracy over the number of shots, one panel per head, one line per row that has several."""
     points = []
     for i, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         if isinstance(shot := run.shots[column.number], int):
-            points.append((run, without(run.settings, "test.shot") | {"measured": column.head, ROW: i}, shot, cell))
+            settings = without(run.settings, "test.shot") | {HEAD: column.head, ROW: i}
+            points.append((run, settings, shot, (column.head, cell)))
     lines = group_lines(points, least=2)
     if not lines:
         return None
-    figure, axes = canvas("shot (support images of a class)", "test accuracy (%)")
-    offset = min(0.1, 0.6 / len(lines))  # keeps intervals from overlapping
-    for number, (label, cells) in enumerate(lines):
-        shots = sorted(cells)
-        label += format_failed(sum(cells[shot][-1].failed for shot in shots))
-        x = np.array(shots) + offset * (number - (len(lines) - 1) / 2)
-        draw_errorbars(axes, x, *in_percent(cells[shot][-1] for shot in shots), label, number)
-    axes.set_xticks(sorted({shot for _, cells in lines for shot in cells}))
+    panels = list(dict.fromkeys(head for _, cells in lines for each in cells.values() for head, _ in each))
+    labels = list(dict.fromkeys(label for label, _ in lines))
+    shots = sorted({shot for _, cells in lines for shot in cells})
+    offset = min(0.1, 0.6 / len(labels))  # keeps intervals from overlapping
+    figure, drawn = panel_grid(len(panels), "shot (support images of a class)", "test accuracy (%)")
+    for label, cells in lines:
+        ((head, _), *_), *_ = cells.values()
+        number, own = labels.index(label), sorted(cells)
+        measured = [cells[shot][-1][1] for shot in own]
+        x = np.array(own) + offset * (number - (len(labels) - 1) / 2)
+        label += format_failed(sum(cell.failed for cell in measured))
+        draw_errorbars(drawn[panels.index(head)], x, *in_percent(measured), label, number)
+    for axes, head in zip(drawn, panels, strict=True):
+        axes.set_xticks(shots)
+        axes.set_title(head if len(panels) > 1 else "", fontsize=9, parse_math=False)
     legend(figure, INTERVAL)
     return figure
 
@@ -183,10 +191,13 @@ def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) ->
     for run, settings, x, value in points:
         lines.setdefault(canonical(settings), (run, settings, {}))[2].setdefault(x, []).append(value)
     kept = [line for line in lines.values() if len(line[2]) >= least]
-    keys = [key for key in varying_keys(settings for _, settings, _ in kept) if key != ROW]
+    varying = varying_keys(settings for _, settings, _ in kept)
+    keys = named_by_folder([run for run, _, _ in kept], (key for key in varying if key not in (ROW, HEAD)))
     labelled = []
     for run, settings, values in kept:
-        label = format_overrides(run.values | settings, keys) or format_overrides(run.values, ("head", "norm"))
+        label = format_overrides(run.values | settings | {"dataset": run.dataset}, keys) or format_overrides(
+            run.values, ("head", "norm")
+        )
         labelled.append((label + MARK * bool(run.report.get("transductive")), values))
     return labelled
 

@@ -17,13 +17,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from metafew.analysis.compare.runs import Run
-from metafew.analysis.features.plots import PLANES, class_legend, draw_alphas, draw_bounds, scatter_classes
-from metafew.analysis.style import COLOURS, HATCHES, LINES, MARKERS, canvas, legend, save
+from metafew.analysis.features.plots import PLANES, class_legend, draw_alphas, draw_bounds, plane_title, scatter_classes
+from metafew.analysis.style import COLOURS, HATCHES, LINES, MARKERS, PANELS_PER_ROW, canvas, legend, save
 from metafew.errors import UsageError
 
 Folders = Mapping[str, Sequence[Path]]
 
-PANELS_PER_ROW = 4
 BINS = 20
 
 
@@ -52,7 +51,7 @@ def projections(folders: Folders, file: Path) -> None:
                 axes.sharex(row[0])
                 axes.sharey(row[0])
             drawn = scatter_classes(axes, content["projection"], plane)
-            set_title(axes, f"{label}\n{PLANES[plane]}")
+            set_title(axes, f"{label}\n{plane_title(content['projection'], plane)}")
     class_legend(figure, drawn, names[first])
     save(figure, file)
 

@@ -6,27 +6,35 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
 from metafew.analysis.compare.merge import agreeing
 from metafew.analysis.compare.runs import Run, TaskKey
-from metafew.analysis.compare.settings import format_overrides, varying_keys
+from metafew.analysis.compare.settings import format_overrides, in_group_order, natural_value, varying_keys
 
 TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
 """Settings that define the test tasks, and therefore distinguish columns instead of rows."""
 STARTS = ("ckpt", "backbone.weights")
 """Options that name the checkpoint a run starts from, which differs between seeds."""
+ROOT = "dataset.root"
 TRAINED = "trained head"
 
 
 @dataclass
 class Row:
-    """Runs whose settings are equal except for the seed and the test tasks."""
+    """Runs whose settings are equal except for the seed and the test tasks.
+
+    Attributes:
+        label: the settings as overrides.
+        runs: the runs.
+        settings: the settings that distinguish the row from others; empty for a single row.
+    """
 
     label: str
     runs: list[Run]
+    settings: dict[str, object] = field(default_factory=dict)
 
     @property
     def transductive(self) -> bool:
@@ -63,7 +71,10 @@ class Column(NamedTuple):
 
 
 def group_rows(runs: Sequence[Run]) -> list[Row]:
-    """Group runs that only differ in seed and test tasks. Checkpoints only separate runs with the same seed."""
+    """Group runs that only differ in seed and test tasks, and sort the groups by the settings in which they differ.
+
+    Checkpoints only separate runs with the same seed.
+    """
     separated: list[tuple[list[Run], tuple]] = []
     for group in agreeing(runs, training_settings):
         if max(Counter((task_key(run), run.seed) for run in group).values()) == 1:
@@ -78,9 +89,11 @@ def group_rows(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for group, starts in separated:
         values = union(run.values for run in group)
-        label = format_overrides(values, [*keys, *starts]) or format_overrides(values, ("head", "norm"))
-        rows.append(Row(label or group[0].folder.name, group))
-    return rows
+        settings = {key: values[key] for key in in_group_order([*keys, *starts]) if key in values}
+        label = format_overrides(settings, settings) or format_overrides(values, ("head", "norm"))
+        rows.append(Row(label or group[0].folder.name, group, settings))
+    order = in_group_order([*keys, *STARTS])
+    return sorted(rows, key=lambda row: [natural_value(row.settings.get(key)) for key in order])
 
 
 def find_columns(runs: Sequence[Run]) -> dict[Column, str]:
@@ -101,7 +114,7 @@ def find_columns(runs: Sequence[Run]) -> dict[Column, str]:
             examples.setdefault(column, run)
     order = {tasks: number for number, tasks in enumerate(dict.fromkeys(column.tasks for column in examples))}
     columns = dict(sorted(examples.items(), key=lambda item: (item[0].baseline, order[item[0].tasks])))
-    keys = varying_keys(map(task_settings, examples.values()))
+    keys = named_by_folder(runs, varying_keys(map(task_settings, examples.values())))
     names = name_columns(columns, [key for key in keys if key != "test.shot"])
     counts = Counter(names.values())
     full_names = name_columns(columns, keys)
@@ -117,9 +130,18 @@ def name_columns(columns: dict[Column, Run], keys: Iterable[str]) -> dict[Column
     for column, run in columns.items():
         shot = f"{shots[column]}-shot" if several_shots and shots[column] else ""
         head = column.head if len(heads) > 1 or column.baseline else ""
-        parts = [format_overrides(run.values, keys), head, shot, column.source]
+        parts = [format_overrides(run.values | {"dataset": run.dataset}, keys), head, shot, column.source]
         names[column] = ", ".join(filter(None, parts)) or "accuracy"
     return names
+
+
+def named_by_folder(runs: Iterable[Run], keys: Iterable[str]) -> list[str]:
+    """Return ``keys`` with ``dataset`` in place of ``dataset.root``, if the names of folders identify the datasets."""
+    keys = list(keys)
+    names = {run.values.get(ROOT): run.dataset for run in runs}
+    if ROOT not in keys or len(set(names.values())) < len(names):
+        return keys
+    return list(dict.fromkeys(["dataset", *(key for key in keys if key != ROOT)]))
 
 
 def task_settings(run: Run) -> dict:

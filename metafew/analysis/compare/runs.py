@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from metafew.analysis.compare.settings import flatten, non_default_settings
-from metafew.config.moved import update_paths
+import yaml
 
+from metafew.analysis.compare.settings import flatten, format_overrides, non_default_settings
+from metafew.config.moved import update_paths
+from metafew.data.formats.names import data_name
+
+OWN_DATA = ("folder", "features")
+"""Options of ``dataset`` for images and vectors of the user's own."""
 TaskKey = tuple[int, str]
-"""The index of a test task and its dataset."""
+"""The index of a test task, and its dataset in a mixture."""
 
 
 class Omitted(NamedTuple):
@@ -68,6 +74,23 @@ class Run:
     def _distinct(self) -> dict:
         """A key that prevents runs without a recorded configuration from being grouped with others."""
         return {} if {"config", "choices", "seed"} <= self.report.keys() else {"folder": str(self.folder)}
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the dataset in tables: that of the folder or file for the user's own data."""
+        dataset, root = self.values.get("dataset"), self.values.get("dataset.root")
+        return data_name(root) if dataset in OWN_DATA and root else dataset
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the run, from the overrides that Hydra recorded, or else from its settings."""
+        try:
+            words = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            words = None
+        if not isinstance(words, list):
+            words = [*(format_overrides(self.settings, [key]) for key in self.settings), f"seed={self.seed}"]
+        return shlex.join(["python", "train.py", *map(str, words)])
 
     @property
     def seed(self) -> int | None:
@@ -150,7 +173,7 @@ class Run:
         seen: Counter[tuple[str, TaskKey]] = Counter()
         for row in self.csv_rows("tasks.csv"):
             try:
-                task = int(row["index"]), row["source"]
+                task = int(row["index"]), row["source"] if self.sources else ""
                 accuracy = float(row["accuracy"])
             except (KeyError, TypeError, ValueError):  # of another version, or truncated
                 return {}

@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from metafew.config.groups import CONF
+from metafew.data.formats.names import natural_order
 
 GROUP_ORDER = ("head", "norm", "backbone", "dataset", "objective", "regularizer")
 """Groups in the order in which labels name them."""
 NOT_COMPARED = re.compile(
-    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|(val|test)\.tasks|(analyze|data|logger|save)\..*|logger|"
+    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|(val|test)\.tasks|val\.at_start|(analyze|data|logger|save)\..*|logger|"
     r"evaluate|"
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|seed))"
@@ -102,8 +103,23 @@ def format_overrides(values: Mapping, keys: Iterable[str]) -> str:
     >>> format_overrides({"head": "svm", "test.shot": [1, 5], "train.way": 20}, ["test.shot", "head", "head.c"])
     'head=svm test.shot=[1,5]'
     """
-    ordered = sorted(keys, key=lambda key: GROUP_ORDER.index(key) if key in GROUP_ORDER else len(GROUP_ORDER))
-    return " ".join(f"{key}={format_value(values[key])}" for key in ordered if key in values)
+    return " ".join(f"{key}={format_value(values[key])}" for key in in_group_order(keys) if key in values)
+
+
+def in_group_order(keys: Iterable[str]) -> list[str]:
+    """Return ``keys`` with those of :data:`GROUP_ORDER` first."""
+    return sorted(keys, key=lambda key: GROUP_ORDER.index(key) if key in GROUP_ORDER else len(GROUP_ORDER))
+
+
+def natural_value(value: object) -> tuple:
+    """Return a sorting key of values of a setting: none first, then numbers by value, then words in natural order.
+
+    >>> sorted(["tasknorm", 0.01, None, "b10", "b2", 1e-05], key=natural_value)
+    [None, 1e-05, 0.01, 'b2', 'b10', 'tasknorm']
+    """
+    if value is None:
+        return (0,)
+    return (1, value) if isinstance(value, int | float) else (2, natural_order(format_value(value)))
 
 
 def format_value(value: object) -> str:

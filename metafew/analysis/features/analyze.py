@@ -17,6 +17,7 @@ from metafew.analysis.features.observer import Observed, Observer, in_order
 from metafew.analysis.features.projection import project_features
 from metafew.analysis.features.weight_distance import adapts_by_gradient
 from metafew.data.datamodule import FewShot
+from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
 from metafew.distributed.collective import gather_objects
 from metafew.evaluation.evaluator import Evaluator
@@ -26,6 +27,7 @@ from metafew.io import write_json
 log = logging.getLogger(__name__)
 
 CLASSES, IMAGES = 5, 100  # number of classes in a projection, and of images per class
+PAIRS, EXAMPLES = 8, 6  # number of confused pairs of classes that are drawn, and of images per class
 
 
 def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
@@ -69,7 +71,7 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     }
     if trainer.is_global_zero:
         write_json(out / "analysis.json", content)
-        draw_analysis(content, out)
+        draw_analysis(content, confused_images(content["confusion"], sampler), out)
         print_analysis(content)
     return summarize(content)
 
@@ -81,12 +83,31 @@ def summarize(content: dict) -> dict:
     return found | ({"travel": content["travel"]["all"]} if content["travel"] else {})
 
 
-def draw_analysis(content: dict, out: Path) -> None:
+def confused_images(confusion: dict, sampler: Sampler) -> list[tuple[dict, np.ndarray, np.ndarray]]:
+    """Return images of the classes that are confused most often, if there are too many classes for a matrix.
+
+    Without images, or without a mistake, there are none.
+    """
+    if confusion["by"] == "class" or parts(sampler)[0].split.images.shape[-1] == 1:
+        return []
+    classes = [(part.split, number) for part in parts(sampler) for number in range(len(part.split.names))]
+    pairs = []
+    for entry in confusion["most_confused"][:PAIRS]:
+        chosen = [classes[number] for number in entry["classes"]]
+        rows = [(split, split.rows[number][:EXAMPLES], split.turns[number]) for split, number in chosen]
+        pairs.append((entry, *(split.gather(own, np.full(len(own), turns)) for split, own, turns in rows)))
+    return pairs
+
+
+def draw_analysis(content: dict, confused: list[tuple[dict, np.ndarray, np.ndarray]], out: Path) -> None:
     """Draw the figures of all measures."""
     split = content["split"]
     plots.draw_sufficient_condition(content["sufficient_condition"]["points"], split, out / "sufficient_condition.png")
     plots.draw_projection(content["projection"], split, out / "projection.png")
-    plots.draw_confusion(content["confusion"], split, out / "confusion.png")
+    if confused:
+        plots.draw_confused_pairs(confused, split, out / "confusion.png")
+    else:
+        plots.draw_confusion(content["confusion"], split, out / "confusion.png")
     if content["travel"]:
         plots.draw_weight_distances(content["distances"], content["travel"], split, out / "travel.png")
 

@@ -75,30 +75,35 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
 
     With few classes, ``counts[i][j]`` is the number of queries of class ``i`` classified as class ``j``, and ``names``
     are the class names. With many classes, of which two rarely occur in the same task, ``i`` and ``j`` are positions in
-    the task, which reveal a head that prefers some of its outputs. ``most_confused`` names classes in either case, and
-    ``unanswered[i]`` is the number of unanswered queries of ``i``, which are not in ``counts``.
+    the task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered
+    queries of ``i``, which are not in ``counts``. ``most_confused`` names classes in either case, with the number of
+    their queries that were confused, ``of`` all in tasks with both classes, and their class numbers.
     """
     by_name = len(names) <= BY_NAME
-    mistakes: Counter[tuple[str, str]] = Counter()
+    mistakes: Counter[tuple[int, int]] = Counter()
+    met: Counter[tuple[int, int]] = Counter()
     size = len(names) if by_name else max(int(task.labels.max()) for task in tasks) + 1
     counts, unanswered = np.zeros((size, size), int), np.zeros(size, int)
     for task in tasks:
         queries = len(task.labels)
         class_of = dict(zip(task.labels.tolist(), task.classes[-queries:].tolist(), strict=True))
+        for true in task.labels.tolist():
+            met.update((class_of[true], other) for other in class_of.values())
         for true, guess in zip(task.labels.tolist(), task.guesses.tolist(), strict=True):
             if guess == NO_ANSWER:
                 unanswered[class_of[true] if by_name else true] += 1
                 continue
             counts[(class_of[true], class_of[guess]) if by_name else (true, guess)] += 1
             if true != guess:
-                mistakes[names[class_of[true]], names[class_of[guess]]] += 1
+                mistakes[class_of[true], class_of[guess]] += 1
     return {
         "by": "class" if by_name else "position",
         "names": list(names) if by_name else [str(position + 1) for position in range(size)],
         "counts": counts.tolist(),
         "unanswered": unanswered.tolist(),
         "most_confused": [
-            {"true": true, "guess": guess, "queries": n} for (true, guess), n in mistakes.most_common(10)
+            {"true": names[pair[0]], "guess": names[pair[1]], "queries": n, "of": met[pair], "classes": list(pair)}
+            for pair, n in mistakes.most_common(10)
         ],
     }
 

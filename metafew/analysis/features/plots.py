@@ -16,6 +16,7 @@ from metafew.analysis.features.sufficient_condition import bound, published_boun
 from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, save
 
 PLANES = {"principal": "principal components", "discriminant": "linear discriminant"}
+CHANCE = 0.5  # of pairs of classes
 LONGEST = 28  # characters of a class or layer name
 NUMBERED = 10  # the largest confusion matrix with numbers in its cells
 
@@ -34,6 +35,8 @@ def draw_sufficient_condition(points: Sequence[tuple[float, float]], split: str,
 def draw_bounds(axes: Axes, points: np.ndarray) -> None:
     """Draw both lower bounds of one-shot accuracy over the variance ratio, and chance.
 
+    The title is the number of pairs for which a bound exceeds chance: below, it is vacuous.
+
     Args:
         axes: the axes to draw on.
         points: the ratios of pairs of classes; the bounds start at the smallest of them, or at 0.01.
@@ -41,10 +44,13 @@ def draw_bounds(axes: Axes, points: np.ndarray) -> None:
     low = np.clip(points.min(), 1e-3, 1e-2)
     eps = np.geomspace(low, 1.9999, 400)
     axes.plot(eps, 100 * bound(eps), color="black", label="bound, 1 − 16 ε / (2 − ε)")
-    axes.plot(eps, 100 * published_bound(eps), color="black", ls="--", label="Theorem 1, 1 − 32 ε / (1 − ε)")
-    axes.axhline(50, color="0.5", linestyle=":", label="chance")
+    axes.plot(eps, 100 * published_bound(eps), color="black", ls="--", label="reported Theorem 1, 1 − 32 ε / (1 − ε)")
+    axes.axhline(100 * CHANCE, color="0.5", linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(low, 2.2), ylim=(0, 103), ylabel="one-shot accuracy (%)")
     axes.set_xlabel("variance ratio ε = (Var X + Var Y) / Var U")
+    above, pairs = int((bound(points) > CHANCE).sum()), len(points)
+    vacuous = f"both bounds are vacuous here: neither exceeds chance for any of {pairs} pairs"
+    axes.set_title(f"the bound exceeds chance for {above} of {pairs} pairs" if above else vacuous, fontsize=9)
 
 
 def draw_projection(content: dict, split: str, path: Path) -> None:
@@ -56,16 +62,27 @@ def draw_projection(content: dict, split: str, path: Path) -> None:
         path: the PNG to write; an SVG is written next to it.
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
-    for axes, (plane, title) in zip(figure.subplots(1, 2), PLANES.items(), strict=True):
+    for axes, plane in zip(figure.subplots(1, 2), PLANES, strict=True):
         drawn = scatter_classes(axes, content, plane)
-        axes.set_title(f"{title} of {split} features", fontsize=10)
+        axes.set_title(f"{split} features: {plane_title(content, plane)}", fontsize=10)
     class_legend(figure, drawn, content["names"])
     save(figure, path)
 
 
+def plane_title(content: dict, plane: str) -> str:
+    """Return the name of one of :data:`PLANES`, and whether the points in it are held out."""
+    held_out = plane == "discriminant" and "held_out" in content
+    return PLANES[plane] + ", held out" * held_out
+
+
 def scatter_classes(axes: Axes, content: dict, plane: str) -> list[PathCollection]:
-    """Draw the features of each class in one of :data:`PLANES`."""
+    """Draw the features of each class in one of :data:`PLANES`; in the discriminant plane, those it was not fitted to.
+
+    Earlier versions fitted the discriminant to all features.
+    """
     points, own = np.asarray(content["points"][plane]), np.asarray(content["classes"])
+    if plane == "discriminant" and "held_out" in content:
+        points, own = points[content["held_out"]], own[content["held_out"]]
     unit = "component" if plane == "principal" else "direction"
     axes.set(xlabel=f"{unit} 1", ylabel=f"{unit} 2")
     axes.margins(0.08)
@@ -103,6 +120,35 @@ def draw_alphas(
         axes.plot(list(alpha), list(alpha.values()), **line)
     axes.set(xscale="log", xlim=(0.9, 550), ylim=(-0.03, 1.03), xlabel="context size (images)", ylabel="alpha")
     axes.xaxis.set_major_formatter("{x:g}")
+
+
+def draw_confused_pairs(pairs: Sequence[tuple[dict, np.ndarray, np.ndarray]], split: str, path: Path) -> None:
+    """Draw images of the pairs of classes that are confused most often, a row for each.
+
+    Args:
+        pairs: for each pair, its entry of ``most_confused``, and images ``(n, c, h, w)`` of both classes, uint8.
+        split: the split of the tasks.
+        path: the PNG to write; an SVG is written next to it.
+    """
+    figure = Figure(figsize=(8, 0.5 + 0.95 * len(pairs)), layout="constrained")
+    panels = figure.subplots(len(pairs), 2, squeeze=False)
+    for row, (entry, *images) in zip(panels, pairs, strict=True):
+        share = f"{entry['queries']} of {entry['of']} queries taken for {shorten(entry['guess'])}"
+        for axes, shown, title in zip(row, images, (shorten(entry["true"]), share), strict=True):
+            axes.imshow(strip(shown))
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+    engine = figure.get_layout_engine()
+    assert engine is not None  # constrained
+    engine.set(wspace=0.08)
+    figure.suptitle(f"classes that are confused most often in {split} tasks", fontsize=10)
+    save(figure, path)
+
+
+def strip(images: np.ndarray) -> np.ndarray:
+    """Return images ``(n, c, h, w)`` side by side as ``(h, n w, 3)``; grey ones, with bright ink, as ink on paper."""
+    row = np.concatenate(list(images.transpose(0, 2, 3, 1)), 1)
+    return row if row.shape[-1] == 3 else 255 - row.repeat(3, -1)
 
 
 def draw_confusion(found: dict, split: str, path: Path) -> None:

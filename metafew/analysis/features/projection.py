@@ -21,11 +21,15 @@ def project_features(features: np.ndarray, classes: np.ndarray, names: Sequence[
 
     Returns:
         The ``names`` of the occurring classes, ``classes`` with the index of each row into the names, and ``points``
-        with the coordinates of the rows in the ``principal`` and in the ``discriminant`` plane.
+        with the coordinates of the rows in the ``principal`` and in the ``discriminant`` plane. The latter is fitted to
+        the rows that are not ``held_out``, half of each class.
     """
     shown = list(dict.fromkeys(classes.tolist()))
-    planes = {"principal": principal(features), "discriminant": discriminant(features, classes)}
+    held_out = every_second(classes)
+    directions = discriminant(features, classes, ~held_out)
+    planes = {"principal": principal(features), "discriminant": directions}
     return {
+        "held_out": held_out.tolist(),
         "names": [names[c] for c in shown],
         "classes": [shown.index(c) for c in classes.tolist()],
         "points": {
@@ -40,32 +44,45 @@ def principal(features: np.ndarray) -> np.ndarray:
     return take_plane(left * lengths)
 
 
-def discriminant(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def every_second(classes: np.ndarray) -> np.ndarray:
+    """Return whether a row is the second, fourth, ... of its class.
+
+    >>> every_second(np.array([7, 7, 3, 7, 3, 7])).tolist()
+    [False, True, False, False, True, True]
+    """
+    return np.array([(classes[:row] == own).sum() % 2 == 1 for row, own in enumerate(classes)])
+
+
+def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     """Project onto the two directions ``(n, 2)`` that maximise between-class over within-class variance.
 
-    This is a linear discriminant analysis, fitted to the features that it shows, as in Goldblum et al. (2020). Features
-    often have more dimensions than rows, in which case some projection separates any classes. The within-class
-    covariance is therefore shrunk by a tenth towards a multiple of the identity, in the span of the rows.
+    This is a linear discriminant analysis. Features often have more dimensions than rows, in which case some projection
+    separates any classes of the rows to which it is fitted. Unlike in the figures of Goldblum et al. (2020), the rows
+    to look at are others, therefore. The within-class covariance is shrunk by a tenth towards a multiple of the
+    identity, in the span of the rows.
     scikit-learn's estimator shrinks in the space of all ``d`` dimensions, which weakens the shrinkage by a factor of
     ``rank / d``.
 
     Args:
         features: ``(n, d)``.
-        labels: ``(n,)``, with at least two classes.
+        labels: ``(n,)``.
+        fitted: ``(n,)``, whether directions are fitted to a row; these have at least two classes.
     """
-    left, lengths, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    centred = features - features[fitted].mean(0)
+    _, lengths, axes = np.linalg.svd(centred[fitted], full_matrices=False)
     kept = lengths > 1e-9 * max(lengths[0], 1e-12)
     if not kept.any():
         return np.zeros((len(features), 2))
-    rows = left[:, kept] * lengths[kept]  # the features in their span
-    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    projected = centred @ axes[kept].T  # in the span of the rows
+    rows = projected[fitted]
+    _, places, counts = np.unique(labels[fitted], return_inverse=True, return_counts=True)
     means = np.eye(len(counts))[places].T @ rows / counts[:, None]
     residuals = rows - means[places]
     within = residuals.T @ residuals / len(rows)
     scale = max(np.trace(within) / len(within), 1e-12)
     within = (1 - SHRINKAGE) * within + SHRINKAGE * scale * np.eye(len(within))
     between = means.T @ (counts[:, None] * means)
-    return take_plane(rows @ eigh(between, within)[1][:, ::-1])
+    return take_plane(projected @ eigh(between, within)[1][:, ::-1])
 
 
 def take_plane(columns: np.ndarray) -> np.ndarray:

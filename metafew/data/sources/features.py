@@ -16,7 +16,7 @@ from metafew.data.duplicates import POLICIES
 from metafew.data.formats.arrays import open_npz, read_array, unused_arrays
 from metafew.data.formats.collection import fingerprint_files
 from metafew.data.formats.labels import class_labels
-from metafew.data.formats.names import class_name, natural_order
+from metafew.data.formats.names import class_name, data_name, natural_order
 from metafew.data.sources.source import SPLITS, Category, Source
 from metafew.errors import UsageError
 
@@ -62,6 +62,11 @@ class Features(Source):
             raise UsageError(
                 f"expected an .npz file for dataset=features, but {root} is not a file: type dataset.root=FILE.npz"
             )
+
+    @property
+    def display_name(self) -> str:
+        """The name of the file, or the name in a mixture."""
+        return self.label or (self.title if self.root is None else data_name(self.root))
 
     @property
     def channels(self) -> int:  # type: ignore[override]  # read from the file, and never set

@@ -14,7 +14,7 @@ from metafew.data.formats.arrays import Arrays, open_npz, read_npz
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.columns import check_columns, read_columns
 from metafew.data.formats.labels import class_labels
-from metafew.data.formats.names import class_name
+from metafew.data.formats.names import class_name, data_name
 from metafew.data.formats.scan import Scan
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.class_folders import LAYOUTS, read_class_folders
@@ -82,6 +82,11 @@ class Folder(Collected):
         self.root, self.listing, self.labels, self.layout = root, splits, labels, layout
         self.columns, self.duplicates = check_columns(columns), duplicates
         self.fractions, self.split_seed = fractions, split_seed
+
+    @property
+    def display_name(self) -> str:
+        """The name of the folder or file, or the name in a mixture."""
+        return self.label or (self.title if self.root is None else data_name(self.root))
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images, and the class names of each split."""

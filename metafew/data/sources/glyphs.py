@@ -1,17 +1,22 @@
 """glyphs: letters drawn in the typefaces that matplotlib installs, a dataset without a download."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from metafew.data.sources.source import Category, Source, shipped_split
 from metafew.errors import UsageError
+
+if TYPE_CHECKING:
+    from metafew.data.augment import View
 
 STYLES = {
     "DejaVuSans": ("", "-Bold", "-BoldOblique", "-Oblique"),
@@ -42,7 +47,7 @@ class Glyphs(Source):
     name = "glyphs"
     channels = 1
 
-    def __init__(self, image_size: int, jitter: Any | None):
+    def __init__(self, image_size: int, jitter: View | None):
         self.image_size, self.jitter = image_size, jitter
 
     def splits(self) -> dict[str, list[Category]]:

@@ -68,8 +68,13 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The name in tables and error messages."""
+        """The name in error messages and checkpoints."""
         return self.label or self.name
+
+    @property
+    def display_name(self) -> str:
+        """The name in results: for the user's own data, that of the folder or file."""
+        return self.title
 
     def splits(self) -> dict[str, list[Category]]:
         """Return the classes of ``train``, ``val`` and ``test``, in a fixed order, without reading images.

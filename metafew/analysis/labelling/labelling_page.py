@@ -1,0 +1,65 @@
+"""A page on a labelled folder: accuracy, classes, confusion, a contact sheet, and the images that need a look."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from metafew.analysis.compare.text_table import escape_html
+from metafew.analysis.html_document import data_url, document
+from metafew.analysis.labelling.labelling import NONE, Labelling, Prediction
+
+IMAGES = 200
+"""Most images of a page."""
+
+
+def labelling_page(
+    labelling: Labelling, model: Sequence[str], image: Callable[[str], np.ndarray], sheet: Path, command: str
+) -> str:
+    """Return the page in HTML.
+
+    Args:
+        labelling: the predictions.
+        model: lines on the model.
+        image: returns the image of a file, uint8 ``(h, w, 3)``.
+        sheet: the PNG of :func:`~metafew.analysis.labelling.labelled_images.draw_labelled_images`.
+        command: the command that labels the folder.
+    """
+    lines = [f"{labelling.answered} of {len(labelling.predictions)} images are labelled", *labelling.lines(), *model]
+    sections = {"Result": "\n".join(["<ul>", *(f"<li>{escape_html(line)}</li>" for line in lines), "</ul>"])}
+    tables = [labelling.class_table(), *([labelling.confusion_table()] if labelling.confusion else [])]
+    sections |= {table.title: table.html() for table in tables}
+    sections["Contact sheet"] = f'<figure class="wide"><img alt="contact sheet" src="{data_url(sheet.read_bytes())}">'
+    sections["Contact sheet"] += "</figure>"
+    shown = sorted(labelling.predictions, key=urgency)[:IMAGES]
+    some = "" if len(shown) == len(labelling.predictions) else f"{len(shown)} of {len(labelling.predictions)}, "
+    title = f"Images ({some}wrong ones first, then those marked as unknown, then by probability)"
+    sections[title] = "\n".join(figure(each, image(each.file)) for each in shown)
+    return document("Labelled images", f"{len(labelling.predictions)} images", command, sections.items())
+
+
+def urgency(prediction: Prediction) -> tuple[bool, bool, bool, float]:
+    """Return a sorting key that is lowest for what a person should look at first."""
+    answered = prediction.predicted is not None
+    return not prediction.wrong, answered, not prediction.unknown, prediction.probability if answered else 0.0
+
+
+def figure(prediction: Prediction, pixels: np.ndarray) -> str:
+    """Return an image with its prediction in HTML."""
+    captions = [prediction.file]
+    if prediction.predicted is None:
+        captions.append(NONE)
+    else:
+        captions.append(f"{prediction.predicted}, {100 * prediction.probability:.1f} %")
+        captions.append(f"distance {prediction.distance:.2f}{', unknown' * prediction.unknown}")
+    if prediction.wrong:
+        captions.append(f"✗ {prediction.truth}")
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    picture = f'<img alt="{escape_html(prediction.file)}" src="{data_url(png.getvalue())}">'
+    words = "<br>".join(map(escape_html, captions))
+    return f'<figure class="small{" wrong" * prediction.wrong}">{picture}<figcaption>{words}</figcaption></figure>'

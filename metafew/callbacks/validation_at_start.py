@@ -1,0 +1,20 @@
+"""Log a validation before the first training step."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+
+class ValidationAtStart(Callback):
+    """Log what Lightning's validation before training measures, which by itself is only a check for errors.
+
+    Lightning restores the random state after it, does not repeat it when a training is resumed, and does not count it
+    as a validation. As all rows of metrics.csv, the row holds the index of the last step, here -1.
+    """
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Send the measures to the loggers."""
+        measures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(measures, step=-1)

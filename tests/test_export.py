@@ -1,0 +1,226 @@
+"""Exported networks compute what the model predicts: as modules, and in files of torch.export and ONNX."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from contracts import files, node, norm
+from contracts.heads import make_tested
+from contracts.norms import scheme
+from PIL import Image
+
+from metafew import export
+from metafew.backbones.backbone import Backbone
+from metafew.backbones.conv4 import Conv4
+from metafew.commands import export as command
+from metafew.config.groups import CONF
+from metafew.errors import UsageError
+from metafew.export.layers import AdaptedHead
+from metafew.export.networks import linear_layer
+from metafew.heads.cosine import Cosine
+from metafew.heads.protonet import ProtoNet
+from metafew.inference import Model
+from metafew.norms.fast import accelerate
+from metafew.training.factory import make
+
+CLASSES = ["ant", "bee", "cat"]
+LINEAR = {"anil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}
+"""The heads whose logits are linear in the features of a query."""
+
+
+def make_model(head, norm_name="tasknorm", width=4):
+    """Return a model with a small network whose norms have unlike weights and running moments."""
+    torch.manual_seed(0)
+    backbone = Conv4(1, 16, norm(norm_name), width=width)
+    with torch.no_grad():
+        for layer in backbone.norms:
+            for value in (layer.weight, layer.bias, *layer.buffers()):
+                value.copy_(0.5 + torch.rand(value.shape))
+    head = make_tested(head, backbone) if hasattr(head, "stem") else head
+    choices = {"head": "own", "norm": norm_name}
+    return Model(accelerate(backbone), head.float(), choices, temperature=2.0).eval().requires_grad_(False)
+
+
+def make_task(model):
+    """Return a task of seven support images, and five queries."""
+    images = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return model.adapt(images[:7], [CLASSES[number % 3] for number in range(7)]), images[7:]
+
+
+def close(logits, expected):
+    torch.testing.assert_close(logits.softmax(-1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", files("head"))
+def test_a_task_under_any_head_becomes_a_network(file):
+    task, queries = make_task(make_model(file))
+    network = export.task_network(task)
+    close(network(queries), task.predict(queries))
+    assert isinstance(network[1], torch.nn.Linear) == (file.stem in LINEAR)
+    # Each image is a task of its own for its own moments, and the support set is in the network already.
+    torch.testing.assert_close(network(queries[2:3]), network(queries)[2:3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", files("norm"))
+def test_a_task_under_any_norm_becomes_a_network(file):
+    model = make_model(ProtoNet(), file.stem)
+    task, queries = make_task(model)
+    if model.backbone.transductive:
+        with pytest.raises(UsageError, match="got norm=transductive, which is transductive: type ckpt=PATH"):
+            export.task_network(task)
+    else:
+        close(export.task_network(task)(queries), task.predict(queries))
+
+
+@pytest.mark.parametrize("file", files("norm"))
+def test_features_are_exported_under_every_norm_that_needs_no_context(file):
+    model = make_model(ProtoNet(), file.stem)
+    layer = scheme(file).eval()
+    if layer.fixed_moments or layer.per_image:
+        images = torch.rand(5, 1, 16, 16)
+        torch.testing.assert_close(export.feature_network(model)(images), model.features(images))
+    else:
+        with pytest.raises(UsageError, match=f"got norm={file.stem}: type support=DIR for the model that is adapted"):
+            export.feature_network(model)
+
+
+def test_a_head_whose_predictions_depend_on_one_another_is_not_exported(monkeypatch):
+    task, _ = make_task(make_model(ProtoNet()))
+    monkeypatch.setattr(ProtoNet, "transductive", True)
+    with pytest.raises(UsageError, match="got head=own, which is transductive: type ckpt=PATH of a training with"):
+        export.task_network(task)
+
+
+def test_a_head_that_no_layer_equals_is_kept():
+    task, _ = make_task(make_model(Cosine()))
+    assert isinstance(export.task_network(task)[1], AdaptedHead)
+    assert linear_layer(lambda features: features.square(), 3) is None
+    assert linear_layer(lambda features: features * torch.nan, 3) is None
+
+
+class OneLayer(Backbone):
+    """A convolution and a norm, which torch exports in a quarter of the time of four."""
+
+    features = 4 * 7 * 7
+
+    def __init__(self):
+        super().__init__(1, 16)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), norm("tasknorm")(4))
+
+    def forward(self, images):
+        return self.layers(images).flatten(1)
+
+
+def test_a_file_of_torch_export_computes_the_same_for_any_number_of_images(tmp_path):
+    torch.manual_seed(0)
+    model = Model(OneLayer(), ProtoNet(), {"head": "protonet"}).eval().requires_grad_(False)
+    task, queries = make_task(model)
+    export.save(export.task_network(task), tmp_path / "model.pt2", model, {"classes": task.classes})
+    described = {export.METADATA: ""}
+    network = torch.export.load(tmp_path / "model.pt2", extra_files=described).module()
+    assert json.loads(described[export.METADATA]) == {"classes": CLASSES}
+    for count in (1, 5):
+        close(network(queries[:count]), task.predict(queries[:count]))
+
+
+def read_onnx(path, images):
+    """Return what onnxruntime computes, and the metadata of the file."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    (found,) = session.run(None, {"images": images.numpy()})
+    return torch.from_numpy(found), session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", files("head"))
+def test_a_task_under_any_head_is_exported_to_onnx(file, tmp_path):
+    pytest.importorskip("onnxscript")
+    model = make_model(file)
+    task, queries = make_task(model)
+    description = {"output": "logits", "classes": task.classes}
+    export.save(export.task_network(task), tmp_path / "model.onnx", model, description)
+    for count in (1, 5):
+        logits, metadata = read_onnx(tmp_path / "model.onnx", queries[:count])
+        close(logits, task.predict(queries[:count]))
+    assert json.loads(metadata["classes"]) == CLASSES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet12", "resnet18", "r2d2"])
+def test_features_of_any_network_are_exported_to_onnx(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    options = node(CONF / "backbone" / f"{name}.yaml")
+    del options.weights
+    options.width = 4
+    torch.manual_seed(0)
+    model = Model(make(options, channels=1, image_size=16, norm=norm("batch")), ProtoNet(), {"norm": "batch"}).eval()
+    images = torch.rand(5, 1, 16, 16)
+    export.save(export.feature_network(model), tmp_path / "model.onnx", model, {"output": "features"})
+    torch.testing.assert_close(
+        read_onnx(tmp_path / "model.onnx", images)[0], model.features(images), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_network_that_cannot_be_exported_is_a_usage_error(tmp_path):
+    class Counts(torch.nn.Module):
+        def forward(self, images):
+            return images * int(images.sum())
+
+    with pytest.raises(UsageError, match=r"expected operations that torch.export has, got others of head=own \("):
+        export.save(Counts(), tmp_path / "model.pt2", make_model(ProtoNet()), {})
+
+
+# the command
+
+
+def test_the_command_knows_every_format():  # without torch, which its usage does not import
+    assert {*command.SUFFIXES} == {*export.FORMATS}
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Load a small model in place of any checkpoint, and return what is saved in place of a file."""
+    saved = SimpleNamespace(model=make_model(ProtoNet(), "batch"))
+    monkeypatch.setattr(command.predict.metafew, "load", lambda path, trust, chosen: saved.model)
+    monkeypatch.setattr(export, "save", lambda network, path, model, description: vars(saved).update(locals()))
+    return saved
+
+
+def test_the_command_exports_features(saved, tmp_path, capsys):
+    assert command.main(["ckpt=best.ckpt", f"out={tmp_path}/deep/features.onnx"]) == 0
+    images = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(saved.network(images), saved.model.features(images))
+    assert saved.path == tmp_path / "deep" / "features.onnx" and saved.description["output"] == "features"
+    assert "features.onnx computes features from images (n, 1, 16, 16) from 0 to 1" in capsys.readouterr().out
+
+
+def test_the_command_exports_the_task_of_a_folder(saved, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / "support" / name).mkdir(parents=True)
+        for number in range(2):
+            file = tmp_path / "support" / name / f"{number}.png"
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(file)
+    assert command.main(["ckpt=best.ckpt", f"support={tmp_path}/support", "invert=true"]) == 0
+    assert saved.description["classes"] == CLASSES and saved.description["image_size"] == 16
+    shown = 255 - np.asarray(Image.open(tmp_path / "support" / "bee" / "0.png"))
+    logits = saved.network(torch.from_numpy(shown / np.float32(255))[None, None])
+    assert CLASSES[logits.argmax()] == "bee"
+    assert "logits of ant, bee, cat from images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out=model.pt2"], "expected ckpt=... too, got out=model.pt2: type metafew export ckpt=PATH"),
+        (["ckpt=a", "out=model.h5"], "expected out to be a file ending in .pt2 or .onnx, got model.h5: type out=model"),
+        (["ckpt=a", "invert=yes"], "expected invert to be true or false, got yes: type invert=true"),
+        (["ckpt=a", "query=b"], "got query=b: type metafew export"),
+        (["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)
+def test_the_command_explains_itself_in_one_line(words, message, capsys):
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metafew: ") and error.count("\n") == 1 and message in error

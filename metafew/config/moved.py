@@ -19,8 +19,9 @@ OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
+    "val": {"at_start": True},  # does not affect results
 }
-"""Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""
+"""Options added since earlier versions, by group, with values that reproduce the results of these versions."""
 
 
 def add_options(saved: dict, current: dict) -> dict:

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from metafew.allocator import use_huge_pages
+from metafew.allocator import collection_paused, use_huge_pages
 from metafew.config.command_line import readable
 from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF, register_evaluation_heads
@@ -170,7 +170,8 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
             cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
         if cfg.ckpt is not None:
-            from metafew.training.checkpoint import read
+            with collection_paused():
+                from metafew.training.checkpoint import read
 
             cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
             resolve_paths(cfg)
@@ -180,7 +181,8 @@ def compose_run(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
 
 def start_run(cfg: DictConfig, overrides: list[str], out: Path) -> None:
     """Run a composed configuration."""
-    from metafew.training.run import run
+    with collection_paused():
+        from metafew.training.run import run
 
     chosen = chosen_options(HydraConfig.get().runtime.choices)
     choices = {group: option for group, option in chosen.items() if isinstance(option, str)}

@@ -318,7 +318,8 @@ def test_sanity_steps_validate_before_training_and_change_nothing(launch, tmp_pa
     assert validated == [(2, False), (4, False), (0, True), (2, False), (4, False)]
     assert after["metrics"] == before["metrics"]
     assert (checked / "metrics.csv").read_text() == (plain / "metrics.csv").read_text()
-    assert all(torch.equal(value, state(plain)[name]) for name, value in state(checked).items())
+    weights = state(plain)
+    assert all(torch.equal(value, weights[name]) for name, value in state(checked).items())
 
 
 def test_without_time_training_is_unfinished_and_a_resumed_one_goes_on(launch, tmp_path, monkeypatch, caplog):

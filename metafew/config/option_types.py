@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from hydra.utils import get_object
@@ -97,9 +98,15 @@ def annotations_of(target: Any) -> dict[str, str]:
     if not isinstance(target, str):
         return {}
     try:
-        signature = inspect.signature(get_object(target))
+        return annotations_of_arguments(get_object(target))
     except Exception:  # reported when the target is called
         return {}
+
+
+@cache
+def annotations_of_arguments(called: Callable) -> dict[str, str]:
+    """Return the annotations of the arguments of a class or function; cached, as every cell of a sweep needs them."""
+    signature = inspect.signature(called)
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     # Types without ``from __future__ import annotations``, their names with it.
     return {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in annotations.items()}

@@ -58,7 +58,7 @@ CHOICES = sorted(set(describe_groups()) - {"logger", "experiment"})
 
 @lru_cache(maxsize=32)
 def composition(*overrides: str):
-    """Return what Hydra composes of overrides, which takes as long as ten steps of training."""
+    """Return what Hydra composes of overrides; the latest are kept, as tests of one kind often compose the same."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True)
 

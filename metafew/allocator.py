@@ -1,10 +1,13 @@
-"""Huge pages for tensors on the CPU, and reuse of freed memory in the next step."""
+"""Memory of a process: huge pages for tensors, reuse of freed memory in the next step, and garbage collection."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -34,3 +37,15 @@ def use_huge_pages() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
         libc.mallopt(MMAP_MAX, 0)  # separately mapped blocks return to the kernel as soon as they are freed
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Import packages without garbage collection, which would pass over all that they define, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,5 +1,6 @@
 """Fixtures of several test files: stores built once, composed configurations, runs, and the real data."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,8 @@ pytest.register_assert_rewrite("contracts")
 collect_ignore = ["start_method"]  # its sitecustomize is another module than that of the interpreter
 # Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A collection passes over all that is imported: at Python's threshold, a tenth of the time of all tests.
+gc.set_threshold(50_000, 20, 20)
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 
 
@@ -32,6 +35,11 @@ def pytest_configure(config):
         os.environ["METAFEW_START_METHOD"] = method
         path = filter(None, [str(Path(__file__).parent / "start_method"), os.environ.get("PYTHONPATH")])
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
+
+
+def pytest_collection_finish():
+    """Leave the modules and the tests out of later collections, also those of copies of this process."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """Runs for tests: composed configurations, commands in a copy of this process, and what they leave behind."""
 
+import copy
 import csv
 import io
 import logging
@@ -11,6 +12,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -55,12 +57,18 @@ PATIENCE = 300
 CHOICES = sorted(set(describe_groups()) - {"logger", "experiment"})
 
 
+@lru_cache(maxsize=32)
+def composition(*overrides: str):
+    """Return what Hydra composes of overrides; the latest are kept, as tests of one kind often compose the same."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
 def compose_in(folder: Path, *overrides: str):
     """Compose a configuration as the command line does; returns it, the choices, and the overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
+    cfg = copy.deepcopy(composition(*overrides))
     with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.runtime.cwd, cfg.hydra.runtime.output_dir = os.getcwd(), str(folder)
         HydraConfig.instance().set_config(cfg)
         choices = {group: cfg.hydra.runtime.choices[group] for group in CHOICES}
         del cfg["hydra"]

@@ -9,6 +9,11 @@ STEPS = ["head.steps=1", "head.test_steps=1"]
 CLASSICAL = ["objective=classical", "regularizer=feature_clustering"]
 
 
+def assert_same(one, two):
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-10, atol=1e-10, msg=key)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -25,8 +30,7 @@ def test_accumulated_batches_equal_one_larger_batch(launch, tmp_path, caplog, wo
     _, one = launch(*words, *EXACT, "train.tasks=4", out=tmp_path / "one")
     more = ["train.tasks=2", "trainer.accumulate_grad_batches=2"]
     _, two = launch(*words, *EXACT, *more, out=tmp_path / "two")
-    for key, value in state(one).items():
-        torch.testing.assert_close(value, state(two)[key], rtol=1e-10, atol=1e-10, msg=key)
+    assert_same(state(one), state(two))
     assert "is not the same as a larger train.tasks" not in caplog.text
 
 
@@ -35,8 +39,7 @@ def test_accumulated_minibatches_equal_one_larger_minibatch(launch, tmp_path):
     _, one = launch(*words, "train.batch_size=32", "train.tasks=4", out=tmp_path / "one")
     more = ["train.batch_size=16", "train.tasks=2", "trainer.accumulate_grad_batches=2"]
     _, two = launch(*words, *more, out=tmp_path / "two")
-    for key, value in state(one).items():
-        torch.testing.assert_close(value, state(two)[key], rtol=1e-10, atol=1e-10, msg=key)
+    assert_same(state(one), state(two))
 
 
 @pytest.mark.parametrize("words", [["norm=batch_shared"], ["head=reptile", "regularizer=weight_clustering", *STEPS]])

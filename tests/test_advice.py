@@ -42,11 +42,10 @@ class Advice(NamedTuple):
 
 def strings(path: Path):
     """Yield the line of each string of a module with its text, f-strings included."""
-    tree = ast.parse(path.read_text("utf-8"))
-    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)} - {
-        id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
-    }
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in ast.walk(node)} - {id(node) for node in joined}
+    for node in nodes:
         if id(node) in parts:
             continue
         if isinstance(node, ast.JoinedStr):
@@ -67,7 +66,8 @@ def example(part: ast.FormattedValue) -> str:
 
 
 def advices():
-    for path in sorted([*(ROOT / "metafew").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]):
+    paths = sorted([*(ROOT / "metafew").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+    for path in (path for path in paths if "type " in path.read_text("utf-8")):
         for line, text in strings(path):
             for found in re.finditer(r"\btype (.+)", text):
                 text = found[1].partition("; ")[0].replace("={one}", "={one: one}")

@@ -1,5 +1,6 @@
-"""A run uses huge pages and keeps freed memory, unless the environment says otherwise."""
+"""A run uses huge pages and keeps freed memory, unless the environment says otherwise; imports do not collect."""
 
+import gc
 import mmap
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metafew.allocator import HUGE_PAGES, SETTINGS
+from metafew.allocator import HUGE_PAGES, SETTINGS, collection_paused
 
 SIZE = 48 * 2**20  # more than the largest block that glibc would keep by its thresholds alone
 PAGES = SIZE // mmap.PAGESIZE
@@ -96,3 +97,18 @@ cli.{entry}()
     with pytest.raises(subprocess.CalledProcessError) as ended:
         python(code)
     assert ended.value.returncode == 9
+
+
+def test_garbage_collection_is_as_it_was_after_imports():
+    assert gc.isenabled()
+    with pytest.raises(ImportError), collection_paused():
+        assert not gc.isenabled()
+        import metafew.nothing  # noqa: F401
+    assert gc.isenabled()
+    try:
+        gc.disable()
+        with collection_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -14,14 +14,12 @@ from contracts.devices import (
     T,
     W,
     another_device,
-    evaluate,
     make_episode,
     make_learner,
-    prepare_tables,
-    train,
     waits_of,
 )
 from contracts.norms import Q, S, check_fast_execution, make_x, scheme
+from contracts.steps import evaluate, prepare_tables, train
 from runs import ROOT
 from torch import nn
 

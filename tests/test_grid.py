@@ -9,13 +9,16 @@ import pytest
 import torch
 from contracts import SCHEMES, node, takes_steps
 from contracts import norm as make_norm
+from contracts.steps import evaluate, make_episode, prepare_tables, train, without_loops
 from runs import TINY
 from torch import nn
 
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.training import checkpoint
+from metafew.training.checks import check_options, check_parts
 from metafew.training.factory import make, make_head
+from metafew.training.parts import make_parts
 from metafew.training.run import run
 from metafew.training.schedules import piecewise
 
@@ -86,8 +89,8 @@ def memory():
 
 
 @pytest.fixture
-def cell(carry_out, composed, memory, tmp_path):
-    """Run a cell of the grid. Words of each group are composed once: what they say depends on no other group."""
+def configured(composed, memory):
+    """Configure a cell of the grid. Words of each group are composed once: what they say depends on no other group."""
 
     def go(head, norm, backbone):
         chosen = {"norm": norm, "backbone": backbone}
@@ -97,7 +100,21 @@ def cell(carry_out, composed, memory, tmp_path):
         cfg, choices, _ = copy.deepcopy(memory["head", head])
         for group, word in chosen.items():
             cfg[group] = copy.deepcopy(memory[group, word][0][group])
-        return carry_out(cfg, choices | chosen, [], tmp_path)
+        return cfg, choices | chosen, []
+
+    return go
+
+
+@pytest.fixture
+def built(configured, tmp_path):
+    """Build the parts of a cell of the grid, and check that they fit together."""
+
+    def go(*cell):
+        cfg, *rest = configured(*cell)
+        check_options(cfg)
+        parts = make_parts(cfg, *rest, tmp_path)
+        check_parts(parts)
+        return parts
 
     return go
 
@@ -121,46 +138,60 @@ def sentence(head, norm, backbone):
     return None
 
 
-def pairs(cell):
-    return set(combinations(enumerate(cell), 2))
+def subsets(cell, size):
+    return set(combinations(enumerate(cell), size))
 
 
-def covering(cells):
-    """Choose cells one by one until every pair of choices that some cell holds is held by a chosen one."""
-    missing, chosen = set().union(*map(pairs, cells)), []
+def covering(cells, size):
+    """Choose cells one by one until ``size`` choices that some cell holds together are held by a chosen one."""
+    missing, chosen = set().union(*(subsets(cell, size) for cell in cells)), []
     while missing:
-        chosen.append(max(cells, key=lambda cell: len(missing & pairs(cell))))
-        missing -= pairs(chosen[-1])
+        chosen.append(max(cells, key=lambda cell: len(missing & subsets(cell, size))))
+        missing -= subsets(chosen[-1], size)
     return chosen
 
 
 CELLS = list(product(HEADS, SCHEMES, OURS))
 SENSIBLE = [cell for cell in CELLS if sentence(*cell) is None]
-COVERING = covering(SENSIBLE)
-GRID = [pytest.param(*cell, marks=[] if cell in COVERING else pytest.mark.slow) for cell in SENSIBLE]
+PAIRS, ONCE = covering(SENSIBLE, 2), covering(SENSIBLE, 1)
+"""Cells that hold every pair of choices, and every choice."""
+GRID = [pytest.param(*cell, marks=[] if cell in ONCE else pytest.mark.slow) for cell in SENSIBLE]
 
 
 def test_the_suite_meets_every_pair_of_choices():
-    met = set().union(*map(pairs, COVERING))
+    met = set().union(*(subsets(cell, 2) for cell in PAIRS))
     for choices in ((HEADS, SCHEMES), (HEADS, None, OURS), (None, SCHEMES, OURS)):
         (i, first), (j, second) = ((k, words) for k, words in enumerate(choices) if words)
         for a, b in product(first, second):
             senseless = (a == "cnaps" and b in set(OURS) - MODULATED) or (a in ADAPTING and b in COUPLING)
             assert (((i, a), (j, b)) in met) == (not senseless), (a, b)
-    assert set(OURS) == set(WIDTHS) and len(COVERING) < len(SENSIBLE) / 3
+    assert set(OURS) == set(WIDTHS) and len(PAIRS) < len(SENSIBLE) / 3
+    assert [{*words} for words in zip(*ONCE, strict=True)] == [{*HEADS}, {*SCHEMES}, {*OURS}]
+
+
+@pytest.mark.parametrize(("head", "norm", "backbone"), PAIRS)
+def test_every_pair_of_choices_takes_steps_of_training_and_of_a_test(built, head, norm, backbone):
+    parts = built(head, norm, backbone)
+    assert parts.learner.backbone.transductive == (norm == "transductive")
+    learner = without_loops(parts.learner)
+    episode = make_episode(torch.device("cpu"), tasks=2, way=5, shot=1, query=1, size=28)
+    assert train(learner, episode).isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in learner.parameters())
+    prepare_tables(learner)
+    assert evaluate(learner, episode)[head].rows[-1].isfinite().all()
 
 
 @pytest.mark.parametrize(("head", "norm", "backbone"), GRID)
-def test_every_head_norm_and_backbone_go_together(cell, head, norm, backbone):
-    report, _ = cell(head, norm, backbone)
+def test_every_head_norm_and_backbone_go_together(carry_out, configured, tmp_path, head, norm, backbone):
+    report, _ = carry_out(*configured(head, norm, backbone), tmp_path)
     assert report["choices"].items() >= {"head": head, "norm": norm, "backbone": backbone}.items()
     assert report["transductive"] == (norm == "transductive") and report["steps"] == 1
 
 
 @pytest.mark.parametrize(("head", "norm", "backbone"), [cell for cell in CELLS if sentence(*cell)])
-def test_what_does_not_go_together_is_refused(cell, head, norm, backbone):
+def test_what_does_not_go_together_is_refused(built, head, norm, backbone):
     with pytest.raises(UsageError, match=sentence(head, norm, backbone)):
-        cell(head, norm, backbone)
+        built(head, norm, backbone)
 
 
 UNEQUAL = [(head, norm) for head, norm in product(HEADS, SCHEMES) if norm not in COUPLING]

@@ -156,7 +156,8 @@ def test_a_run_without_validation_tests_its_own_weights_in_any_folder(launch, tm
     assert again["metrics"] == fresh["metrics"] != validated["metrics"]
     assert (again["select"], again["validation"]) == ("last", {})
     for name in ("best", "last"):
-        assert all(torch.equal(value, state(out, name)[key]) for key, value in state(used, name).items())
+        weights = state(out, name)
+        assert all(torch.equal(value, weights[key]) for key, value in state(used, name).items())
 
 
 @pytest.mark.parametrize("subdir", [".hydra", "null"])

@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import NamedTuple
@@ -37,7 +38,6 @@ import metafew
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {path: path.read_text("utf-8") for path in sorted((ROOT / "metafew").rglob("*.py"))}
-TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 ATEN = {
     "convolution_backward": (
         "(Tensor grad_output, Tensor input, Tensor weight, SymInt[]? bias_sizes, SymInt[] stride, SymInt[] padding, "
@@ -252,9 +252,11 @@ def test_a_private_interface_is_as_it_was(private):
         )
 
 
+@cache
 def aten_operators() -> set[str]:
     """Return the operators that the package calls, as ``aten.name`` or ``torch.ops.aten.name``."""
-    nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    trees = [ast.parse(text) for text in SOURCES.values() if "aten" in text]
+    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     return {node.attr for node in nodes if ast.unparse(node.value).split(".")[-1] == "aten"}
 
 
@@ -278,7 +280,7 @@ def is_private(name: str) -> bool:
 
 def test_no_private_name_of_another_package_is_used_that_is_not_listed():
     """A name that starts with an underscore is defined in the package, or listed here."""
-    nodes = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree)]
+    nodes = [(path, node) for path, text in SOURCES.items() for node in ast.walk(ast.parse(text))]
     own = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # NamedTuple and os document these
     own |= {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}

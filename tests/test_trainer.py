@@ -318,7 +318,8 @@ def test_sanity_steps_validate_before_training_and_change_nothing(launch, tmp_pa
     assert validated == [(2, False), (4, False), (0, True), (2, False), (4, False)]
     assert after["metrics"] == before["metrics"]
     assert (checked / "metrics.csv").read_text() == (plain / "metrics.csv").read_text()
-    assert all(torch.equal(value, state(plain)[name]) for name, value in state(checked).items())
+    weights = state(plain)
+    assert all(torch.equal(value, weights[name]) for name, value in state(checked).items())
 
 
 def test_validation_before_the_first_step_is_logged_and_changes_nothing(launch, tmp_path):

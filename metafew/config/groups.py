@@ -39,6 +39,7 @@ def describe_file(file: Path) -> str:
     return next(iter([*comments, *targets]), "no description")
 
 
+@cache
 def default_options() -> dict[str, str]:
     """Return the default option of each group that has one."""
     entries: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")).defaults)
@@ -46,6 +47,7 @@ def default_options() -> dict[str, str]:
     return {group: option for group, option in pairs if isinstance(option, str)}
 
 
+@cache
 def common_options() -> dict[str, Any]:
     """Return the options that belong to no group, such as ``seed`` and ``test.way``, with their defaults."""
     main: Any = OmegaConf.to_container(cast(DictConfig, OmegaConf.load(CONF / "train.yaml")), resolve=False)

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin
 
 from hydra.utils import get_object
@@ -119,7 +120,12 @@ def parameters_of(target: Any) -> dict[str, Any]:
     if not isinstance(target, str):
         return {}
     try:
-        signature = inspect.signature(get_object(target))
+        return annotations_of_arguments(get_object(target))
     except Exception:  # reported when the target is called
         return {}
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+
+@cache
+def annotations_of_arguments(called: Callable) -> dict[str, Any]:
+    """Return the annotations of the arguments of a class or function; cached, as every cell of a sweep needs them."""
+    return {name: parameter.annotation for name, parameter in inspect.signature(called).parameters.items()}

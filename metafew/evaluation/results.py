@@ -26,13 +26,16 @@ PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a checkout, not installed
-            found[name] = "unknown"
-    return found
+    return {name: version_of(name) for name in PACKAGES}
+
+
+@cache
+def version_of(name: str) -> str:
+    """Return the version of a package, or ``unknown`` for a checkout that is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sources: list[str]) -> dict[str, dict]:

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.allocator import collection_paused
 from metafew.config.command_line import readable
 from metafew.config.compose import (
     MAIN,
@@ -73,7 +74,8 @@ class ComposedRun(NamedTuple):
 
     def start(self, out: Path) -> dict[str, Any]:
         """Run it in the folder ``out``, and return the content of results.json."""
-        from metafew.training.run import run
+        with collection_paused():
+            from metafew.training.run import run
 
         chosen = chosen_options(HydraConfig.get().runtime.choices)
         choices = {group: option for group, option in chosen.items() if isinstance(option, str)}
@@ -160,7 +162,8 @@ def compose_run(cfg: DictConfig) -> ComposedRun:
 
             cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
         if cfg.ckpt is not None:
-            from metafew.training.checkpoint import read
+            with collection_paused():
+                from metafew.training.checkpoint import read
 
             cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
             resolve_paths(cfg)

@@ -16,17 +16,16 @@ from unittest.mock import patch
 
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import metafew
-from contracts import node, norm
+from contracts import node, norm, steps
+from contracts.steps import evaluate, prepare_tables, train, without_loops
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF
-from metafew.episode import Episode, Labelled
-from metafew.evaluation.metrics import PerTask
+from metafew.episode import Episode
 from metafew.norms.fast import accelerate
 from metafew.norms.film import FiLM
 from metafew.training.factory import make_head, make_objective
@@ -157,51 +156,12 @@ def make_learner(
     goal = make_objective(OmegaConf.create(nodes), source, backbone)
     goal.prepare(backbone, made)
     schedule = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
-    learner = Learner(backbone, {head: made}, goal, torch.optim.Adam, schedule, queries, {})
-    learner.trainer = TRAINER
-    learner.log = lambda *_, **__: None
-    return learner
-
-
-TRAINER = SimpleNamespace(
-    state=SimpleNamespace(fn=TrainerFn.TESTING), precision_plugin=SimpleNamespace(), world_size=1, global_step=0
-)
+    return without_loops(Learner(backbone, {head: made}, goal, torch.optim.Adam, schedule, queries, {}))
 
 
 def make_episode(size: int = SIZE) -> Episode:
-    """Return tasks on the device, with their numbers on the CPU, as the data module leaves them."""
-
-    def labelled(rows: int) -> Labelled:
-        labels = torch.arange(W, device=DEVICE).repeat_interleave(rows).expand(T, -1)
-        return Labelled(torch.rand(T, W * rows, 1, size, size, device=DEVICE), labels)
-
-    ids = torch.zeros(T, W * SHOT, dtype=torch.long, device=DEVICE)
-    return Episode(labelled(SHOT), labelled(QUERY), W, torch.arange(T), ids=(ids, ids))
-
-
-def train(learner: Learner, *batch: Episode) -> None:
-    """Take a training step."""
-    learner.train()
-    optimizers = learner.configure_optimizers()  # the schedule must outlive the step
-    loss = learner.training_step([*batch], 0)
-    assert loss.device == learner.task_losses.device == DEVICE
-    loss.backward()
-    learner.on_before_optimizer_step(None)
-    optimizers["optimizer"].step()
-
-
-def prepare_tables(learner: Learner) -> None:
-    """Make the tables of a test."""
-    learner.feature_caches = [None]
-    learner.test_tasks = [{name: PerTask().to(DEVICE) for name in (*learner.measured, learner.baseline)}]
-
-
-@torch.no_grad()
-def evaluate(learner: Learner, episode: Episode) -> None:
-    """Take a step of a test."""
-    learner.eval().test_step([episode], 0)
-    for table in learner.test_tasks[0].values():
-        assert table.rows[-1].device == DEVICE and table.rows[-1].shape == (T, len(PerTask.columns))
+    """Return tasks on the device."""
+    return steps.make_episode(DEVICE, T, W, SHOT, QUERY, size)
 
 
 def waits_of(learner: Learner, size: int = SIZE) -> tuple[Counter[str], Counter[str]]:

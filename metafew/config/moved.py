@@ -19,6 +19,7 @@ OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
+    "head": {"output_std": None, "memory": "auto"},
     "val": {"at_start": True},  # does not affect results
 }
 """Options added since earlier versions, by group, with values that reproduce the results of these versions."""

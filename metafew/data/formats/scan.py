@@ -163,7 +163,7 @@ def no_folder(root: Path) -> UsageError:
     folder = root.with_name(root.name.partition(".")[0] or "images")
     unpack = shlex.join(["python", "-m", module, "-e", str(root), str(folder)])
     return UsageError(
-        f"expected a folder of images, got the archive {root}: unpack it with {unpack}, and type the path {folder}"
+        f"expected a folder of images, got the archive {root}: unpack it with {unpack}, and give the folder {folder}"
     )
 
 

@@ -96,7 +96,7 @@ def test_a_validation_with_failures_is_the_best_only_until_one_has_fewer(tmp_pat
 
 def test_a_candidate_with_failures_is_chosen_only_if_all_have_some(caplog):
     head = SimpleNamespace(candidates={"a": {"lr": 9.0}, "b": {"lr": 0.1}}, chosen=None)
-    learner = SimpleNamespace(heads={"maml": head}, _extras=lambda head: ["a", "b"])
+    learner = SimpleNamespace(heads={"maml": head}, _extras=lambda head: ["a", "b"], temperatures={})
     learner.validation = {"maml/a": {"accuracy": 0.9, "failed": 2}, "maml/b": {"accuracy": 0.2, "failed": 0}}
     assert Evaluator.choose(learner)["maml"] == {"lr": 0.1, "validation_accuracy": 0.2, "validation_failed": 0}
     assert head.chosen == "b" and not caplog.records

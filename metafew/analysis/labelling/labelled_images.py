@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ def name_rows(axes: Axes, rows: Sequence[tuple[str, int]], step: int, size: int)
 def draw_caption(axes: Axes, prediction: Prediction, x: float, y: float) -> None:
     """Write the probability of a prediction below its image, and the true class if it is wrong."""
     words = f"{100 * prediction.probability:.0f} %{'?' * prediction.unknown}"
-    style = {"color": "black"}
+    style: dict[str, Any] = {"color": "black"}
     if prediction.wrong:
         words, style = f"{words} {prediction.truth}", {"color": ORANGE, "weight": "bold"}
     words = words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"

@@ -15,7 +15,10 @@ from metafew import export
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
 from metafew.commands import export as command
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
+from metafew.export.layers import AdaptedHead
+from metafew.export.networks import linear_layer
 from metafew.heads.cosine import Cosine
 from metafew.heads.protonet import ProtoNet
 from metafew.inference import Model
@@ -92,9 +95,9 @@ def test_a_head_whose_predictions_depend_on_one_another_is_not_exported(monkeypa
 
 def test_a_head_that_no_layer_equals_is_kept():
     task, _ = make_task(make_model(Cosine()))
-    assert isinstance(export.task_network(task)[1], export.AdaptedHead)
-    assert export.linear_layer(lambda features: features.square(), 3) is None
-    assert export.linear_layer(lambda features: features * torch.nan, 3) is None
+    assert isinstance(export.task_network(task)[1], AdaptedHead)
+    assert linear_layer(lambda features: features.square(), 3) is None
+    assert linear_layer(lambda features: features * torch.nan, 3) is None
 
 
 class OneLayer(Backbone):
@@ -147,7 +150,7 @@ def test_a_task_under_any_head_is_exported_to_onnx(file, tmp_path):
 @pytest.mark.parametrize("name", ["resnet12", "resnet18", "r2d2"])
 def test_features_of_any_network_are_exported_to_onnx(name, tmp_path):
     pytest.importorskip("onnxscript")
-    options = node(next(file for file in files("backbone") if file.stem == name))
+    options = node(CONF / "backbone" / f"{name}.yaml")
     del options.weights
     options.width = 4
     torch.manual_seed(0)
@@ -169,6 +172,10 @@ def test_a_network_that_cannot_be_exported_is_a_usage_error(tmp_path):
 
 
 # the command
+
+
+def test_the_command_knows_every_format():  # without torch, which its usage does not import
+    assert {*command.SUFFIXES} == {*export.FORMATS}
 
 
 @pytest.fixture

@@ -627,7 +627,7 @@ def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path)
     assert "python train.py head=svm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page, (
         "from its results"
     )
-    assert f"python scripts/report.py {tmp_path / 'runs'}" in page
+    assert f"metafew report {tmp_path / 'runs'}" in page
     links, places = re.findall(r'href="#(\w+)">([^<]*)<', page), re.findall(r'<section id="(\w+)">\n<h2>([^<]*)<', page)
     assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference to the best (points)"]
     assert re.search(r"2 runs, written 20\d\d-\d\d-\d\d", page)

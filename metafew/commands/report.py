@@ -50,7 +50,7 @@ def report(arguments: Sequence[str]) -> None:
     comparison = compare_runs([run for run in runs if run.heads], options["against"])
     arrangement = arrange(comparison, options["rows"], options["columns"])
     tables = report_tables(comparison, options["against"], options["spread"], arrangement) if comparison.rows else []
-    command = shlex.join(["python", "scripts/report.py", *arguments])
+    command = shlex.join(["metafew", "report", *arguments])
     files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted, command)
     console = Console()
     for table in tables:

@@ -1,0 +1,81 @@
+"""Files of exported networks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metafew.errors import UsageError, reason
+from metafew.inference import Model
+
+FORMATS = {".pt2": "torch.export", ".onnx": "ONNX"}
+METADATA = "metafew.json"
+"""The name of the description in a file of ``torch.export``; in ONNX, its keys are metadata of the model."""
+
+
+def save(network: nn.Module, path: Path, model: Model, description: dict[str, Any]) -> None:
+    """Write a network of images to a file, in the format of its suffix, for any number of images.
+
+    Args:
+        network: from images ``(n, c, h, w)`` in float32 to one row for each.
+        path: a file of :data:`FORMATS`.
+        model: the model whose network it is.
+        description: plain values that the file contains as metadata.
+
+    Raises:
+        UsageError: if the packages for ONNX are not installed, or the network cannot be exported.
+    """
+    example = torch.rand(3, model.channels, model.image_size, model.image_size)
+    shapes = ({0: torch.export.Dim("images", min=1)},)
+    try:
+        with quiet():
+            program = torch.export.export(network.cpu(), (example,), dynamic_shapes=shapes, strict=False)
+            if path.suffix == ".onnx":
+                save_onnx(program, path, description)
+            else:
+                torch.export.save(program, path, extra_files={METADATA: json.dumps(description)})
+    except ImportError as error:
+        raise UsageError(
+            f"expected the packages for ONNX, got none ({reason(error)}): type pip install 'metafew[export]', or "
+            "out=model.pt2"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"expected out={path} to be a file that can be written, got {error}: type out=FILE.pt2"
+        ) from error
+    except Exception as error:  # torch documents no class of errors for what it cannot export
+        raise UsageError(
+            f"expected operations that {FORMATS[path.suffix]} has, got others of head={model.choices['head']} "
+            f"({reason(error)[:200]}): type out=model.pt2, or ckpt=PATH of a training with another head"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore what torch warns of while it exports, on which the user cannot act."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)  # torchvision is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path, description: dict[str, Any]) -> None:
+    """Write a program as ONNX, with a description in its metadata, whose values are JSON."""
+    exported: Any = torch.onnx.export(
+        program, dynamo=True, input_names=["images"], output_names=[description["output"]], verbose=False
+    )
+    exported.model.metadata_props.update({key: json.dumps(value) for key, value in description.items()})
+    exported.save(path, external_data=False)

@@ -1,0 +1,143 @@
+"""The layers of exported networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.episode import Labelled
+from metafew.heads.head import Head
+from metafew.norms.norm import Moments, Norm
+from metafew.norms.scope import rows
+from metafew.precision import precise
+
+
+class ContextNorm(nn.Module):
+    """A normalization layer whose context is the one of a task, for which it keeps the moments of each image.
+
+    Args:
+        norm: the layer.
+        own: mean and variance ``(1, s, c)`` of the context images.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, norm: Norm, own: Moments):
+        super().__init__()
+        self.norm = norm
+        for name, moment in zip(("mean", "var"), own, strict=True):
+            self.register_buffer(name, moment)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize images ``(n, c, h, w)``, all of which are targets."""
+        context = self.mean.shape[1]
+        wide = precise(x)
+        pairs = zip((self.mean, self.var), moments_of(wide.unsqueeze(0)), strict=True)
+        own = [torch.cat([kept, new], 1) for kept, new in pairs]
+        mean, var = (
+            moment.expand(1, context + x.shape[0], -1)[0, context:]
+            for moment in self.norm.moments((own[0], own[1]), context)
+        )
+        scale = self.norm.weight * torch.rsqrt(var + self.norm.eps)
+        shift = self.norm.bias - mean * scale
+        return (wide * scale[..., None, None] + shift[..., None, None]).to(x.dtype)
+
+
+class Modulated(nn.Module):
+    """A FiLM layer with the scale and shift of one task.
+
+    Args:
+        gamma: the scale ``(1, c)``.
+        beta: the shift ``(1, c)``.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+
+    def __init__(self, gamma: Tensor, beta: Tensor):
+        super().__init__()
+        self.register_buffer("gamma", gamma)
+        self.register_buffer("beta", beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Modulate images ``(n, c, h, w)``."""
+        return self.gamma[..., None, None] * x + self.beta[..., None, None]
+
+
+class Features(nn.Module):
+    """Features ``(n, d)`` of images ``(n, c, h, w)`` in [0, 1].
+
+    Args:
+        backbone: a network whose norms take no context from the scope.
+    """
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of each image."""
+        with rows(1, images.shape[0], record=False):
+            return precise(self.backbone(images))
+
+
+class Divided(nn.Module):
+    """Logits divided by a temperature, as :meth:`metafew.inference.Task.predict` divides them."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Divide logits ``(n, w)``."""
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
+class AdaptedHead(nn.Module):
+    """A head with the support set of one task, that computes logits from the features of queries.
+
+    Args:
+        head: the head.
+        support: features ``(1, s, d)`` and labels ``(1, s)`` of the support set.
+        way: number of classes.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(self, head: Head, support: Labelled, way: int):
+        super().__init__()
+        self.head, self.way = head, way
+        self.register_buffer("features", support.images)
+        self.register_buffer("labels", support.labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits ``(n, w)`` of features ``(n, d)``."""
+        query = features.unsqueeze(0)
+        given: Any = Given(self.features, query)
+        return self.head(given, Labelled(self.features, self.labels), query, self.way)[0]
+
+
+class Given:
+    """A stand-in for a backbone that returns features which are computed already.
+
+    Args:
+        context: features ``(1, s, d)`` of the support set.
+        targets: features ``(1, n, d)`` of the queries.
+    """
+
+    def __init__(self, context: Tensor, targets: Tensor):
+        self.features = context, targets
+
+    def embed(self, *images: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return the features."""
+        return self.features
+
+
+def moments_of(images: Tensor) -> Moments:
+    """Return mean and variance ``(t, n, c)`` of every image and channel of ``(t, n, c, h, w)``."""
+    return images.mean((3, 4)), images.var((3, 4), correction=0)

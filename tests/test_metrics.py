@@ -11,7 +11,7 @@ from metafew.episode import Episode, Labelled
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
-from metafew.evaluation.results import collect, percent, short, write_tasks
+from metafew.evaluation.results import collect, percent, print_results, short, write_tasks
 from metafew.evaluation.statistics import interval, score
 from metafew.predictions import NO_ANSWER, answers, probabilities
 
@@ -77,6 +77,13 @@ def test_tables_and_tasks_show_failures(tmp_path):
     assert [row["classes"] for row in rows] == ["a; b", "c; a/d"]
     shown = summary(metric.compute(), "accuracy") | {"ci95": 0.1234}
     assert percent(shown) == "50.00 ± 12.34 % (1 failed)" and short(shown) == "50.0±12.3 (1 failed)"
+
+
+def test_results_call_own_data_by_their_name(capsys):
+    report = {"choices": {"head": "svm", "dataset": "folder"}, "sources": {"my birds": True}, "metrics": {}}
+    report |= {"baselines": {}, "chosen": {}, "transductive": False}
+    print_results(report | {"tested_on": {"my birds": {"classes": 5, "images": 60}}})
+    assert "dataset=my birds" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_fewest_failures_come_first():

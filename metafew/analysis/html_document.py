@@ -27,9 +27,10 @@ header p {{ color: var(--faint); margin: .3rem 0; }}
 nav ul {{ padding-left: 0; }} nav li {{ display: inline-block; margin-right: 1.2rem; }} a {{ color: inherit; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
-table + table {{ margin-top: 1rem; }}
+.scroll + .scroll {{ margin-top: 1.5rem; }}
 th, td {{ padding: .3rem .6rem; text-align: right; vertical-align: bottom; border-bottom: 1px solid var(--line); }}
-th {{ font-weight: 600; }} td {{ white-space: nowrap; }} td.text {{ white-space: normal; text-align: left; }}
+th {{ font-weight: 600; }} th:first-child {{ text-align: left; }}
+td {{ white-space: nowrap; }} td.text {{ white-space: normal; text-align: left; }}
 th[scope=row] {{ text-align: left; font-weight: normal; min-width: 9rem; position: sticky; left: 0;
   background: var(--paper); }}
 ul {{ color: var(--faint); font-size: .9rem; padding-left: 1.2rem; overflow-wrap: anywhere; }}

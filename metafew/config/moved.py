@@ -16,8 +16,9 @@ OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 """A path by itself, or as the value of an override."""
 ADDED = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
+    "val": {"at_start": True},  # does not affect results
 }
-"""Options added since earlier versions, by group, with values that reproduce the behaviour of these versions."""
+"""Options added since earlier versions, by group, with values that reproduce the results of these versions."""
 
 
 def add_options(saved: dict, current: dict) -> dict:

@@ -139,7 +139,8 @@ def failures(metrics: dict[str, dict]) -> list[str]:
 def print_results(report: dict) -> None:
     """Print a table of accuracies and baselines and, for a mixture, one by dataset."""
     console = Console()
-    table = Table(title=" ".join(f"{group}={word}" for group, word in report["choices"].items()))
+    choices = report["choices"] | ({"dataset": next(iter(report["sources"]))} if len(report["sources"]) == 1 else {})
+    table = Table(title=" ".join(f"{group}={word}" for group, word in choices.items()))
     table.add_column("measured")
     table.add_column("accuracy", justify="right")
     table.add_column("tasks", justify="right")

@@ -130,7 +130,8 @@ class Objective(nn.Module):
             labels: ``(t, n)``.
             label_smoothing: probability mass moved from the true class to the others.
         """
-        self._accuracies.append((answers(logits.detach()) == labels).float().mean(1))
+        exact = torch.promote_types(logits.dtype, torch.float32)  # under autocast, too
+        self._accuracies.append((answers(logits.detach()) == labels).to(exact).mean(1))
         return cross_entropy(logits, labels, label_smoothing).mean(1)
 
     def pairs(self, backbone: Backbone, episode: Episode) -> Tensor:

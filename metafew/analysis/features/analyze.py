@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -58,7 +59,7 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
         return None
     split, names = data.analyzed.split, [name for part in parts(sampler) for name in part.split.names]
     adapts = adapts_by_gradient(observer.head)
-    content = {
+    content: dict[str, Any] = {
         "split": split,
         "tasks": len(tasks),
         "clustering": measures.clustering(tasks, observer.split_features),

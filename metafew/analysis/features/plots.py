@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from metafew.analysis.features.sufficient_condition import bound, published_bound
 from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, save
@@ -130,7 +131,7 @@ def draw_confused_pairs(pairs: Sequence[tuple[dict, np.ndarray, np.ndarray]], sp
         split: the split of the tasks.
         path: the PNG to write; an SVG is written next to it.
     """
-    figure = Figure(figsize=(8, 0.5 + 0.95 * len(pairs)), layout="constrained")
+    figure = Figure(figsize=(8, 0.5 + 0.95 * len(pairs)), layout=ConstrainedLayoutEngine(wspace=0.08))
     panels = figure.subplots(len(pairs), 2, squeeze=False)
     for row, (entry, *images) in zip(panels, pairs, strict=True):
         share = f"{entry['queries']} of {entry['of']} queries taken for {shorten(entry['guess'])}"
@@ -138,9 +139,6 @@ def draw_confused_pairs(pairs: Sequence[tuple[dict, np.ndarray, np.ndarray]], sp
             axes.imshow(strip(shown))
             axes.set_axis_off()
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)
-    engine = figure.get_layout_engine()
-    assert engine is not None  # constrained
-    engine.set(wspace=0.08)
     figure.suptitle(f"classes that are confused most often in {split} tasks", fontsize=10)
     save(figure, path)
 

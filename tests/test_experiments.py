@@ -227,7 +227,7 @@ def test_several_at_a_time_run_each_training_once(tmp_path, started, monkeypatch
     folders = [words[-1] for words in started]
     assert len(folders) == len(set(folders)) == 1 + 3 + 6
     title = capsys.readouterr().out.splitlines()[0]
-    assert title == "tiny: 6 cells, 10 runs to do, 3 at a time, each with OMP_NUM_THREADS=5"
+    assert title == "tiny: 6 cells, 10 runs to do, 3 at a time, each with OMP_NUM_THREADS=5: time not measured yet"
 
 
 def test_only_what_is_not_finished_runs_again(tmp_path, started):
@@ -500,10 +500,11 @@ def test_every_published_table_starts(name, budget, launch, tmp_path):
         "trainer.max_steps=1",
         "val.every=1",
         "analyze.tasks=2",
-        "train.way=3",
         "test.way=3",
+        "val.way=3",
+        "val.total=1",
+        "test.total=2",
     ]
-    tiny += ["val.way=3", "val.total=1", "test.total=2"]
     cell = plan_cells(whole, tiny, budget, [0], tmp_path / "cells", group_names())[0]
     words = [word for word in cell.fit.overrides if not word.startswith(("ckpt=", "backbone.weights="))]
     fit, out = launch(*words, out=tmp_path / "fit", tiny=[])

@@ -47,18 +47,20 @@ def test_every_feature_head_measures_vectors_without_training(launch, vectors):
 def test_protonet_on_vectors_is_the_nearest_mean(launch, vectors):
     path = vectors(("test",), spread=2.0)
     report, out = launch("dataset=features", f"dataset.root={path}", "test.shot=3", "test.total=20")
-    arrays, right = np.load(path), []
+    right = []
     from metafew.data.sampler import Sampler
     from metafew.data.sources.features import Features
     from metafew.data.store import Split, build
     from metafew.data.task_spec import TaskSpec
 
     split = Split(build(Features(str(path)), out / "cache"), "test")
+    with np.load(path) as arrays:
+        rows = arrays["x_test"]
     sampler = Sampler(split, TaskSpec("test", way=5, shot=3, query=2, tasks=4, total=20, seed=0), None)
     for index in range(20):
         episode = sampler.task(index)
         support, query = (part.images.numpy()[0, :, :, 0, 0] for part in (episode.support, episode.query))
-        assert all(any(np.allclose(row, x, atol=1e-6) for x in arrays["x_test"]) for row in support[:2])
+        assert all(any(np.allclose(row, x, atol=1e-6) for x in rows) for row in support[:2])
         labels = episode.support.labels[0].numpy()
         means = np.stack([support[labels == c].mean(0) for c in range(5)])
         nearest = ((query[:, None] - means) ** 2).sum(-1).argmin(1)

@@ -231,12 +231,6 @@ def test_every_head_takes_a_network_of_the_user(quick, head, network):
         assert quick(*words)[0]["choices"]["norm"] == "own"
 
 
-def test_norm_is_nothing_to_a_network_of_the_user(quick):
-    words = ["backbone=module", f"backbone.target={__name__}.Plain"]
-    reports = [quick(*words, f"norm={norm}", name=norm)[0] for norm in ("tasknorm", "transductive", "batch_shared")]
-    assert reports[0]["metrics"] == reports[1]["metrics"] == reports[2]["metrics"]
-
-
 ON_FEATURES = ("feature_clustering", "hyperplane_variation")
 
 

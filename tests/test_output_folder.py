@@ -106,7 +106,7 @@ def checkpoint(folder, name, step):
     """Write a checkpoint with no more than its step, and return its path."""
     path = folder / "checkpoints" / f"{name}.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"metafew": {"model": {}}, "state_dict": {}, "global_step": step}, path)
+    torch.save({"metafew": {"model": {"backbone": {"_target_": "Own"}}}, "state_dict": {}, "global_step": step}, path)
     return path
 
 

@@ -6,12 +6,14 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
 from metafew.episode import Episode, Labelled
+from metafew.evaluation.calibration import CalibrationError
 from metafew.evaluation.metrics import PerTask
 from metafew.training.learner import Learner
 
 TRAINER = SimpleNamespace(
-    state=SimpleNamespace(fn=TrainerFn.TESTING), precision_plugin=SimpleNamespace(), world_size=1, global_step=0
-)
+    state=SimpleNamespace(fn=TrainerFn.TESTING), precision_plugin=SimpleNamespace(), world_size=1, global_step=0,
+    log_every_n_steps=1,
+)  # fmt: skip
 
 
 def without_loops(learner: Learner) -> Learner:
@@ -39,7 +41,7 @@ def train(learner: Learner, *batch: Episode) -> torch.Tensor:
     loss = learner.training_step([*batch], 0)
     assert loss.device == learner.task_losses.device == batch[0].support.images.device
     loss.backward()
-    learner.on_before_optimizer_step(None)
+    learner.on_before_optimizer_step(optimizers["optimizer"])
     optimizers["optimizer"].step()
     return loss.detach()
 
@@ -49,6 +51,7 @@ def prepare_tables(learner: Learner) -> None:
     learner.feature_caches = [None]
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]
+    learner.test_errors = [{name: CalibrationError(1.0).to(device) for name in learner.heads}]
 
 
 @torch.no_grad()

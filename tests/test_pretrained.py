@@ -49,7 +49,7 @@ class Several(nn.Module):
 
 def wrapped(network=Encoder, channels=3, **options):
     torch.manual_seed(0)
-    return Wrapped(channels, SIZE, BatchNorm, f"{__name__}.{network.__name__}", **options)
+    return Wrapped(channels, SIZE, BatchNorm, f"{__name__}.{network.__name__}", **{"norms": "own"} | options)
 
 
 def state(seed=1, **arguments):

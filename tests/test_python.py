@@ -130,6 +130,17 @@ def test_classify_names_the_most_probable_class(vectors, head):
     assert metafew.classify("protonet", features[::20], [(c,) for c in range(8)], features).classes[2] == (2,)
 
 
+def test_classify_runs_a_head_in_eval_mode_and_leaves_it_as_it_was():
+    class Recording(ProtoNet):
+        def classify(self, *arguments):
+            modes.append(self.training)
+            return super().classify(*arguments)
+
+    modes, head = [], Recording()
+    metafew.classify(head, np.eye(2), "ab", np.eye(2))
+    assert modes == [False] and head.training
+
+
 @pytest.mark.parametrize(
     "support, labels, message",
     [

@@ -146,7 +146,7 @@ def resnet(network=ResNet):
 def wrapped(word, network=ResNet, **options):
     torch.manual_seed(0)
     norm = partial(make_norm(word), groups=2) if word == "group" else make_norm(word)
-    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **{"norms": "convert"} | options)
+    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **options)
     return accelerate(unlike(backbone))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from metafew.norms.running import task_scope as task_scope
     from metafew.training.start import Run
 
-ROOMS = ("backbones", "errors", "heads", "norms")
+ROOMS = ("backbones", "errors", "export", "heads", "norms")
 """Modules that ``metafew.heads.SVM`` finds without an import of their own."""
 NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.running"}
 """Public names that are imported when they are used, with their modules."""
@@ -227,6 +227,10 @@ def __getattr__(name: str) -> Any:
     if name in ROOMS:
         return import_module(f"metafew.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *NAMES, *ROOMS, "__version__"})
 
 
 def _installed_version() -> str:

@@ -25,7 +25,7 @@ from metafew.data.sampler import Sampler
 from metafew.data.sources.features import categories, labelled_vectors
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
-from metafew.evaluation.evaluator import Evaluator
+from metafew.evaluation.evaluator import Evaluator, evaluating
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
 from metafew.heads.head import Head
@@ -210,8 +210,8 @@ def classify_features(
         )
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
     (made,) = make_heads([head], backbone, "2", 0).values()
-    task = Model(backbone, made, {"head": name_of(head)}).adapt(
-        vectors, labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels
-    )
-    probabilities = task.predict(as_array(query))
+    model = Model(backbone, made, {"head": name_of(head)})
+    with evaluating(model):
+        task = model.adapt(vectors, labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels)
+        probabilities = task.predict(as_array(query))
     return Classification(task.most_probable(probabilities), probabilities, task.classes)

@@ -88,6 +88,18 @@ def test_nothing_typed_and_the_same_typed_again_change_nothing(words):
         assert training_options(later["config"]) == training_options(saved["config"])
 
 
+def test_options_added_since_the_checkpoint_can_be_typed():
+    saved = typed("head=maml", "evaluate=[fomaml]", "dataset=folder", "dataset.root=a")
+    for group, option in (("head", "memory"), ("backbone", "freeze"), ("dataset", "white"), ("val", "at_start")):
+        del saved["config"][group][option]
+    del saved["config"]["evaluate"]["fomaml"]["memory"]
+    words = ["head.memory=600", "backbone.freeze=all", "dataset.white=true", "val.at_start=false"]
+    later = typed(*words, "evaluate.fomaml.memory=600", saved=saved)["config"]
+    assert (later["head"]["memory"], later["backbone"]["freeze"], later["dataset"]["white"]) == (600, "all", True)
+    assert later["evaluate"]["fomaml"]["memory"] == 600 and later["val"]["at_start"] is False
+    assert typed(saved=saved)["config"]["head"]["memory"] == "auto"
+
+
 def test_another_choice_brings_its_own_options_and_takes_away_what_the_old_one_brought():
     saved = typed("head=reptile", "head.steps=3", "norm=batch", "norm.eps=0.1", "optimizer.lr=0.5", "train.shot=2")
     assert saved["choices"]["objective"] == "reptile" and saved["choices"]["schedule"] == "linear"

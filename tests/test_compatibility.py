@@ -16,6 +16,8 @@ from omegaconf import OmegaConf, open_dict
 
 import metafew
 from metafew import cli
+from metafew.analysis.compare.find import read_run
+from metafew.analysis.compare.runs import Run
 from metafew.config.compose import compose_overrides
 from metafew.distributed.sweep import finished
 
@@ -73,6 +75,14 @@ def test_dotted_paths_of_a_checkpoint_can_be_imported(file):
     assert len(paths) >= 3 and all(callable(get_object(path)) for path in paths)
 
 
+def plain(*words):
+    """Return the configuration that these words compose, as plain values."""
+    cfg = compose_overrides(words)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
 def dotted(node):
     """Yield the dotted paths in a nested configuration."""
     if isinstance(node, dict):
@@ -98,12 +108,21 @@ def test_a_training_goes_on_as_the_same(command, name):
     assert steps == [2, 3]  # a new training would begin with 0
 
 
+@pytest.mark.parametrize("word", ["norm=own", "norm=layer"])
+def test_results_of_a_network_that_ignored_its_norm_are_those_of_its_own(tmp_path, word):
+    words = ["backbone=module", "backbone.target=torch.nn.Flatten"]
+    saved, config = (plain(*words, norm) for norm in ("norm=layer", word))
+    del saved["backbone"]["norms"]
+    report = {"config": saved, "choices": {"norm": "layer"}, "metrics": {"test/svm/accuracy": {"mean": 1.0}}}
+    (tmp_path / "results.json").write_text(json.dumps(report))
+    assert finished(tmp_path, config, pytest.fail) == (word == "norm=own")
+    for run in (Run.in_folder(tmp_path), read_run(tmp_path / "results.json")):
+        assert run.values["norm"] == "own" and "norm.eps" not in run.values
+
+
 @pytest.mark.parametrize(("words", "same"), [([], True), (["seed=1"], False), (["norm.eps=0.1"], False)])
 def test_a_finished_cell_is_known_again(monkeypatch, words, same):
     for folder in ("METAFEW_CACHE", "METAFEW_DATA"):
         monkeypatch.delenv(folder, raising=False)
-    cfg = compose_overrides([*COMMANDS["protonet"], *words])
-    with open_dict(cfg):
-        del cfg["hydra"]
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = plain(*COMMANDS["protonet"], *words)
     assert finished(HERE, config, pytest.fail) == same  # data are not compared: these results do not have any

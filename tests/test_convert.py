@@ -20,6 +20,7 @@ from metafew.errors import UsageError
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.batch import BatchNorm
+from metafew.norms.convert import construct
 from metafew.norms.fast import accelerate
 from metafew.norms.norm import Norm
 from metafew.norms.own import OwnNorms
@@ -120,6 +121,13 @@ class Doubled(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
+class LayerNorms(nn.Sequential):
+    """Rows with a layer norm, which the constructor replaces, and a batch norm."""
+
+    def __init__(self, norm_layer=nn.LayerNorm):
+        super().__init__(nn.Linear(4, 4), norm_layer(4), nn.BatchNorm1d(4))
+
+
 def unlike(network):
     """Return a network in float64 with unlike weights, biases and running moments of its norms."""
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +146,7 @@ def resnet(network=ResNet):
 def wrapped(word, network=ResNet, **options):
     torch.manual_seed(0)
     norm = partial(make_norm(word), groups=2) if word == "group" else make_norm(word)
-    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **{"norms": "convert"} | options)
+    backbone = Wrapped(3, SIZE, norm, f"{__name__}.{network.__name__}", **options)
     return accelerate(unlike(backbone))
 
 
@@ -346,8 +354,32 @@ def test_a_constructor_with_norm_layer_gets_the_scheme():
     assert backbone.network.given.func is TaskNorm and len(backbone.norms) == 6
     backbone = wrapped("tasknorm", Configurable, arguments={"norm_layer": None})
     assert backbone.network.given is None and len(backbone.norms) == 6
-    own = Wrapped(3, SIZE, OwnNorms(), f"{__name__}.Configurable", norms="convert")
+    own = Wrapped(3, SIZE, OwnNorms(), f"{__name__}.Configurable")
     assert own.network.given is None and own.norms == [] and own.own_norms
+
+
+@pytest.mark.parametrize("norms", ["layer2", ["batch", "layer2"]])
+def test_a_constructor_with_norm_layer_does_not_get_a_scheme_for_modules(norms):
+    backbone = wrapped("tasknorm", Configurable, norms=norms)
+    converted = {name for name, layer in layers(backbone.network).items() if isinstance(layer, Norm)}
+    below = {name for name in layers(backbone.network) if name.startswith("layer2.")}
+    assert backbone.network.given is None and converted == (below if norms == "layer2" else {*layers(backbone.network)})
+
+
+@pytest.mark.parametrize("norms", ["batch", "layer"])
+def test_a_constructor_that_makes_layer_norms_does_not_get_a_scheme_for_batch_norms(norms):
+    network = construct(LayerNorms, {}, TaskNorm, norms)
+    assert network[1].weight.shape == (4,) and isinstance(network[1], TaskNorm) == (norms == "layer")
+    assert isinstance(network[2], TaskNorm) == (norms == "batch")
+
+
+def test_a_training_gives_the_running_moments_that_a_checkpoint_lacks():
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    state = {"0.weight": torch.ones(3), "0.bias": torch.ones(3)}
+    complete = checkpoint.complete_state(state, network, "a.ckpt", fit=True)
+    assert complete["0.bias"].sum() == 3 and complete["0.running_var"].sum() == 3
+    with pytest.raises(UsageError, match="expected a checkpoint with running moments"):
+        checkpoint.complete_state(state, network, "a.ckpt", fit=False)
 
 
 def test_a_loop_of_ones_own_trains_with_a_scheme(images):

@@ -21,6 +21,7 @@ from runs import ROOT, TINY, Copy, command, compose_in, metafew
 from metafew.analysis.compare.text_table import DAGGER
 from metafew.config.groups import CONF, group_names
 from metafew.config.overrides import merge
+from metafew.distributed import threads
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import interval
 from metafew.experiments import cells as cells_module
@@ -228,6 +229,16 @@ def test_several_at_a_time_run_each_training_once(tmp_path, started, monkeypatch
     assert len(folders) == len(set(folders)) == 1 + 3 + 6
     title = capsys.readouterr().out.splitlines()[0]
     assert title == "tiny: 6 cells, 10 runs to do, 3 at a time, each with OMP_NUM_THREADS=5: time not measured yet"
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, "1 at a time:"), (2, "2 at a time, each with OMP_NUM_THREADS=4:")])
+def test_no_more_runs_share_the_cores_than_there_are(tmp_path, started, monkeypatch, capsys, rows, said):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that it is restored
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    whole = table(rows={f"row{n}": {"train": [f"x={n}"]} for n in range(rows)})
+    run_experiment(whole, planned(whole, tmp_path), tmp_path / "out", jobs=4)
+    assert said in capsys.readouterr().out.splitlines()[0]
 
 
 def test_only_what_is_not_finished_runs_again(tmp_path, started):

@@ -94,6 +94,12 @@ def test_every_value_of_every_option_is_shown(group):
             assert keys - parts <= commented(file, group).keys() <= keys
 
 
+def test_a_file_may_end_with_a_text_of_several_lines(tmp_path):
+    (tmp_path / "a.yaml").write_text("_target_: mine.Head\nscale: 2  # of the logits\ntext: |\n  one\n  two\n")
+    found = commented(tmp_path / "a.yaml", "head")
+    assert found["head.scale"].comment == "of the logits" and found["head.text"].comment == ""
+
+
 def test_help_finds_words_of_the_users_own(typed, tmp_path):
     for name, text in {
         "head/mine.yaml": "# the head of a test\n_target_: mine.Head\nscale: [1, 2]   # of the logits\n",

@@ -87,7 +87,7 @@ class Broken(Branches):
 
 def wrapped(network):
     torch.manual_seed(0)
-    return Wrapped(1, SIZE, BatchNorm, f"{__name__}.{network.__name__}").double()
+    return Wrapped(1, SIZE, BatchNorm, f"{__name__}.{network.__name__}", norms="own").double()
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ class Bits(nn.Linear):
 
 
 def test_a_network_that_works_in_place_does_not_change_the_images():
-    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.InPlace")
+    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.InPlace", norms="own")
     images = torch.rand(1, 4, 1, SIZE, SIZE)
     before = images.clone()
     features, _ = backbone.embed(images)
@@ -224,11 +224,11 @@ def test_a_network_that_works_in_place_does_not_change_the_images():
 
 
 def test_features_in_double_precision_are_those_of_the_images_for_heads():
-    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.Double")
+    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.Double", norms="own")
     assert backbone.embed(torch.rand(1, 4, 1, SIZE, SIZE))[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", ["int64", "complex64", "bool"])
 def test_features_must_be_in_floating_point(dtype):
     with pytest.raises(UsageError, match=f"its features are torch.{dtype}, and not floating point"):
-        Wrapped(1, SIZE, BatchNorm, f"{__name__}.Bits", {"dtype": dtype})
+        Wrapped(1, SIZE, BatchNorm, f"{__name__}.Bits", {"dtype": dtype}, norms="own")

@@ -14,6 +14,7 @@ from metafew.backbones.module import Wrapped
 from metafew.backbones.standardize import IMAGENET, Standardize
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
+from metafew.training.checks import check_something_trains
 from metafew.training.pretrained import freeze, load_backbone
 
 SIZE = 8
@@ -47,9 +48,25 @@ class Several(nn.Module):
         ]
 
 
+class Halves(nn.Module):
+    def forward(self, x):
+        return tuple(x.flatten(1).chunk(2, 1))
+
+
+class Pairs(nn.Module):
+    """Return the first half of the pixels, from a layer that returns both."""
+
+    def __init__(self):
+        super().__init__()
+        self.split, self.unused = Halves(), nn.ReLU()
+
+    def forward(self, x):
+        return self.split(x)[0]
+
+
 def wrapped(network=Encoder, channels=3, **options):
     torch.manual_seed(0)
-    return Wrapped(channels, SIZE, BatchNorm, f"{__name__}.{network.__name__}", **options)
+    return Wrapped(channels, SIZE, BatchNorm, f"{__name__}.{network.__name__}", **{"norms": "own"} | options)
 
 
 def state(seed=1, **arguments):
@@ -132,6 +149,8 @@ def test_the_mean_of_a_readout_is_over_positions_and_tokens(output):
         (Several, {"arguments": {"kind": "tuple"}}, "one of 0, 1, 2, .* got null: type backbone.output=0"),
         (Several, {"arguments": {"kind": "none"}}, "to be a layer, as the network returns a NoneType without tensors"),
         (Encoder, {"output": "pooler"}, "null or a layer, .* a tensor, got pooler: type backbone.output=null"),
+        (Pairs, {"output": "split"}, "a layer that returns a tensor, got split, which returns a tuple: .*output=null"),
+        (Pairs, {"output": "unused"}, "got unused, which the network does not call: type backbone.output=null"),
         (Encoder, {"readout": "max"}, "expected backbone.readout to be flatten or mean, got max"),
     ],
 )
@@ -295,6 +314,14 @@ def test_one_command_measures_heads_on_frozen_features(launch, file, tmp_path):
     assert report["choices"]["norm"] == "own" and report["steps"] == 0
     with pytest.raises(UsageError, match="as head=cnaps must be trained, got none: type ckpt=PATH"):
         launch("backbone.freeze=all", "evaluate=[cnaps]", "stages=[test]")
+
+
+@pytest.mark.parametrize(("options", "advised"), [({"freeze": "all"}, True), ({}, False)])
+def test_only_a_backbone_that_can_be_frozen_is_advised_to_train(options, advised):
+    frozen = SimpleNamespace(parameters=list, trained="protonet")
+    with pytest.raises(UsageError, match="which trains nothing") as raised:
+        check_something_trains(SimpleNamespace(learner=frozen, config={"backbone": options}))
+    assert ("backbone.freeze=none" in str(raised.value)) == advised
 
 
 def test_a_network_without_weights_is_tested_if_it_is_frozen(launch):

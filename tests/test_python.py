@@ -27,6 +27,7 @@ from metafew.training.factory import make, make_data, make_learner
 LIGHT = """
 import sys, metafew, metafew.norms
 assert metafew.__version__ and metafew.errors.UsageError
+assert {"train", "convert", "export", "heads", "__version__"} <= {*dir(metafew)}
 assert {"SVM", "ProtoNet"} <= {*dir(metafew.heads)} and "TaskNorm" in dir(metafew.norms)
 sys.exit("torch" in sys.modules)
 """
@@ -57,6 +58,7 @@ def test_the_class_of_every_option_is_a_name_of_its_package(group, package):
         module, _, name = target.rpartition(".")
         assert name in dir(room) and getattr(room, name) is getattr(sys.modules[module], name)
     assert issubclass(ProtoNet, FeatureHead) and "FeatureHead" in dir(metafew.heads)
+    assert metafew.export.FORMATS
     with pytest.raises(AttributeError, match=rf"'metafew\.{package}' has no attribute 'Nothing'"):
         _ = room.Nothing
     with pytest.raises(AttributeError, match="'metafew' has no attribute 'nothing'"):
@@ -128,6 +130,17 @@ def test_classify_names_the_most_probable_class(vectors, head):
     assert found.labels == [found.classes[number] for number in logits.argmax(-1)] and type(found.labels[0]) is str
     assert np.mean(np.array(found.labels) == labels) > 0.5
     assert metafew.classify("protonet", features[::20], [(c,) for c in range(8)], features).classes[2] == (2,)
+
+
+def test_classify_runs_a_head_in_eval_mode_and_leaves_it_as_it_was():
+    class Recording(ProtoNet):
+        def classify(self, *arguments):
+            modes.append(self.training)
+            return super().classify(*arguments)
+
+    modes, head = [], Recording()
+    metafew.classify(head, np.eye(2), "ab", np.eye(2))
+    assert modes == [False] and head.training
 
 
 @pytest.mark.parametrize(

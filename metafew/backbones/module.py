@@ -57,7 +57,7 @@ class Wrapped(Backbone):
         std: float | str | Sequence[float] | None = None,
         output: str | int | None = None,
         readout: str = "flatten",
-        norms: str | Sequence[str] = "own",
+        norms: str | Sequence[str] = "convert",
     ):
         super().__init__(channels, image_size)
         if not target:

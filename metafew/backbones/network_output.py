@@ -44,16 +44,29 @@ class NetworkOutput:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``.
 
         Raises:
-            UsageError: if the network returns several outputs, and ``output`` is none of them.
+            UsageError: if the network returns several outputs, and ``output`` is none of them, or a layer that returns
+                no tensor.
         """
         result = self.network(images)
         if self.of_layer:
-            result, self.latest = self.latest, None
+            result = self.of_this_layer(result)
         elif self.output is not None or not isinstance(result, Tensor):
             result = self.choose(result)
         if self.readout == "mean" and result.ndim > 2:
             result = result.mean(1) if result.ndim == 3 else result.flatten(2).mean(2)
         return result.flatten(1)
+
+    def of_this_layer(self, result: Any) -> Tensor:
+        """Return the output of the layer in this call of the network, which returned ``result``."""
+        latest, self.latest = self.latest, None
+        if isinstance(latest, Tensor):
+            return latest
+        found = "the network does not call" if latest is None else f"returns a {type(latest).__name__}"
+        instead = "null" if isinstance(result, Tensor) else next(iter(outputs(result)), "avgpool")
+        raise UsageError(
+            f"expected backbone.output to be a layer that returns a tensor, got {self.output}, which {found}: "
+            f"type backbone.output={instead}"
+        )
 
     def choose(self, result: Any) -> Tensor:
         """Return the output that is asked for."""

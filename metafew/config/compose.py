@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from metafew.config.allowlist import called_paths, check_called_paths
 from metafew.config.carried import MACHINE, Composition, carried, choose, differences, lay
 from metafew.config.command_line import readable
-from metafew.config.groups import CONF, describe_groups, group_names, register_evaluation_heads
+from metafew.config.groups import CONF, current_options, describe_groups, group_names, register_evaluation_heads
 from metafew.config.mistakes import in_one_line
+from metafew.config.moved import ADDED, add_options
 from metafew.config.overrides import key, merge, verbatim
 from metafew.config.paths import resolve_paths
 from metafew.errors import UsageError
@@ -99,9 +100,14 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
 
 
 def carried_by(saved: dict) -> Composition:
-    """Return the composition in a checkpoint, or for an earlier version, compose it from the overrides there."""
+    """Return the composition in a checkpoint, or for an earlier version, compose it from the overrides there.
+
+    Options added since, which can be typed on top of it, are completed.
+    """
     if "config" in saved:
-        return Composition(carried(saved["config"]), carried(saved["choices"]))
+        before = Composition(carried(saved["config"]), carried(saved["choices"]))
+        current = {group: current_options(group, before.chosen(group)) for group in (*ADDED, "evaluate")}
+        return before._replace(config=add_options(before.config, current))
     # Overrides of Hydra itself are dropped: in an untrusted checkpoint they could name any config folder.
     overrides = [override for override in saved["overrides"] if not override.lstrip("+~").startswith("hydra")]
     composed = compose_plain(MAIN, overrides)

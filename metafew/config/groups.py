@@ -56,6 +56,22 @@ def common_options() -> dict[str, Any]:
     return common | {f"{key}.{name}": value for key, part in parts for name, value in part.items()}
 
 
+def current_options(group: str, chosen: Any) -> dict[str, Any]:
+    """Return the options of a choice, or of a part of conf/train.yaml; none for an option of the user's own.
+
+    Args:
+        group: a group, or a part such as ``val``.
+        chosen: the option chosen for a group; a list for ``evaluate``, whose options are returned by head.
+    """
+    if group == "evaluate":
+        return {name: current_options("head", name) for name in chosen}
+    if group in common_options():
+        return common_options()[group]
+    file = CONF / group / f"{chosen}.yaml"
+    content: Any = OmegaConf.to_container(load_option(file), resolve=False) if file.is_file() else {}
+    return content.get(group, content)
+
+
 def group_names() -> list[str]:
     """Return the names of all groups, including ``evaluate``, whose options are those of ``head``."""
     return [*describe_groups(), "evaluate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from metafew.config.overrides import key
@@ -23,6 +24,12 @@ ADDED: dict[str, dict[str, Any]] = {
     "val": {"at_start": True},  # does not affect results
 }
 """Options added since earlier versions, by group, with values that reproduce the results of these versions."""
+OWN_NORMS = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
+
+
+def update_record(saved: dict) -> dict:
+    """Update the record of a run of an earlier version, in a checkpoint or in its results: paths, and ignored norms."""
+    return choose_own_norms(update_paths(saved))
 
 
 def add_options(saved: dict, current: dict) -> dict:
@@ -34,30 +41,45 @@ def add_options(saved: dict, current: dict) -> dict:
 
     >>> add_options({"dataset": {"root": "a"}}, {"dataset": {"root": "a", "duplicates": "drop"}})
     {'dataset': {'duplicates': 'warn', 'root': 'a'}}
+    >>> add_options({"evaluate": {"maml": {"steps": 5}}}, {"evaluate": {"maml": {"steps": 1, "memory": 600}}})
+    {'evaluate': {'maml': {'memory': 'auto', 'steps': 5}}}
     """
-    added = {
-        group: {option: value for option, value in options.items() if option in current.get(group, {})}
-        for group, options in ADDED.items()
-        if group in saved
-    }
-    return saved | {group: options | saved[group] for group, options in added.items()}
+    completed = {group: completion(group, current.get(group)) | saved[group] for group in ADDED if group in saved}
+    if heads := saved.get("evaluate"):
+        now = current.get("evaluate") or {}
+        completed["evaluate"] = {name: completion("head", now.get(name)) | head for name, head in heads.items()}
+    return saved | completed
+
+
+def completion(group: str, current: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the added options of a group that are among the current ones, with the values of earlier versions."""
+    return {option: value for option, value in ADDED[group].items() if option in (current or {})}
 
 
 def choose_own_norms(saved: dict) -> dict:
-    """Choose ``norm=own`` in the record of a checkpoint of ``backbone=module`` that ignored its ``norm``.
+    """Choose ``norm=own`` in the record of a run with ``backbone=module`` that ignored its ``norm``.
 
     >>> model = {"backbone": {"_target_": "metafew.backbones.module.Wrapped"}, "norm": {"eps": 0.1}}
     >>> new = choose_own_norms({"model": model, "choices": {"norm": "layer"}, "overrides": ["norm=layer", "seed=1"]})
     >>> new["model"]["norm"], new["choices"], new["overrides"]
     ({'_target_': 'metafew.norms.own.OwnNorms'}, {'norm': 'own'}, ['seed=1'])
     """
-    backbone = saved["model"]["backbone"]
-    if backbone["_target_"] != "metafew.backbones.module.Wrapped" or "norms" in backbone:
+    parts = {part: saved[part] | OWN_NORMS for part in ("model", "config", "training") if ignores_norm(saved.get(part))}
+    if not parts:
         return saved
-    own = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
-    parts = {part: saved[part] | own for part in ("model", "config", "training") if part in saved}
-    overrides = [override for override in saved["overrides"] if key(override).partition(".")[0] != "norm"]
-    return saved | parts | {"choices": saved["choices"] | {"norm": "own"}, "overrides": overrides}
+    if "choices" in saved:  # missing from results of earlier versions, as are overrides from all results
+        parts["choices"] = saved["choices"] | {"norm": "own"}
+    if "overrides" in saved:
+        parts["overrides"] = [word for word in saved["overrides"] if key(word).partition(".")[0] != "norm"]
+    return saved | parts
+
+
+def ignores_norm(config: Any) -> bool:
+    """Return whether a configuration is that of an earlier version of ``backbone=module``, which kept its own norms."""
+    backbone = config.get("backbone") if isinstance(config, dict) else None
+    if not isinstance(backbone, dict):
+        return False
+    return backbone.get("_target_") == "metafew.backbones.module.Wrapped" and "norms" not in backbone
 
 
 def update_paths(config: Any) -> Any:

@@ -99,7 +99,8 @@ def walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str, 
         name = f"{prefix}{key.value}"
         block = isinstance(value, yaml.CollectionNode) and not value.flow_style
         mark = key.end_mark if block else value.end_mark
-        comment = lines[mark.line][mark.column :].partition("#")[2].strip()
+        rest = lines[mark.line][mark.column :] if mark.line < len(lines) else ""  # a block scalar ends after the last
+        comment = rest.partition("#")[2].strip()
         if block and isinstance(value, yaml.MappingNode):
             if comment or "_target_" in [inner.value for inner, _ in value.value]:
                 yield name, Value("", comment)

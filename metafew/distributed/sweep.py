@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from metafew.config.moved import add_options, update_paths
+from metafew.config.moved import add_options, update_record
 from metafew.distributed.threads import share_cores
 from metafew.io import read_json
 
@@ -60,7 +60,7 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
     saved = read_json(out / "results.json")
     if "config" not in saved or not saved.get("finished", True):  # missing from results of earlier versions
         return False
-    before = add_options(update_paths(saved["config"]), config)
+    before = add_options(update_record(saved)["config"], config)
     if without_own_ckpt(before, out) != without_own_ckpt(config, out):
         return False
     data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}

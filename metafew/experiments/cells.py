@@ -65,11 +65,12 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     """
     waiting = list(pending_commands(cells))
     runs = {command for commands in waiting for command in commands}
-    threads = threads_of_each(jobs) if jobs > 1 else None
+    at_once = max(1, min(jobs, len(waiting)))
+    threads = threads_of_each(at_once) if at_once > 1 else None
     each = f", each with {VARIABLE}={threads}" if threads else ""
     begin = time.monotonic()
     progress = Progress(cells, begin)
-    todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {jobs} at a time{each}"
+    todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {at_once} at a time{each}"
     minutes = experiment.get("minutes", {}).get(experiment["budget"])
     print_plain(console, f"{todo}: {describe_cost(len(waiting), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []

@@ -27,7 +27,7 @@ from metafew.heads.fast_weights import (
     vmap_safe_gradient,
 )
 from metafew.heads.head import Head
-from metafew.heads.inner import SGD, Adam, Rates, Weights, adapting_shapes
+from metafew.heads.inner import SGD, Adam, Rates, Weights, adapting_shapes, for_each, of_first_task
 from metafew.heads.output import Output, classify, prototypes
 from metafew.norms.running import RunningNorm
 
@@ -292,16 +292,6 @@ class AdaptingHead(Head):
 def memory_of(device: torch.device) -> int:
     """Return the memory in MiB that tasks may need together on ``device``: all of a run on one machine agree on it."""
     return torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else MEMORY
-
-
-def for_each(weights: Weights, tasks: int) -> Weights:
-    """Return weights that ``tasks`` tasks share with a dimension of tasks, without copying them."""
-    return {name: value.expand(tasks, *value.shape) for name, value in weights.items()}
-
-
-def of_first_task(weights: Weights) -> Weights:
-    """Return the weights of the first task of a stack."""
-    return {name: value[0] for name, value in weights.items()}
 
 
 def concatenated(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

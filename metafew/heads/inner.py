@@ -18,6 +18,16 @@ StepRates = Mapping[str, Tensor | float]
 """The learning rate of each weight in one step."""
 
 
+def for_each(weights: Weights, tasks: int) -> Weights:
+    """Return weights that ``tasks`` tasks share with a dimension of tasks, without copying them."""
+    return {name: value.expand(tasks, *value.shape) for name, value in weights.items()}
+
+
+def of_first_task(weights: Weights) -> Weights:
+    """Return the weights of the first task of a stack."""
+    return {name: value[0] for name, value in weights.items()}
+
+
 class SGD:
     """Gradient descent without state, ``w <- w - rate * g``."""
 

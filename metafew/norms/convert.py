@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def construct(
 ) -> nn.Module:
     """Return ``network(**arguments)``, converted.
 
-    A network with the argument ``norm_layer`` gets ``norm`` there, unless ``arguments`` set it.
+    A network with the argument ``norm_layer`` gets ``norm`` there, unless ``arguments`` set it, if it makes batch norms
+    by default (:func:`makes_batch_norms`) and ``norms`` names only kinds, batch norms among them.
 
     Args:
         network: a class or function that makes the network.
@@ -90,8 +91,9 @@ def construct(
     Raises:
         metafew.errors.UsageError: as in :func:`convert`.
     """
-    norm_layer = {"norm_layer": norm} if "norm_layer" in signature(network).parameters else {}
-    made = network(**norm_layer | dict(arguments))
+    words, parameter = as_list(norms), signature(network).parameters.get("norm_layer")
+    given = parameter is not None and makes_batch_norms(parameter.default) and "batch" in words and {*words} <= {*KINDS}
+    made = network(**({"norm_layer": norm} if given else {}) | dict(arguments))
     if not isinstance(made, nn.Module):
         return made
     in_eval = [module for module in made.modules() if not module.training]
@@ -99,6 +101,15 @@ def construct(
     for module in in_eval:
         module.training = False
     return convert(made, norm, norms)
+
+
+def makes_batch_norms(default: Any) -> bool:
+    """Return whether a default of ``norm_layer`` stands for batch norms: one of their classes, None, or no default.
+
+    >>> [makes_batch_norms(default) for default in (None, nn.BatchNorm2d, nn.LayerNorm, partial(nn.LayerNorm, eps=1.0))]
+    [True, True, False, False]
+    """
+    return default in (None, Parameter.empty) or (isinstance(default, type) and issubclass(default, _BatchNorm))
 
 
 def choose_layers(layers: Mapping[str, nn.Module], norms: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.config.carried import training_options
-from metafew.config.moved import choose_own_norms, update_paths
+from metafew.config.moved import update_record
 from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.norms.convert import LAYERS
@@ -55,7 +55,7 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
         raise UsageError(
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
-    saved = choose_own_norms(update_paths(checkpoint["metafew"]))
+    saved = update_record(checkpoint["metafew"])
     saved = {"temperatures": {}} | saved  # earlier versions fit none
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
@@ -122,11 +122,11 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
     """
     own = model.state_dict()
     layers = {f"{name}.": module for name, module in model.named_modules() if isinstance(module, (Norm, *LAYERS))}
-    norms, need_running = (
-        tuple(layers),
-        tuple(
-            name for name, norm in layers.items() if not isinstance(norm, Norm) or norm.requires_running_moments(fit)
-        ),
+    norms = tuple(layers)
+    need_running = tuple(
+        name
+        for name, norm in layers.items()
+        if (norm.requires_running_moments(fit) if isinstance(norm, Norm) else not fit)
     )
     complete, untrained = {}, []
     for key, value in own.items():

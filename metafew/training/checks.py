@@ -26,7 +26,7 @@ from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
-from metafew.training.trainer_options import check_trainer_options
+from metafew.training.trainer_options import check_clipping, check_trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -115,21 +115,6 @@ def check_section(section: str, options: Any) -> None:
         raise UsageError(
             f"expected {section} to have the options {', '.join(known)}, got {section}.{name}"
             f"{did_you_mean(f'{section}.{near}' if near else None)}: {instead}"
-        )
-
-
-def check_clipping(value: Any, algorithm: str) -> None:
-    """Check that the largest norm or value of gradients is a number of at least 0, or null."""
-    if value is None and algorithm == "value":
-        raise UsageError(
-            f"expected trainer.gradient_clip_val with trainer.gradient_clip_algorithm={algorithm}, got null: "
-            "type trainer.gradient_clip_val=1.0"
-        )
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value < math.inf):
-        raise UsageError(
-            f"expected trainer.gradient_clip_val to be a number of at least 0, or null for no clipping, got {value}: "
-            "type trainer.gradient_clip_val=null"
         )
 
 
@@ -292,10 +277,10 @@ def warn_of_context_sizes(parts: Parts) -> None:
 def check_something_trains(parts: Parts) -> None:
     """Check that some parameter can be trained if the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
+        thaw = ", or backbone.freeze=none" if "freeze" in parts.config["backbone"] else ""
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
-            "frozen: type stages=[test], which trains nothing, or backbone.freeze=none, or choose another head or "
-            "head.output"
+            f"frozen: type stages=[test], which trains nothing{thaw}, or choose another head or head.output"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -134,6 +135,21 @@ def check_owned(name: str, value: Any) -> None:
     owned = OWNED[name]
     if value is not None and value != owned.value:
         raise UsageError(f"expected no trainer.{name}, as {owned.reason}, got {value}: {owned.instead}")
+
+
+def check_clipping(value: Any, algorithm: str) -> None:
+    """Check that the largest norm or value of gradients is a number of at least 0, or null."""
+    if value is None and algorithm == "value":
+        raise UsageError(
+            f"expected trainer.gradient_clip_val with trainer.gradient_clip_algorithm={algorithm}, got null: "
+            "type trainer.gradient_clip_val=1.0"
+        )
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value < math.inf):
+        raise UsageError(
+            f"expected trainer.gradient_clip_val to be a number of at least 0, or null for no clipping, got {value}: "
+            "type trainer.gradient_clip_val=null"
+        )
 
 
 def check_time(value: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metafew.analysis.compare.merge import merge_runs
 from metafew.analysis.compare.runs import Omitted, Run
-from metafew.config.moved import update_paths
+from metafew.config.moved import update_record
 from metafew.errors import UsageError
 
 
@@ -73,7 +73,7 @@ def read_run(file: Path) -> Run | Omitted:
         return Omitted(file.parent, "the table of an experiment: pass the folders of its runs instead")
     if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
         return Omitted(file, "foreign: it does not hold the results of a run")
-    run = Run(file, update_paths(report))
+    run = Run(file, update_record(report))
     if run.heads or report.get("analysis"):
         return run
     return Omitted(file.parent, "finished without a test: there is nothing to compare")

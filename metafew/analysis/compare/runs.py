@@ -15,7 +15,7 @@ from typing import NamedTuple
 import yaml
 
 from metafew.analysis.compare.settings import flatten, format_overrides, non_default_settings
-from metafew.config.moved import update_paths
+from metafew.config.moved import update_record
 from metafew.data.formats.names import data_name
 
 OWN_DATA = ("folder", "features")
@@ -48,7 +48,7 @@ class Run:
     @classmethod
     def in_folder(cls, folder: Path) -> Run:
         """Return the run of a folder, finished or not."""
-        return cls(folder / "results.json", update_paths(read_object(folder / "results.json")))
+        return cls(folder / "results.json", update_record(read_object(folder / "results.json")))
 
     @property
     def folder(self) -> Path:

@@ -17,6 +17,7 @@ from rich.progress import track
 from metafew.analysis.labelling.labelled_images import draw_labelled_images
 from metafew.analysis.labelling.labelling import Labelling, Prediction
 from metafew.analysis.labelling.labelling_page import labelling_page
+from metafew.analysis.style import as_colours
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.scan import SUFFIXES, Scan
@@ -177,9 +178,9 @@ def write_pictures(
     again = Conversion(conversion.channels, conversion.size, **conversion.options)  # conversion counts what it sees
 
     def image(name: str) -> np.ndarray:
-        return visible(again(files[name]), again.invert)
+        return as_colours(again(files[name]), again.invert)
 
-    shown = {name: [visible(each, again.invert) for each in images] for name, images in examples.items()}
+    shown = {name: [as_colours(each, again.invert) for each in images] for name, images in examples.items()}
     sheet, page = (out.with_suffix(suffix) for suffix in PICTURES)
     with written(out):
         draw_labelled_images(labelling, shown, image, sheet)
@@ -192,9 +193,3 @@ def examples_of(task: Task) -> dict[str, list[np.ndarray]]:
     pixels = (task.support.images[0] * 255).round().byte().numpy()
     labels = task.support.labels[0].numpy()
     return {name: list(pixels[labels == number]) for number, name in enumerate(task.classes)}
-
-
-def visible(pixels: np.ndarray, inverted: bool) -> np.ndarray:
-    """Return a converted image ``(c, h, w)`` as ``(h, w, 3)``, with the ink of its file."""
-    shown = 255 - pixels if inverted else pixels
-    return np.ascontiguousarray(np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0))

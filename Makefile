@@ -36,7 +36,9 @@ test-newest: ## run the same tests with the newest releases of all dependencies 
 		--upgrade --upgrade-strategy eager --editable '.[dev]'
 	$(NEWEST)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(READY) ## run all tests, including the slow ones
+test-all: $(READY) ## run all tests, including the slow ones, with all optional packages
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[docs,export]' onnxruntime
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 docs: $(READY) ## build the pages and the reference of the Python names in site/

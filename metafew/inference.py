@@ -48,7 +48,7 @@ class Model(nn.Module):
         conversion: converts a PIL image, an array or an image file as in training: ``model.conversion(file)`` is uint8
             ``(c, h, w)``.
         temperature: divides logits before the softmax. It was fitted on validation tasks in training; 1 without
-            validation, and for checkpoints of earlier versions.
+            validation, for options of the head other than the first, and for checkpoints of earlier versions.
     """
 
     def __init__(
@@ -270,8 +270,8 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
             "changed: train again"
         ) from error
     choose_candidate(head, name, chosen)
-    conversion, temperature = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
-    return Model(backbone, head, provenance["choices"], conversion, temperature).eval()
+    conversion, fitted = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
+    return Model(backbone, head, provenance["choices"], conversion, applicable_temperature(head, fitted)).eval()
 
 
 def choose_candidate(head: Head, name: str, chosen: str | None) -> None:
@@ -293,3 +293,8 @@ def choose_candidate(head: Head, name: str, chosen: str | None) -> None:
             f"expected chosen to be one of {', '.join(candidates) or 'no options'}, got {chosen}: {advice}"
         )
     head.chosen = chosen
+
+
+def applicable_temperature(head: Head, fitted: float) -> float:
+    """Return the temperature fitted in training, where heads use their first candidate; 1 for any other candidate."""
+    return fitted if head.chosen in (None, *[*head.candidates][:1]) else 1.0

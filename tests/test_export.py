@@ -125,6 +125,17 @@ def test_a_file_of_torch_export_computes_the_same_for_any_number_of_images(tmp_p
         close(network(queries[:count]), task.predict(queries[:count]))
 
 
+@pytest.mark.parametrize("name", ["file/model.pt2", "folder.pt2"])
+def test_a_path_that_cannot_be_written_is_named(name, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    monkeypatch.setattr(torch.export, "save", lambda _, file, **__: file.write(b"network"))
+    with pytest.raises(UsageError, match=r"expected out=.*\.pt2 to be a file that can be written, got .*: type out="):
+        export.save(torch.nn.Identity(), tmp_path / name, make_model(ProtoNet()), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.pt2"}
+
+
 def read_onnx(path, images):
     """Return what onnxruntime computes, and the metadata of the file."""
     session = pytest.importorskip("onnxruntime").InferenceSession(str(path))

@@ -10,6 +10,7 @@ from run_folders import NAMES, accuracies, analyzed, finished, legend, trained
 
 from metafew.analysis.compare import feature_plots, training_curves
 from metafew.analysis.features import projection
+from metafew.analysis.style import as_colours
 from metafew.commands import report
 from metafew.errors import UsageError
 
@@ -29,6 +30,14 @@ def shown(monkeypatch, tmp_path):
         return kept[-1]
 
     return draw
+
+
+@pytest.mark.parametrize(
+    ("channels", "inverted", "first"), [(1, None, 245), (3, None, 10), (1, False, 10), (3, True, 245)]
+)
+def test_images_are_shown_as_ink_on_paper(channels, inverted, first):
+    image = np.full((channels, 4, 6), 10, np.uint8)
+    assert np.array_equal(as_colours(image, inverted), np.full((4, 6, 3), first))
 
 
 def test_a_projection_keeps_the_classes_and_their_points_to_four_digits():

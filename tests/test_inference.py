@@ -172,6 +172,15 @@ def test_a_temperature_divides_the_logits(model):
     assert task.label(queries) == labels
 
 
+def test_a_temperature_is_that_of_the_first_candidate(model):
+    head = model(head=linear).head
+    assert inference.applicable_temperature(head, 2.0) == 2.0
+    head.test_steps = (2, 5)
+    for chosen, temperature in zip((None, *head.candidates), (2.0, 2.0, 1.0), strict=True):
+        head.chosen = chosen
+        assert inference.applicable_temperature(head, 2.0) == temperature
+
+
 def test_distances_come_with_predictions_and_are_those_of_the_definition(model, monkeypatch):
     made = model()
     task, queries = made.adapt(pixels(6), "ababab"), pixels(5, seed=1)

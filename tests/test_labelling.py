@@ -60,6 +60,14 @@ def test_images_in_folders_named_after_classes_are_measured(labelling):
     assert table.rows == [["class 2", "3", "1", ""], ["class 10", "", "4", "1"]]
 
 
+def test_a_class_called_none_is_a_class():
+    rows = [prediction(1, "none", "none"), prediction(2, "none", None, distance=2), prediction(3, "a", "none")]
+    labelling = Labelling(dict.fromkeys(["a", "none"], 1), rows)
+    assert labelling.most_confused(5) == [(("none", None), 1), (("a", "none"), 1)]
+    assert labelling.confusion_table().rows == [["a", "1", ""], ["none", "1", "1"]]
+    assert not rows[1].unknown
+
+
 def test_many_classes_are_confused_in_a_list():
     names = [f"c{k}" for k in range(30)]
     rows = [prediction(k, name, names[k - k % 2]) for k, name in enumerate(names)]

@@ -71,10 +71,13 @@ def test_tables_and_tasks_show_failures(tmp_path):
     metric = PerTask()
     metric.update(torch.full((1, 2, 2), torch.nan), episode([0], [[0, 1]]))
     metric.update(torch.eye(2).expand(1, 2, 2), episode([1], [[0, 1]]))
-    write_tasks(tmp_path / "tasks.csv", [{"svm": metric.compute()}], ["glyphs"], [["a", "b"], ["c", "a/d"]].__getitem__)
+    table, names = metric.compute(), [["a", "b"], ["c", "a/d"]]
+    write_tasks(tmp_path / "tasks.csv", [{"svm": table, "ridge": table}], ["glyphs"], names.__getitem__)
     rows = list(csv.DictReader((tmp_path / "tasks.csv").read_text().splitlines()))
-    assert [(row["accuracy"], row["failed"]) for row in rows] == [("0.0", "1"), ("1.0", "0")]
-    assert [row["classes"] for row in rows] == ["a; b", "c; a/d"]
+    assert [(row["accuracy"], row["failed"]) for row in rows] == 2 * [("0.0", "1"), ("1.0", "0")]
+    assert [(row["head"], row["classes"]) for row in rows] == [
+        ("svm", "a; b"), ("svm", "c; a/d"), ("ridge", ""), ("ridge", "")
+    ]  # fmt: skip
     shown = summary(metric.compute(), "accuracy") | {"ci95": 0.1234}
     assert percent(shown) == "50.00 ± 12.34 % (1 failed)" and short(shown) == "50.0±12.3 (1 failed)"
 

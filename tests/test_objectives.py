@@ -35,6 +35,14 @@ class TestContract(ObjectiveContract):
     pass
 
 
+def test_the_accuracy_is_measured_only_if_it_is_logged(backbone):
+    objective = classical(OFF)
+    loss = objective(backbone, ProtoNet(), [chunk()]).loss
+    assert 0 <= objective.accuracy <= 1
+    objective.measures_accuracy = False
+    assert objective(backbone, ProtoNet(), [chunk()]).loss == loss and objective.accuracy is None
+
+
 @pytest.fixture
 def backbone():
     torch.manual_seed(0)

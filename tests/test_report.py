@@ -18,10 +18,12 @@ from rich.console import Console
 from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
+from metafew.analysis.compare.csv_files import measurements
 from metafew.analysis.compare.find import find_runs, read_run
 from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
-from metafew.analysis.compare.settings import non_default_settings
+from metafew.analysis.compare.runs import Run
+from metafew.analysis.compare.settings import NOT_COMPARED, non_default_settings
 from metafew.analysis.compare.tables import TIE, arrange, report_tables
 from metafew.analysis.compare.text_table import FAILED, Bold, TextTable
 from metafew.commands import report
@@ -569,9 +571,9 @@ def test_no_table_is_hidden_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wide_table_is_turned_if_it_then_fits_and_split_otherwise():
-    wide = TextTable("t", [f"column {i}" for i in range(9)], [["row", *[Bold("≈ 81.94 ± 0.96")] * 9]], ["note"])
+    wide = TextTable("t", [f"column {i}" for i in range(9)], [["row", *[Bold("≈ 81.94 ± 0.96")] * 9]], ["note"], "a")
     (turned,) = wide.fitting(40)
-    assert turned.columns == ["row"] and [row[0] for row in turned.rows] == wide.columns
+    assert turned.header == ["a", "row"] and [row[0] for row in turned.rows] == wide.columns
     assert isinstance(turned.rows[0][1], Bold) and turned.notes == ["note"]
     parts = TextTable("t", wide.columns, wide.rows * 9, ["note"]).fitting(60)
     assert [name for part in parts for name in part.columns] == wide.columns
@@ -600,6 +602,44 @@ def test_runs_csv_has_a_line_per_run_and_measure(tmp_path):
     named = {"head": "svm", "norm": "tasknorm", "dataset": "my birds", "way": "5", "optimizer.lr": "0.1"}
     assert line.items() >= named.items() and line["folders"] == str(tmp_path / "runs" / "1")
     assert {line["measured"] for line in lines} == {"svm", "ridge", "maml/step3", "pixels_1nn"}
+
+
+def test_a_source_whose_name_begins_like_a_shot_is_a_source():
+    figure = {"mean": 0.5}
+    metrics = {f"test/svm/{path}accuracy": figure for path in ("", "shots/", "shot5/", "shot5/shots/")}
+    report = {"metrics": metrics, "sources": {"shots": True, "glyphs": True}, "config": {"test": {"shot": [1, 5]}}}
+    found = [(line["source"], line["shot"]) for line in measurements(Run(Path("results.json"), report))]
+    assert found == [("", 1), ("shots", 1), ("", "5"), ("shots", "5")]
+
+
+@pytest.mark.parametrize("shot", ["1..10", "5"])
+def test_the_shot_of_a_test_is_no_part_of_what_it_measured(shot):
+    report = {"metrics": {f"test/svm/shot{shot}/accuracy": {}}, "config": {"test": {"shot": [1, shot]}}}
+    (line,) = measurements(Run(Path("results.json"), report))
+    assert (line["measured"], line["shot"]) == ("svm", shot)
+
+
+def test_failed_tasks_before_the_first_step_do_not_count(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val/svm/failed\n-1,4\n9,2\n19,\n29,1\n")
+    run = Run(tmp_path / "results.json", {"choices": {"head": "svm"}})
+    assert run.failed_validation_tasks == 3
+
+
+@pytest.mark.parametrize("head", ["head", "evaluate.svm"])
+def test_options_that_do_not_affect_results_are_no_settings(head):
+    assert all(NOT_COMPARED.fullmatch(f"{head}.{key}") for key in ("inner", "chunk", "memory", "seed"))
+    assert not NOT_COMPARED.fullmatch(f"{head}.lr")
+
+
+def test_the_command_of_a_run_names_its_folders_of_options(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    words = ["hydra.searchpath=[file://mine]", "hydra.run.dir=o"]
+    sources = [{"path": "metafew.conf", "provider": "main"}, {"path": "/my conf", "provider": "command-line"}]
+    recorded = {"hydra": {"overrides": {"hydra": words}, "runtime": {"config_sources": sources}}}
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps(recorded))
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=matching\n")
+    command = Run(tmp_path / "results.json", {}).command
+    assert command == "python train.py --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=matching"
 
 
 def test_own_folders_are_called_by_their_name(tmp_path):

@@ -19,10 +19,12 @@ from PIL import Image
 from runs import SCRIPTS
 
 from metafew import __main__
+from metafew.analysis.labelling.labelling import Labelling
 from metafew.commands import predict, prepare, queries
 from metafew.config.quoting import to_paste
 from metafew.data.formats.conversion import Conversion
 from metafew.data.store import Split
+from metafew.errors import UsageError
 from metafew.heads.head import Head
 
 BRIGHT = {"dark": 30, "middle": 130, "white": 235}
@@ -336,8 +338,34 @@ def test_predict_follows_links_and_names_queries_that_it_cannot_read(tmp_path, c
         (tmp_path / file).touch()
     (tmp_path / "query" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "query" / "dead.png").symlink_to("nowhere.png")
-    assert list(queries.list_images(tmp_path / "query")) == ["0.png", "linked/1.png"]
+    (tmp_path / "query" / "predictions.png").touch()
+    sheet = tmp_path / "query" / ".." / "query" / "predictions.png"
+    assert list(queries.list_images(tmp_path / "query", sheet)) == ["0.png", "linked/1.png"]
     assert "*.heic in query (1), link to a missing file: dead.png (1)" in caplog.text
+
+
+def test_predict_replaces_no_image_and_no_page_but_its_own(tmp_path):
+    image, csv_file = tmp_path / "cat.png", tmp_path / "cat.csv"
+    queries.check_beside(csv_file, tmp_path)
+    image.touch()
+    with pytest.raises(UsageError, match=r"cat.png beside it, which would be replaced: type out=FILE.csv"):
+        queries.check_beside(csv_file, tmp_path)
+    csv_file.touch()
+    queries.check_beside(csv_file, tmp_path)
+    with pytest.raises(UsageError, match=r"expected out=.*cat.csv to have a name of its own"):
+        queries.check_beside(csv_file, image)
+
+
+@pytest.mark.parametrize("name", [".png", ".html"])
+def test_predict_names_a_picture_that_it_cannot_write(name, tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    (tmp_path / f"a{name}").unlink(missing_ok=True)
+    (tmp_path / f"a{name}").mkdir()
+    monkeypatch.setattr(queries, "draw_labelled_images", lambda *given: given[-1].write_bytes(b""))
+    monkeypatch.setattr(queries, "labelling_page", lambda *_: "")
+    arguments = (Labelling({}, []), {}, {}, Conversion(1, 8), [], "", tmp_path / "a.csv")
+    with pytest.raises(UsageError, match=rf"expected out=.*a.csv to be a file that can be written, got .*a\{name}"):
+        queries.write_pictures(*arguments)
 
 
 def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metafew.analysis.features.plots import shorten
+from metafew.analysis.style import as_colours
 from metafew.data.store import Split
 from metafew.errors import UsageError
 
@@ -86,11 +87,6 @@ def draw_task(axes: Axes, task: Sample) -> None:
     ticks = [(row + 0.5) * step for row in range(len(task.names))]
     axes.set_yticks(ticks, [shorten(name) for name in task.names], fontsize=7, parse_math=False)
     axes.tick_params(length=0)
-
-
-def as_colours(image: np.ndarray) -> np.ndarray:
-    """Return an image ``(c, h, w)`` as ``(h, w, 3)``; grey images are drawings with bright ink, shown as dark ink."""
-    return image.transpose(1, 2, 0) if len(image) == 3 else (255 - image[0])[..., None].repeat(3, -1)
 
 
 def tiles(rows: Sequence[Mapping[int, np.ndarray]], step: int, line: int, shape: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -82,6 +83,18 @@ def legend(figure: Figure, title: str) -> None:
     shown = figure.legend(handles, names, loc="outside right upper", title=title, **looks)
     for text in shown.get_texts():
         text.set_parse_math(False)
+
+
+def as_colours(image: np.ndarray, inverted: bool | None = None) -> np.ndarray:
+    """Return an image ``(c, h, w)`` as ``(h, w, 3)``, with dark ink on paper in drawings.
+
+    Args:
+        image: uint8.
+        inverted: whether the image has bright ink; None for grey images only.
+    """
+    inverted = len(image) == 1 if inverted is None else inverted
+    shown = 255 - image if inverted else image
+    return np.ascontiguousarray(np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -38,7 +38,8 @@ class ClusteringMonitor(Callback):
         step = trainer.global_step
         # Derived from the step, so that a resumed run agrees.
         before = step - trainer.val_check_interval // trainer.accumulate_grad_batches
-        if trainer.state.fn != TrainerFn.FITTING or step // self.every == before // self.every:
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not training or step // self.every == before // self.every:
             return
         data = cast(FewShot, trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         backbone, dtype = cast(Backbone, pl_module.backbone), cast(torch.dtype, pl_module.dtype)

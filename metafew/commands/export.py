@@ -52,7 +52,6 @@ def export(arguments: Sequence[str]) -> None:
     else:
         task = predict.adapt(model, examples, predict.choose_conversion(model, values))
         network, description["output"], description["classes"] = task_network(task), "logits", task.classes
-    out.parent.mkdir(parents=True, exist_ok=True)
     save(network, out, model, description)
     shape = f"images (n, {model.channels}, {model.image_size}, {model.image_size}) from 0 to 1"
     columns = f" of {', '.join(description['classes'])}" if examples else ""

@@ -31,6 +31,8 @@ from metafew.analysis.labelling.labelling import Labelling, true_class
 from metafew.commands.command_line import run_command
 from metafew.commands.queries import (
     CHUNK,
+    PICTURES,
+    check_beside,
     examples_of,
     list_images,
     predictions,
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
 DEFAULTS = {"out": "predictions.csv", "trust": "", "chosen": ""} | dict.fromkeys(CHOICES, "")
 REQUIRED = ("ckpt", "support", "query")
 USAGE = __doc__.split("\n\n")[1].strip()
-PICTURES = (".png", ".html")
-"""Suffixes of the contact sheet and the page, which stand beside the CSV file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,10 +143,11 @@ def predict(values: dict[str, str]) -> None:
     Raises:
         UsageError: if an input cannot be used, or, once everything is written, if queries have no prediction.
     """
-    out = Path(values["out"])
+    out, query = Path(values["out"]), Path(values["query"])
     if out.suffix.lower() in PICTURES:
         raise UsageError(f"expected out to be a CSV file, got {out}: type out=FILE.csv")
-    files, examples = list_images(Path(values["query"])), read_examples(Path(values["support"]))
+    check_beside(out, query)
+    files, examples = list_images(query, out.with_suffix(".png")), read_examples(Path(values["support"]))
     model = load(values)
     conversion = choose_conversion(model, values)
     task = adapt(model, examples, conversion)
@@ -191,11 +192,12 @@ def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:
 def describe(model: Model) -> list[str]:
     """Return lines on a model, for the page."""
     choices = " ".join(f"{group}={word}" for group, word in model.choices.items())
+    of_option = f" for {model.head.chosen}" if model.head.chosen else ""
     return [
         f"model: {choices}",
         f"probabilities are of logits divided by the temperature {model.temperature:.3g}, fitted on validation tasks"
         if model.temperature != 1
-        else "probabilities are not calibrated, as the checkpoint has no temperature",
+        else f"probabilities are not calibrated, as the checkpoint has no temperature{of_option}",
         "unknown: farther from the nearest class than its own examples are (a distance above 1)",
     ]
 

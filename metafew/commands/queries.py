@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from rich.progress import track
 from metafew.analysis.labelling.labelled_images import draw_labelled_images
 from metafew.analysis.labelling.labelling import Labelling, Prediction
 from metafew.analysis.labelling.labelling_page import labelling_page
+from metafew.analysis.style import as_colours
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.scan import SUFFIXES, Scan
@@ -27,10 +29,17 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Number of queries in memory at a time."""
+PICTURES = (".png", ".html")
+"""Suffixes of the contact sheet and the page, which stand beside the CSV file."""
 
 
-def list_images(query: Path) -> dict[str, Path]:
-    """Return the image files of a folder, or the single file, by their names in the CSV file."""
+def list_images(query: Path, sheet: Path) -> dict[str, Path]:
+    """Return the image files of a folder, or the single file, by their names in the CSV file.
+
+    Args:
+        query: the folder or file.
+        sheet: the contact sheet of an earlier run, which is not listed.
+    """
     if query.is_file():
         return {query.name: query}
     paths = []
@@ -38,6 +47,7 @@ def list_images(query: Path) -> dict[str, Path]:
         scan = Scan(query)
         scan.warn()
         paths = sorted(query / folder / name for folder, names in scan.images.items() for name in names)
+        paths = [path for path in paths if path.name != sheet.name or path.resolve() != sheet.resolve()]
     if not paths:
         raise UsageError(
             f"expected query to be an image or a folder of images ({', '.join(SUFFIXES)}), got {query}: type query=PATH"
@@ -89,7 +99,7 @@ def write_predictions(
     """
     found: list[Prediction] = []
     columns = ["file", *(["truth"] if with_truth else []), "predicted", "probability", "distance", "unknown"]
-    try:
+    with written(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -100,11 +110,32 @@ def write_predictions(
                 writer.writerow([*start, *cells(prediction, row)])
             if not found:
                 raise UsageError("expected at least one query that can be read, got none: type query=PATH of others")
+    return found
+
+
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """Raise UsageError if the CSV file, or one beside it, cannot be written inside this context."""
+    try:
+        yield
     except OSError as error:
         raise UsageError(
             f"expected out={out} to be a file that can be written, got {error}: type out=FILE.csv"
         ) from error
-    return found
+
+
+def check_beside(out: Path, query: Path) -> None:
+    """Check that the contact sheet and the page replace nothing but those of an earlier run.
+
+    Raises:
+        UsageError: if one of them exists without the CSV file, or is the query.
+    """
+    for beside in (out.with_suffix(suffix) for suffix in PICTURES):
+        if beside.exists() and (not out.exists() or beside.resolve() == query.resolve()):
+            raise UsageError(
+                f"expected out={out} to have a name of its own, got {beside} beside it, which would be replaced: type "
+                "out=FILE.csv"
+            )
 
 
 def cells(prediction: Prediction, row: np.ndarray) -> list[str]:
@@ -140,17 +171,21 @@ def write_pictures(
         model: lines on the model.
         command: the command line.
         out: the CSV file.
+
+    Raises:
+        UsageError: if one of them cannot be written.
     """
     again = Conversion(conversion.channels, conversion.size, **conversion.options)  # conversion counts what it sees
 
     def image(name: str) -> np.ndarray:
-        return visible(again(files[name]), again.invert)
+        return as_colours(again(files[name]), again.invert)
 
-    shown = {name: [visible(each, again.invert) for each in images] for name, images in examples.items()}
-    sheet = out.with_suffix(".png")
-    draw_labelled_images(labelling, shown, image, sheet)
-    with atomic_write(out.with_suffix(".html")) as file:
-        file.write(labelling_page(labelling, model, image, sheet, command))
+    shown = {name: [as_colours(each, again.invert) for each in images] for name, images in examples.items()}
+    sheet, page = (out.with_suffix(suffix) for suffix in PICTURES)
+    with written(out):
+        draw_labelled_images(labelling, shown, image, sheet)
+        with atomic_write(page) as file:
+            file.write(labelling_page(labelling, model, image, sheet, command))
 
 
 def examples_of(task: Task) -> dict[str, list[np.ndarray]]:
@@ -158,9 +193,3 @@ def examples_of(task: Task) -> dict[str, list[np.ndarray]]:
     pixels = (task.support.images[0] * 255).round().byte().numpy()
     labels = task.support.labels[0].numpy()
     return {name: list(pixels[labels == number]) for number, name in enumerate(task.classes)}
-
-
-def visible(pixels: np.ndarray, inverted: bool) -> np.ndarray:
-    """Return a converted image ``(c, h, w)`` as ``(h, w, 3)``, with the ink of its file."""
-    shown = 255 - pixels if inverted else pixels
-    return np.ascontiguousarray(np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0))

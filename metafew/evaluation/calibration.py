@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from metafew.predictions import answers
 BINS = 15
 HIGHEST = 1000.0
 """The highest temperature; the lowest is its inverse."""
-PRECISION = 1e-6
+HALVINGS = 14
+"""Halvings of the interval of ``log T``, which fix T to 0.05 %."""
 
 
 class ValidationLogits:
@@ -34,23 +36,38 @@ class ValidationLogits:
         margins = rows - rows.gather(1, labels.flatten().unsqueeze(1))
         self._margins.setdefault(logits.shape[-1], []).append(margins)
 
-    def temperature(self) -> float | None:
-        """Return the temperature with the lowest cross-entropy over the queries of all ranks, or None without any.
-
-        The cross-entropy of ``softmax(logits / T)`` is convex in ``1 / T``, so that bisection finds the root of its
-        derivative. The result is between 0.001 and 1000: the lower end if every answer is right. All ranks call this.
-        Source: Guo et al. 2017, *On Calibration of Modern Neural Networks*, Section 4.2.
-        """
+    def tables(self) -> list[Tensor]:
+        """Return, for each way ``w``, the logits of answered queries minus that of their class, ``(n, w)``."""
         tables = [torch.cat(rows) for rows in self._margins.values()]
-        tables = [table[table.isfinite().all(-1)] for table in tables]
-        if not sum(gather_objects(sum(map(len, tables)))):
-            return None
-        low, high = 1 / HIGHEST, HIGHEST  # of 1 / T
-        while high / low > 1 + PRECISION:
-            middle = math.sqrt(low * high)
-            own = sum(((middle * table).softmax(-1) * table).sum().item() for table in tables)
-            low, high = (low, middle) if math.fsum(gather_objects(own)) > 0 else (middle, high)
-        return 1 / math.sqrt(low * high)
+        return [table[table.isfinite().all(-1)] for table in tables]
+
+
+def fit_temperatures(logits: Mapping[str, ValidationLogits]) -> dict[str, float]:
+    """Return the temperature of each head with the lowest cross-entropy over the queries of all ranks, if any.
+
+    The cross-entropy of ``softmax(logits / T)`` is convex in ``1 / T``, so that bisection finds the root of its
+    derivative. The result is between 0.001 and 1000: the lower end if every answer is right. All ranks call this, with
+    the same heads. Source: Guo et al. 2017, *On Calibration of Modern Neural Networks*, Section 4.2.
+
+    Args:
+        logits: those of the queries of this rank, by head.
+    """
+    tables = {name: each.tables() for name, each in logits.items()}
+    counts = gather_objects({name: sum(map(len, own)) for name, own in tables.items()})
+    names = [name for name in tables if sum(count[name] for count in counts)]
+    low, high = dict.fromkeys(names, 1 / HIGHEST), dict.fromkeys(names, HIGHEST)  # of 1 / T
+    for _ in range(HALVINGS):
+        middle = {name: math.sqrt(low[name] * high[name]) for name in names}
+        slopes = gather_objects({name: slope(tables[name], middle[name]) for name in names})
+        for name in names:
+            rises = math.fsum(own[name] for own in slopes) > 0
+            (high if rises else low)[name] = middle[name]
+    return {name: 1 / math.sqrt(low[name] * high[name]) for name in names}
+
+
+def slope(tables: Sequence[Tensor], inverse: float) -> float:
+    """Return the derivative of the summed cross-entropy with respect to ``1 / T`` at ``inverse``."""
+    return sum(((inverse * table).softmax(-1) * table).sum().item() for table in tables)
 
 
 class CalibrationError(Metric):

@@ -20,7 +20,7 @@ from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.evaluation.baselines import nearest_neighbour
-from metafew.evaluation.calibration import CalibrationError, ValidationLogits
+from metafew.evaluation.calibration import CalibrationError, ValidationLogits, fit_temperatures
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
@@ -108,10 +108,9 @@ class Evaluator(pl.LightningModule):
             for measure, value in found.items():
                 shown = name == self.trained and measure != "loss"
                 self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
-        fitted = {name: logits.temperature() for name, logits in self.val_logits.items()}
-        self.val_logits = {}
         if not self.trainer.sanity_checking:
-            self.temperatures = {name: value for name, value in fitted.items() if value is not None}
+            self.temperatures = fit_temperatures(self.val_logits)
+        self.val_logits = {}
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()

@@ -106,7 +106,7 @@ def average_ranks(test: dict[str, Tensor], heads: list[str], sources: int) -> di
 def write_tasks(
     path: Path, tables: list[dict[str, Tensor]], sources: list[str], class_names: Callable[[int], Sequence[str]]
 ) -> None:
-    """Write one row per test task and head, with the names of the classes of the task by label.
+    """Write one row per test task and head, those of the first head with the names of the task's classes by label.
 
     Args:
         path: the CSV file.
@@ -119,10 +119,10 @@ def write_tasks(
         writer = csv.writer(file)
         writer.writerow(["index", "source", "head", "way", "shot", *PerTask.columns[4:], "classes"])
         for test in tables:
-            for name, table in test.items():
+            for number, (name, table) in enumerate(test.items()):
                 for index, source, way, shot, accuracy, loss, failed in table.tolist():
                     task = [int(index), sources[int(source)], name, int(way), f"{shot:g}"]
-                    writer.writerow([*task, accuracy, loss, int(failed), named(int(index))])
+                    writer.writerow([*task, accuracy, loss, int(failed), "" if number else named(int(index))])
 
 
 def failures(metrics: dict[str, dict]) -> list[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from metafew.errors import UsageError, reason
 from metafew.inference import Model
+from metafew.io import atomic_write
 
 FORMATS = {".pt2": "torch.export", ".onnx": "ONNX"}
 METADATA = "metafew.json"
@@ -22,7 +24,7 @@ METADATA = "metafew.json"
 
 
 def save(network: nn.Module, path: Path, model: Model, description: dict[str, Any]) -> None:
-    """Write a network of images to a file, in the format of its suffix, for any number of images.
+    """Write a network of images to a file atomically, in the format of its suffix, for any number of images.
 
     Args:
         network: from images ``(n, c, h, w)`` in float32 to one row for each.
@@ -31,17 +33,22 @@ def save(network: nn.Module, path: Path, model: Model, description: dict[str, An
         description: plain values that the file contains as metadata.
 
     Raises:
-        UsageError: if the packages for ONNX are not installed, or the network cannot be exported.
+        UsageError: if the packages for ONNX are not installed, the network cannot be exported, or the file cannot be
+            written.
     """
     example = torch.rand(3, model.channels, model.image_size, model.image_size)
     shapes = ({0: torch.export.Dim("images", min=1)},)
+    content = io.BytesIO()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with quiet():
             program = torch.export.export(network.cpu(), (example,), dynamic_shapes=shapes, strict=False)
             if path.suffix == ".onnx":
-                save_onnx(program, path, description)
+                write_onnx(program, content, description)
             else:
-                torch.export.save(program, path, extra_files={METADATA: json.dumps(description)})
+                torch.export.save(program, content, extra_files={METADATA: json.dumps(description)})
+        with atomic_write(path, "wb") as file:
+            file.write(content.getbuffer())
     except ImportError as error:
         raise UsageError(
             f"expected the packages for ONNX, got none ({reason(error)}): type pip install 'metafew[export]', or "
@@ -72,10 +79,10 @@ def quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def save_onnx(program: torch.export.ExportedProgram, path: Path, description: dict[str, Any]) -> None:
+def write_onnx(program: torch.export.ExportedProgram, file: IO[bytes], description: dict[str, Any]) -> None:
     """Write a program as ONNX, with a description in its metadata, whose values are JSON."""
     exported: Any = torch.onnx.export(
         program, dynamo=True, input_names=["images"], output_names=[description["output"]], verbose=False
     )
     exported.model.metadata_props.update({key: json.dumps(value) for key, value in description.items()})
-    exported.save(path, external_data=False)
+    file.write(exported.model_proto.SerializeToString())

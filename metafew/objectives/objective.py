@@ -67,9 +67,11 @@ class Objective(nn.Module):
     """Whether a regularizer of adapted weights applies."""
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/objectives.py that the objective does not satisfy, each with the reason."""
+    measures_accuracy: bool = True
+    """Whether to measure :attr:`accuracy`, which a training step needs only if it logs."""
     accuracy: Tensor | None = None
     """Mean accuracy on the rows of the latest meta-batch that enter the loss; None if the objective does not classify
-    them by :meth:`classify`."""
+    them by :meth:`classify`, or does not measure it."""
     loss_scale: float | Tensor = 1.0
     """Factor of losses while the objective computes gradients itself, against underflow in float16."""
 
@@ -123,15 +125,16 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def classify(self, logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """Return the mean :func:`cross_entropy` of each task, ``(t,)``, and record the accuracy.
+        """Return the mean :func:`cross_entropy` of each task, ``(t,)``, and record the accuracy if it is measured.
 
         Args:
             logits: ``(t, n, w)``.
             labels: ``(t, n)``.
             label_smoothing: probability mass moved from the true class to the others.
         """
-        exact = torch.promote_types(logits.dtype, torch.float32)  # under autocast, too
-        self._accuracies.append((answers(logits.detach()) == labels).to(exact).mean(1))
+        if self.measures_accuracy:
+            exact = torch.promote_types(logits.dtype, torch.float32)  # under autocast, too
+            self._accuracies.append((answers(logits.detach()) == labels).to(exact).mean(1))
         return cross_entropy(logits, labels, label_smoothing).mean(1)
 
     def pairs(self, backbone: Backbone, episode: Episode) -> Tensor:

@@ -56,9 +56,10 @@ class Learner(Evaluator):
         """Return the loss of a meta-batch."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.objective.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        self.objective.measures_accuracy = self.logs_this_step
         loss, self.task_losses = self.objective(self.backbone, self.heads[self.trained], batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
-        if self.logs_this_step and self.objective.accuracy is not None:
+        if self.objective.accuracy is not None:
             self.log("train/accuracy", self.objective.accuracy, sync_dist=self.trainer.world_size > 1)
         return loss
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from metafew.analysis.features import analyze
+from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError, reason
 from metafew.training import checkpoint, resume
@@ -31,7 +33,7 @@ class Outcome:
     """The results of the stages of a run, except the metrics that the learner collects.
 
     Attributes:
-        seconds: duration of each stage.
+        seconds: duration of each stage, without the validation before the first step.
         finished: False if ``trainer.max_time`` ended training before its last step.
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
         chosen: for each head with candidates, the best options on validation tasks.
@@ -62,7 +64,8 @@ def run_stages(parts: Parts) -> Outcome:
     wait_for_other_ranks()
     with enough_memory(trainer, learner), suitable_callbacks(), closing(data):
         if parts.fits:
-            outcome.seconds["fit"] = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
+            seconds = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
+            outcome.seconds["fit"] = round(seconds - seconds_at_start(trainer), 2)
             outcome.finished = report_end(parts)
             outcome.selected = load_selected(parts)
         if parts.selects_on_validation:
@@ -145,6 +148,12 @@ def load_selected(parts: Parts) -> str:
     parts.learner.load_state_dict(selected["state_dict"])
     parts.learner.temperatures = selected["metafew"]["temperatures"]
     return which
+
+
+def seconds_at_start(trainer: Trainer) -> float:
+    """Return the duration of the validation before the first step."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in its constructor
+    return sum(callback.seconds for callback in callbacks if isinstance(callback, ValidationAtStart))
 
 
 def timed(function: Callable, *args: Any, **kwargs: Any) -> float:

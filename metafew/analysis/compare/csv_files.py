@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def measurements(run: Run) -> Iterator[dict]:
     found |= {f"{name}/accuracy": value for name, value in run.report.get("baselines", {}).items()}
     for name, value in found.items():
         head, *parts, measure = name.split("/")
-        shots = [part for part in parts if re.fullmatch(r"shot\w+", part)]
+        shots = [part for part in parts if part in {f"shot{shot}" for shot in run.shots}]
         sources = [part for part in parts if part in run.sources]
         further = [part for part in parts if part not in (*shots, *sources)]
         place = {"measured": "/".join([head, *further]), "measure": measure, "source": "".join(sources)}

@@ -12,7 +12,7 @@ from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.rows_and_columns import Column
 from metafew.analysis.compare.runs import Run
 from metafew.analysis.compare.text_table import TextTable
-from metafew.evaluation.statistics import format_percent
+from metafew.evaluation.statistics import format_difference, format_percent
 
 FILE = Path(__file__).with_name("published.yaml")
 NORMAL = 1.96
@@ -43,7 +43,7 @@ def published_table(comparison: Comparison) -> TextTable | None:
     for (i, column), cell in comparison.cells.items():
         for theirs, source in matching_results(cell.runs[0], column):
             if cell.mean is not None:
-                gap = f"{100 * (cell.mean - theirs['mean']):+.2f}".replace("-", "−")
+                gap = format_difference({"mean": cell.mean - theirs["mean"], "ci95": None})
                 ours = format_percent({"mean": cell.mean, "ci95": cell.ci95, "failed": cell.failed})
                 name = f"{comparison.rows[i].label}, {comparison.columns[column]}"
                 table.rows.append([name, ours, format_percent(theirs), gap, source])

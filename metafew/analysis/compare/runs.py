@@ -84,13 +84,27 @@ class Run:
     @property
     def command(self) -> str:
         """The command that repeats the run, from the overrides that Hydra recorded, or else from its settings."""
-        try:
-            words = yaml.safe_load((self.folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            words = None
+        words = self._recorded("overrides.yaml")
         if not isinstance(words, list):
             words = [*(format_overrides(self.settings, [key]) for key in self.settings), f"seed={self.seed}"]
-        return shlex.join(["python", "train.py", *map(str, words)])
+        return shlex.join(["python", "train.py", *self._search_path, *map(str, words)])
+
+    @property
+    def _search_path(self) -> list[str]:
+        """The words of the command line that named folders of options, which Hydra records apart from overrides."""
+        match self._recorded("hydra.yaml"):
+            case {"hydra": {"overrides": {"hydra": list(words)}, "runtime": {"config_sources": list(sources)}}}:
+                folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
+                flags = [word for folder in folders for word in ("--config-dir", folder)]
+                return flags + [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
+        return []
+
+    def _recorded(self, name: str) -> object:
+        """Return the content of a YAML file that Hydra wrote in the folder; None if there is none that can be read."""
+        try:
+            return yaml.safe_load((self.folder / ".hydra" / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
 
     @property
     def seed(self) -> int | None:
@@ -136,8 +150,8 @@ class Run:
 
     @cached_property
     def failed_validation_tasks(self) -> int:
-        """The number of failed tasks over all validations."""
-        return int(sum(self._validated("failed").values()))
+        """The number of failed tasks over all validations but the one before the first step."""
+        return int(sum(failed for step, failed in self._validated("failed").items() if step))
 
     def _validated(self, measure: str) -> dict[int, float]:
         """Return the validation measurements of the trained head, by step."""

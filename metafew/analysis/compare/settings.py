@@ -15,10 +15,10 @@ from metafew.data.formats.names import natural_order
 GROUP_ORDER = ("head", "norm", "backbone", "dataset", "objective", "regularizer")
 """Groups in the order in which labels name them."""
 NOT_COMPARED = re.compile(
-    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|(val|test)\.tasks|val\.at_start|(analyze|data|logger|save)\..*|logger|"
-    r"evaluate|"
+    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|(val|test)\.tasks|val\.at_start|"
+    r"(analyze|data|logger|save)\..*|logger|evaluate|"
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
-    r"(head|evaluate\.\w+)\.(inner|chunk|seed))"
+    r"(head|evaluate\.\w+)\.(inner|chunk|memory|seed))"
 )
 """Keys of the seed, and of where and how a run computes, which does not affect results."""
 

@@ -58,10 +58,10 @@ class TextTable:
         ]
 
     def turned(self) -> TextTable:
-        """Return the table with rows as columns."""
+        """Return the table with rows as columns, whose names the corner then describes."""
         names, *columns = zip(*self.rows, strict=True)
         rows = [[name, *cells] for name, cells in zip(self.columns, columns, strict=True)]
-        return TextTable(self.title, list(names), rows, self.notes)
+        return replace(self, columns=list(names), rows=rows)
 
     def fitting(self, width: int) -> list[TextTable]:
         """Return tables with the same cells that fit in ``width`` characters, in which notes follow the last one.

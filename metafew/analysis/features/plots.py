@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from metafew.analysis.features.sufficient_condition import bound, published_bound
-from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, save
+from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, as_colours, save
 
 PLANES = {"principal": "principal components", "discriminant": "linear discriminant"}
 CHANCE = 0.5  # of pairs of classes
@@ -136,17 +136,11 @@ def draw_confused_pairs(pairs: Sequence[tuple[dict, np.ndarray, np.ndarray]], sp
     for row, (entry, *images) in zip(panels, pairs, strict=True):
         share = f"{entry['queries']} of {entry['of']} queries taken for {shorten(entry['guess'])}"
         for axes, shown, title in zip(row, images, (shorten(entry["true"]), share), strict=True):
-            axes.imshow(strip(shown))
+            axes.imshow(np.concatenate([as_colours(image) for image in shown], 1))
             axes.set_axis_off()
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(f"classes that are confused most often in {split} tasks", fontsize=10)
     save(figure, path)
-
-
-def strip(images: np.ndarray) -> np.ndarray:
-    """Return images ``(n, c, h, w)`` side by side as ``(h, n w, 3)``; grey ones, with bright ink, as ink on paper."""
-    row = np.concatenate(list(images.transpose(0, 2, 3, 1)), 1)
-    return row if row.shape[-1] == 3 else 255 - row.repeat(3, -1)
 
 
 def draw_confusion(found: dict, split: str, path: Path) -> None:

@@ -38,8 +38,8 @@ class Prediction(NamedTuple):
 
     @property
     def unknown(self) -> bool:
-        """Whether the image may belong to none of the classes."""
-        return self.distance > 1
+        """Whether the image may belong to none of the classes; False without a prediction."""
+        return self.predicted is not None and self.distance > 1
 
     @property
     def wrong(self) -> bool:
@@ -60,9 +60,9 @@ class Labelling:
     predictions: list[Prediction]
 
     @cached_property
-    def confusion(self) -> Counter[tuple[str, str]]:
-        """The number of images by true and predicted class."""
-        return Counter((p.truth, p.predicted or NONE) for p in self.predictions if p.truth is not None)
+    def confusion(self) -> Counter[tuple[str, str | None]]:
+        """The number of images by true and predicted class, None without a prediction."""
+        return Counter((p.truth, p.predicted) for p in self.predictions if p.truth is not None)
 
     @property
     def answered(self) -> int:
@@ -77,7 +77,7 @@ class Labelling:
             share, low, high = (f"{100 * x:.1f}" for x in (right / count, *share_interval(right, count)))
             found.append(f"accuracy {share} % (95 % interval {low} to {high} %): {right} of {count} images")
             if confused := self.most_confused(5):
-                found.append(f"confused: {', '.join(f'{a} as {b} ({n})' for (a, b), n in confused)}")
+                found.append(f"confused: {', '.join(f'{a} as {b or NONE} ({n})' for (a, b), n in confused)}")
         marked = {given: [p.unknown for p in self.predictions if (p.truth is not None) == given] for given in (0, 1)}
         if marked[0] and marked[1]:
             found.append(
@@ -88,7 +88,7 @@ class Labelling:
             found.append(f"unknown: {sum(marked[0] + marked[1])} of {len(self.predictions)} images")
         return found
 
-    def most_confused(self, count: int) -> list[tuple[tuple[str, str], int]]:
+    def most_confused(self, count: int) -> list[tuple[tuple[str, str | None], int]]:
         """Return up to ``count`` pairs of different true and predicted classes with their numbers, highest first."""
         return [(pair, n) for pair, n in self.confusion.most_common() if pair[0] != pair[1]][:count]
 
@@ -108,13 +108,13 @@ class Labelling:
     def confusion_table(self) -> TextTable:
         """Return the numbers of images by true class (rows) and predicted class, or the most frequent confusions."""
         truths = sorted({truth for truth, _ in self.confusion}, key=natural_order)
-        predicted = sorted({name for _, name in self.confusion} - {NONE}, key=natural_order)
-        predicted += [NONE] * any(name == NONE for _, name in self.confusion)
+        found = {name for _, name in self.confusion}
+        predicted: list[str | None] = [*sorted(filter(None, found), key=natural_order), *{None} & found]
         if max(len(truths), len(predicted)) > MOST:
-            rows = [[truth, name, str(n)] for (truth, name), n in self.most_confused(MOST)]
+            rows = [[truth, name or NONE, str(n)] for (truth, name), n in self.most_confused(MOST)]
             return TextTable("Most frequent confusions", ["predicted as", "images"], rows)
         rows = [[t, *(cell(self.confusion[t, p], t == p) for p in predicted)] for t in truths]
-        return TextTable("Confusion", [f"as {name}" for name in predicted], rows)
+        return TextTable("Confusion", [f"as {name or NONE}" for name in predicted], rows)
 
 
 def cell(count: int, right: bool) -> str:

@@ -24,12 +24,13 @@ from metafew.callbacks.checkpoints import Checkpoints
 from metafew.callbacks.monitors import MonitorCheck
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
+from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.config.groups import CONF
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
-from metafew.training.stages import suitable_callbacks
+from metafew.training.stages import seconds_at_start, suitable_callbacks
 from metafew.training.trainer import make_added, make_trainer
 from metafew.training.trainer_options import OWNED, WORDS, check_devices, check_trainer_options
 
@@ -337,6 +338,16 @@ def test_validation_before_the_first_step_is_logged_and_changes_nothing(launch, 
     assert all(torch.equal(value, state(without)[name]) for name, value in state(out).items())
     launch(*words, "val.at_start=true", "trainer.max_steps=6", f"ckpt={out}/checkpoints/last.ckpt", out=out)
     assert [row["step"] for row in curves(out)] == [-1, 0, 1, 1, 2, 3, 3, 4, 5, 5]
+
+
+def test_the_time_of_the_validation_before_the_first_step_is_known(monkeypatch):
+    seconds = iter([10.0, 13.5])
+    monkeypatch.setattr("metafew.callbacks.validation_at_start.time.perf_counter", lambda: next(seconds))
+    callback, measured = ValidationAtStart(), SimpleNamespace(callback_metrics={}, loggers=[])
+    callback.on_sanity_check_start(measured, None)
+    callback.on_sanity_check_end(measured, None)
+    assert seconds_at_start(SimpleNamespace(callbacks=[Callback(), callback])) == 3.5
+    assert seconds_at_start(SimpleNamespace(callbacks=[ValidationAtStart()])) == 0  # of a resumed training
 
 
 def test_the_learning_rate_the_gradient_and_the_accuracy_of_training_are_logged(launch, tmp_path):

@@ -174,8 +174,9 @@ def check_value(name: str, value: Any, annotation: Any, default: Any) -> None:
     allowed = WORDS.get(
         name, Words(tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part)))
     )
-    names = [part.__name__.removesuffix("Type") for part in parts if isinstance(part, type)]
-    kinds = [KINDS[kind] for kind in names if kind in KINDS and (kind, name in WORDS) != ("str", True)]
+    names = {part.__name__.removesuffix("Type") for part in parts if isinstance(part, type)}
+    # In the order of KINDS: that of a union depends on the equal unions that typing has seen before.
+    kinds = [KINDS[kind] for kind in KINDS if kind in names and (kind, name in WORDS) != ("str", True)]
     if OmegaConf.is_config(value) or value in allowed.values or any(kind.accepts(value) for kind in kinds):
         return
     expected = " or ".join(dict.fromkeys(map(str, [*allowed.values, *(kind.name for kind in kinds)])))

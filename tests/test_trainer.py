@@ -102,7 +102,7 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
             "norm or value or null, got max: type trainer.gradient_clip_algorithm=norm$",
         ),
         ("gradient_clip_val", "big", "an integer or a finite number or null, got big: leave out"),
-        ("devices", True, "a word or an integer, got True: type trainer.devices=1$"),
+        ("devices", True, "an integer or a word, got True: type trainer.devices=1$"),
         ("deterministic", "yes", "warn or true or false or null, got yes: leave out trainer.deterministic$"),
         ("num_sanity_val_steps", "two", "an integer or null, got two: leave out"),
         ("enable_progress_bar", "on", "true or false or null, got on: type trainer.enable_progress_bar=true$"),

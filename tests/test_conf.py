@@ -18,7 +18,7 @@ OPTIONS = [file for file in FILES if file.parent != CONF]
 
 NEEDED = {
     ("backbone", "module"): ["backbone.target=torch.nn.Flatten"],
-    ("dataset", "features"): [f"dataset.root={__file__}"],
+    ("dataset", "features"): [override("dataset.root", __file__)],
     ("norm", "own"): ["backbone=module", "backbone.target=torch.nn.Flatten"],
 }
 

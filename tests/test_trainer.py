@@ -304,6 +304,11 @@ def test_a_profiler_leaves_its_report_in_the_folder_of_the_run(launch):
     assert "FIT Profiler Report" in (out / "fit-profile.txt").read_text(encoding="utf-8")
 
 
+def test_sanity_steps_are_refused_where_a_validation_comes_first(launch, tmp_path):
+    with pytest.raises(UsageError, match=r"got 1: type val\.at_start=false$"):
+        launch("val.at_start=true", "+trainer.num_sanity_val_steps=1", out=tmp_path / "both")
+
+
 def test_sanity_steps_validate_before_training_and_change_nothing(launch, tmp_path, monkeypatch):
     validated = []
     original = Checkpoints.on_validation_end

@@ -55,7 +55,12 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
     ]
     if cfg.analyze.every:
         callbacks.append(ClusteringMonitor(cfg.analyze.every, cfg.analyze.tasks))
-    if at_start := cfg.val.at_start and "num_sanity_val_steps" not in options:
+    if cfg.val.at_start and "num_sanity_val_steps" in options:
+        raise UsageError(
+            "expected no trainer.num_sanity_val_steps, as val.at_start validates before the first step, got "
+            f"{options['num_sanity_val_steps']}: type val.at_start=false"
+        )
+    if at_start := cfg.val.at_start:
         callbacks.append(ValidationAtStart())
     # The check comes first, as those of the user act on what they monitor.
     callbacks += [MonitorCheck(), *make_added("callbacks", options.get("callbacks"), Callback)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.heads.head import Head
-from metafew.norms.norm import Moments, Norm
+from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.norms.scope import rows
 from metafew.precision import precise
 
@@ -36,15 +36,13 @@ class ContextNorm(nn.Module):
         """Normalize images ``(n, c, h, w)``, all of which are targets."""
         context = self.mean.shape[1]
         wide = precise(x)
-        pairs = zip((self.mean, self.var), moments_of(wide.unsqueeze(0)), strict=True)
+        pairs = zip((self.mean, self.var), image_moments(wide.unsqueeze(0)), strict=True)
         own = [torch.cat([kept, new], 1) for kept, new in pairs]
         mean, var = (
             moment.expand(1, context + x.shape[0], -1)[0, context:]
             for moment in self.norm.moments((own[0], own[1]), context)
         )
-        scale = self.norm.weight * torch.rsqrt(var + self.norm.eps)
-        shift = self.norm.bias - mean * scale
-        return (wide * scale[..., None, None] + shift[..., None, None]).to(x.dtype)
+        return self.norm.normalize(wide, mean, var).to(x.dtype)
 
 
 class Modulated(nn.Module):
@@ -136,8 +134,3 @@ class Given:
     def embed(self, *images: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Return the features."""
         return self.features
-
-
-def moments_of(images: Tensor) -> Moments:
-    """Return mean and variance ``(t, n, c)`` of every image and channel of ``(t, n, c, h, w)``."""
-    return images.mean((3, 4)), images.var((3, 4), correction=0)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Modulated, moments_of
+from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Modulated
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
 from metafew.norms.fast import decelerate
 from metafew.norms.film import FiLM, current_vectors
-from metafew.norms.norm import Moments, Norm
+from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.precision import precise
 
 PROBES = 1024
@@ -153,7 +153,7 @@ def keep_context(backbone: Backbone, images: Tensor) -> None:
     own: dict[str, Moments] = {}
 
     def keep(name: str) -> Any:
-        return lambda _, inputs: own.update({name: moments_of(precise(inputs[0]).unsqueeze(0))})
+        return lambda _, inputs: own.update({name: image_moments(precise(inputs[0]).unsqueeze(0))})
 
     hooks = [backbone.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     backbone.embed(images)

@@ -15,6 +15,11 @@ Moments = tuple[Tensor, Tensor]
 """Mean and population variance."""
 
 
+def image_moments(images: Tensor) -> Moments:
+    """Return mean and variance ``(t, n, c)`` of every image and channel of ``(t, n, c, h, w)``."""
+    return images.mean((3, 4)), images.var((3, 4), correction=0)
+
+
 def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
     """Return the moments of the union of equally large groups, by the law of total variance.
 
@@ -115,11 +120,14 @@ class Norm(nn.Module):
         """
         tasks, context, *_ = current()
         images = precise(self.as_maps(x)).unflatten(0, (tasks, -1))
-        own: Any = None if self.fixed_moments else (images.mean((3, 4)), images.var((3, 4), correction=0))
-        mean, var = self.moments(own, context)
+        own: Any = None if self.fixed_moments else image_moments(images)
+        return self.normalize(images, *self.moments(own, context)).reshape(x.shape).to(x.dtype)
+
+    def normalize(self, images: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Normalize ``(..., c, h, w)`` by moments that broadcast to ``(..., c)``, then scale and shift."""
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
-        return (images * scale[..., None, None] + shift[..., None, None]).reshape(x.shape).to(x.dtype)
+        return images * scale[..., None, None] + shift[..., None, None]
 
     def as_maps(self, x: Tensor) -> Tensor:
         """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are.

@@ -70,6 +70,15 @@ def document(title: str, subject: str, command: str, sections: Iterable[tuple[st
     return "\n".join([head, *contents, "</ul></nav>\n</header>", *body, "</body>", "</html>", ""])
 
 
-def data_url(png: bytes) -> str:
-    """Return the content of a PNG as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def figure(png: bytes, alt: str, caption: str = "", kind: str = "") -> str:
+    """Return a figure with a PNG.
+
+    Args:
+        png: the content of the PNG.
+        alt: a description of the picture.
+        caption: HTML below the picture.
+        kind: classes of the style sheet: ``wide``, or ``small`` and ``wrong``.
+    """
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    classes, below = f' class="{kind}"' if kind else "", f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure{classes}><img alt="{escape(alt)}" src="{source}">{below}</figure>'

@@ -8,9 +8,10 @@ from pathlib import Path
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.csv_files import write_cells, write_runs
-from metafew.analysis.compare.html_page import html_page
+from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.text_table import TextTable
+from metafew.analysis.html_document import document
 from metafew.errors import UsageError
 
 TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")
@@ -54,7 +55,8 @@ def write_report(
             write_tables(folder, tables, omitted)
             write_cells(folder / "table.csv", comparison)
             write_runs(folder / "runs.csv", [run for run in runs if run.heads])
-        page = html_page(tables, comparison, figures, omitted, {run.folder: run.command for run in runs}, command)
+        sections = report_sections(tables, comparison, figures, omitted, [run.command for run in runs])
+        page = document("Runs compared", f"{len(runs)} runs", command, sections)
         (folder / "index.html").write_text(page, "utf-8")
     except OSError as error:
         raise UsageError(f"expected a folder that can be written, got {folder} ({error}): type out=DIR") from error

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from metafew.analysis.compare.text_table import escape_html
-from metafew.analysis.html_document import data_url, document
+from metafew.analysis.html_document import document, figure
 from metafew.analysis.labelling.labelling import NONE, Labelling, Prediction
 
 IMAGES = 200
@@ -33,12 +33,11 @@ def labelling_page(
     sections = {"Result": "\n".join(["<ul>", *(f"<li>{escape_html(line)}</li>" for line in lines), "</ul>"])}
     tables = [labelling.class_table(), *([labelling.confusion_table()] if labelling.confusion else [])]
     sections |= {table.title: table.html() for table in tables}
-    sections["Contact sheet"] = f'<figure class="wide"><img alt="contact sheet" src="{data_url(sheet.read_bytes())}">'
-    sections["Contact sheet"] += "</figure>"
+    sections["Contact sheet"] = figure(sheet.read_bytes(), "contact sheet", kind="wide")
     shown = sorted(labelling.predictions, key=urgency)[:IMAGES]
     some = "" if len(shown) == len(labelling.predictions) else f"{len(shown)} of {len(labelling.predictions)}, "
     title = f"Images ({some}wrong ones first, then those marked as unknown, then by probability)"
-    sections[title] = "\n".join(figure(each, image(each.file)) for each in shown)
+    sections[title] = "\n".join(labelled_image(each, image(each.file)) for each in shown)
     return document("Labelled images", f"{len(labelling.predictions)} images", command, sections.items())
 
 
@@ -48,7 +47,7 @@ def urgency(prediction: Prediction) -> tuple[bool, bool, bool, float]:
     return not prediction.wrong, answered, not prediction.unknown, prediction.probability if answered else 0.0
 
 
-def figure(prediction: Prediction, pixels: np.ndarray) -> str:
+def labelled_image(prediction: Prediction, pixels: np.ndarray) -> str:
     """Return an image with its prediction in HTML."""
     captions = [prediction.file]
     if prediction.predicted is None:
@@ -60,6 +59,5 @@ def figure(prediction: Prediction, pixels: np.ndarray) -> str:
         captions.append(f"✗ {prediction.truth}")
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
-    picture = f'<img alt="{escape_html(prediction.file)}" src="{data_url(png.getvalue())}">'
-    words = "<br>".join(map(escape_html, captions))
-    return f'<figure class="small{" wrong" * prediction.wrong}">{picture}<figcaption>{words}</figcaption></figure>'
+    caption, kind = "<br>".join(map(escape_html, captions)), f"small{' wrong' * prediction.wrong}"
+    return figure(png.getvalue(), prediction.file, caption, kind)

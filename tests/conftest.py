@@ -1,7 +1,6 @@
 """Fixtures of several test files: stores built once, composed configurations, runs, and the real data."""
 
 import gc
-import logging
 import multiprocessing
 import os
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import pytest
 from runs import TINY, compose_in
 
 from metafew.config.groups import register_evaluation_heads
+from metafew.training.start import unchanged_logging
 
 pytest.register_assert_rewrite("contracts")
 collect_ignore = ["start_method"]  # its sitecustomize is another module than that of the interpreter
@@ -57,12 +57,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _log_files():
     """Restore the handlers of logging after a run in this process, and close its log file, which Hydra leaves open."""
-    before = logging.root.handlers[:]
-    yield
-    for handler in logging.root.handlers:
-        if isinstance(handler, logging.FileHandler) and handler not in before:
-            handler.close()
-    logging.root.handlers[:] = before
+    with unchanged_logging():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -30,16 +30,24 @@ def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequ
     for name, experiment in experiments.items():
         paper = experiment["paper"].partition(",")[0]
         table = tables.setdefault(paper, TextTable(paper, COLUMNS))
+        cells = plan_cells(dict(experiment), [], "paper", [0], Path(), group_names())
+        totals = {cell.row: planned_steps(cell.fit) for cell in cells}
         for text in experiment["claims"]:
             found = ((claim, report) for report in reports[name] for claim in report["claims"] if claim["text"] == text)
             decided = [(claim, report) for claim, report in found if claim["verdict"] != MISSING]
-            cells = describe_claim(experiment, *decided[0]) if decided else ["–", "–", "–", MISSING]
-            table.rows.append([text, *cells, name])
+            described = describe_claim(*decided[0], totals) if decided else ["–", "–", "–", MISSING]
+            table.rows.append([text, *described, name])
     yield from tables.values()
 
 
-def describe_claim(experiment: Mapping, claim: Mapping, report: Mapping) -> list[str]:
-    """Return the figures of the first comparison of a claim, published and here, its scale and its verdict."""
+def describe_claim(claim: Mapping, report: Mapping, totals: Mapping[str, int | None]) -> list[str]:
+    """Return the figures of the first comparison of a claim, published and here, its scale and its verdict.
+
+    Args:
+        claim: the claim, with its evidence.
+        report: the results that decide it.
+        totals: the number of steps of the paper, by row.
+    """
     lines = [match for each in claim["evidence"] if (match := LINE.fullmatch(each["line"]))]
     first = lines[0]
     sides = [(first["left"], first["in"]), (first["right"], first["at"] or first["in"])]
@@ -50,7 +58,7 @@ def describe_claim(experiment: Mapping, claim: Mapping, report: Mapping) -> list
     published = [published_figure(report, row, column) for row, column in sides]
     rows = {side for match in lines for side in (match["left"], match["right"])} & report["rows"].keys()
     shown = [" / ".join(figures) if any(each != "–" for each in figures) else "–" for figures in (published, here)]
-    return [*shown, scale(experiment, report, sorted(rows)), claim["verdict"]]
+    return [*shown, scale(report, sorted(rows), totals), claim["verdict"]]
 
 
 def published_figure(report: Mapping, row: str, column: str) -> str:
@@ -63,15 +71,13 @@ def published_figure(report: Mapping, row: str, column: str) -> str:
     return format_published(values[columns.index(column) if column in columns else 0])
 
 
-def scale(experiment: Mapping, report: Mapping, rows: Sequence[str]) -> str:
+def scale(report: Mapping, rows: Sequence[str], totals: Mapping[str, int | None]) -> str:
     """Return the steps of some rows, those of the paper, and their data and networks."""
-    papers = {cell.row: cell for cell in plan_cells(dict(experiment), [], "paper", [0], Path(), group_names())}
-    done = [report["rows"][row]["steps"] for row in rows]
-    total = [planned_steps(papers[row].fit) for row in rows]
     words = [word for row in rows for word in report["rows"][row]["words"]]
     data = [name_dataset(word) for word in words if re.match(r"dataset(\.root)?=", word)]
     networks = [word.removeprefix("backbone=") for word in words if word.startswith("backbone=")]
-    steps = f"{span(done)} of {span(total)} steps"
+    done, total = span([report["rows"][row]["steps"] for row in rows]), span([totals[row] for row in rows])
+    steps = f"{done} of {total} steps"
     return ", ".join([steps, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])
 
 

@@ -51,8 +51,11 @@ def steps_so_far(cell: Cell) -> str | None:
 
     A training whose overrides set no number of steps has none either.
     """
-    done, total = recorded_steps(cell.fit), planned_steps(cell.fit)
-    return f"{done:,} of {total:,} steps" if total and done and not cell.fit.finished else None
+    total = planned_steps(cell.fit)
+    if total is None or cell.fit.finished:
+        return None
+    done = recorded_steps(cell.fit)
+    return f"{done:,} of {total:,} steps" if done else None
 
 
 def describe_cost(trainings: int, jobs: int, minutes: float | None) -> str:

@@ -60,7 +60,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
             "expected no trainer.num_sanity_val_steps, as val.at_start validates before the first step, got "
             f"{options['num_sanity_val_steps']}: type val.at_start=false"
         )
-    if at_start := cfg.val.at_start:
+    if cfg.val.at_start:
         callbacks.append(ValidationAtStart())
     # The check comes first, as those of the user act on what they monitor.
     callbacks += [MonitorCheck(), *make_added("callbacks", options.get("callbacks"), Callback)]
@@ -85,7 +85,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         val_check_interval=options.accumulate_grad_batches * min(cfg.val.every, options.max_steps),
         check_val_every_n_epoch=None,
         limit_val_batches=None if cfg.val.total else 0,
-        num_sanity_val_steps=options.get("num_sanity_val_steps", -1 if at_start else 0),
+        num_sanity_val_steps=options.get("num_sanity_val_steps", -1 if cfg.val.at_start else 0),
         enable_model_summary=options.get("enable_model_summary", False),
         use_distributed_sampler=False,
         inference_mode=False,

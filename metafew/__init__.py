@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from metafew.arrays import Classification, Evaluation
+    from metafew.api.arrays import Classification, Evaluation
     from metafew.episode import Episode
     from metafew.heads.head import Head
     from metafew.inference import Model
@@ -123,7 +123,7 @@ def evaluate(
         metafew.errors.UsageError: if there are too few classes or examples, values are not finite, or a word names no
             head.
     """
-    from metafew import arrays
+    from metafew.api import arrays
 
     return arrays.evaluate_features(features, labels, heads, way, shot, query, tasks, seed)
 
@@ -155,7 +155,7 @@ def classify(
     Raises:
         metafew.errors.UsageError: if shapes and labels do not match, or a word names no head.
     """
-    from metafew import arrays
+    from metafew.api import arrays
 
     return arrays.classify_features(head, support, labels, query)
 
@@ -213,7 +213,7 @@ def episodes(
     Raises:
         metafew.errors.UsageError: if there is no such dataset, or it has too few classes or images.
     """
-    from metafew import loops
+    from metafew.api import loops
 
     shape, drawn = loops.Shape(way, shot, query), loops.Drawn(split, tasks, steps, seed)
     return loops.episodes_of(data, labels, shape, drawn, device, options)

@@ -28,8 +28,8 @@ ROLE = re.compile(r":\w+:`(?:[^`<]*<)?(?P<short>~?)(?P<path>[\w.]+)>?`")
 RETURNED = {
     "What the functions return": [
         "metafew.training.start.Run",
-        "metafew.arrays.Evaluation",
-        "metafew.arrays.Classification",
+        "metafew.api.arrays.Evaluation",
+        "metafew.api.arrays.Classification",
         "metafew.inference.Model",
         "metafew.inference.Task",
         "metafew.episode.Episode",

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
+from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, load_option
 from metafew.config.mistakes import no_option, options_of
@@ -30,7 +31,6 @@ from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
 from metafew.heads.head import Head
 from metafew.inference import Model
-from metafew.loops import as_array, check_tasks
 from metafew.training.factory import make_head
 from metafew.training.run import silence_lightning
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
+from metafew.heads.head import FeatureHead
 from metafew.training import checkpoint
 from metafew.training.checks import check_options, check_parts
 from metafew.training.factory import make, make_head
@@ -34,12 +35,18 @@ def make_network(word):
     return make(options, channels=1, image_size=28, norm=make_norm("layer"))
 
 
-def adapts_backbone(word):
-    return make_head(node(CONF / "head" / f"{word}.yaml"), make_network("conv4"), trained=True).adapts_backbone
-
-
+MADE = {word: make_head(node(CONF / "head" / f"{word}.yaml"), make_network("conv4"), trained=True) for word in HEADS}
 STEPPING = set(filter(takes_steps, HEADS))
-ADAPTING = set(filter(adapts_backbone, HEADS))
+ADAPTING = {word for word, head in MADE.items() if head.adapts_backbone}
+ALIKE = {word for word, head in MADE.items() if isinstance(head, FeatureHead)} - {"protonet", "svm"}
+"""Heads that see the same features whatever made them, as ``protonet`` and ``svm`` do: most of their runs are slow."""
+
+
+def quick_heads(heads):
+    """Return the heads as parameters, of which those like others are slow."""
+    return [pytest.param(head, marks=[pytest.mark.slow] * (head in ALIKE)) for head in sorted(heads)]
+
+
 COUPLING = {word for word in SCHEMES if make_norm(word)(64).couples_tasks}
 """Norms that treat a meta-batch as one batch: heads that adapt the backbone cannot be trained with them."""
 MODULATED = {word for word in OURS if make_network(word).films}
@@ -153,23 +160,24 @@ def covering(cells, size):
 
 CELLS = list(product(HEADS, SCHEMES, OURS))
 SENSIBLE = [cell for cell in CELLS if sentence(*cell) is None]
-PAIRS, ONCE = covering(SENSIBLE, 2), covering(SENSIBLE, 1)
-"""Cells that hold every pair of choices, and every choice."""
+DIFFERENT = [cell for cell in SENSIBLE if cell[0] not in ALIKE]
+PAIRS, ONCE = covering(DIFFERENT, 2), covering(DIFFERENT, 1)
+"""Cells that hold every pair of choices, and every choice, but for heads like others."""
 GRID = [pytest.param(*cell, marks=[] if cell in ONCE else pytest.mark.slow) for cell in SENSIBLE]
 
 
 def test_the_suite_meets_every_pair_of_choices():
-    met = set().union(*(subsets(cell, 2) for cell in PAIRS))
-    for choices in ((HEADS, SCHEMES), (HEADS, None, OURS), (None, SCHEMES, OURS)):
+    met, heads = set().union(*(subsets(cell, 2) for cell in PAIRS)), [head for head in HEADS if head not in ALIKE]
+    for choices in ((heads, SCHEMES), (heads, None, OURS), (None, SCHEMES, OURS)):
         (i, first), (j, second) = ((k, words) for k, words in enumerate(choices) if words)
         for a, b in product(first, second):
             senseless = (a == "cnaps" and b in set(OURS) - MODULATED) or (a in ADAPTING and b in COUPLING)
             assert (((i, a), (j, b)) in met) == (not senseless), (a, b)
     assert set(OURS) == set(WIDTHS) and len(PAIRS) < len(SENSIBLE) / 3
-    assert [{*words} for words in zip(*ONCE, strict=True)] == [{*HEADS}, {*SCHEMES}, {*OURS}]
+    assert [{*words} for words in zip(*ONCE, strict=True)] == [{*heads}, {*SCHEMES}, {*OURS}]
 
 
-@pytest.mark.parametrize(("head", "norm", "backbone"), PAIRS)
+@pytest.mark.parametrize(("head", "norm", "backbone"), PAIRS + [(head, "tasknorm", "conv4") for head in sorted(ALIKE)])
 def test_every_pair_of_choices_takes_steps_of_training_and_of_a_test(built, head, norm, backbone):
     parts = built(head, norm, backbone)
     assert parts.learner.backbone.transductive == (norm == "transductive")
@@ -195,7 +203,7 @@ def test_what_does_not_go_together_is_refused(built, head, norm, backbone):
 
 
 UNEQUAL = [(head, norm) for head, norm in product(HEADS, SCHEMES) if norm not in COUPLING]
-DIAGONAL = [(head, SCHEMES[i % len(SCHEMES)]) for i, head in enumerate(HEADS * 2)]
+DIAGONAL = {(head, SCHEMES[i % len(SCHEMES)]) for i, head in enumerate(HEADS * 2) if head not in ALIKE}
 NATURAL = [
     f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "shot=natural", "support=9")
 ]
@@ -218,7 +226,7 @@ def test_shots_that_differ_is_refused_where_all_tasks_are_one_batch(quick):
 
 
 @pytest.mark.parametrize("network", ["Plain", "BatchNormed"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", quick_heads(HEADS))
 def test_every_head_takes_a_network_of_the_user(quick, head, network):
     words = [f"head={head}", "backbone=module", f"backbone.target={__name__}.{network}"]
     said = {"cnaps": "expected a backbone with FiLM layers for head=cnaps, got Wrapped"}
@@ -240,7 +248,7 @@ def test_classical_training_takes_regularizers_on_features(quick, regularizer):
     assert "objective.classifier.weight" in state(out)
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "protonet"])
+@pytest.mark.parametrize("head", quick_heads(set(HEADS) - {"protonet"}))
 def test_classical_training_is_measured_by_any_head(quick, head):
     report, _ = quick(*choose(head), "objective=classical", "train.batch_size=8", "schedule=constant")
     assert report["choices"]["objective"] == "classical"
@@ -394,7 +402,7 @@ def test_cnaps_without_weights_warns_once(quick, caplog):
     assert caplog.text.count("head=cnaps is meant for a pre-trained, frozen backbone") == 1
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", quick_heads(HEADS))
 def test_every_head_trains_on_frozen_weights_or_says_that_nothing_is_left(quick, pretrained, head):
     before, words = pretrained
     words = ["norm=frozen", *words, f"head={head}"] + ["head.steps=1", "head.test_steps=1"] * (head in STEPPING)

@@ -116,4 +116,9 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
         way: number of classes ``w``.
     """
     members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
-    return (members / members.sum(-2, keepdim=True)).mT @ features
+    return weighted_means(features, members)
+
+
+def weighted_means(features: Tensor, weights: Tensor) -> Tensor:
+    """Return the means ``(..., w, d)`` of ``features`` ``(..., n, d)`` under each column of weights ``(..., n, w)``."""
+    return (weights / weights.sum(-2, keepdim=True)).mT @ features

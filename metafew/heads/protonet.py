@@ -22,10 +22,14 @@ class ProtoNet(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return negative squared distances ``(t, q, w)`` to the class means."""
-        prototypes = class_means(support, labels, way)
-        # Distances are invariant to translation; centring avoids cancellation in the expansion.
-        centre = prototypes.mean(1, keepdim=True)
-        prototypes, query = prototypes - centre, query - centre
-        squares = query.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(1)
-        logits = torch.baddbmm(squares, query, prototypes.mT, beta=-1, alpha=2)
+        logits = negative_distances(query, class_means(support, labels, way))
         return logits if self.scale is None else logits * (self.scale / query.shape[-1])
+
+
+def negative_distances(rows: Tensor, points: Tensor) -> Tensor:
+    """Return the negative squared distances ``(t, n, w)`` of ``rows`` ``(t, n, d)`` from ``points`` ``(t, w, d)``."""
+    # Distances are invariant to translation; centring avoids cancellation in the expansion.
+    centre = points.mean(1, keepdim=True)
+    rows, points = rows - centre, points - centre
+    squares = rows.square().sum(-1, keepdim=True) + points.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(squares, rows, points.mT, beta=-1, alpha=2)

@@ -1,0 +1,91 @@
+"""The transductive heads on features against slow references; what they share is in test_heads.py."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from metafew.errors import UsageError
+from metafew.heads.protonet import ProtoNet
+from metafew.heads.soft_kmeans import SoftKMeans
+
+W = 3
+LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
+HEADS = {"soft_kmeans": SoftKMeans}
+
+
+def features(d=5, n=6, seed=0):
+    return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def tasks(d=5, queries=7):
+    """Yield the arrays of each of two tasks: support features, labels, query features."""
+    for arrays in zip(features(d), LABELS, features(d, queries, 1), strict=True):
+        yield tuple(array.numpy() for array in arrays)
+
+
+def logits_of(head, d=5, queries=7, dtype=torch.double):
+    """Return the logits of a head on both tasks."""
+    return head.to(dtype).classify(features(d).to(dtype), LABELS, features(d, queries, 1).to(dtype), W).detach()
+
+
+def softmax(x, axis=-1):
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def distances(rows, points):
+    """Return squared distances, by a loop."""
+    return np.array([[((row - point) ** 2).sum() for point in points] for row in rows])
+
+
+def means(support, labels):
+    return np.stack([support[labels == m].mean(0) for m in range(W)])
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_degenerate_features_give_finite_logits_and_gradients(head, dtype):
+    """Features that are all alike, all 0 or huge; one query; more classes than queries."""
+    for scale, shift in ((0, 0), (0, 1), (1, 0), (1e4, 0), (1e-12, 0)):
+        for queries in (1, 2, 9):
+            support, query = (scale * rows.to(dtype) + shift for rows in (features(4), features(4, queries, 1)))
+            support.requires_grad_(), query.requires_grad_()
+            logits = head().to(dtype).classify(support, LABELS, query, W)
+            assert logits.shape == (2, queries, W) and logits.isfinite().all()
+            logits.sin().sum().backward()
+            assert support.grad.isfinite().all() and query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_soft_kmeans_is_the_loop_over_its_equations(steps):
+    logits = logits_of(SoftKMeans(steps))
+    for t, (support, labels, query) in enumerate(tasks()):
+        prototypes = means(support, labels)
+        for _ in range(steps):
+            z = softmax(-distances(query, prototypes))
+            for m in range(W):
+                total = support[labels == m].sum(0) + sum(z[j, m] * query[j] for j in range(len(query)))
+                prototypes[m] = total / ((labels == m).sum() + z[:, m].sum())
+        np.testing.assert_allclose(logits[t], -distances(query, prototypes), rtol=1e-10)
+
+
+def test_soft_kmeans_of_distant_clusters_is_kmeans():
+    """Assignments are hard there, and support rows stay in their class in scikit-learn's k-means, too."""
+    centres, answers = 30 * torch.eye(W, 5, dtype=torch.double), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    support, query = centres[LABELS] + features(), centres[answers] + features(n=9, seed=1)
+    logits = SoftKMeans(3).classify(support, LABELS, query, W)
+    for t in range(2):
+        rows, start = np.concatenate([support[t], query[t]]), means(support[t].numpy(), LABELS[t].numpy())
+        found = KMeans(W, init=start, n_init=1, tol=0).fit(rows).cluster_centers_
+        np.testing.assert_allclose(logits[t], -distances(query[t].numpy(), found), rtol=1e-9)
+
+
+def test_soft_kmeans_without_steps_is_protonet():
+    torch.testing.assert_close(logits_of(SoftKMeans(0)), logits_of(ProtoNet()))
+
+
+@pytest.mark.parametrize(("make", "message"), [(lambda: SoftKMeans(-1), "head.steps")])
+def test_bad_values_are_refused(make, message):
+    with pytest.raises(UsageError, match=f"expected {message}"):
+        make()

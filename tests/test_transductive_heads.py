@@ -6,12 +6,13 @@ import torch
 from sklearn.cluster import KMeans
 
 from metafew.errors import UsageError
+from metafew.heads.bd_cspn import BDCSPN, rectified
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.soft_kmeans import SoftKMeans
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
-HEADS = {"soft_kmeans": SoftKMeans}
+HEADS = {"soft_kmeans": SoftKMeans, "bd_cspn": BDCSPN}
 
 
 def features(d=5, n=6, seed=0):
@@ -37,6 +38,10 @@ def softmax(x, axis=-1):
 def distances(rows, points):
     """Return squared distances, by a loop."""
     return np.array([[((row - point) ** 2).sum() for point in points] for row in rows])
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def means(support, labels):
@@ -85,7 +90,37 @@ def test_soft_kmeans_without_steps_is_protonet():
     torch.testing.assert_close(logits_of(SoftKMeans(0)), logits_of(ProtoNet()))
 
 
-@pytest.mark.parametrize(("make", "message"), [(lambda: SoftKMeans(-1), "head.steps")])
+def rectify(support, labels, query, sharpness):
+    """Return rectified prototypes and shifted queries, class by class and row by row."""
+    support, query = unit(support), unit(query)
+    query = query + support.mean(0) - query.mean(0)
+    basic = unit(means(support, labels))
+    nearest = (unit(query) @ basic.T).argmax(1)
+    prototypes = []
+    for m in range(W):
+        rows = [*support[labels == m], *query[nearest == m]]
+        weights = np.array([np.exp(sharpness * unit(row) @ basic[m]) for row in rows])
+        prototypes.append(sum(w * row for w, row in zip(weights / weights.sum(), rows, strict=True)))
+    return np.stack(prototypes), query
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 10.0])
+def test_bd_cspn_is_the_loop_over_its_equations(sharpness):
+    logits = logits_of(BDCSPN(scale=3.0, sharpness=sharpness))
+    for t, task in enumerate(tasks()):
+        prototypes, query = rectify(*task, sharpness)
+        np.testing.assert_allclose(logits[t], 3 * unit(query) @ unit(prototypes).T, rtol=1e-10)
+
+
+def test_shifted_queries_have_the_mean_of_the_support_set():
+    _, shifted = rectified(features(), LABELS, features(n=9, seed=1), W, 10.0)
+    mean = torch.nn.functional.normalize(features(), dim=-1).mean(1)
+    torch.testing.assert_close(shifted.mean(1), mean)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(lambda: SoftKMeans(-1), "head.steps"), (lambda: BDCSPN(sharpness=-1.0), "head.sharpness")]
+)
 def test_bad_values_are_refused(make, message):
     with pytest.raises(UsageError, match=f"expected {message}"):
         make()

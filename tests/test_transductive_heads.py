@@ -1,18 +1,22 @@
 """The transductive heads on features against slow references; what they share is in test_heads.py."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.cluster import KMeans
 
 from metafew.errors import UsageError
 from metafew.heads.bd_cspn import BDCSPN, rectified
 from metafew.heads.protonet import ProtoNet
+from metafew.heads.pt_map import PTMAP, balanced
 from metafew.heads.soft_kmeans import SoftKMeans
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
-HEADS = {"soft_kmeans": SoftKMeans, "bd_cspn": BDCSPN}
+HEADS = {"soft_kmeans": SoftKMeans, "bd_cspn": BDCSPN, "pt_map": partial(PTMAP, steps=3)}
 
 
 def features(d=5, n=6, seed=0):
@@ -118,8 +122,65 @@ def test_shifted_queries_have_the_mean_of_the_support_set():
     torch.testing.assert_close(shifted.mean(1), mean)
 
 
+def sinkhorn(scores):
+    """Return the balanced plan by Sinkhorn's algorithm as in the paper, without logarithms, until it settles."""
+    plan, before = np.exp(scores), 0
+    while np.abs(plan - before).max() > 1e-13:
+        before = plan
+        plan = plan * (len(plan) / W / plan.sum(0))
+        plan = plan / plan.sum(1, keepdims=True)
+    return plan
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_pt_map_is_the_loop_over_its_equations(power):
+    logits = logits_of(PTMAP(power, sharpness=3.0, rate=0.4, steps=4, iterations=150))
+    for t, (support, labels, query) in enumerate(tasks()):
+        support, query = (unit(np.sign(x) * (np.abs(x) + 1e-6) ** power) for x in (support, query))
+        support, query = unit(support - support.mean(0)), unit(query - query.mean(0))
+        centres = means(support, labels)
+        for _ in range(4):
+            plan = sinkhorn(-3 * distances(query, centres))
+            for m in range(W):
+                total = support[labels == m].sum(0) + plan[:, m] @ query
+                centres[m] += 0.4 * (total / ((labels == m).sum() + plan[:, m].sum()) - centres[m])
+        np.testing.assert_allclose(logits[t].softmax(-1), sinkhorn(-3 * distances(query, centres)), atol=1e-9)
+
+
+def test_a_balanced_plan_is_the_optimum():
+    """Of ``sum P scores + H(P)`` among plans with these sums, by SciPy; hard where scores are large, and finite."""
+    scores = features(W, 6)
+    plan = balanced(scores, torch.zeros(1, 1, W), 200)[0].softmax(-1)
+    torch.testing.assert_close(plan.sum(1), torch.full((2, W), 2.0, dtype=torch.double))
+    rows = {"type": "eq", "fun": lambda p: p.reshape(6, W).sum(1) - 1}
+    columns = {"type": "eq", "fun": lambda p: p.reshape(6, W).sum(0)[1:] - 2}
+    for t in range(2):
+        score = scores[t].numpy().ravel()
+        found = minimize(
+            lambda p, score=score: p @ (np.log(p) - score), np.full(6 * W, 1 / W), bounds=[(1e-9, 1)] * 6 * W,
+            constraints=[rows, columns], options={"ftol": 1e-12, "maxiter": 300},
+        )  # fmt: skip
+        np.testing.assert_allclose(plan[t], found.x.reshape(6, W), atol=1e-4)
+    large = balanced(1e6 * scores.float(), torch.zeros(1, 1, W), 50)[0]
+    assert large.isfinite().all()
+
+
+def test_pt_map_gives_every_class_as_many_queries():
+    """The plan of unbalanced queries is balanced all the same: this is the head's assumption."""
+    plan = logits_of(PTMAP(iterations=100), queries=7).softmax(-1)
+    torch.testing.assert_close(plan.sum(1), torch.full((2, W), 7 / W, dtype=torch.double), rtol=1e-3, atol=0)
+    assert torch.allclose(logits_of(PTMAP(), queries=1).softmax(-1), torch.full((), 1 / W, dtype=torch.double))
+
+
 @pytest.mark.parametrize(
-    ("make", "message"), [(lambda: SoftKMeans(-1), "head.steps"), (lambda: BDCSPN(sharpness=-1.0), "head.sharpness")]
+    ("make", "message"),
+    [
+        (lambda: SoftKMeans(-1), "head.steps"),
+        (lambda: BDCSPN(sharpness=-1.0), "head.sharpness"),
+        (lambda: PTMAP(power=0.0), "head.power"),
+        (lambda: PTMAP(rate=2.0), "head.rate"),
+        (lambda: PTMAP(iterations=0), "head.iterations"),
+    ],
 )
 def test_bad_values_are_refused(make, message):
     with pytest.raises(UsageError, match=f"expected {message}"):

@@ -13,10 +13,17 @@ from metafew.heads.bd_cspn import BDCSPN, rectified
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.pt_map import PTMAP, balanced
 from metafew.heads.soft_kmeans import SoftKMeans
+from metafew.heads.tim import TIM, assigned_labels
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
-HEADS = {"soft_kmeans": SoftKMeans, "bd_cspn": BDCSPN, "pt_map": partial(PTMAP, steps=3)}
+HEADS = {
+    "soft_kmeans": SoftKMeans,
+    "bd_cspn": BDCSPN,
+    "pt_map": partial(PTMAP, steps=3),
+    "tim": partial(TIM, steps=5),
+    "tim_gd": partial(TIM, solver="gradient", steps=5),
+}
 
 
 def features(d=5, n=6, seed=0):
@@ -172,6 +179,89 @@ def test_pt_map_gives_every_class_as_many_queries():
     assert torch.allclose(logits_of(PTMAP(), queries=1).softmax(-1), torch.full((), 1 / W, dtype=torch.double))
 
 
+def tim_objective(weights, support, members, query, labels=None):
+    """Return TIM's objective, or with ``labels`` of the queries that of TIM-ADM, each a sum over the two tasks."""
+    given, found = (
+        (-15 / 2 * (rows.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)).log_softmax(-1)
+        for rows in (support, query)
+    )
+    labels = found.exp() if labels is None else labels
+    marginal, n = labels.mean(1), query.shape[1]
+    # H(Y|X) of labels p is the cross-entropy of p with itself; with other labels TIM-ADM adds their KL divergence.
+    conditional = -0.1 * (labels * found).sum() / n + (labels * (labels.log() - found)).sum() / n
+    return -0.1 * (members * given).sum() / support.shape[1] + (marginal * marginal.log()).sum() + conditional
+
+
+def tim_parts():
+    support, query = (torch.nn.functional.normalize(x, dim=-1) for x in (features(), features(n=9, seed=1)))
+    return support, torch.nn.functional.one_hot(LABELS, W).double(), query
+
+
+def test_the_gradient_of_tim_is_that_of_autograd():
+    weights = features(n=W, seed=2).requires_grad_()
+    (expected,) = torch.autograd.grad(tim_objective(weights, *tim_parts()), weights)
+    torch.testing.assert_close(TIM().gradient(weights.detach(), *tim_parts()), expected)
+
+
+def test_tim_descends_as_torchs_adam():
+    support, members, query = tim_parts()
+    start = (members / members.sum(1, keepdim=True)).mT @ support
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        tim_objective(weights, *tim_parts()).backward()
+        optimizer.step()
+    head = TIM("gradient", steps=20, lr=1e-3)
+    torch.testing.assert_close(head.descended(start, support, members, query), weights.detach(), rtol=1e-6, atol=1e-8)
+    logits = -15 / 2 * (query.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)
+    torch.testing.assert_close(
+        head.classify(features(), LABELS, features(n=9, seed=1), W), logits, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_tim_adm_is_the_loop_over_its_equations():
+    """Of Proposition 1, with sums over rows in place of means, as the authors write them."""
+    logits = logits_of(TIM(steps=3))
+    for t, (support, labels, query) in enumerate(tasks()):
+        support, query = unit(support), unit(query)
+        w = means(support, labels)
+        for _ in range(3):
+            ps, pq = softmax(-7.5 * distances(support, w)), softmax(-7.5 * distances(query, w))
+            q = pq**1.1 / np.sqrt((pq**1.1).sum(0))
+            q /= q.sum(1, keepdims=True)
+            after, ratio = np.empty_like(w), len(query) / len(support) * 0.1 / 1.1
+            for m in range(W):
+                y = labels == m
+                top = ratio * sum(y[i] * z + ps[i, m] * (w[m] - z) for i, z in enumerate(support))
+                top = top + sum(q[i, m] * z + pq[i, m] * (w[m] - z) for i, z in enumerate(query))
+                after[m] = top / (ratio * y.sum() + q[:, m].sum())
+            w = after
+        np.testing.assert_allclose(logits[t], -7.5 * distances(query, w), rtol=1e-9)
+
+
+def test_both_updates_of_tim_adm_decrease_its_objective():
+    support, members, query = tim_parts()
+    weights = (members / members.sum(1, keepdim=True)).mT @ support
+    values = []
+    for _ in range(30):
+        labels = assigned_labels(TIM().logits(query, weights).log_softmax(-1), 0.1)
+        values.append(tim_objective(weights, support, members, query, labels))
+        weights = TIM(steps=1).alternated(weights, support, members, query)
+        values.append(tim_objective(weights, support, members, query, labels))
+    falls = -torch.stack(values).diff()
+    assert (falls > -1e-12).all() and falls[:4].min() > 1e-5
+
+
+def test_both_solvers_of_tim_raise_the_mutual_information():
+    support, members, query = tim_parts()
+    start = (members / members.sum(1, keepdim=True)).mT @ support
+    first = TIM(steps=60).alternated(start, support, members, query)
+    second = TIM("gradient", steps=60, lr=0.05).descended(start, support, members, query)
+    before, *after = (tim_objective(weights, support, members, query) for weights in (start, first, second))
+    assert max(after) < before - 0.2 and abs(after[0] - after[1]) < 0.1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -180,6 +270,8 @@ def test_pt_map_gives_every_class_as_many_queries():
         (lambda: PTMAP(power=0.0), "head.power"),
         (lambda: PTMAP(rate=2.0), "head.rate"),
         (lambda: PTMAP(iterations=0), "head.iterations"),
+        (lambda: TIM(solver="newton"), "head.solver"),
+        (lambda: TIM(support_weight=0.0), "head.support_weight"),
     ],
 )
 def test_bad_values_are_refused(make, message):

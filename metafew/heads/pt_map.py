@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class PTMAP(FeatureHead):
     """
 
     transductive = True
+    exemptions: ClassVar = {"bfloat16": "the steep power transform multiplies rounding errors of features near 0"}
 
     def __init__(
         self, power: float = 0.5, sharpness: float = 10.0, rate: float = 0.2, steps: int = 20, iterations: int = 10

@@ -1,15 +1,20 @@
 """The transductive heads on features against slow references; what they share is in test_heads.py."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.cluster import KMeans
+from sklearn.neighbors import kneighbors_graph
 
 from metafew.errors import UsageError
 from metafew.heads.bd_cspn import BDCSPN, rectified
+from metafew.heads.laplacian_shot import LaplacianShot, affinity, updated
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.pt_map import PTMAP, balanced
 from metafew.heads.soft_kmeans import SoftKMeans
@@ -22,6 +27,7 @@ HEADS = {
     "bd_cspn": BDCSPN,
     "pt_map": partial(PTMAP, steps=3),
     "tim": partial(TIM, steps=5),
+    "laplacian_shot": LaplacianShot,
     "tim_gd": partial(TIM, solver="gradient", steps=5),
 }
 
@@ -262,6 +268,51 @@ def test_both_solvers_of_tim_raise_the_mutual_information():
     assert max(after) < before - 0.2 and abs(after[0] - after[1]) < 0.1
 
 
+@pytest.mark.parametrize("rectify_first", [False, True])
+def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
+    logits = logits_of(LaplacianShot(weight=0.8, neighbours=2, steps=4, rectify=rectify_first))
+    for t, (support, labels, query) in enumerate(tasks()):
+        prototypes, rows = means(unit(support), labels), unit(query)
+        if rectify_first:
+            prototypes, rows = rectify(support, labels, query, 10.0)
+        graph = kneighbors_graph(rows, 2).toarray()
+        unary = distances(rows, prototypes)
+        y = softmax(-unary)
+        for _ in range(4):
+            last = np.array([-unary[q] + 0.8 * sum(graph[q, p] * y[p] for p in range(len(y))) for q in range(len(y))])
+            y = softmax(last)
+        np.testing.assert_allclose(logits[t], last, rtol=1e-9)
+
+
+def laplacian_energy(log_y, log_z, unary, weights):
+    """Return the objective of labels ``y``; with labels ``z`` of the neighbours, what an update minimises in ``y``."""
+    y, z = log_y.exp(), log_z.exp()
+    single = sum((p * (log_p - unary)).sum((1, 2)) for p, log_p in ((y, log_y), (z, log_z)))
+    return (single - (y * (weights @ z)).sum((1, 2))) / 2
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 5))
+@settings(max_examples=10, deadline=None)
+def test_updates_decrease_the_laplacian_objective(seed, weight):
+    """For a positive semidefinite affinity the objective itself, for any symmetric one that of two labels in turn."""
+    rows = features(4, 8, seed)
+    unary, signed = features(W, 8, seed + 1), rows @ rows.mT
+    symmetric = affinity(rows, 2) + affinity(rows, 2).mT
+    for weights in (weight * signed, weight * symmetric):
+        path = [updated(unary, weights, steps).log_softmax(-1) for steps in range(8)]
+        turns = [laplacian_energy(y, z, unary, weights) for z, y in pairwise(path)]
+        assert (torch.stack(turns).diff(dim=0) < 1e-10).all()
+    path = [updated(unary, weight * signed, steps).log_softmax(-1) for steps in range(8)]
+    assert (torch.stack([laplacian_energy(y, y, unary, weight * signed) for y in path]).diff(dim=0) < 1e-10).all()
+
+
+def test_laplacian_shot_without_neighbours_is_the_nearest_prototype():
+    logits = logits_of(LaplacianShot(weight=0.0, rectify=False))
+    support, query = (torch.nn.functional.normalize(x, dim=-1) for x in (features(), features(n=7, seed=1)))
+    torch.testing.assert_close(logits, ProtoNet().classify(support, LABELS, query, W))
+    assert not affinity(query[:, :1], 2).any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -270,6 +321,8 @@ def test_both_solvers_of_tim_raise_the_mutual_information():
         (lambda: PTMAP(power=0.0), "head.power"),
         (lambda: PTMAP(rate=2.0), "head.rate"),
         (lambda: PTMAP(iterations=0), "head.iterations"),
+        (lambda: LaplacianShot(neighbours=0), "head.neighbours"),
+        (lambda: LaplacianShot(weight=-1.0), "head.weight"),
         (lambda: TIM(solver="newton"), "head.solver"),
         (lambda: TIM(support_weight=0.0), "head.support_weight"),
     ],

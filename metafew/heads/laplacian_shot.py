@@ -10,8 +10,7 @@ from torch import Tensor
 from metafew.config.option_values import check_integer, check_range, check_truth
 from metafew.heads.bd_cspn import rectified
 from metafew.heads.cosine import direction
-from metafew.heads.head import FeatureHead, class_means
-from metafew.heads.protonet import negative_distances
+from metafew.heads.head import FeatureHead, class_means, negative_distances
 
 
 class LaplacianShot(FeatureHead):

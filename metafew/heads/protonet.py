@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafew.heads.head import FeatureHead, class_means
+from metafew.heads.head import FeatureHead, class_means, negative_distances
 
 
 class ProtoNet(FeatureHead):
@@ -24,12 +24,3 @@ class ProtoNet(FeatureHead):
         """Return negative squared distances ``(t, q, w)`` to the class means."""
         logits = negative_distances(query, class_means(support, labels, way))
         return logits if self.scale is None else logits * (self.scale / query.shape[-1])
-
-
-def negative_distances(rows: Tensor, points: Tensor) -> Tensor:
-    """Return the negative squared distances ``(t, n, w)`` of ``rows`` ``(t, n, d)`` from ``points`` ``(t, w, d)``."""
-    # Distances are invariant to translation; centring avoids cancellation in the expansion.
-    centre = points.mean(1, keepdim=True)
-    rows, points = rows - centre, points - centre
-    squares = rows.square().sum(-1, keepdim=True) + points.square().sum(-1).unsqueeze(1)
-    return torch.baddbmm(squares, rows, points.mT, beta=-1, alpha=2)

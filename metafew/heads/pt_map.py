@@ -11,8 +11,7 @@ from torch import Tensor
 
 from metafew.config.option_values import check_integer, check_range
 from metafew.heads.cosine import direction
-from metafew.heads.head import FeatureHead, class_means, weighted_means
-from metafew.heads.protonet import negative_distances
+from metafew.heads.head import FeatureHead, class_means, negative_distances, weighted_means
 
 EPS = 1e-6
 """Added to features before the power, whose slope at 0 is infinite."""

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metafew.config.option_values import check_integer
-from metafew.heads.head import FeatureHead, class_means, weighted_means
-from metafew.heads.protonet import negative_distances
+from metafew.heads.head import FeatureHead, class_means, negative_distances, weighted_means
 
 
 class SoftKMeans(FeatureHead):

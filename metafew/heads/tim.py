@@ -10,9 +10,8 @@ from torch import Tensor
 
 from metafew.config.option_values import check_choice, check_integer, check_range
 from metafew.heads.cosine import direction
-from metafew.heads.head import FeatureHead, class_means
+from metafew.heads.head import FeatureHead, class_means, negative_distances
 from metafew.heads.inner import Adam
-from metafew.heads.protonet import negative_distances
 
 
 class TIM(FeatureHead):

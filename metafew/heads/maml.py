@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from metafew.backbones.backbone import Backbone
 from metafew.config.option_values import as_list, check_choice, check_integer
 from metafew.errors import UsageError
-from metafew.heads.adapting import AdaptingHead, Readout
+from metafew.heads.adapting import AdaptingHead
+from metafew.heads.batching import Readout
 from metafew.heads.fast_weights import adapting_names
 from metafew.heads.inner import RULES
 from metafew.heads.output import Output

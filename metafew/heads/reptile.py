@@ -12,7 +12,7 @@ from torch import Tensor
 from metafew.backbones.backbone import Backbone
 from metafew.config.option_values import check_integer
 from metafew.errors import UsageError
-from metafew.heads.adapting import Model
+from metafew.heads.batching import Model
 from metafew.heads.fast_weights import SupportSet
 from metafew.heads.inner import Weights, adapting_shapes, entry
 from metafew.heads.maml import MAML

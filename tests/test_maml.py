@@ -50,6 +50,7 @@ OPTIONS = {
     "all": {},
     "no_norm": {"output": "shared", "adapt": "no_norm"},
     "output": {"adapt": "output"},
+    "body": {"adapt": "body"},
     "prototype": {"output": "prototype"},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "layer": {"rates": "layer"},
@@ -331,6 +332,8 @@ def test_readings_are_what_each_setting_gives_alone(episode):
         ({"output": "best"}, "expected head.output to be one of"),
         ({"output_std": 0}, "expected head.output_std to be a positive number, got 0: type head.output_std=1"),
         ({"output_std": 1, "output": "zero"}, "expected no head.output_std for head.output=zero"),
+        ({"adapt": "body", "output": "shared"}, "got head.output=shared: type head.output=prototype"),
+        ({"adapt": "body", "freeze": ["body"]}, "got Smooth with none: type head.adapt=output"),
     ],
 )
 def test_bad_options_are_refused(options, said):

@@ -37,7 +37,7 @@ class AdaptingHead(BatchingHead):
 
     Args:
         backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
-        output: the output layer before adaptation, which always adapts.
+        output: the output layer before adaptation; it adapts too, unless it says otherwise.
         names: names of the backbone's weights that adapt.
         steps: gradient steps.
         lrs: inner learning rate, the first; others are candidates for a subclass to choose from.
@@ -145,9 +145,10 @@ class AdaptingHead(BatchingHead):
         Returns:
             The weights and the state after the step, and the losses before it.
         """
-        grads, losses = gradient(loss, weights, graph)
+        adapting = {name: weights[name] for name in self.rates.names}
+        grads, losses = gradient(lambda adapting: loss(weights | adapting), adapting, graph)
         directions, state = self.rule(grads, state)
-        return self.rates.descend(weights, directions, step, lr), state, losses
+        return weights | self.rates.descend(adapting, directions, step, lr), state, losses
 
     def _results(
         self,

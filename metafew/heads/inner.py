@@ -83,14 +83,13 @@ class Shape(NamedTuple):
 
 
 def adapting_shapes(backbone: Backbone, names: Iterable[str], output: Output) -> list[Shape]:
-    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of the output layer's."""
+    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of an adapting output's."""
     values = dict(backbone.named_parameters())
-    rows = output.way or 1
-    return [
-        *(Shape(f"backbone.{name}", values[name].shape) for name in names),
-        Shape("weight", torch.Size((rows, backbone.features))),
-        Shape("bias", torch.Size((rows,))),
-    ]
+    shapes = [Shape(f"backbone.{name}", values[name].shape) for name in names]
+    if output.adapts:
+        rows = output.way or 1
+        shapes += [Shape("weight", torch.Size((rows, backbone.features))), Shape("bias", torch.Size((rows,)))]
+    return shapes
 
 
 class Rates(nn.Module):

@@ -15,7 +15,7 @@ from metafew.heads.inner import RULES
 from metafew.heads.output import Output
 
 CHOICES = {
-    "adapt": ("all", "no_norm", "output"),
+    "adapt": ("all", "no_norm", "output", "body"),
     "rates": ("fixed", "layer", "weight"),
     "optimizer": tuple(RULES),
     "inner": ("auto", "loop", "batch", "chunk", "vmap"),
@@ -26,8 +26,9 @@ class MAML(AdaptingHead):
     """Fit the backbone and a linear output layer to the support set by a few steps of gradient descent.
 
     With ``adapt="output"`` only the layer is fitted (ANIL, Raghu et al. 2020), on features that are computed once. With
-    ``first_order`` the outer gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned
-    by the outer gradient only.
+    ``adapt="body"`` only the backbone is (BOIL, Oh et al. 2021), under a layer that the outer gradient learns; in a
+    head that was not trained, the layer is that of the class means before adaptation. With ``first_order`` the outer
+    gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned by the outer gradient only.
 
     The inner learning rate is on the mean over support rows. Finn et al. sum over classes: their rate times the way is
     ours, so their 0.4 on 5-way Omniglot is 2.0 here.
@@ -46,8 +47,8 @@ class MAML(AdaptingHead):
             (:class:`~metafew.heads.inner.Rates`).
         optimizer: ``sgd`` or ``adam`` (:mod:`metafew.heads.inner`).
         first_order: leave out the second derivatives.
-        adapt: ``all`` weights of the backbone; ``no_norm``, all but scales and shifts of norms (Finn et al.); or only
-            the ``output`` layer.
+        adapt: ``all`` weights; ``no_norm``, all but scales and shifts of norms (Finn et al.); only the ``output``
+            layer; or only the ``body``, the backbone.
         freeze: prefixes of names of backbone weights that do not adapt, such as ``blocks.0``.
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
         output_std: standard deviation of the initial weights of a meta-learned output layer; None: as
@@ -96,8 +97,13 @@ class MAML(AdaptingHead):
             raise UsageError(
                 f"expected one head.lr for head.rates={rates} to start from, got {lr}: type head.lr={lrs[0]}"
             )
-        layer = Output(output, way, backbone.features, trained, output_std)
+        layer = Output(output, way, backbone.features, trained, output_std, adapts=adapt != "body")
         names = adapting_names(backbone, adapt, as_list(freeze))
+        if not (names or layer.adapts):
+            raise UsageError(
+                f"expected a network with weights that adapt for head.adapt=body, got {type(backbone).__name__} with "
+                "none: type head.adapt=output"
+            )
         super().__init__(
             backbone, layer, names, steps, lrs, RULES[optimizer](), rates, first_order, inner, chunk, memory
         )

@@ -4,10 +4,17 @@ import copy
 
 import pytest
 import torch
+from contracts import node
 from smooth import Smooth, W, three_tasks
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
+from metafew.config.groups import CONF
 from metafew.heads.maml import MAML
+from metafew.norms.scope import rows
+from metafew.objectives.episodic import Episodic
+from metafew.objectives.regularizers import NoRegularizer
+from metafew.training.factory import make_head
 
 
 def learner(word="tasknorm", **options):
@@ -46,3 +53,33 @@ def test_boil_has_a_learned_layer_only_where_it_fits():
     kinds = [learner(adapt="body", trained=trained, way=way)[1].output.kind
              for trained, way in ((True, W), (False, W), (True, "2..5"))]  # fmt: skip
     assert kinds == ["linear", "prototype", "prototype"]
+
+
+def test_proto_maml_descends_through_class_means_with_constant_inner_gradients():
+    """The layer 2 p, -|p|^2 of the class means p, and the backbone, each plus constants: the inner steps."""
+    torch.manual_seed(0)
+    backbone, task = Smooth("none").double(), three_tasks().split(1)[0]
+    head = make_head(node(CONF / "head" / "proto_maml.yaml"), backbone, trained=True).double()
+    head.steps, lr = 2, head.learning_rates[0]
+    names, values = zip(*backbone.named_parameters(), strict=True)
+    (images, labels), queries = (task.support.images[0], task.support.labels[0]), task.query.images[0]
+
+    def embedded(values, images):
+        with rows(1, len(images)):
+            return functional_call(backbone, dict(zip(names, values, strict=True)), (images,))
+
+    features = embedded(values, images)
+    means = torch.stack([features[labels == label].mean(0) for label in range(W)])
+    weights = [*values, 2 * means, -means.square().sum(1)]
+    for _ in range(head.steps):
+        here = [value.detach().requires_grad_() for value in weights]
+        loss = cross_entropy(linear(embedded(here[:-2], images), *here[-2:]), labels)
+        grads = torch.autograd.grad(loss, here)
+        weights = [value - lr * grad for value, grad in zip(weights, grads, strict=True)]
+    cross_entropy(linear(embedded(weights[:-2], queries), *weights[-2:]), task.query.labels[0]).backward()
+    expected = [value.grad.clone() for value in values]
+    backbone.zero_grad()
+    Episodic(NoRegularizer())(backbone, head, [task]).loss.backward()
+    for value, gradient in zip(values, expected, strict=True):
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-9, atol=1e-12)
+    assert max(gradient.abs().max() for gradient in expected) > 1e-6

@@ -10,7 +10,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
 from metafew.config.groups import CONF
+from metafew.heads.curvature import Curvature
+from metafew.heads.inner import Shape
 from metafew.heads.maml import MAML
+from metafew.meta_parameters import meta_parameters
 from metafew.norms.scope import rows
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
@@ -83,3 +86,36 @@ def test_proto_maml_descends_through_class_means_with_constant_inner_gradients()
     for value, gradient in zip(values, expected, strict=True):
         torch.testing.assert_close(value.grad, gradient, rtol=1e-9, atol=1e-12)
     assert max(gradient.abs().max() for gradient in expected) > 1e-6
+
+
+@pytest.mark.parametrize("size", [(4, 3, 2, 2), (4, 3, 1, 1), (1, 3, 2, 2), (4, 3), (5,)])
+def test_curvature_is_the_product_with_a_kronecker_product(size):
+    generator = torch.Generator().manual_seed(0)
+    curvature = Curvature([Shape("layer.weight", torch.Size(size))]).double()
+    for matrix in curvature.parameters():
+        matrix.data = torch.randn(matrix.shape, generator=generator, dtype=torch.double)
+    direction, weight = torch.randn(2, 3, *size, generator=generator, dtype=torch.double)
+    factors = [matrix.diag() if matrix.ndim == 1 else matrix for matrix in curvature.parameters()]
+    full = factors[0]  # in the order of dimensions: output, input, kernel
+    for factor in factors[1:]:
+        full = torch.kron(full, factor)
+    assert len(full) == direction[0].numel()
+    expected = weight - 0.3 * torch.stack([(full @ g.flatten()).view(size) for g in direction])
+    found = curvature.descend({"layer.weight": weight}, {"layer.weight": direction}, 0, 0.3)
+    torch.testing.assert_close(found["layer.weight"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_curvature_of_an_output_layer_for_any_way_treats_classes_alike():
+    backbone, head = learner(rates="curvature", output="shared")
+    with torch.no_grad():
+        for matrix in head.rates.parameters():
+            matrix += 0.1 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    support, query, _ = one_task()
+    order = torch.tensor([2, 0, 1])
+    renamed = head(backbone, support._replace(labels=order[support.labels]), query, W)[..., order]
+    torch.testing.assert_close(renamed, head(backbone, support, query, W), rtol=1e-9, atol=1e-12)
+
+
+def test_curvature_is_exempt_from_weight_decay():
+    head = learner(rates="curvature")[1]
+    assert set(map(id, meta_parameters(head).values())) == set(map(id, head.rates.parameters()))

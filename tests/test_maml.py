@@ -55,6 +55,8 @@ OPTIONS = {
     "adam": {"optimizer": "adam", "lr": 0.01},
     "layer": {"rates": "layer"},
     "weight": {"rates": "weight"},
+    "curvature": {"rates": "curvature"},
+    "curvature for any way": {"rates": "curvature", "output": "shared"},
 }
 # Every norm with every execution, and every option with every execution.
 CASES = [(word, "no_norm" if i % 2 else "all", inner) for i, word in enumerate(SCHEMES) for inner in INNER]
@@ -286,7 +288,7 @@ def test_inner_adam_is_that_of_torch():
 
 
 def test_learned_rates_start_where_fixed_ones_are_and_last_beyond_training():
-    for kind in ("layer", "weight"):
+    for kind in ("layer", "weight", "curvature"):
         backbone, head = learner("tasknorm", rates=kind, steps=2, test_steps=4)
         fixed = learner("tasknorm", steps=2, test_steps=4)[1]
         fixed.load_state_dict(head.state_dict(), strict=False)

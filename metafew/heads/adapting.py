@@ -15,6 +15,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_convolution import summed_gradients
 from metafew.episode import Labelled
 from metafew.heads.batching import BatchingHead, Model, Readout
+from metafew.heads.curvature import Curvature
 from metafew.heads.fast_weights import (
     FunctionalBackbone,
     Gradient,
@@ -42,7 +43,8 @@ class AdaptingHead(BatchingHead):
         steps: gradient steps.
         lrs: inner learning rate, the first; others are candidates for a subclass to choose from.
         rule: how weights descend (:mod:`metafew.heads.inner`).
-        rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`).
+        rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`), or matrices as ``curvature``
+            (:class:`~metafew.heads.curvature.Curvature`).
         first_order: take the outer gradient as if inner gradients were constant.
         inner: how the tasks of a meta-batch are batched: ``loop``, ``batch``, ``chunk``, ``vmap`` or ``auto``
             (:class:`~metafew.heads.batching.BatchingHead`).
@@ -66,7 +68,8 @@ class AdaptingHead(BatchingHead):
     ):
         super().__init__(names, steps, first_order, inner, chunk, memory)
         self.output, self.learning_rates, self.rule, self.fixed_way = output, tuple(lrs), rule or SGD(), output.way
-        self.rates = Rates(rates, lrs[0], steps, adapting_shapes(backbone, self.names, output))
+        shapes = adapting_shapes(backbone, self.names, output)
+        self.rates = Curvature(shapes) if rates == "curvature" else Rates(rates, lrs[0], steps, shapes)
 
     @property
     def evaluation_setting(self) -> tuple[float, int]:

@@ -16,7 +16,7 @@ from metafew.heads.output import Output
 
 CHOICES = {
     "adapt": ("all", "no_norm", "output", "body"),
-    "rates": ("fixed", "layer", "weight"),
+    "rates": ("fixed", "layer", "weight", "curvature"),
     "optimizer": tuple(RULES),
     "inner": ("auto", "loop", "batch", "chunk", "vmap"),
 }
@@ -44,7 +44,8 @@ class MAML(AdaptingHead):
         test_steps: gradient steps in evaluation, or a list to choose from.
         lr: inner learning rate, or a list to choose from in evaluation.
         rates: ``fixed``; or learned, starting at ``lr``: one for each ``layer`` and step, or one for each ``weight``
-            (:class:`~metafew.heads.inner.Rates`).
+            (:class:`~metafew.heads.inner.Rates`); ``curvature``: ``lr`` times learned matrices
+            (:class:`~metafew.heads.curvature.Curvature`).
         optimizer: ``sgd`` or ``adam`` (:mod:`metafew.heads.inner`).
         first_order: leave out the second derivatives.
         adapt: ``all`` weights; ``no_norm``, all but scales and shifts of norms (Finn et al.); only the ``output``
@@ -93,7 +94,7 @@ class MAML(AdaptingHead):
             check_integer("head.memory", memory, 1, 300)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
-        if rates != "fixed" and len(lrs) > 1:
+        if rates in ("layer", "weight") and len(lrs) > 1:
             raise UsageError(
                 f"expected one head.lr for head.rates={rates} to start from, got {lr}: type head.lr={lrs[0]}"
             )

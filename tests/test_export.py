@@ -26,7 +26,8 @@ from metafew.norms.fast import accelerate
 from metafew.training.factory import make
 
 CLASSES = ["ant", "bee", "cat"]
-LINEAR = {"anil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}
+LINEAR = {"anil", "boil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}
+LINEAR |= {"meta_curvature", "proto_maml"}
 """The heads whose logits are linear in the features of a query."""
 
 

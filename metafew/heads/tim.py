@@ -85,8 +85,8 @@ class TIM(FeatureHead):
         rule, state = Adam(beta1=0.9), Adam(beta1=0.9).start({"": weights})
         for _ in range(self.steps):
             gradient = self.gradient(weights, support, members, query)
-            moved, state = rule({"": weights}, {"": gradient}, state, {"": self.lr})
-            weights = moved[""]
+            directions, state = rule({"": gradient}, state)
+            weights = weights - self.lr * directions[""]
         return weights
 
     def gradient(self, weights: Tensor, support: Tensor, members: Tensor, query: Tensor) -> Tensor:

@@ -1,17 +1,22 @@
-"""The transductive heads on features against slow references; what they share is in test_heads.py."""
+"""The transductive heads against slow references; what they share is in test_heads.py."""
 
+import copy
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from contracts.heads import make_episode, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.cluster import KMeans
 from sklearn.neighbors import kneighbors_graph
+from torch import nn
 
+from metafew.backbones.task_weights import accept_task_weights
 from metafew.errors import UsageError
 from metafew.heads.bd_cspn import BDCSPN, rectified
 from metafew.heads.laplacian_shot import LaplacianShot, affinity, updated
@@ -19,6 +24,8 @@ from metafew.heads.protonet import ProtoNet
 from metafew.heads.pt_map import PTMAP, balanced
 from metafew.heads.soft_kmeans import SoftKMeans
 from metafew.heads.tim import TIM, assigned_labels
+from metafew.heads.transductive_finetuning import TransductiveFinetuning
+from metafew.norms.fast import accelerate
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
@@ -131,7 +138,7 @@ def test_bd_cspn_is_the_loop_over_its_equations(sharpness):
 
 def test_shifted_queries_have_the_mean_of_the_support_set():
     _, shifted = rectified(features(), LABELS, features(n=9, seed=1), W, 10.0)
-    mean = torch.nn.functional.normalize(features(), dim=-1).mean(1)
+    mean = F.normalize(features(), dim=-1).mean(1)
     torch.testing.assert_close(shifted.mean(1), mean)
 
 
@@ -199,8 +206,8 @@ def tim_objective(weights, support, members, query, labels=None):
 
 
 def tim_parts():
-    support, query = (torch.nn.functional.normalize(x, dim=-1) for x in (features(), features(n=9, seed=1)))
-    return support, torch.nn.functional.one_hot(LABELS, W).double(), query
+    support, query = (F.normalize(x, dim=-1) for x in (features(), features(n=9, seed=1)))
+    return support, F.one_hot(LABELS, W).double(), query
 
 
 def test_the_gradient_of_tim_is_that_of_autograd():
@@ -308,9 +315,41 @@ def test_updates_decrease_the_laplacian_objective(seed, weight):
 
 def test_laplacian_shot_without_neighbours_is_the_nearest_prototype():
     logits = logits_of(LaplacianShot(weight=0.0, rectify=False))
-    support, query = (torch.nn.functional.normalize(x, dim=-1) for x in (features(), features(n=7, seed=1)))
+    support, query = (F.normalize(x, dim=-1) for x in (features(), features(n=7, seed=1)))
     torch.testing.assert_close(logits, ProtoNet().classify(support, LABELS, query, W))
     assert not affinity(query[:, :1], 2).any()
+
+
+@pytest.mark.parametrize("inner", ["batch", "vmap"])
+def test_transductive_finetuning_is_torchs_adam_on_each_task(inner):
+    """In turns on the cross-entropy of the support set and the entropy of the queries, task by task."""
+    episode, backbone = make_episode(), network("layer").eval()
+    head = TransductiveFinetuning(backbone, False, test_steps=3, lr=1e-3, inner=inner).eval()
+    adapted = accept_task_weights(accelerate(copy.deepcopy(backbone)))
+    logits = head(adapted, episode.support, episode.query.images, W)
+    for t, piece in enumerate(episode.split(1)):
+        net, labels = copy.deepcopy(backbone), piece.support.labels[0]
+
+        def unit_features(images, net=net):
+            return F.normalize(net.embed(images)[0][0].relu(), dim=-1)
+
+        raw = net.embed(piece.support.images)[0][0].relu()
+        layer = nn.Linear(raw.shape[1], W).double()
+        layer.weight.data = F.normalize(torch.stack([raw[labels == m].mean(0) for m in range(W)]), dim=-1).detach()
+        layer.bias.data.zero_()
+        optimizer = torch.optim.Adam([*net.parameters(), *layer.parameters()], lr=1e-3)
+        for step in range(3):
+            if step % 2 == 0:
+                loss = F.cross_entropy(layer(unit_features(piece.support.images)), labels)
+            else:
+                p = layer(unit_features(piece.query.images)).softmax(-1)
+                loss = -(p * p.log()).sum(-1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        expected = layer(unit_features(piece.query.images))
+        torch.testing.assert_close(logits[t], expected, rtol=1e-5, atol=1e-6)
+        assert (expected - logits[1 - t]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -323,6 +362,8 @@ def test_laplacian_shot_without_neighbours_is_the_nearest_prototype():
         (lambda: PTMAP(iterations=0), "head.iterations"),
         (lambda: LaplacianShot(neighbours=0), "head.neighbours"),
         (lambda: LaplacianShot(weight=-1.0), "head.weight"),
+        (lambda: TransductiveFinetuning(network(), False, adapt="body"), "head.adapt"),
+        (lambda: TransductiveFinetuning(network(), False, lr=-1.0), "head.lr"),
         (lambda: TIM(solver="newton"), "head.solver"),
         (lambda: TIM(support_weight=0.0), "head.support_weight"),
     ],

@@ -118,10 +118,14 @@ class AdaptingHead(BatchingHead):
     def keep(self, states: Sequence[Weights]) -> None:
         """Record the final states of the inner optimizer of all tasks of a meta-batch, stack by stack."""
 
+    def logits(self, features: Tensor, weights: Weights) -> Tensor:
+        """Return the logits ``(t, n, w)`` of ``features`` ``(t, n, d)`` in float32 or better."""
+        return classify(features, weights)
+
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)``, in nats, of the support rows that step ``step`` uses."""
         features, _ = model.embed(weights, tasks.images, record=False)
-        logits, labels = classify(features, weights), tasks.labels
+        logits, labels = self.logits(features, weights), tasks.labels
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
 
     def advance(
@@ -163,6 +167,7 @@ class AdaptingHead(BatchingHead):
         record: bool | dict = True,
     ) -> Iterator[tuple[str, Tensor]]:
         """Adapt to a stack of tasks and yield names and logits ``(t, q, w)`` of their queries."""
+        tasks = tasks._replace(queries=query)
         # Weights then are those before adaptation, which all tasks share, plus constants.
         shifted = self.first_order and self.rates.kind == "fixed" and type(self).start is AdaptingHead.start
         for lr, names in readout.items():
@@ -170,7 +175,7 @@ class AdaptingHead(BatchingHead):
                 if step in names:
                     with summed_gradients() if shifted else nullcontext():
                         _, features = model.embed(weights, tasks.images, query, record=record, targets_only=True)
-                    logits = classify(features, weights)
+                    logits = self.logits(features, weights)
                     yield from ((name, logits) for name in names[step])
 
     def _path(self, model: Model, tasks: SupportSet, lr: float, steps: int, gradient: Gradient) -> Iterator[Weights]:

@@ -182,7 +182,7 @@ class Beside(nn.Module):
 def test_tsa_gives_the_same_in_every_execution():
     backbone, task = Smooth("tasknorm").double().eval(), three_tasks()
     reference, *others = (
-        tsa(backbone, inner=inner, chunk=2)(backbone, task.support, task.query.images, W)
+        tsa(backbone, inner=inner, chunk=2, test_steps=2)(backbone, task.support, task.query.images, W)
         for inner in ("loop", "batch", "chunk", "vmap")
     )
     for other in others:
@@ -192,7 +192,7 @@ def test_tsa_gives_the_same_in_every_execution():
 def test_training_under_tsa_descends_through_its_steps():
     torch.manual_seed(0)
     backbone, task = Smooth("tasknorm").double(), three_tasks()
-    head = tsa(backbone, trained=True, steps=2).train()
+    head = tsa(backbone, trained=True, steps=1).train()
     objective = Episodic(NoRegularizer())
     objective(backbone, head, [task]).loss.backward()
     values = list(backbone.parameters())
@@ -225,10 +225,7 @@ def test_tsa_moves_kernels_in_their_centre_only():
     [
         ({"adapt": "norms"}, "expected head.adapt to be all or linear, got norms: type head.adapt=all"),
         ({"linear_lr": 0}, "expected head.linear_lr to be a positive number, got 0: type head.linear_lr=1"),
-        (
-            {"test_steps": -1},
-            "expected head.test_steps to be an integer of at least 0, got -1: type head.test_steps=40",
-        ),
+        ({"test_steps": -1}, "expected head.test_steps to be an integer of .* 0, got -1: type head.test_steps=40"),
     ],
 )
 def test_bad_options_of_tsa_are_refused(options, said):

@@ -39,10 +39,10 @@ class TSA(AdaptingHead):
     ``W`` is the same, and is what is computed.
 
     Li et al. place adapters beside the 3x3 convolutions in the residual blocks of a ResNet-18; here, they are beside
-    all 3x3 convolutions of any network. Their rates are the defaults; in domains that the network was trained on, they
-    take a tenth of them, ``lr=0.05`` and ``linear_lr=0.1``. With ``adapt="linear"``, or in a network without 3x3
-    convolutions, only the map is fitted, on features that are computed once (URL, Li et al. 2021, who use ``linear_lr``
-    of 0.1, and 1 in two distant domains). It has ``d^2`` entries for each task.
+    all 3x3 convolutions of any network. The default rates are theirs for domains that are new to the network; in those
+    that it was trained on, they take a tenth, ``lr=0.05`` and ``linear_lr=0.1``. With ``adapt="linear"``, or in a
+    network without 3x3 convolutions, only the map is fitted, on features that are computed once (URL, Li et al. 2021,
+    with the same rates). The map has ``d^2`` entries for each task.
 
     The authors adapt only in evaluation, so that with the default ``steps=0`` training is that of a nearest centroid by
     cosine.
@@ -76,7 +76,7 @@ class TSA(AdaptingHead):
         output = Output("prototype", "any", backbone.features, trained, adapts=False)
         super().__init__(backbone, output, names, steps, [lr], Adadelta(), inner=inner, chunk=chunk, memory=memory)
         sizes = {name: backbone.get_parameter(name).shape for name in names}
-        adapters = [Shape(ADAPTER + name, size[:2]) for name, size in sizes.items() if len(size) == 4]
+        adapters = [Shape(ADAPTER + name, torch.Size(size[:2])) for name, size in sizes.items() if len(size) == 4]
         shapes = [*adapters, Shape(LINEAR, torch.Size((backbone.features, backbone.features)))]
         self.rates, self.shapes, self.test_steps = TwoRates(lr, linear_lr, shapes), shapes, test_steps
 
@@ -87,9 +87,9 @@ class TSA(AdaptingHead):
 
     def start(self, model: Model, tasks: SupportSet) -> Weights:
         """Return the adapters ``(t, o, i)`` and the linear map ``(t, d, d)`` before adaptation."""
-        options = {"dtype": torch.promote_types(tasks.images.dtype, torch.float32), "device": tasks.images.device}
-        start = {name: START * torch.eye(*size, **options) for name, size in self.shapes}
-        start[LINEAR] = torch.eye(*self.shapes[-1].size, **options)
+        dtype, device = torch.promote_types(tasks.images.dtype, torch.float32), tasks.images.device
+        start = {name: START * torch.eye(size[0], size[1], dtype=dtype, device=device) for name, size in self.shapes}
+        start[LINEAR] = torch.eye(len(start[LINEAR]), dtype=dtype, device=device)
         return for_each(start, len(tasks.images))
 
     def of_network(self, model: Model, weights: Weights) -> Weights:

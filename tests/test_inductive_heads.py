@@ -1,10 +1,15 @@
 """Inductive heads on features against their papers, scikit-learn and slow references."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.base import BaseEstimator
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
 from metafew.errors import UsageError
+from metafew.heads.lda import LDA
 from metafew.heads.nearest import Nearest
 
 W = 3
@@ -18,6 +23,9 @@ def features(d, n=6, seed=0):
 HEADS = {
     "nearest": lambda d: Nearest(k=2),
     "cosine": lambda d: Nearest(k=2, metric="cosine"),
+    "blended": lambda d: LDA(),
+    "pooled": lambda d: LDA(covariance="pooled"),
+    "class": lambda d: LDA(covariance="class"),
 }
 
 
@@ -45,11 +53,69 @@ def test_nearest_counts_the_votes_of_scikit_learn(k, metric):
         assert k > 1 or torch.equal(logits[t].argmax(-1), LABELS[t][squares[t].argmin(1)])
 
 
+@pytest.mark.parametrize("covariance", ["blended", "pooled", "class"])
+@pytest.mark.parametrize("d", [4, 9])  # fewer features than rows, and more
+def test_covariances_are_those_of_the_definition(covariance, d):
+    support, query = features(d), features(d, 4, 1)
+    logits = LDA(covariance, beta=0.7).classify(support, LABELS, query, W)
+    for t in range(2):
+        rows = [support[t, LABELS[t] == m].numpy() for m in range(W)]
+        own = [np.cov(r.T) if len(r) > 1 else np.zeros((d, d)) for r in rows]
+        pooled = sum((len(r) - 1) * c for r, c in zip(rows, own, strict=True)) / (6 - W)
+        expected = np.zeros((4, W))
+        for m in range(W):
+            share = len(rows[m]) / (len(rows[m]) + 1)
+            blended = share * own[m] + (1 - share) * np.cov(support[t].T)
+            matrix = {"blended": blended, "pooled": pooled, "class": own[m]}[covariance] + 0.7 * np.eye(d)
+            differences = query[t].numpy() - rows[m].mean(0)
+            expected[:, m] = -0.5 * np.einsum("qi,ij,qj->q", differences, np.linalg.inv(matrix), differences)
+            expected[:, m] -= 0.5 * np.linalg.slogdet(matrix)[1] * (covariance == "class")
+        if covariance == "class":  # with more features than rows, all logits lack the same constant
+            expected += (logits[t].numpy() - expected).mean()
+        np.testing.assert_allclose(logits[t], expected, rtol=1e-9)
+
+
+class Unbiased(BaseEstimator):
+    """The covariance that scikit-learn divides by the number of rows, divided by one less."""
+
+    def fit(self, rows):
+        self.covariance_ = np.cov(rows.T)
+        return self
+
+
+@pytest.mark.parametrize("d", [3, 25])
+@pytest.mark.parametrize(
+    ("covariance", "analysis"),
+    [
+        ("pooled", LinearDiscriminantAnalysis("lsqr", covariance_estimator=Unbiased())),
+        ("class", QuadraticDiscriminantAnalysis(solver="eigen", covariance_estimator=Unbiased())),
+    ],
+)
+def test_discriminant_analyses_are_those_of_scikit_learn(covariance, analysis, d):
+    """Of three features, followed by zeros if there are more, as more than rows would be singular to scikit-learn."""
+    support, query = features(3, 24), features(3, 5, 1)
+    labels = torch.arange(W).repeat(8).expand(2, -1)
+    wide = F.pad(support, (0, d - 3)), labels, F.pad(query, (0, d - 3)), W
+    logits = LDA(covariance, beta=1e-8).classify(*wide).log_softmax(-1)
+    for t in range(2):
+        expected = analysis.fit(support[t].numpy(), labels[t].numpy()).predict_log_proba(query[t].numpy())
+        np.testing.assert_allclose(logits[t], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_task_of_infinite_features_is_lost_without_the_others():
+    support = features(9)
+    support[0, 0, 0] = torch.inf
+    logits = LDA().classify(support, LABELS, features(9, 4, 1), W)
+    assert logits[0].isnan().all() and logits[1].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: Nearest(k=0), r"head\.k to be an integer of at least 1, got 0"),
         (lambda: Nearest(metric="l1"), r"head\.metric to be euclidean or cosine, got l1"),
+        (lambda: LDA("diagonal"), r"head\.covariance to be blended or pooled or class, got diagonal"),
+        (lambda: LDA(beta=0), r"head\.beta to be positive, got 0: type head\.beta=1"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):

@@ -9,6 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticD
 from sklearn.neighbors import KNeighborsClassifier
 
 from metafew.errors import UsageError
+from metafew.heads.baseline_pp import BaselinePP
 from metafew.heads.lda import LDA
 from metafew.heads.nearest import Nearest
 
@@ -26,6 +27,7 @@ HEADS = {
     "blended": lambda d: LDA(),
     "pooled": lambda d: LDA(covariance="pooled"),
     "class": lambda d: LDA(covariance="class"),
+    "baseline_pp": lambda d: BaselinePP(),
 }
 
 
@@ -109,6 +111,27 @@ def test_a_task_of_infinite_features_is_lost_without_the_others():
     assert logits[0].isnan().all() and logits[1].isfinite().all()
 
 
+def test_baseline_pp_descends_the_gradient_of_its_loss():
+    support, query = features(5), features(5, 4, 1)
+    logits = BaselinePP(steps=7, lr=0.3, scale=3.0).classify(support, LABELS, query, W)
+    for t in range(2):
+        rows = F.normalize(support[t], dim=-1)
+        weight = F.normalize(torch.stack([rows[LABELS[t] == m].mean(0) for m in range(W)]), dim=-1)
+        for _ in range(7):
+            weight.requires_grad_()
+            (slope,) = torch.autograd.grad(F.cross_entropy(3 * rows @ weight.T, LABELS[t]), weight)
+            weight = F.normalize(weight.detach() - 0.3 * slope, dim=-1)
+        torch.testing.assert_close(logits[t], 3 * F.normalize(query[t], dim=-1) @ weight.T)
+
+
+def test_baseline_pp_fits_the_support_set_that_class_means_do_not():
+    support = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.4]]])
+    labels = torch.tensor([[0, 0, 1, 1]])
+    means = BaselinePP(steps=0).classify(support, labels, support, 2).argmax(-1)
+    fitted = BaselinePP(steps=500, lr=0.1).classify(support, labels, support, 2).argmax(-1)
+    assert means.tolist() == [[0, 0, 1, 0]] and fitted.tolist() == [[0, 0, 1, 1]]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -116,6 +139,8 @@ def test_a_task_of_infinite_features_is_lost_without_the_others():
         (lambda: Nearest(metric="l1"), r"head\.metric to be euclidean or cosine, got l1"),
         (lambda: LDA("diagonal"), r"head\.covariance to be blended or pooled or class, got diagonal"),
         (lambda: LDA(beta=0), r"head\.beta to be positive, got 0: type head\.beta=1"),
+        (lambda: BaselinePP(steps=-1), r"head\.steps to be an integer of at least 0, got -1: type head\.steps=100"),
+        (lambda: BaselinePP(lr=0), r"head\.lr to be positive, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):

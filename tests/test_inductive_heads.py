@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
+from metafew.config.groups import CONF, load_option
 from metafew.errors import UsageError
 from metafew.heads.baseline_pp import BaselinePP
 from metafew.heads.lda import LDA
@@ -130,6 +131,12 @@ def test_baseline_pp_fits_the_support_set_that_class_means_do_not():
     means = BaselinePP(steps=0).classify(support, labels, support, 2).argmax(-1)
     fitted = BaselinePP(steps=500, lr=0.1).classify(support, labels, support, 2).argmax(-1)
     assert means.tolist() == [[0, 0, 1, 0]] and fitted.tolist() == [[0, 0, 1, 1]]
+
+
+def test_meta_baseline_is_cosine():
+    """Chen et al. (2021) average unnormalised features too, and learn the scale of the cosines from 10."""
+    meta, cosine = (load_option(CONF / "head" / f"{name}.yaml") for name in ("meta_baseline", "cosine"))
+    assert meta == cosine and cosine.scale == 10
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, load_option
 from metafew.errors import UsageError
 from metafew.heads.baseline_pp import BaselinePP
 from metafew.heads.lda import LDA
+from metafew.heads.matching import Matching
 from metafew.heads.nearest import Nearest
 
 W = 3
@@ -22,6 +25,20 @@ def features(d, n=6, seed=0):
     return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
+def backbone(d):
+    torch.manual_seed(0)
+    return Identity(d, 1, norm=nn.Identity)
+
+
+def made(head, d, **options):
+    """Return a head, in float64; one with weights has others than the initial ones."""
+    head = head(backbone(d), trained=True, **options).double().eval()
+    with torch.no_grad():
+        for value in head.parameters():
+            value += 0.3 * torch.randn(value.shape, dtype=torch.double)
+    return head
+
+
 HEADS = {
     "nearest": lambda d: Nearest(k=2),
     "cosine": lambda d: Nearest(k=2, metric="cosine"),
@@ -29,6 +46,8 @@ HEADS = {
     "pooled": lambda d: LDA(covariance="pooled"),
     "class": lambda d: LDA(covariance="class"),
     "baseline_pp": lambda d: BaselinePP(),
+    "matching": lambda d: made(Matching, d),
+    "full": lambda d: made(Matching, d, context="full"),
 }
 
 
@@ -139,6 +158,68 @@ def test_meta_baseline_is_cosine():
     assert meta == cosine and cosine.scale == 10
 
 
+def test_matching_sums_attention_over_the_rows_of_a_class():
+    support, query = features(5), features(5, 4, 1)
+    head = made(Matching, 5)
+    logits = head.classify(support, LABELS, query, W)
+    for t in range(2):
+        cosines = F.cosine_similarity(query[t, :, None], support[t, None], dim=-1)
+        attention = (head.scale * cosines).softmax(1)
+        votes = torch.stack([attention[:, LABELS[t] == m].sum(1) for m in range(W)], 1)
+        torch.testing.assert_close(logits[t].exp(), votes)
+
+
+def test_matching_with_a_large_scale_is_the_nearest_neighbour():
+    support, query = features(5), features(5, 20, 1)
+    heads = Matching(backbone(5), trained=False, scale=1e6), Nearest(metric="cosine")
+    sharp, nearest = (head.classify(support, LABELS, query, W).argmax(-1) for head in heads)
+    assert torch.equal(sharp, nearest)
+
+
+def lstm(weights, x, hidden, memory):
+    """Return output and memory of one step, from the equations of an LSTM, for vectors."""
+    i, f, g, o = (weights[0] @ x + weights[1] @ hidden + weights[2] + weights[3]).chunk(4)
+    memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+    return o.sigmoid() * memory.tanh(), memory
+
+
+def test_full_context_embeddings_are_those_of_the_paper():
+    """Each task and each query on its own, so neither depends on others."""
+    d, (support, query) = 4, (features(4), features(4, 3, 1))
+    head = made(Matching, d, context="full", reads=3)
+    logits, embedding = head.classify(support, LABELS, query, W), head.embedding
+    named = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    forwards = [embedding.support.get_parameter(name) for name in named]
+    backwards = [embedding.support.get_parameter(f"{name}_reverse") for name in named]
+    reader = [embedding.query.get_parameter(name.removesuffix("_l0")) for name in named]
+    for t in range(2):
+        own = [row.clone() for row in support[t]]
+        for weights, order in ((forwards, range(6)), (backwards, range(5, -1, -1))):
+            output = memory = torch.zeros(d, dtype=torch.double)
+            for i in order:
+                output, memory = lstm(weights, support[t, i], output, memory)
+                own[i] = own[i] + output
+        g = torch.stack(own)
+        for q in range(3):
+            hidden, memory = query[t, q], torch.zeros(d, dtype=torch.double)
+            for _ in range(3):
+                read = (g @ hidden).softmax(0) @ g
+                output, memory = lstm(reader, torch.cat([query[t, q], read]), hidden, memory)
+                hidden = output + query[t, q]
+            attention = (head.scale * F.cosine_similarity(g, hidden[None])).softmax(0)
+            votes = torch.stack([attention[LABELS[t] == m].sum() for m in range(W)])
+            torch.testing.assert_close(logits[t, q].exp(), votes)
+
+
+def test_full_context_depends_on_the_order_of_rows_and_must_be_trained():
+    support, query = features(4), features(4, 3, 1)
+    full, plain = made(Matching, 4, context="full"), made(Matching, 4)
+    turned = [head.classify(support.flip(1), LABELS.flip(1), query, W) for head in (full, plain)]
+    assert not torch.allclose(turned[0], full.classify(support, LABELS, query, W), atol=1e-4)
+    torch.testing.assert_close(turned[1], plain.classify(support, LABELS, query, W))
+    assert full.requires_training and not plain.requires_training
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -148,6 +229,8 @@ def test_meta_baseline_is_cosine():
         (lambda: LDA(beta=0), r"head\.beta to be positive, got 0: type head\.beta=1"),
         (lambda: BaselinePP(steps=-1), r"head\.steps to be an integer of at least 0, got -1: type head\.steps=100"),
         (lambda: BaselinePP(lr=0), r"head\.lr to be positive, got 0"),
+        (lambda: made(Matching, 4, context="some"), r"head\.context to be none or full, got some"),
+        (lambda: made(Matching, 4, reads=0), r"head\.reads to be an integer of at least 1, got 0: type head\.reads=5"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):

@@ -13,6 +13,7 @@ from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, load_option
 from metafew.errors import UsageError
 from metafew.heads.baseline_pp import BaselinePP
+from metafew.heads.feat import FEAT
 from metafew.heads.lda import LDA
 from metafew.heads.matching import Matching
 from metafew.heads.nearest import Nearest
@@ -48,6 +49,7 @@ HEADS = {
     "baseline_pp": lambda d: BaselinePP(),
     "matching": lambda d: made(Matching, d),
     "full": lambda d: made(Matching, d, context="full"),
+    "feat": lambda d: made(FEAT, d),
 }
 
 
@@ -220,6 +222,23 @@ def test_full_context_depends_on_the_order_of_rows_and_must_be_trained():
     assert full.requires_training and not plain.requires_training
 
 
+def test_feat_is_attention_of_torch_between_class_means():
+    support, query = features(6), features(6, 4, 1)
+    head = made(FEAT, 6, temperature=2.0)
+    layers = head.transformer
+    attention = nn.MultiheadAttention(6, 1, batch_first=True).double()
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([layers.query.weight, layers.key.weight, layers.value.weight]))
+        attention.in_proj_bias.zero_()
+        attention.out_proj.weight.copy_(layers.output.weight)
+        attention.out_proj.bias.copy_(layers.output.bias)
+    logits = head.classify(support, LABELS, query, W)
+    for t in range(2):
+        means = torch.stack([support[t, LABELS[t] == m].mean(0) for m in range(W)])
+        adapted = F.layer_norm(means + attention(means, means, means)[0], (6,), layers.norm.weight, layers.norm.bias)
+        torch.testing.assert_close(logits[t], -torch.cdist(query[t], adapted).square() / 2)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -231,6 +250,8 @@ def test_full_context_depends_on_the_order_of_rows_and_must_be_trained():
         (lambda: BaselinePP(lr=0), r"head\.lr to be positive, got 0"),
         (lambda: made(Matching, 4, context="some"), r"head\.context to be none or full, got some"),
         (lambda: made(Matching, 4, reads=0), r"head\.reads to be an integer of at least 1, got 0: type head\.reads=5"),
+        (lambda: made(FEAT, 4, temperature=0), r"head\.temperature to be positive, got 0: type head\.temperature=64"),
+        (lambda: made(FEAT, 4, dropout=2), r"head\.dropout to be a number from 0 to 1, got 2"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.config.option_values import check_integer
-from metafew.errors import UsageError
+from metafew.config.option_values import check_integer, check_positive
 from metafew.heads.cosine import direction
 from metafew.heads.head import FeatureHead
 
@@ -31,9 +30,8 @@ class BaselinePP(FeatureHead):
     def __init__(self, steps: int = 100, lr: float = 0.01, scale: float = 2.0):
         super().__init__()
         check_integer("head.steps", steps, 0, example=100)
-        for name, value in (("lr", lr), ("scale", scale)):
-            if not value > 0:
-                raise UsageError(f"expected head.{name} to be positive, got {value}: type --cfg job to see its default")
+        check_positive("head.lr", lr, example=0.01)
+        check_positive("head.scale", scale, example=2)
         self.steps, self.lr, self.scale = steps, lr, scale
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:

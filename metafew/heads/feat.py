@@ -7,8 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
-from metafew.config.option_values import check_range
-from metafew.errors import UsageError
+from metafew.config.option_values import check_positive, check_range
 from metafew.heads.head import FeatureHead, class_means, negative_distances
 
 
@@ -37,8 +36,7 @@ class FEAT(FeatureHead):
 
     def __init__(self, backbone: Backbone, trained: bool, temperature: float = 64.0, dropout: float = 0.5):
         super().__init__()
-        if not temperature > 0:
-            raise UsageError(f"expected head.temperature to be positive, got {temperature}: type head.temperature=64")
+        check_positive("head.temperature", temperature, example=64)
         check_range("head.dropout", dropout, 0, 1)
         self.temperature = temperature
         self.transformer = SetTransformer(backbone.features, dropout)

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.config.option_values import check_choice
-from metafew.errors import UsageError
+from metafew.config.option_values import check_choice, check_positive
 from metafew.heads.head import FeatureHead, negative_distances
 from metafew.solvers.cholesky import cholesky
 
@@ -37,8 +36,7 @@ class LDA(FeatureHead):
     def __init__(self, covariance: str = "blended", beta: float = 1.0):
         super().__init__()
         check_choice("head.covariance", covariance, ["blended", "pooled", "class"])
-        if not beta > 0:
-            raise UsageError(f"expected head.beta to be positive, got {beta}: type head.beta=1")
+        check_positive("head.beta", beta, example=1)
         self.covariance, self.beta = covariance, beta
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:

@@ -9,7 +9,7 @@ from runs import TINY
 import metafew
 from metafew.errors import UsageError
 
-HEADS = ["protonet", "svm", "ridge", "r2d2", "logistic", "cosine"]
+HEADS = ["protonet", "svm", "ridge", "r2d2", "logistic", "cosine", "nearest", "lda", "baseline_pp", "matching"]
 
 
 @pytest.fixture

@@ -637,9 +637,9 @@ def test_the_command_of_a_run_names_its_folders_of_options(tmp_path):
     sources = [{"path": "metafew.conf", "provider": "main"}, {"path": "/my conf", "provider": "command-line"}]
     recorded = {"hydra": {"overrides": {"hydra": words}, "runtime": {"config_sources": sources}}}
     (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps(recorded))
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=matching\n")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=parzen\n")
     command = Run(tmp_path / "results.json", {}).command
-    assert command == "python train.py --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=matching"
+    assert command == "python train.py --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=parzen"
 
 
 def test_own_folders_are_called_by_their_name(tmp_path):

@@ -22,23 +22,23 @@ BLOCKS = dict(re.findall(r"`mine/(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", DOCS,
 """The files that docs/head.md shows: a head on features, one that adapts, and a norm."""
 
 FILES = BLOCKS | {
-    "nearest.py": """
+    "farthest.py": """
         import torch
 
         from metafew.heads.head import FeatureHead
 
 
-        class Nearest(FeatureHead):
-            '''Logits by the nearest support image of each class. It has no weights.'''
+        class Farthest(FeatureHead):
+            '''Logits by the farthest support image of each class (complete linkage). It has no weights.'''
 
             def classify(self, support, labels, query, way):
                 distances = torch.cdist(query, support, compute_mode="donot_use_mm_for_euclid_dist")
                 others = labels.unsqueeze(-1) != torch.arange(way, device=labels.device)
-                return -distances.unsqueeze(-1).masked_fill(others.unsqueeze(1), torch.inf).amin(-2)
+                return -distances.unsqueeze(-1).masked_fill(others.unsqueeze(1), 0).amax(-2)
         """,
-    "head/nearest.yaml": """
-        # the nearest support image of each class
-        _target_: mine.nearest.Nearest
+    "head/farthest.yaml": """
+        # the farthest support image of each class
+        _target_: mine.farthest.Farthest
         """,
     "tower.py": """
         from torch import nn
@@ -143,11 +143,11 @@ def mine(tmp_path_factory):
 
 def test_the_documentation_shows_two_files_of_each():
     assert BLOCKS.keys() == {
-        *("matching.py", "head/matching.yaml", "tuning.py", "head/tuning.yaml", "rms.py", "norm/rms.yaml")
+        *("parzen.py", "head/parzen.yaml", "tuning.py", "head/tuning.yaml", "rms.py", "norm/rms.yaml")
     }
 
 
-@pytest.mark.parametrize("name", ["matching", "nearest", "tuning"])
+@pytest.mark.parametrize("name", ["parzen", "farthest", "tuning"])
 class TestHead(HeadContract):
     @pytest.fixture
     def file(self, mine, name):
@@ -181,8 +181,8 @@ class TestObjective(ObjectiveContract):
 @pytest.mark.parametrize(
     "words",
     [
-        ["head=matching", "norm=rms"],
-        ["head=nearest", "dataset=stripes"],
+        ["head=parzen", "norm=rms"],
+        ["head=farthest", "dataset=stripes"],
         ["head=tuning", "backbone=tower"],
         ["objective=squared", "evaluate=[ridge]"],
     ],

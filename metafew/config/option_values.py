@@ -35,6 +35,12 @@ def check_range(option: str, value: Any, least: float, most: float) -> None:
         raise UsageError(f"expected {option} to be a number {bounds}, got {value}: type --cfg job to see its default")
 
 
+def check_positive(option: str, value: float, example: float) -> None:
+    """Raise UsageError unless the value of an option is positive."""
+    if not value > 0:
+        raise UsageError(f"expected {option} to be positive, got {value}: type {option}={example}")
+
+
 def check_truth(option: str, value: Any) -> None:
     """Raise UsageError unless the value of an option is true or false."""
     if not isinstance(value, bool):

@@ -12,7 +12,9 @@ class Cosine(FeatureHead):
     """Cosine to the class means: ``logit_m = scale * cos(f(x), p_m)`` with ``p_m`` the mean feature of class ``m``.
 
     Gidaris & Komodakis and Qi et al. average features of unit length; here, as in prototypical networks, features are
-    averaged unnormalised, and the mean is normalised. Features shorter than 1e-8 have no direction and get logits of 0.
+    averaged unnormalised, and the mean is normalised. This is also the head of Meta-Baseline (Chen et al. 2021), which
+    trains it on a backbone pretrained by classification. Features shorter than 1e-8 have no direction and get logits
+    of 0.
 
     Args:
         scale: initial value of the learned scale of the logits.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metafew.errors import UsageError
+from metafew.config.option_values import check_positive
 from metafew.heads.head import FeatureHead
 from metafew.solvers.ridge import ridge
 
@@ -28,8 +28,7 @@ class Ridge(FeatureHead):
 
     def __init__(self, penalty: float = 50.0, learn_penalty: bool = False, scale: float = 1.0):
         super().__init__()
-        if not penalty > 0:
-            raise UsageError(f"expected head.penalty to be positive, got {penalty}: type head.penalty=50")
+        check_positive("head.penalty", penalty, example=50)
         self.initial_penalty = penalty
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty))) if learn_penalty else None
         self.scale = nn.Parameter(torch.tensor(float(scale)))

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +14,7 @@ from runs import TINY
 
 import metafew
 from metafew import cli
+from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, describe_groups, load_option
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
@@ -80,3 +82,27 @@ def test_an_option_may_make_a_head_need_training():
     assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "takes images, not features"
     head.requires_training = True
     assert misfit(head) == "must be trained"
+
+
+def test_each_head_is_described(launch, monkeypatch, capsys):
+    monkeypatch.setattr(SVM, "transductive", True)
+    report, _ = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
+    heads = report["heads"]
+    assert list(heads) == ["protonet", "svm", "ridge", "protonet/shot2", "svm/shot2", "ridge/shot2"]
+    assert [head["transductive"] for head in heads.values()] == [False, True, False] * 2 and report["transductive"]
+    assert all(0 < head["seconds_per_task"] < 10 for head in heads.values())
+    assert sum(heads[name]["rank"] for name in ("protonet", "svm", "ridge")) == 6
+    printed = capsys.readouterr().out
+    order = [
+        printed.index(word) for word in ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
+    ]
+    assert order == sorted(order) and "ms a task" in printed and "tasks, † transductive" in " ".join(printed.split())
+
+
+def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
+    embed, classify = Backbone.embed, SVM.classify
+    monkeypatch.setattr(Backbone, "embed", lambda *args, **kwargs: (time.sleep(0.05), embed(*args, **kwargs))[1])
+    monkeypatch.setattr(SVM, "classify", lambda *args: (time.sleep(0.05), classify(*args))[1])
+    words = ["norm=transductive", "trainer.max_steps=1", "val.total=0", "test.total=4", "test.tasks=2"]
+    heads = launch("evaluate=[svm]", *words)[0]["heads"]
+    assert heads["svm"]["seconds_per_task"] > 0.025 > heads["protonet"]["seconds_per_task"]

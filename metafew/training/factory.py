@@ -129,7 +129,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     trained = trained and objective.trains_head
     name = provenance["choices"]["head"]
     heads = {name: make_head(cfg.head, backbone, trained)}
-    heads |= make_evaluated_heads(cfg, name, backbone)
+    heads |= make_evaluated_heads(cfg.get("evaluate") or OmegaConf.create(), name, backbone)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
@@ -156,14 +156,21 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     return learner
 
 
-def make_evaluated_heads(cfg: DictConfig, trained: str, backbone: Backbone) -> dict[str, Head]:
+def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> dict[str, Head]:
     """Return the heads of ``evaluate`` by name; an entry that names the trained head adds no second head.
 
-    With ``evaluate=all``, heads that do not fit are left out, also of ``cfg``.
+    With ``evaluate=all``, heads that do not fit are left out, also of the configuration.
+
+    Args:
+        evaluated: the configuration of ``evaluate``.
+        trained: the name of the trained head.
+        backbone: the backbone.
     """
-    evaluated = cfg.get("evaluate", {})
     check_no_options_of_trained_head(trained, evaluated)
-    with open_dict(cfg), torch.random.fork_rng(devices=[]):  # initial values here change no later draw of training
+    with (
+        open_dict(evaluated),
+        torch.random.fork_rng(devices=[]),
+    ):  # initial values here change no later draw of training
         of_all = evaluated.pop(ALL, False)
         nodes = {name: node for name, node in evaluated.items() if name != trained}
         if not of_all:
@@ -176,11 +183,11 @@ def make_evaluated_heads(cfg: DictConfig, trained: str, backbone: Backbone) -> d
     return heads
 
 
-def fitting_heads(nodes: Mapping[str, DictConfig], backbone: Backbone) -> tuple[dict[str, Head], str]:
+def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone) -> tuple[dict[str, Head], str]:
     """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons."""
     heads, reasons = {}, []
     for name, node in nodes.items():
-        target = get_object(node._target_)
+        target = get_object(node["_target_"])
         reason = misfit(target) if isinstance(target, type) and issubclass(target, Head) else None
         if reason is None:
             heads[name] = make_head(node, backbone, trained=False)

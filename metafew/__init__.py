@@ -110,7 +110,8 @@ def evaluate(
             better on centred features of unit length.
         labels: ``n`` integers or strings.
         heads: words of the command line, or heads, such as ``metafew.heads.SVM(c=1.0)``; or a dictionary of these, by
-            their names in the table. Heads with parameters are used untrained, with their initial values.
+            their names in the table; or ``"all"`` for all heads on features that need no training. Heads with
+            parameters are used untrained, with their initial values.
         way: number of classes per task, or ``"5..20"`` for a number drawn per task.
         shot: number of support examples per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
         query: number of queries per class.

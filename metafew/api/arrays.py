@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
 from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
 from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
-from metafew.config.groups import CONF, load_option
+from metafew.config.groups import ALL, CONF, load_option
 from metafew.config.mistakes import no_option, options_of
 from metafew.data.array_split import ArraySplit
 from metafew.data.loader import MetaBatches, make_loader
@@ -32,7 +32,7 @@ from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
 from metafew.heads.head import Head
 from metafew.inference import Model
-from metafew.training.factory import make_head
+from metafew.training.factory import fitting_heads, make_head
 from metafew.training.run import silence_lightning
 
 Heads = Sequence[str | Head] | Mapping[str, str | Head]
@@ -48,12 +48,14 @@ class Evaluation:
         measures: by head, the mean accuracy, the half width ``ci95`` of its 95 % interval, the number of tasks and of
             failed ones, and ``transductive``: whether a query may change the predictions of others.
         baseline: the name of 1-nearest-neighbour on the features, which is measured like a head.
+        left_out: the heads that ``heads="all"`` leaves out, with the reason of each.
     """
 
     title: str
     accuracies: dict[str, np.ndarray]
     measures: dict[str, Interval]
     baseline: str
+    left_out: str = ""
 
     @property
     def mean(self) -> dict[str, float]:
@@ -95,6 +97,7 @@ class Evaluation:
             top = name == self.best or contains_zero(gaps[name])
             rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
         notes = [DAGGER] * any(measure["transductive"] for measure in self.measures.values())
+        notes += [f"left out: {self.left_out}"] * bool(self.left_out)
         return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
 
     def __repr__(self) -> str:
@@ -132,7 +135,10 @@ def evaluate_features(
     spec = TaskSpec("test", way=way, shot=shot, query=query, tasks=4, total=tasks, seed=seed)
     check_tasks(spec, split.categories, "features")
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
-    made = make_heads(heads, backbone, way, seed)
+    if heads == ALL:
+        made, left_out = fitting_heads(default_nodes(options_of("head"), way, seed), backbone, base is not None)
+    else:
+        made, left_out = make_heads(heads, backbone, way, seed), ""
     set_base_mean(made, base, backbone.features)
     evaluator = Evaluator(backbone, {str(number): head for number, head in enumerate(made.values())}, "together")
     tables = run_test(evaluator, Sampler(split, spec, views=None))
@@ -146,6 +152,7 @@ def evaluate_features(
         {name: tables[key][:, column].cpu().numpy() for key, name in names.items()},
         measures,
         evaluator.baseline,
+        left_out,
     )
 
 
@@ -196,8 +203,13 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
     """Return the untrained head that a word of the command line names."""
     if word not in options_of("head"):
         raise UsageError(no_option("head", word))
-    values = {"evaluate": {word: load_option(CONF / "head" / f"{word}.yaml")}, "train": {"way": way}, "seed": seed}
-    return make_head(OmegaConf.create(values).evaluate[word], backbone, trained=False)
+    return make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
+
+
+def default_nodes(words: Sequence[str], way: int | str, seed: int) -> DictConfig:
+    """Return the default options of heads, by their words on the command line."""
+    nodes = {word: load_option(CONF / "head" / f"{word}.yaml") for word in words}
+    return OmegaConf.create({"evaluate": nodes, "train": {"way": way}, "seed": seed}).evaluate
 
 
 def set_base_mean(heads: Mapping[str, Head], base: np.ndarray | Tensor | None, length: int) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
+from metafew.analysis.compare.runs import Run
 from metafew.analysis.compare.text_table import DAGGER, FAILED, TextTable
 from metafew.evaluation.statistics import format_options, format_percent
 from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
@@ -81,7 +82,9 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
         "words": [word for word in cells[0].fit.overrides if not NOT_RECORDED.match(word)],
         "figures": figures,
         "steps": max((report["steps"] for report in reports), default=0),
-        "transductive": any(report["transductive"] for report in reports),
+        "transductive": any(
+            Run(cell.test.folder, cell.test.report).is_transductive() for cell in cells if cell.finished
+        ),
         "chosen": [report["chosen"] for report in reports if report["chosen"]],
         "errors": sorted({cell.error for cell in cells if cell.error}),
         "under_way": sorted({so_far for cell in cells if (so_far := steps_so_far(cell))}),

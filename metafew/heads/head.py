@@ -129,6 +129,16 @@ class FeatureHead(Head):
             return self.classify(precise(context), support.labels, precise(targets), way)
 
 
+def misfit(head: Head | type[Head], has_base_mean: bool) -> str | None:
+    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it evaluates any features."""
+    if head.requires_training:
+        return "must be trained"
+    if head.needs_base_mean and not has_base_mean:
+        return "uses the mean feature of training classes"
+    on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
+    return None if on_features else "takes images, not features"
+
+
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
     """Return the mean feature of each class, ``(..., w, d)``.
 

@@ -107,16 +107,16 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and not fits:
         follow_training(cfg, start, overrides)
     source = make_source(cfg)
-    written: Any = OmegaConf.to_container(cfg, resolve=False)
     provenance = {
         "overrides": overrides,
         "choices": carried(choices),
-        "config": carried(written),
         "job": job_of_queue(),
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
     learner = make_learner(cfg, source, provenance, trained, fits)
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    learner.provenance["config"] = carried(written)
     learner.provenance["model"] = {  # everything that metafew.load needs to build the model
         "images": {"channels": source.channels, "image_size": source.image_size},
         "trained": learner.objective.trains_head,

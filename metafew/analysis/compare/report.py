@@ -8,6 +8,7 @@ from pathlib import Path
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.csv_files import write_cells, write_runs
+from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.text_table import TextTable
@@ -15,6 +16,7 @@ from metafew.analysis.html_document import document
 from metafew.errors import UsageError
 
 TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")
+HEADS = "heads.csv"
 
 
 def write_report(
@@ -25,7 +27,7 @@ def write_report(
     omitted: Sequence[Omitted],
     command: str,
 ) -> tuple[list[str], list[Omitted]]:
-    """Write the :data:`TABLES` of tested runs, the figures of all runs, and index.html.
+    """Write the :data:`TABLES` of tested runs, that of several :data:`HEADS`, the figures of all runs, and index.html.
 
     Args:
         folder: the folder to write.
@@ -41,6 +43,7 @@ def write_report(
     Raises:
         UsageError: if the folder cannot be written, or there is nothing to write.
     """
+    heads = heads_as_rows(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figures, undrawn = draw_comparison(comparison, runs, folder)
@@ -54,13 +57,16 @@ def write_report(
         if tables:
             write_tables(folder, tables, omitted)
             write_cells(folder / "table.csv", comparison)
+            if heads:
+                write_cells(folder / HEADS, heads)
             write_runs(folder / "runs.csv", [run for run in runs if run.heads])
         sections = report_sections(tables, comparison, figures, omitted, [run.command for run in runs])
         page = document("Runs compared", f"{len(runs)} runs", command, sections)
         (folder / "index.html").write_text(page, "utf-8")
     except OSError as error:
         raise UsageError(f"expected a folder that can be written, got {folder} ({error}): type out=DIR") from error
-    return [*TABLES[: len(TABLES) * bool(tables)], *(file.name for file in figures.values()), "index.html"], omitted
+    written = [*TABLES] * bool(tables) + [HEADS] * bool(heads)
+    return [*written, *(file.name for file in figures.values()), "index.html"], omitted
 
 
 def write_tables(folder: Path, tables: Sequence[TextTable], omitted: Sequence[Omitted]) -> None:

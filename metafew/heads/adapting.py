@@ -127,17 +127,21 @@ class AdaptingHead(BatchingHead):
         """Return the features ``(t, n, d)`` of context and targets ``(t, n, c, h, w)``, with weights for each task."""
         return model.embed(self.of_network(model, weights), *images, **options)
 
+    def logits(self, features: Tensor, weights: Weights) -> Tensor:
+        """Return the logits ``(t, n, w)`` of ``features`` ``(t, n, d)`` in float32 or better."""
+        return classify(features, weights)
+
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)``, in nats, of the support rows that step ``step`` uses."""
         features, _ = self.embed(model, weights, tasks.images, record=False)
-        return mean_cross_entropy(classify(features, weights), tasks.labels)
+        return mean_cross_entropy(self.logits(features, weights), tasks.labels)
 
     def label(
         self, model: Model, tasks: SupportSet, query: Tensor, weights: Weights, record: bool | dict = False
     ) -> Tensor:
         """Return the logits ``(t, q, w)`` of queries ``(t, q, c, h, w)`` under adapted weights."""
         _, features = self.embed(model, weights, tasks.images, query, record=record, targets_only=True)
-        return classify(features, weights)
+        return self.logits(features, weights)
 
     def advance(
         self,
@@ -178,6 +182,7 @@ class AdaptingHead(BatchingHead):
         record: bool | dict = True,
     ) -> Iterator[tuple[str, Tensor]]:
         """Adapt to a stack of tasks and yield names and logits ``(t, q, w)`` of their queries."""
+        tasks = tasks._replace(queries=query)
         # Weights then are those before adaptation, which all tasks share, plus constants.
         shifted = self.first_order and self.rates.kind == "fixed" and type(self).start is AdaptingHead.start
         for lr, names in readout.items():

@@ -33,12 +33,14 @@ class SupportSet(NamedTuple):
         labels: ``(t, s)``.
         way: number of classes.
         numbers: numbers of the tasks among those of training; None in evaluation.
+        queries: images or features of the queries, for transductive heads; None where only the support set counts.
     """
 
     images: Tensor
     labels: Tensor
     way: int
     numbers: Sequence[int] | None = None
+    queries: Tensor | None = None
 
 
 class FunctionalBackbone(nn.Module):

@@ -116,4 +116,23 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
         way: number of classes ``w``.
     """
     members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
-    return (members / members.sum(-2, keepdim=True)).mT @ features
+    return weighted_means(features, members)
+
+
+def weighted_means(features: Tensor, weights: Tensor) -> Tensor:
+    """Return the means ``(..., w, d)`` of ``features`` ``(..., n, d)`` under each column of weights ``(..., n, w)``."""
+    return (weights / weights.sum(-2, keepdim=True)).mT @ features
+
+
+def negative_distances(query: Tensor, prototypes: Tensor) -> Tensor:
+    """Return ``-||x - p_m||^2``, ``(t, q, w)``.
+
+    Args:
+        query: features ``x`` ``(t, q, d)``.
+        prototypes: ``p_m`` ``(t, w, d)``.
+    """
+    # Distances are invariant to translation; centring avoids cancellation in the expansion.
+    centre = prototypes.mean(1, keepdim=True)
+    prototypes, query = prototypes - centre, query - centre
+    squares = query.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(squares, query, prototypes.mT, beta=-1, alpha=2)

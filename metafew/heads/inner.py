@@ -41,19 +41,27 @@ class SGD:
 
 
 class Adam:
-    """Adam without momentum (Kingma and Ba 2015, with ``beta1 = 0``), the inner optimizer of Nichol et al. (2018).
+    """Adam (Kingma and Ba 2015); without momentum, ``beta1 = 0``, the inner optimizer of Nichol et al. (2018).
 
-    ``v <- beta2 v + (1 - beta2) g^2``, and the direction is ``g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps.
-    Kingma and Ba add ``eps`` to the root; inside it the same small number keeps second derivatives finite where
-    ``g = 0``. The state holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight.
+    ``v <- beta2 v + (1 - beta2) g^2``, and the direction is ``g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps;
+    with momentum, ``m / (1 - beta1^n)`` takes the place of ``g``, with ``m <- beta1 m + (1 - beta1) g``. Kingma and Ba
+    add ``eps`` to the root; inside it the same small number keeps second derivatives finite where ``g = 0``. The state
+    holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight, and ``m`` under ``name + "/mean"``.
+
+    Args:
+        beta1: decay of the mean of gradients.
     """
 
     beta2, eps = 0.999, 1e-8
 
+    def __init__(self, beta1: float = 0.0):
+        self.beta1 = beta1
+
     def start(self, weights: Weights) -> Weights:
         """Return the state before the first step."""
         zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
-        return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()}
+        means = {f"{name}/mean": value for name, value in zeros.items()} if self.beta1 else {}
+        return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()} | means
 
     def __call__(self, grads: Weights, state: Weights) -> tuple[Weights, Weights]:
         """Return the directions of a step, and the state after it."""
@@ -63,6 +71,9 @@ class Adam:
             steps = state[f"{name}/steps"] + 1
             square = self.beta2 * state[name] + (1 - self.beta2) * grad.square()
             after |= {name: square, f"{name}/steps": steps}
+            if self.beta1:
+                mean = self.beta1 * state[f"{name}/mean"] + (1 - self.beta1) * grad
+                after[f"{name}/mean"], grad = mean, mean / (1 - self.beta1**steps)
             directions[name] = grad / (square / (1 - self.beta2**steps) + self.eps**2).sqrt()
         return directions, after
 

@@ -31,10 +31,11 @@ class Flat(Backbone):
         return images.flatten(1) @ self.matrix
 
 
-def make_tested(file, backbone, way=W, **changes):
-    """Return the head of a YAML, in float64; one that takes gradient steps takes few in evaluation."""
+def make_tested(file, backbone, way=W, test_steps=3, **changes):
+    """Return the head of a YAML, in float64; one that takes steps takes few in evaluation."""
     options = node(file)
-    changes = {key: value for key, value in ({"test_steps": 3} | changes).items() if key in options}
+    changes["test_steps" if "test_steps" in options else "steps"] = test_steps
+    changes = {key: value for key, value in changes.items() if key in options}
     changes |= {"way": way} if "way" in options else {}
     torch.manual_seed(0)
     return make_head(OmegaConf.merge(options, changes), backbone, trained=True).double()
@@ -166,6 +167,8 @@ class HeadContract:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_precisions_agree(self, file, dtype, backbone, episode):
+        if dtype == torch.bfloat16:
+            skip_exempt(make_tested(file, backbone), "bfloat16")
         # One step: rounding grows with every step.
         exact = make_tested(file, backbone, test_steps=1).eval()(backbone, episode.support, episode.query.images, W)
         support = episode.support._replace(images=episode.support.images.float())

@@ -53,9 +53,9 @@ class MAML(AdaptingHead):
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
         output_std: standard deviation of the initial weights of a meta-learned output layer; None: as
             :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
-        inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
             Bronskill et al. (2020) report.
     """

@@ -59,7 +59,7 @@ class TransductiveFinetuning(AdaptingHead):
         memory: int | str = "auto",
     ):
         check_choice("head.adapt", adapt, ("all", "no_norm", "output"))
-        for name, value in (("steps", steps), ("test_steps", test_steps)):
+        for name, value in {"steps": steps, "test_steps": test_steps}.items():
             check_integer(f"head.{name}", value, 0)
         check_range("head.lr", lr, 0, math.inf)
         output, names = Output("zero", "any", backbone.features, trained), adapting_names(backbone, adapt)

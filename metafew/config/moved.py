@@ -21,7 +21,8 @@ ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
     "head": {"output_std": None, "memory": "auto"},
-    "val": {"at_start": True},  # does not affect results
+    "val": {"at_start": True, "balance": "balanced", "dirichlet": 2.0},  # at_start does not affect results
+    "test": {"balance": "balanced", "dirichlet": 2.0},
 }
 """Options added since earlier versions, by group, with values that reproduce the results of these versions."""
 OWN_NORMS = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}

@@ -22,7 +22,8 @@ ADDED: dict[str, dict[str, Any]] = {
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
     "metafew.backbones.resnet18.ResNet18": {"readout": "mean"},
     "head": {"output_std": None, "memory": "auto"},
-    "val": {"at_start": True},  # does not affect results
+    "val": {"at_start": True, "balance": "balanced", "dirichlet": 2.0},  # at_start does not affect results
+    "test": {"balance": "balanced", "dirichlet": 2.0},
 }
 """Options added since earlier versions, by group, with values that reproduce the results of these versions.
 

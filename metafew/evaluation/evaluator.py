@@ -207,7 +207,7 @@ class Evaluator(pl.LightningModule):
                 shared.embed(episode.support.images, episode.query.images)  # which is no time of the first head
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
-                with timed(seconds and seconds[name], episode):
+                with timed(seconds[name] if seconds else None, episode):
                     readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
                 for reading, logits in readings.items():
                     measured = f"{name}/{reading}".rstrip("/")

@@ -21,6 +21,7 @@ from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
 """The highest accuracy over the steps of an adapting head, which is selected on test data."""
+DIRICHLET = "proportions of the classes of queries: Dirichlet({dirichlet:g})"
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -205,7 +206,8 @@ def table_of_heads(report: dict) -> Table:
             table.add_row(*row)
         table.add_section()
     mode = "† transductive" if mixed else "transductive" if report["transductive"] else "not transductive"
-    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}\n{tested_on(report)}"
+    queries = f"\n{DIRICHLET.format(**report['config']['test'])}" if report["balance"] == "dirichlet" else ""
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}\n{tested_on(report)}{queries}"
     return table
 
 

@@ -266,9 +266,15 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
     """Return the data of every split."""
 
     def make_spec(split: str, total: int, seed: int, **changes: Any) -> TaskSpec:
-        options = {key: cfg[split][key] for key in ("way", "shot", "query", "tasks", "support")}
+        keys = ("way", "shot", "query", "tasks", "support", "balance", "dirichlet")
+        options = {key: cfg[split][key] for key in keys if key in cfg[split]}
         return TaskSpec(split=split, total=total, seed=seed, **options | changes)
 
+    if (queries := cfg.test.queries) == "class" and cfg.test.balance != "balanced":
+        raise UsageError(
+            f"expected as many queries of each class with test.queries={queries}, got test.balance={cfg.test.balance}: "
+            "type test.queries=single"
+        )
     total = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches * cfg.train.tasks
     if objective.minibatches:
         pairs = objective.regularizer.on_features

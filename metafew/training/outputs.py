@@ -53,6 +53,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
         "transductive": any(learner.transductive.values()),
         "over": config["norm"].get("over"),
         "queries": config["test"]["queries"],
+        "balance": config["test"]["balance"],
         "select": outcome.selected,
         "validation": {f"val/{learner.trained}/{measure}": value for measure, value in validation.items()},
         "choices": parts.choices | ({"norm": "own"} if learner.backbone.own_norms else {}),

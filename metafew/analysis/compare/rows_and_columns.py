@@ -14,7 +14,7 @@ from metafew.analysis.compare.merge import agreeing
 from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, in_group_order, natural_value, varying_keys
 
-TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
+TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support|balance|dirichlet)")
 """Settings that define the test tasks, and therefore distinguish columns instead of rows."""
 STARTS = ("ckpt", "backbone.weights")
 """Options that name the checkpoint a run starts from, which differs between seeds."""

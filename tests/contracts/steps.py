@@ -52,6 +52,7 @@ def prepare_tables(learner: Learner) -> None:
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]
     learner.test_errors = [{name: CalibrationError(1.0).to(device) for name in learner.heads}]
+    learner.test_seconds = [{}]
 
 
 @torch.no_grad()

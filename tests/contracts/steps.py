@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
+from contracts import with_base_mean
 from metafew.episode import Episode, Labelled
 from metafew.evaluation.calibration import CalibrationError
 from metafew.evaluation.metrics import PerTask
@@ -47,7 +48,9 @@ def train(learner: Learner, *batch: Episode) -> torch.Tensor:
 
 
 def prepare_tables(learner: Learner) -> None:
-    """Make the tables of a test."""
+    """Make the tables of a test, and the mean feature of training images for heads that use it."""
+    for head in learner.heads.values():
+        with_base_mean(head, learner.backbone)
     learner.feature_caches = [None]
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]

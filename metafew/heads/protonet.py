@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metafew.heads.head import FeatureHead, class_means
+from metafew.heads.head import FeatureHead, class_means, negative_distances
 
 
 class ProtoNet(FeatureHead):
@@ -22,10 +22,5 @@ class ProtoNet(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return negative squared distances ``(t, q, w)`` to the class means."""
-        prototypes = class_means(support, labels, way)
-        # Distances are invariant to translation; centring avoids cancellation in the expansion.
-        centre = prototypes.mean(1, keepdim=True)
-        prototypes, query = prototypes - centre, query - centre
-        squares = query.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(1)
-        logits = torch.baddbmm(squares, query, prototypes.mT, beta=-1, alpha=2)
+        logits = negative_distances(query, class_means(support, labels, way))
         return logits if self.scale is None else logits * (self.scale / query.shape[-1])

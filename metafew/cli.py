@@ -57,7 +57,7 @@ def main(program: str = "python train.py", commands: Mapping[str, str] | None = 
         print(f"metafew {metafew.__version__}")
         return
     use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
-    register_evaluation_heads()
+    register_evaluation_heads(sys.argv[1:])
     accept_any_help()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     Hydra.app_help = partialmethod(show_help, program, commands or {})  # type: ignore[assignment, method-assign]

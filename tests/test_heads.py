@@ -51,7 +51,7 @@ def test_metaoptnet_ridge_is_twice_the_ridge(episode):
 
 def test_label_smoothing_spares_the_true_class(episode):
     """Lee et al. (2019): 1 - eps on the true class, eps / (way - 1) on each other."""
-    backbone, trained = Flat(), ProtoNet()
+    backbone, trained = Flat(256), ProtoNet()
     logits = trained(backbone, episode.support, episode.query.images, W)
     weights = torch.full((T, W * Q, W), 0.1 / (W - 1), dtype=torch.double)
     weights.scatter_(2, episode.query.labels.unsqueeze(-1), 0.9)

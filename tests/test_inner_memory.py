@@ -10,7 +10,7 @@ from metafew.data.task_spec import TaskSpec
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.evaluation.evaluator import Evaluator, adapted_together
-from metafew.heads import adapting
+from metafew.heads import batching
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 
@@ -35,8 +35,8 @@ def for_three(monkeypatch):
     """Let 1 MiB, by the estimate, be enough for three of the tasks of SPEC, and hardly for four."""
     backbone, head = learner()
     pixels = 3 * W * backbone.channels * backbone.image_size**2
-    values = adapting.WIDTH * pixels + sum(backbone.get_parameter(name).numel() for name in head.names)
-    monkeypatch.setattr(adapting, "VALUES_PER_MIB", 4 * values - 1)
+    values = batching.WIDTH * pixels + sum(backbone.get_parameter(name).numel() for name in head.names)
+    monkeypatch.setattr(batching, "VALUES_PER_MIB", 4 * values - 1)
 
 
 @pytest.mark.parametrize("inner", ["batch", "vmap"])
@@ -98,7 +98,7 @@ def test_heads_on_features_and_larger_steps_are_respected(for_three, monkeypatch
 
 def test_the_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-    assert adapting.memory_of(torch.device("cuda")) == 20 * 1024 and adapting.memory_of(CPU) == 300
+    assert batching.memory_of(torch.device("cuda")) == 20 * 1024 and batching.memory_of(CPU) == 300
 
 
 @pytest.mark.parametrize("value", [0, "much", 1.5])

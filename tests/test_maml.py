@@ -50,10 +50,13 @@ OPTIONS = {
     "all": {},
     "no_norm": {"output": "shared", "adapt": "no_norm"},
     "output": {"adapt": "output"},
+    "body": {"adapt": "body"},
     "prototype": {"output": "prototype"},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "layer": {"rates": "layer"},
     "weight": {"rates": "weight"},
+    "curvature": {"rates": "curvature"},
+    "curvature for any way": {"rates": "curvature", "output": "shared"},
 }
 # Every norm with every execution, and every option with every execution.
 CASES = [(word, "no_norm" if i % 2 else "all", inner) for i, word in enumerate(SCHEMES) for inner in INNER]
@@ -270,22 +273,22 @@ def test_inner_adam_is_that_of_torch():
     w = torch.randn(4, 3, generator=generator, dtype=torch.double)
     reference = nn.Parameter(w.clone())
     optimizer, rule, state = torch.optim.Adam([reference], lr=0.1, betas=(0.0, 0.999)), Adam(), None
-    weights = {"w": w}
-    state = rule.start(weights)
+    state = rule.start({"w": w})
     for _ in range(5):
         grad = torch.randn(4, 3, generator=generator, dtype=torch.double)
         reference.grad = grad
         optimizer.step()
-        weights, state = rule(weights, {"w": grad}, state, {"w": 0.1})
-    torch.testing.assert_close(weights["w"], reference.detach(), rtol=1e-6, atol=1e-9)
+        directions, state = rule({"w": grad}, state)
+        w = w - 0.1 * directions["w"]
+    torch.testing.assert_close(w, reference.detach(), rtol=1e-6, atol=1e-9)
     # Nothing moves where there is no gradient, and second derivatives stay finite.
     grad = torch.zeros(4, 3, dtype=torch.double, requires_grad=True)
-    moved, _ = rule({"w": w}, {"w": grad}, rule.start({"w": w}), {"w": 0.1})
-    assert torch.equal(moved["w"], w) and torch.autograd.grad(moved["w"].sum(), grad)[0].isfinite().all()
+    directions, _ = rule({"w": grad}, rule.start({"w": w}))
+    assert not directions["w"].any() and torch.autograd.grad(directions["w"].sum(), grad)[0].isfinite().all()
 
 
 def test_learned_rates_start_where_fixed_ones_are_and_last_beyond_training():
-    for kind in ("layer", "weight"):
+    for kind in ("layer", "weight", "curvature"):
         backbone, head = learner("tasknorm", rates=kind, steps=2, test_steps=4)
         fixed = learner("tasknorm", steps=2, test_steps=4)[1]
         fixed.load_state_dict(head.state_dict(), strict=False)
@@ -331,6 +334,8 @@ def test_readings_are_what_each_setting_gives_alone(episode):
         ({"output": "best"}, "expected head.output to be one of"),
         ({"output_std": 0}, "expected head.output_std to be a positive number, got 0: type head.output_std=1"),
         ({"output_std": 1, "output": "zero"}, "expected no head.output_std for head.output=zero"),
+        ({"adapt": "body", "output": "shared"}, "got head.output=shared: type head.output=prototype"),
+        ({"adapt": "body", "freeze": ["body"]}, "got Smooth with none: type head.adapt=output"),
     ],
 )
 def test_bad_options_are_refused(options, said):

@@ -84,7 +84,7 @@ def test_tables_and_tasks_show_failures(tmp_path):
 
 def test_results_call_own_data_by_their_name(capsys):
     report = {"choices": {"head": "svm", "dataset": "folder"}, "sources": {"my birds": True}, "metrics": {}}
-    report |= {"baselines": {}, "chosen": {}, "transductive": False}
+    report |= {"baselines": {}, "chosen": {}, "heads": {}, "transductive": False, "balance": "balanced"}
     print_results(report | {"tested_on": {"my birds": {"classes": 5, "images": 60}}})
     assert "dataset=my birds" in " ".join(capsys.readouterr().out.split())
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
 from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
 from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
-from metafew.config.groups import CONF, load_option
+from metafew.config.groups import ALL, CONF, load_option
 from metafew.config.mistakes import no_option, options_of
 from metafew.data.array_split import ArraySplit
 from metafew.data.loader import MetaBatches, make_loader
@@ -26,12 +26,13 @@ from metafew.data.sampler import Sampler
 from metafew.data.sources.features import categories, labelled_vectors
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
-from metafew.evaluation.evaluator import Evaluator, evaluating
+from metafew.evaluation.eval_mode import evaluating
+from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
 from metafew.heads.head import Head
 from metafew.inference import Model
-from metafew.training.factory import make_head
+from metafew.training.factory import fitting_heads, make_head
 from metafew.training.run import silence_lightning
 
 Heads = Sequence[str | Head] | Mapping[str, str | Head]
@@ -47,12 +48,14 @@ class Evaluation:
         measures: by head, the mean accuracy, the half width ``ci95`` of its 95 % interval, the number of tasks and of
             failed ones, and ``transductive``: whether a query may change the predictions of others.
         baseline: the name of 1-nearest-neighbour on the features, which is measured like a head.
+        left_out: the heads that ``heads="all"`` leaves out, with the reason of each.
     """
 
     title: str
     accuracies: dict[str, np.ndarray]
     measures: dict[str, Interval]
     baseline: str
+    left_out: str = ""
 
     @property
     def mean(self) -> dict[str, float]:
@@ -94,6 +97,7 @@ class Evaluation:
             top = name == self.best or contains_zero(gaps[name])
             rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
         notes = [DAGGER] * any(measure["transductive"] for measure in self.measures.values())
+        notes += [f"left out: {self.left_out}"] * bool(self.left_out)
         return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
 
     def __repr__(self) -> str:
@@ -122,7 +126,7 @@ class Classification(NamedTuple):
 
 def evaluate_features(
     features: np.ndarray | Tensor, labels: Any, heads: Heads, way: int | str, shot: int | str, query: int, tasks: int,
-    seed: int,
+    seed: int, base: np.ndarray | Tensor | None,
 ) -> Evaluation:  # fmt: skip
     """Measure heads on tasks drawn from features: :func:`metafew.evaluate`."""
     advice = "give an array of vectors, and one label for each"
@@ -131,7 +135,11 @@ def evaluate_features(
     spec = TaskSpec("test", way=way, shot=shot, query=query, tasks=4, total=tasks, seed=seed)
     check_tasks(spec, split.categories, "features")
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
-    made = make_heads(heads, backbone, way, seed)
+    if heads == ALL:
+        made, left_out = fitting_heads(default_nodes(options_of("head"), way, seed), backbone, base is not None)
+    else:
+        made, left_out = make_heads(heads, backbone, way, seed), ""
+    set_base_mean(made, base, backbone.features)
     evaluator = Evaluator(backbone, {str(number): head for number, head in enumerate(made.values())}, "together")
     tables = run_test(evaluator, Sampler(split, spec, views=None))
     names = {str(number): name for number, name in enumerate(made)} | {evaluator.baseline: evaluator.baseline}
@@ -144,6 +152,7 @@ def evaluate_features(
         {name: tables[key][:, column].cpu().numpy() for key, name in names.items()},
         measures,
         evaluator.baseline,
+        left_out,
     )
 
 
@@ -194,13 +203,49 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
     """Return the untrained head that a word of the command line names."""
     if word not in options_of("head"):
         raise UsageError(no_option("head", word))
-    values = {"evaluate": {word: load_option(CONF / "head" / f"{word}.yaml")}, "train": {"way": way}, "seed": seed}
-    return make_head(OmegaConf.create(values).evaluate[word], backbone, trained=False)
+    return make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
+
+
+def default_nodes(words: Sequence[str], way: int | str, seed: int) -> DictConfig:
+    """Return the default options of heads, by their words on the command line."""
+    nodes = {word: load_option(CONF / "head" / f"{word}.yaml") for word in words}
+    return OmegaConf.create({"evaluate": nodes, "train": {"way": way}, "seed": seed}).evaluate
+
+
+def set_base_mean(heads: Mapping[str, Head], base: np.ndarray | Tensor | None, length: int) -> None:
+    """Give heads that use it the mean of features of training classes.
+
+    Args:
+        heads: the heads, by name.
+        base: the features ``(n, d)``, or their mean ``(d,)``; None keeps what the heads have.
+        length: the dimension ``d``.
+
+    Raises:
+        UsageError: if a head has none, or ``base`` has another shape or values that are not finite.
+    """
+    using = {name: head for name, head in heads.items() if head.needs_base_mean}
+    if base is not None:
+        values = as_array(base)
+        if values.ndim not in (1, 2) or not values.size or values.shape[-1] != length or not np.isfinite(values).all():
+            raise UsageError(
+                f"expected base to be finite features (n, {length}) of training classes, or their mean ({length},), "
+                f"got an array of shape {values.shape}: pass the output of the same network for training classes"
+            )
+        mean = torch.tensor(np.atleast_2d(values).mean(0, dtype=np.float64), dtype=torch.float32)
+        for head in using.values():
+            head.base_mean = mean
+    lacking = [name for name, head in using.items() if head.base_mean is None]
+    if lacking:
+        raise UsageError(
+            f"expected features of training classes, by whose mean {lacking[0]} centres features, got none: pass "
+            "base=features of training classes, or leave it out of heads"
+        )
 
 
 def classify_features(
-    head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor
-) -> Classification:
+    head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor,
+    base: np.ndarray | Tensor | None,
+) -> Classification:  # fmt: skip
     """Classify features by a support set: :func:`metafew.classify`."""
     vectors = as_array(support)
     if vectors.ndim != 2:
@@ -209,8 +254,9 @@ def classify_features(
             "example, such as the output of a network"
         )
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
-    (made,) = make_heads([head], backbone, "2", 0).values()
-    model = Model(backbone, made, {"head": name_of(head)})
+    made = make_heads([head], backbone, "2", 0)
+    set_base_mean(made, base, backbone.features)
+    model = Model(backbone, made[name_of(head)], {"head": name_of(head)})
     with evaluating(model):
         task = model.adapt(vectors, labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels)
         probabilities = task.predict(as_array(query))

@@ -42,7 +42,7 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UsageError: if Hydra cannot parse an override, or rejects it.
     """
-    register_evaluation_heads()
+    register_evaluation_heads(overrides)
     words = readable(overrides)
     with in_one_line(words), initialized_hydra():
         return resolve_paths(hydra.compose(MAIN, words, return_hydra_config=True))

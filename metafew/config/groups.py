@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,10 @@ PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 """The folder: inside an installed package, and next to the package in a checkout."""
+ALL = "all"
+"""The option of ``evaluate`` for all heads; in a configuration, a key next to theirs that leaves out those that do not
+fit."""
+SEARCH_PATH = "hydra.searchpath="
 NOT_COMMON = ("defaults", "hydra")
 """Parts of conf/train.yaml that are no options of metafew's."""
 
@@ -77,15 +83,40 @@ def group_names() -> list[str]:
     return [*describe_groups(), "evaluate"]
 
 
-def register_evaluation_heads() -> None:
-    """Register each head as an option of ``evaluate``, without its settings in other groups."""
+def register_evaluation_heads(words: Sequence[str] = ()) -> None:
+    """Register each head as an option of ``evaluate``, without its settings in other groups, and :data:`ALL` of them.
+
+    Args:
+        words: the command line, whose ``hydra.searchpath`` may name folders with further heads.
+    """
     store = ConfigStore.instance()
-    for file in (CONF / "head").glob("*.yaml"):
-        store.store(group="evaluate", name=file.stem, node=load_option(file), package=f"evaluate.{file.stem}")
+    folders = [*search_folders(words), CONF]  # of an option in several folders, Hydra takes that of metafew
+    heads = {file.stem: file for folder in folders for file in sorted((folder / "head").glob("*.yaml"))}
+    for name, file in heads.items():
+        store.store(group="evaluate", name=name, node=load_option(file), package=f"evaluate.{name}")
+    everything: dict[str, Any] = {"defaults": sorted(heads), ALL: True}
+    store.store(group="evaluate", name=ALL, node=everything, package="evaluate")
+
+
+def search_folders(words: Sequence[str]) -> Iterator[Path]:
+    """Yield the folders that ``hydra.searchpath`` names on a command line that chooses heads to evaluate.
+
+    >>> list(search_folders(["evaluate=all", "hydra.searchpath=[file://mine, pkg://theirs]"]))
+    [PosixPath('mine')]
+    """
+    if any(word.startswith("evaluate=") for word in words):
+        for word in words:
+            if word.startswith(SEARCH_PATH):
+                yield from map(Path, re.findall(r"file://([^\],'\"]+)", word.removeprefix(SEARCH_PATH)))
 
 
 def load_option(file: Path) -> DictConfig:
-    """Return the content of a YAML file of a group, merged over the files next to it that its defaults list names."""
+    """Return the content of a YAML file of a group, merged over the options of the group that its defaults list names.
+
+    These are files next to it, or of metafew.
+    """
     node = cast(DictConfig, OmegaConf.load(file))
-    bases = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return cast(DictConfig, OmegaConf.merge(*(load_option(file.with_name(f"{base}.yaml")) for base in bases), node))
+    names = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    files = [file.with_name(f"{name}.yaml") for name in names]
+    bases = (load_option(base if base.is_file() else CONF / file.parent.name / base.name) for base in files)
+    return cast(DictConfig, OmegaConf.merge(*bases, node))

@@ -90,7 +90,8 @@ def help_text(program: str, commands: Mapping[str, str], found: Iterable[Folder]
         width = max(map(len, words))
         lines += [group, *(f"  {word:<{width}}  {text}" for word, text in words.items())]
     heads = ",".join(sorted(groups["head"]))
-    lines += ["evaluate", f"  evaluate=[{heads}]  heads to evaluate in addition to the one that trains", ""]
+    lines += ["evaluate", f"  evaluate=[{heads}]  heads to evaluate in addition to the one that trains"]
+    lines += ["  evaluate=all  all heads on features that need no training, and otherwise fit", ""]
     return "\n".join([*lines, FOOTER.format(program=program)])
 
 

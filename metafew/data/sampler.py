@@ -68,6 +68,11 @@ class Sampler:
     on the shot and the ``n``-shot support is a subset of the ``n+1``-shot one. A separate stream then shuffles queries
     and support, so that the position of an image carries no information about its class.
 
+    With ``balance=dirichlet``, the same number of queries is divided among the classes by proportions from a symmetric
+    Dirichlet distribution, as in Veilleux et al. 2021, *Realistic Evaluation of Transductive Few-Shot Learning*. They
+    come from a stream of their own: classes and support are those of the balanced task. A class gives at most the
+    images that its support leaves.
+
     Args:
         split: the images.
         spec: the shape, number and seed of the tasks.
@@ -124,14 +129,17 @@ class Sampler:
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
         views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
 
-        def select(slices: list[slice]) -> DrawnRows:
+        def select(places: list[np.ndarray]) -> DrawnRows:
             def cut(by_class: list[np.ndarray]) -> np.ndarray:
-                return np.concatenate([x[part] for x, part in zip(by_class, slices, strict=True)])
+                return np.concatenate([x[part] for x, part in zip(by_class, places, strict=True)])
 
-            labels = np.repeat(np.arange(len(classes)), [part.stop - part.start for part in slices])
+            labels = np.repeat(np.arange(len(classes)), [len(part) for part in places])
             return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
-        queries, support = [slice(0, query)] * len(classes), [slice(query, query + shot) for shot in shots]
+        counts = self._count_queries(index, query, np.array([len(r) for r in rows]) - shots)
+        # More than ``query`` come from the end, so that they do not depend on the shot, unless a class has no more.
+        queries = [np.arange(-max(0, count - query), min(count, query)) for count in counts]
+        support = [np.arange(query, query + shot) for shot in shots]
         # A child stream, so that neither the shot nor views change the order of queries.
         stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split], index], spawn_key=(1,))
         order = np.random.default_rng(stream)
@@ -142,6 +150,20 @@ class Sampler:
         """Return the generator of task ``index``, and its classes, number of queries and shots, drawn first."""
         rng = np.random.default_rng([self.spec.seed, STREAMS[self.spec.split], index])
         return rng, *(self._draw_natural_sizes if self.spec.natural else self._draw_sizes)(rng)
+
+    def _count_queries(self, index: int, query: int, room: np.ndarray) -> np.ndarray:
+        """Return the number of queries of each class of task ``index``.
+
+        Args:
+            index: index of the task.
+            query: the mean number per class.
+            room: the images of each class that are not in the support set.
+        """
+        if self.spec.balance == "balanced":
+            return np.full(len(room), query)
+        stream = np.random.SeedSequence([self.spec.seed, STREAMS[self.spec.split], index], spawn_key=(2,))
+        proportions = np.random.default_rng(stream).dirichlet(np.full(len(room), self.spec.dirichlet))
+        return apportion(proportions, len(room) * query, room)
 
     def _draw_views(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:
         """Draw the parameters ``(n, k)`` of the views of images of ``classes`` ``(n,)``."""
@@ -181,6 +203,21 @@ class Sampler:
     def _groups(self) -> list[np.ndarray]:
         """The classes of each group with enough classes for a task with natural shots."""
         return class_groups(self.split.groups, self.spec.bounds("way")[0])
+
+
+def apportion(proportions: np.ndarray, total: int, room: np.ndarray) -> np.ndarray:
+    """Return integers close to ``total * proportions`` whose sum is ``total``, by the method of largest remainders.
+
+    None exceeds its ``room``: what is lacking there is divided evenly among the others.
+
+    >>> share = np.array([0.52, 0.29, 0.19])
+    >>> apportion(share, 10, np.array([9, 9, 9])).tolist(), apportion(share, 10, np.array([3, 9, 9])).tolist()
+    ([5, 3, 2], [3, 4, 3])
+    """
+    counts = np.zeros(len(room), int)
+    for _ in range(total):
+        counts[np.where(counts < room, total * proportions - counts, -np.inf).argmax()] += 1
+    return counts
 
 
 class MixtureSampler(Sampler):

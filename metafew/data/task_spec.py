@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metafew.config.option_values import check_integer
+from metafew.config.option_values import check_choice, check_integer, check_range
 from metafew.data.sources import Category
 from metafew.errors import UsageError
 
 NATURAL = "natural"
 """The shot of Meta-Dataset's tasks, drawn per class, roughly in proportion to its number of images."""
+
+BALANCES = ("balanced", "dirichlet")
+LEAST_CONCENTRATION = 1e-3
+"""Below, a Dirichlet distribution has no proportions in floating point."""
 
 
 class Shortage(NamedTuple):
@@ -46,6 +51,9 @@ class TaskSpec:
         total: total number of tasks; 0 for training without validation.
         seed: seed of the sequence of tasks.
         support: maximum number of support images of a task with natural shots.
+        balance: ``balanced`` for equal numbers of queries of each class, or ``dirichlet`` for as many in all, whose
+            proportions are drawn per task.
+        dirichlet: concentration of the symmetric Dirichlet distribution of these proportions.
     """
 
     split: str
@@ -56,6 +64,8 @@ class TaskSpec:
     total: int
     seed: int
     support: int = 500
+    balance: str = "balanced"
+    dirichlet: float = 2.0
 
     def __post_init__(self):
         for word in ("way",) if self.natural else ("way", "shot"):
@@ -64,6 +74,8 @@ class TaskSpec:
         least["support"] = self.bounds("way")[1] if self.natural else 1
         for word in ("query", "tasks", "total", "support"):
             check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1), max(1, least.get(word, 1)))
+        check_choice(f"{self.split}.balance", self.balance, BALANCES)
+        check_range(f"{self.split}.dirichlet", self.dirichlet, LEAST_CONCENTRATION, math.inf)
 
     @property
     def natural(self) -> bool:

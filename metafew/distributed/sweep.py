@@ -10,6 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
 from metafew.distributed.threads import share_cores
 from metafew.io import read_json
@@ -61,10 +62,22 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
     if "config" not in saved or not saved.get("finished", True):  # missing from results of earlier versions
         return False
     before = add_options(update_record(saved)["config"], config)
-    if without_own_ckpt(before, out) != without_own_ckpt(config, out):
+    if without_own_ckpt(before, out) != without_own_ckpt(without_left_out(config, before), out):
         return False
     data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}
     return not data or data == fingerprints()
+
+
+def without_left_out(config: dict, before: dict) -> dict:
+    """Return ``config``, with ``evaluate=all`` restricted to the heads that a run with ``before`` did not leave out.
+
+    >>> without_left_out({"evaluate": {"svm": {"c": 1}, "maml": {}, "all": True}}, {"evaluate": {"svm": {"c": 2}}})
+    {'evaluate': {'svm': {'c': 1}}}
+    """
+    evaluated, kept = config.get("evaluate") or {}, before.get("evaluate") or {}
+    if ALL not in evaluated:
+        return config
+    return config | {"evaluate": {name: head for name, head in evaluated.items() if name in kept}}
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:

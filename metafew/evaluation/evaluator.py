@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,6 +13,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.data.datamodule import FewShot
@@ -19,8 +21,10 @@ from metafew.data.loader import MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
+from metafew.evaluation.base_mean import BaseMean
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.calibration import CalibrationError, ValidationLogits, fit_temperatures
+from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
@@ -41,10 +45,12 @@ class Evaluator(pl.LightningModule):
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
 
     Attributes:
+        base_mean: the mean feature of training images, for heads that use it.
         temperatures: the temperature of each head, which divides logits before the softmax
             (:mod:`metafew.evaluation.calibration`): that of the last validation, or of the checkpoint that is tested or
             resumed.
         calibration: the temperature and the calibration errors of each head, for each test.
+        seconds: the mean seconds per task of each head, for each test, without the embedding that feature heads share.
     """
 
     backbone: Backbone
@@ -54,6 +60,7 @@ class Evaluator(pl.LightningModule):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]  # a mapping, whose values are the heads
+        self.base_mean = BaseMean(heads.values())
         self.trained = next(iter(heads))
         self.queries = queries
         self.baseline = "pixels_1nn" if backbone.image_size > 1 else "vectors_1nn"
@@ -65,6 +72,8 @@ class Evaluator(pl.LightningModule):
         self.test_tasks: list[dict[str, PerTask]] = []
         self.test_errors: list[dict[str, CalibrationError]] = []
         self.feature_caches: list[FeatureCache | None] = []
+        self.test_seconds: list[dict[str, MeanMetric]] = []
+        self.seconds: list[dict[str, float]] = []
         self.tables: list[dict[str, Tensor]] = []
 
     @property
@@ -73,9 +82,9 @@ class Evaluator(pl.LightningModule):
         return alphas(self.backbone)
 
     @property
-    def transductive(self) -> bool:
-        """Whether, in evaluation, one query can change the logits of another, through the backbone or a head."""
-        return self.backbone.transductive or any(head.transductive for head in self.heads.values())
+    def transductive(self) -> dict[str, bool]:
+        """Whether, in evaluation, one query can change the logits of another under a head, by its name."""
+        return {name: self.backbone.transductive or head.transductive for name, head in self.heads.items()}
 
     @property
     def measured(self) -> list[str]:
@@ -88,6 +97,7 @@ class Evaluator(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for each measurement."""
+        self.base_mean.update(self.backbone, self.trainer)
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
         candidates = [f"{name}/{option}" for name, head in self.heads.items() for option in head.candidates]
         self.val_logits = {n: ValidationLogits() for n in self.measured if n in (*self.heads, *candidates)}
@@ -118,6 +128,7 @@ class Evaluator(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
+        self.base_mean.update(self.backbone, self.trainer)
         loaders: Any = self.trainer.test_dataloaders  # a list with one entry per shot
         self.test_tasks = [
             {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)} for _ in loaders
@@ -126,6 +137,7 @@ class Evaluator(pl.LightningModule):
             {name: CalibrationError(self.temperatures.get(name)).to(self.device) for name in self.heads}
             for _ in loaders
         ]
+        self.test_seconds = [{name: MeanMetric().to(self.device) for name in self.heads} for _ in loaders]
         self.feature_caches = []
         for loader in loaders:  # all from one split, so they share a cache
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
@@ -133,19 +145,21 @@ class Evaluator(pl.LightningModule):
     def test_step(self, batch: list[Episode], _: int, dataloader_idx: int = 0) -> None:
         """Evaluate every head, and the nearest neighbour, on a batch of test tasks."""
         tables, errors = self.test_tasks[dataloader_idx], self.test_errors[dataloader_idx]
+        cache, seconds = self.feature_caches[dataloader_idx], self.test_seconds[dataloader_idx]
         for episode in batch:
             if self.queries == "class":
                 episode = episode.grouped_by_class()
             # Each class of a task has the same number of queries.
             size = {"together": None, "single": 1, "class": episode.query.labels.shape[1] // episode.way}
             with target_chunks(size[self.queries]):
-                self._measure([episode], tables, errors, self.feature_caches[dataloader_idx], size[self.queries])
+                self._measure([episode], tables, errors, cache, size[self.queries], seconds)
             tables[self.baseline].update(nearest_neighbour(episode.support, episode.query.images, episode.way), episode)
 
     def on_test_epoch_end(self) -> None:
         """Compute a table of tasks and the calibration for every test and head."""
         self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
         self.calibration = [{name: error.summary() for name, error in test.items()} for test in self.test_errors]
+        self.seconds = [{name: mean.compute().item() for name, mean in test.items()} for test in self.test_seconds]
 
     @torch.no_grad()
     def predict(self, episode: Episode) -> Tensor:
@@ -185,12 +199,16 @@ class Evaluator(pl.LightningModule):
         calibrations: Mapping[str, ValidationLogits | CalibrationError],
         cache: FeatureCache | None,
         at_once: int | None = None,
+        seconds: Mapping[str, MeanMetric] | None = None,
     ) -> None:
         for episode in batch:
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
+            if any(isinstance(head, FeatureHead) for head in self.heads.values()):
+                shared.embed(episode.support.images, episode.query.images)  # which is no time of the first head
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
-                readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
+                with timed(seconds[name] if seconds else None, episode):
+                    readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
                 for reading, logits in readings.items():
                     measured = f"{name}/{reading}".rstrip("/")
                     tables[measured].update(logits, episode)
@@ -241,12 +259,18 @@ def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: tor
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` in eval mode inside this context, and restore the mode of each submodule afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
+def timed(mean: MeanMetric | None, episode: Episode) -> Iterator[None]:
+    """Add the seconds per task of this context to ``mean``, if any, with the tasks of an episode as its weight."""
+    if mean is None:
         yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+        return
+    begin, tasks = clock(mean.device), len(episode.index)
+    yield
+    mean.update((clock(mean.device) - begin) / tasks, tasks)
+
+
+def clock(device: torch.device) -> float:
+    """Return the time in seconds, after all work on ``device``."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from metafew.io import atomic_write
 
 BEST = "best_step/accuracy"
 """The highest accuracy over the steps of an adapting head, which is selected on test data."""
+DIRICHLET = "proportions of the classes of queries: Dirichlet({dirichlet:g})"
 PACKAGES = ("metafew", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -77,6 +78,34 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
             value |= {"mean": None, "ci95": None}
     average = {"average_rank": average_ranks(tables[0], heads, len(sources))} if parts and len(heads) > 1 else {}
     return {"metrics": metrics, "baselines": baselines, **average}
+
+
+def describe_heads(
+    tables: list[dict[str, Tensor]],
+    shots: list,
+    transductive: Mapping[str, bool],
+    seconds: list[dict[str, float]],
+    sources: int,
+) -> dict[str, dict]:
+    """Return, as :func:`by_shot`, whether each head is transductive, its average rank, and its seconds per task.
+
+    Args:
+        tables: as for :func:`collect`.
+        shots: as for :func:`collect`.
+        transductive: whether, under a head, a query may change the predictions of others.
+        seconds: the seconds per task of each head, for each test.
+        sources: number of datasets of the test tasks.
+    """
+    tests = []
+    for test, spent in zip(tables, seconds, strict=True):
+        ranked = average_ranks(test, list(transductive), sources)
+        tests.append(
+            {
+                head: {"transductive": marked, "rank": ranked[head], "seconds_per_task": spent[head]}
+                for head, marked in transductive.items()
+            }
+        )
+    return by_shot(tests, shots)
 
 
 def by_shot(tests: list[dict[str, dict]], shots: list) -> dict[str, dict]:
@@ -142,26 +171,44 @@ def failures(metrics: dict[str, dict]) -> list[str]:
 def print_results(report: dict) -> None:
     """Print a table of accuracies and baselines and, for a mixture, one by dataset."""
     console = Console()
-    choices = report["choices"] | ({"dataset": next(iter(report["sources"]))} if len(report["sources"]) == 1 else {})
-    table = Table(title=" ".join(f"{group}={word}" for group, word in choices.items()))
-    table.add_column("measured")
-    table.add_column("accuracy", justify="right")
-    table.add_column("tasks", justify="right")
-    for section in ("metrics", "baselines"):
-        for name, value in report[section].items():
-            part = set(name.split("/")[2:-1]) & set(report["sources"])  # test/HEAD/.../SOURCE/accuracy
-            if not name.endswith("loss") and not part and not re.search(r"/step\d+/", name):
-                label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
-                label += f" ({value['step']}, selected on test)" if name.endswith(BEST) else ""
-                table.add_row(label, percent(value), str(value["tasks"]))
-        table.add_section()
     for head, choice in report["chosen"].items():
         print(f"{head}: {format_options(choice)} chosen on validation tasks")
-    mode = "transductive" if report["transductive"] else "not transductive"
-    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}\n{tested_on(report)}"
-    console.print(table)
+    console.print(table_of_heads(report))
     if len(report["sources"]) > 1:
         console.print(table_by_source(report))
+
+
+def table_of_heads(report: dict) -> Table:
+    """Return a table of inductive heads, transductive heads and baselines; of several heads, with ranks and times."""
+    choices = report["choices"] | ({"dataset": next(iter(report["sources"]))} if len(report["sources"]) == 1 else {})
+    several = sum("/" not in name for name in report["heads"]) > 1
+    marked = {name for name, head in report["heads"].items() if head["transductive"]}
+    mixed = 0 < len(marked) < len(report["heads"])
+    table = Table(title=" ".join(f"{group}={word}" for group, word in choices.items()))
+    table.add_column("measured")
+    for column in ("accuracy", "tasks", *["rank", "ms a task"] * several):
+        table.add_column(column, justify="right")
+    sections: dict[str, list[list[str]]] = {"inductive": [], "transductive": [], "baselines": []}
+    for name, value in {**report["metrics"], **report["baselines"]}.items():
+        part = set(name.split("/")[2:-1]) & set(report["sources"])  # test/HEAD/.../SOURCE/accuracy
+        if name.endswith("loss") or part or re.search(r"/step\d+/", name):
+            continue
+        label = name.removeprefix("test/").removesuffix("/accuracy").removesuffix("accuracy")
+        section = "transductive" if label.split("/")[0] in marked else "inductive"
+        head = report["heads"].get(label)
+        further = ["", ""] if head is None else [f"{head['rank']:.1f}", f"{1000 * head['seconds_per_task']:.2f}"]
+        label += f" ({value['step']}, selected on test)" if name.endswith(BEST) else ""
+        label += " †" * (mixed and section == "transductive")
+        row = [label, percent(value), str(value["tasks"]), *further * several]
+        sections["baselines" if name in report["baselines"] else section].append(row)
+    for rows in sections.values():
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    mode = "† transductive" if mixed else "transductive" if report["transductive"] else "not transductive"
+    queries = f"\n{DIRICHLET.format(**report['config']['test'])}" if report["balance"] == "dirichlet" else ""
+    table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}\n{tested_on(report)}{queries}"
+    return table
 
 
 def tested_on(report: dict) -> str:

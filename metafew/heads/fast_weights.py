@@ -33,12 +33,14 @@ class SupportSet(NamedTuple):
         labels: ``(t, s)``.
         way: number of classes.
         numbers: numbers of the tasks among those of training; None in evaluation.
+        queries: images or features of the queries, for transductive heads; None where only the support set counts.
     """
 
     images: Tensor
     labels: Tensor
     way: int
     numbers: Sequence[int] | None = None
+    queries: Tensor | None = None
 
 
 class FunctionalBackbone(nn.Module):
@@ -92,13 +94,14 @@ def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str]
 
     Args:
         backbone: the feature extractor.
-        adapt: ``all`` weights; ``no_norm``, all but those of norms; or only the ``output`` layer: none.
+        adapt: ``all`` weights, or ``body``, the same; ``no_norm``, all but those of norms; or only the ``output``
+            layer: none.
         freeze: prefixes of further names that do not adapt, such as ``blocks.0``.
 
     Raises:
         UsageError: if a prefix matches no name.
     """
-    kinds: tuple[type[nn.Module], ...] = {"all": (), "no_norm": NORMS, "output": (nn.Module,)}[adapt]
+    kinds: tuple[type[nn.Module], ...] = {"no_norm": NORMS, "output": (nn.Module,)}.get(adapt, ())
     fixed = {id(p) for module in backbone.modules() if isinstance(module, kinds) for p in module.parameters()}
     fixed |= {id(p) for p in meta_parameters(backbone).values()}
     names = [name for name, p in backbone.named_parameters() if id(p) not in fixed and name not in backbone.frozen]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.errors import UsageError
 from metafew.meta_parameters import HasMetaParameters
 from metafew.precision import precise
 
@@ -20,6 +21,12 @@ class Head(HasMetaParameters):
     receives the labels of queries. The rest of the package relies only on the attributes below.
     """
 
+    needs_map: bool = False
+    """Whether features must have positions (``backbone.map_shape``)."""
+    needs_base_mean: bool = False
+    """Whether evaluation uses :attr:`base_mean`, which runs then compute and store in checkpoints."""
+    base_mean: Tensor | None
+    """The mean feature ``(d,)`` of training images (:mod:`metafew.evaluation.base_mean`); None until it is set."""
     adapts_backbone: bool = False
     """Whether the backbone's weights change from task to task."""
     transductive: bool = False
@@ -40,6 +47,10 @@ class Head(HasMetaParameters):
     """Contracts of tests/contracts that the head does not satisfy, each with the reason."""
     chosen: str | None = None
     """The one of :attr:`candidates` that evaluation uses; None, until one is selected, means the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("base_mean", None, persistent=False)
 
     @property
     def candidates(self) -> dict[str, dict[str, Any]]:
@@ -100,11 +111,42 @@ class FeatureHead(Head):
         """
         raise NotImplementedError
 
+    def centred(self, features: Tensor) -> Tensor:
+        """Return features ``(t, n, d)`` minus the mean feature of training images.
+
+        Raises:
+            UsageError: if that mean has not been set.
+        """
+        if self.base_mean is None:
+            raise UsageError(
+                f"expected the mean feature of training images for {type(self).__name__}, got none: set its base_mean "
+                "to features.mean(0) of training images, or pass base=features where they are arrays"
+            )
+        return features - self.base_mean.to(features)
+
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""
         context, targets = backbone.embed(support.images, query)
         with torch.autocast(context.device.type, enabled=False):
             return self.classify(precise(context), support.labels, precise(targets), way)
+
+
+def misfit(head: Head | type[Head], backbone: Backbone, base: bool = True) -> str | None:
+    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it fits a backbone as it is.
+
+    Args:
+        head: the head, or the class.
+        backbone: the backbone.
+        base: whether the mean feature of training images is available.
+    """
+    if head.requires_training:
+        return "must be trained"
+    if head.needs_map and backbone.map_shape is None:
+        return "needs features with positions"
+    if head.needs_base_mean and not base:
+        return "needs the mean feature of training images"
+    on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
+    return None if on_features else "takes images, not features"
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
@@ -116,7 +158,12 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:
         way: number of classes ``w``.
     """
     members = (labels.unsqueeze(-1) == torch.arange(way, device=labels.device)).to(features.dtype)
-    return (members / members.sum(-2, keepdim=True)).mT @ features
+    return weighted_means(features, members)
+
+
+def weighted_means(features: Tensor, weights: Tensor) -> Tensor:
+    """Return the means ``(..., w, d)`` of ``features`` ``(..., n, d)`` under each column of weights ``(..., n, w)``."""
+    return (weights / weights.sum(-2, keepdim=True)).mT @ features
 
 
 def negative_distances(query: Tensor, prototypes: Tensor) -> Tensor:

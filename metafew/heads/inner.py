@@ -1,4 +1,4 @@
-"""Steps of the inner loop: how weights descend, and their learning rates."""
+"""Steps of the inner loop: the directions in which weights descend, and their learning rates."""
 
 from __future__ import annotations
 
@@ -29,47 +29,53 @@ def of_first_task(weights: Weights) -> Weights:
 
 
 class SGD:
-    """Gradient descent without state, ``w <- w - rate * g``."""
+    """Gradient descent without state: the direction is the gradient."""
 
     def start(self, weights: Weights) -> Weights:
         """Return the state before the first step: none."""
         return {}
 
-    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: StepRates) -> tuple[Weights, Weights]:
-        """Return the weights after a step, and the state."""
-        return {name: stepped(value, rates[name], grads[name]) for name, value in weights.items()}, state
-
-
-def stepped(weight: Tensor, rate: Tensor | float, grad: Tensor) -> Tensor:
-    """Return ``weight - rate * grad``."""
-    return torch.sub(weight, grad, alpha=rate) if isinstance(rate, float | int) else weight - rate * grad
+    def __call__(self, grads: Weights, state: Weights) -> tuple[Weights, Weights]:
+        """Return the directions of a step, and the state after it."""
+        return grads, state
 
 
 class Adam:
-    """Adam without momentum (Kingma and Ba 2015, with ``beta1 = 0``), the inner optimizer of Nichol et al. (2018).
+    """Adam (Kingma and Ba 2015); without momentum, ``beta1 = 0``, the inner optimizer of Nichol et al. (2018).
 
-    ``v <- beta2 v + (1 - beta2) g^2`` and ``w <- w - rate * g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps.
-    Kingma and Ba add ``eps`` to the root; inside it the same small number keeps second derivatives finite where
-    ``g = 0``. The state holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight.
+    ``v <- beta2 v + (1 - beta2) g^2``, and the direction is ``g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps;
+    with momentum, ``m / (1 - beta1^n)`` takes the place of ``g``, with ``m <- beta1 m + (1 - beta1) g``. Kingma and Ba
+    add ``eps`` to the root; inside it the same small number keeps second derivatives finite where ``g = 0``. The state
+    holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight, and ``m`` under ``name + "/mean"``.
+
+    Args:
+        beta1: decay of the mean of gradients.
     """
 
     beta2, eps = 0.999, 1e-8
 
+    def __init__(self, beta1: float = 0.0):
+        self.beta1 = beta1
+
     def start(self, weights: Weights) -> Weights:
         """Return the state before the first step."""
         zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
-        return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()}
+        means = {f"{name}/mean": value for name, value in zeros.items()} if self.beta1 else {}
+        return zeros | {f"{name}/steps": value.new_zeros(()) for name, value in weights.items()} | means
 
-    def __call__(self, weights: Weights, grads: Weights, state: Weights, rates: StepRates) -> tuple[Weights, Weights]:
-        """Return the weights after a step, and the state."""
-        moved: Weights = {}
+    def __call__(self, grads: Weights, state: Weights) -> tuple[Weights, Weights]:
+        """Return the directions of a step, and the state after it."""
+        directions: Weights = {}
         after: Weights = {}
-        for name, value in weights.items():
+        for name, grad in grads.items():
             steps = state[f"{name}/steps"] + 1
-            square = self.beta2 * state[name] + (1 - self.beta2) * grads[name].square()
+            square = self.beta2 * state[name] + (1 - self.beta2) * grad.square()
             after |= {name: square, f"{name}/steps": steps}
-            moved[name] = value - rates[name] * grads[name] / (square / (1 - self.beta2**steps) + self.eps**2).sqrt()
-        return moved, after
+            if self.beta1:
+                mean = self.beta1 * state[f"{name}/mean"] + (1 - self.beta1) * grad
+                after[f"{name}/mean"], grad = mean, mean / (1 - self.beta1**steps)
+            directions[name] = grad / (square / (1 - self.beta2**steps) + self.eps**2).sqrt()
+        return directions, after
 
 
 RULES: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
@@ -88,14 +94,13 @@ class Shape(NamedTuple):
 
 
 def adapting_shapes(backbone: Backbone, names: Iterable[str], output: Output) -> list[Shape]:
-    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of the output layer's."""
+    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of an adapting output's."""
     values = dict(backbone.named_parameters())
-    rows = output.way or 1
-    return [
-        *(Shape(f"backbone.{name}", values[name].shape) for name in names),
-        Shape("weight", torch.Size((rows, backbone.features))),
-        Shape("bias", torch.Size((rows,))),
-    ]
+    shapes = [Shape(f"backbone.{name}", values[name].shape) for name in names]
+    if output.adapts:
+        rows = output.way or 1
+        shapes += [Shape("weight", torch.Size((rows, backbone.features))), Shape("bias", torch.Size((rows,)))]
+    return shapes
 
 
 class Rates(nn.Module):
@@ -120,6 +125,11 @@ class Rates(nn.Module):
                 size = (steps,) if kind == "layer" else shape.size
                 self.register_parameter(entry(shape.name), nn.Parameter(torch.full(size, float(lr))))
 
+    def descend(self, weights: Weights, directions: Weights, step: int, lr: float) -> Weights:
+        """Return ``weight - rate * direction`` for each weight; ``step`` and ``lr`` as in :meth:`at`."""
+        rates = self.at(step, lr)
+        return {name: stepped(weights[name], rates[name], direction) for name, direction in directions.items()}
+
     def at(self, step: int, lr: float) -> StepRates:
         """Return the rate of each weight in step ``step``, from 0; ``lr`` where rates are not learned."""
         if self.kind == "fixed":
@@ -128,6 +138,11 @@ class Rates(nn.Module):
         if self.kind == "weight":
             return rates
         return {name: rate[min(step, len(rate) - 1)] for name, rate in rates.items()}
+
+
+def stepped(weight: Tensor, rate: Tensor | float, direction: Tensor) -> Tensor:
+    """Return ``weight - rate * direction``."""
+    return torch.sub(weight, direction, alpha=rate) if isinstance(rate, float | int) else weight - rate * direction
 
 
 def entry(name: str) -> str:

@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 from metafew.backbones.backbone import Backbone
 from metafew.config.option_values import as_list, check_choice, check_integer
 from metafew.errors import UsageError
-from metafew.heads.adapting import AdaptingHead, Readout
+from metafew.heads.adapting import AdaptingHead
+from metafew.heads.batching import Readout
 from metafew.heads.fast_weights import adapting_names
 from metafew.heads.inner import RULES
 from metafew.heads.output import Output
 
 CHOICES = {
-    "adapt": ("all", "no_norm", "output"),
-    "rates": ("fixed", "layer", "weight"),
+    "adapt": ("all", "no_norm", "output", "body"),
+    "rates": ("fixed", "layer", "weight", "curvature"),
     "optimizer": tuple(RULES),
     "inner": ("auto", "loop", "batch", "chunk", "vmap"),
 }
@@ -25,8 +26,9 @@ class MAML(AdaptingHead):
     """Fit the backbone and a linear output layer to the support set by a few steps of gradient descent.
 
     With ``adapt="output"`` only the layer is fitted (ANIL, Raghu et al. 2020), on features that are computed once. With
-    ``first_order`` the outer gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned
-    by the outer gradient only.
+    ``adapt="body"`` only the backbone is (BOIL, Oh et al. 2021), under a layer that the outer gradient learns; in a
+    head that was not trained, the layer is that of the class means before adaptation. With ``first_order`` the outer
+    gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned by the outer gradient only.
 
     The inner learning rate is on the mean over support rows. Finn et al. sum over classes: their rate times the way is
     ours, so their 0.4 on 5-way Omniglot is 2.0 here.
@@ -42,11 +44,12 @@ class MAML(AdaptingHead):
         test_steps: gradient steps in evaluation, or a list to choose from.
         lr: inner learning rate, or a list to choose from in evaluation.
         rates: ``fixed``; or learned, starting at ``lr``: one for each ``layer`` and step, or one for each ``weight``
-            (:class:`~metafew.heads.inner.Rates`).
+            (:class:`~metafew.heads.inner.Rates`); ``curvature``: ``lr`` times learned matrices
+            (:class:`~metafew.heads.curvature.Curvature`).
         optimizer: ``sgd`` or ``adam`` (:mod:`metafew.heads.inner`).
         first_order: leave out the second derivatives.
-        adapt: ``all`` weights of the backbone; ``no_norm``, all but scales and shifts of norms (Finn et al.); or only
-            the ``output`` layer.
+        adapt: ``all`` weights; ``no_norm``, all but scales and shifts of norms (Finn et al.); only the ``output``
+            layer; or only the ``body``, the backbone.
         freeze: prefixes of names of backbone weights that do not adapt, such as ``blocks.0``.
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
         output_std: standard deviation of the initial weights of a meta-learned output layer; None: as
@@ -91,12 +94,17 @@ class MAML(AdaptingHead):
             check_integer("head.memory", memory, 1, 300)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
-        if rates != "fixed" and len(lrs) > 1:
+        if rates in ("layer", "weight") and len(lrs) > 1:
             raise UsageError(
                 f"expected one head.lr for head.rates={rates} to start from, got {lr}: type head.lr={lrs[0]}"
             )
-        layer = Output(output, way, backbone.features, trained, output_std)
+        layer = Output(output, way, backbone.features, trained, output_std, adapts=adapt != "body")
         names = adapting_names(backbone, adapt, as_list(freeze))
+        if not (names or layer.adapts):
+            raise UsageError(
+                f"expected a network with weights that adapt for head.adapt=body, got {type(backbone).__name__} with "
+                "none: type head.adapt=output"
+            )
         super().__init__(
             backbone, layer, names, steps, lrs, RULES[optimizer](), rates, first_order, inner, chunk, memory
         )

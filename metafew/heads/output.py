@@ -21,16 +21,27 @@ class Output(nn.Module):
         kind: ``linear``, a meta-learned layer for tasks of one way; ``shared``, one meta-learned row that all classes
             start from; ``zero``; ``prototype``, the layer that classifies by the nearest class mean of the support
             set, ``weight_m = 2 p_m`` and ``bias_m = -||p_m||^2`` (Proto-MAML, Triantafillou et al. 2020); or ``auto``:
-            ``zero`` in a head that was not trained, else ``linear`` if tasks have one way, else ``shared``. All but
+            ``zero`` in a head that was not trained, else ``linear`` if tasks have one way, else ``shared``; of a layer
+            that does not adapt, ``linear`` in a trained head for tasks of one way, else ``prototype``. All but
             ``linear`` take any way.
         way: number of classes of the tasks of training, or a range of them.
         features: dimension of the features.
         trained: whether the head is, or will be, trained.
         std: standard deviation of the normal distribution that initializes a meta-learned weight; None initializes it
             as :class:`torch.nn.Linear`, uniformly within ``1 / sqrt(features)``.
+        adapts: whether the layer adapts to a task. If not, classes need rows that differ: the gradient of the loss in
+            the features is zero if all rows are equal.
     """
 
-    def __init__(self, kind: str, way: int | str, features: int, trained: bool, std: float | None = None):
+    def __init__(
+        self,
+        kind: str,
+        way: int | str,
+        features: int,
+        trained: bool,
+        std: float | None = None,
+        adapts: bool = True,
+    ):
         super().__init__()
         if kind not in KINDS:
             raise UsageError(f"expected head.output to be one of {', '.join(KINDS)}, got {kind}: type head.output=auto")
@@ -41,6 +52,13 @@ class Output(nn.Module):
             )
         if std is not None and not (isinstance(std, int | float) and 0 < std < inf):
             raise UsageError(f"expected head.output_std to be a positive number, got {std}: type head.output_std=1")
+        if not adapts and kind in ("zero", "shared"):
+            raise UsageError(
+                "expected an output layer whose rows differ, from which gradients reach the features, for "
+                f"head.adapt=body, got head.output={kind}: type head.output=prototype"
+            )
+        if kind == "auto" and not adapts:
+            kind = "linear" if trained and isinstance(way, int) else "prototype"
         if kind == "auto":
             kind = "zero" if not trained else "linear" if isinstance(way, int) else "shared"
         if kind == "linear" and not isinstance(way, int):
@@ -48,7 +66,7 @@ class Output(nn.Module):
                 "expected one number of classes, as a linear output layer has, "
                 f"got train.way={way}: type head.output=shared"
             )
-        self.kind, self.features = kind, features
+        self.kind, self.features, self.adapts = kind, features, adapts
         self.way = way if kind == "linear" and isinstance(way, int) else None
         if kind in ("linear", "shared"):
             rows = self.way or 1

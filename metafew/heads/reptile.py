@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
-from metafew.config.option_values import check_integer
+from metafew.config.option_values import check_choice, check_integer
 from metafew.errors import UsageError
-from metafew.heads.adapting import Model
+from metafew.heads.batching import Model
 from metafew.heads.fast_weights import SupportSet
 from metafew.heads.inner import Weights, adapting_shapes, entry
 from metafew.heads.maml import MAML
@@ -75,6 +75,7 @@ class Reptile(MAML):
         each_step: bool = False,
         seed: int = 0,
     ):
+        check_choice("head.adapt", adapt, ("all", "no_norm", "output"))  # the outer step moves what tasks adapt
         for key, value in {"batch": batch, "test_batch": test_batch}.items():
             check_integer(f"head.{key}", value, 1, 5)
         if output == "shared":

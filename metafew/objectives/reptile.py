@@ -16,7 +16,7 @@ from metafew.distributed.collective import mean_over_processes
 from metafew.episode import Episode
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead
-from metafew.heads.fast_weights import FunctionalBackbone, SupportSet, autograd_gradient, detached
+from metafew.heads.fast_weights import FunctionalBackbone, SupportSet, detached
 from metafew.heads.head import Head
 from metafew.heads.inner import Weights
 from metafew.norms.running import RunningNorm
@@ -108,10 +108,9 @@ class Reptile(Objective):
             mean = mean_over_tasks(weights, shared) if self.regularizer.on_weights and step else None
             for i, tasks in enumerate(stacks):
                 loss = partial(self._inner, head, model, tasks, step, mean)
-                grads, losses[i] = autograd_gradient(loss, weights[i], graph=False)
                 with torch.no_grad():
-                    rates = head.rates.at(step, head.learning_rates[0])
-                    weights[i], states[i] = head.rule(detached(weights[i]), grads, states[i], rates)
+                    lr = head.learning_rates[0]
+                    weights[i], states[i], losses[i] = head.advance(loss, detached(weights[i]), states[i], step, lr)
         head.keep(states)
         return weights, torch.cat(losses)
 

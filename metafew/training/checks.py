@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.config import overrides
-from metafew.config.groups import common_options
+from metafew.config.groups import ALL, common_options
 from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
 from metafew.config.option_values import as_list, check_choice, check_integer, check_range, check_truth
@@ -121,7 +121,7 @@ def check_section(section: str, options: Any) -> None:
 def check_chosen(group: str, parts: Mapping[str, Any]) -> None:
     """Check that each part of ``evaluate`` or ``logger`` is an option that was chosen, and not only options of it."""
     for name, node in parts.items():
-        if not OmegaConf.is_dict(node) or "_target_" not in node:
+        if name != ALL and not (OmegaConf.is_dict(node) and "_target_" in node):
             raise UsageError(
                 f"expected {group}.{name} to come with the choice {group}={name}, got {node} without it: "
                 f"type {group}=[{name}], without ++ in front of its options"

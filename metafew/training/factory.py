@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
-from metafew.config.groups import CONF, load_option
+from metafew.config.groups import ALL, CONF, load_option
 from metafew.config.option_values import as_list
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
@@ -27,7 +27,7 @@ from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError, reason
-from metafew.heads.head import Head
+from metafew.heads.head import Head, misfit
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
@@ -114,10 +114,10 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
 
 
 def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
-    """Return the LightningModule. An entry of ``evaluate`` that names the trained head adds no second head.
+    """Return the LightningModule.
 
     Args:
-        cfg: the composed configuration.
+        cfg: the composed configuration; with ``evaluate=all``, heads that do not fit are removed from it.
         source: the dataset.
         provenance: plain values that checkpoints carry.
         trained: whether the main head is, or will be, trained; if not, it only evaluates, like the heads of
@@ -127,10 +127,9 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     backbone = make_backbone(cfg, source)
     objective = make_objective(cfg, source, backbone)
     trained = trained and objective.trains_head
-    nodes = {provenance["choices"]["head"]: cfg.head}
-    check_no_options_of_trained_head(provenance["choices"]["head"], cfg.get("evaluate", {}))
-    nodes |= {name: node for name, node in cfg.get("evaluate", {}).items() if name not in nodes}
-    heads = {name: make_head(node, backbone, trained and node is cfg.head) for name, node in nodes.items()}
+    name = provenance["choices"]["head"]
+    heads = {name: make_head(cfg.head, backbone, trained)}
+    heads |= make_evaluated_heads(cfg.get("evaluate") or OmegaConf.create(), name, backbone)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
@@ -155,6 +154,54 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
                 cfg.trainer.accumulate_grad_batches,
             )
     return learner
+
+
+def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> dict[str, Head]:
+    """Return the heads of ``evaluate`` by name; an entry that names the trained head adds no second head.
+
+    With ``evaluate=all``, heads that do not fit are left out, also of the configuration.
+
+    Args:
+        evaluated: the configuration of ``evaluate``.
+        trained: the name of the trained head.
+        backbone: the backbone.
+    """
+    check_no_options_of_trained_head(trained, evaluated)
+    with (
+        open_dict(evaluated),
+        torch.random.fork_rng(devices=[]),
+    ):  # initial values here change no later draw of training
+        of_all = evaluated.pop(ALL, False)
+        nodes = {name: node for name, node in evaluated.items() if name != trained}
+        if not of_all:
+            return {name: make_head(node, backbone, False) for name, node in nodes.items()}
+        heads, left_out = fitting_heads(nodes, backbone)
+        for name in nodes.keys() - heads.keys():
+            del evaluated[name]
+    if left_out:
+        log.info("evaluate=all leaves out %s", left_out)
+    return heads
+
+
+def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = True) -> tuple[dict[str, Head], str]:
+    """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons.
+
+    Args:
+        nodes: the configuration of each head.
+        backbone: the backbone.
+        base: whether the mean feature of training images is available.
+    """
+    heads, reasons = {}, []
+    for name, node in nodes.items():
+        target = get_object(node["_target_"])
+        reason = misfit(target, backbone, base) if isinstance(target, type) and issubclass(target, Head) else None
+        if reason is None:
+            heads[name] = make_head(node, backbone, trained=False)
+            reason = misfit(heads[name], backbone, base)  # an option may change it
+        if reason is not None:
+            heads.pop(name, None)
+            reasons.append(f"{name} ({reason})")
+    return heads, ", ".join(reasons)
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:
@@ -223,9 +270,15 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
     """Return the data of every split."""
 
     def make_spec(split: str, total: int, seed: int, **changes: Any) -> TaskSpec:
-        options = {key: cfg[split][key] for key in ("way", "shot", "query", "tasks", "support")}
+        keys = ("way", "shot", "query", "tasks", "support", "balance", "dirichlet")
+        options = {key: cfg[split][key] for key in keys if key in cfg[split]}
         return TaskSpec(split=split, total=total, seed=seed, **options | changes)
 
+    if (queries := cfg.test.queries) == "class" and cfg.test.balance != "balanced":
+        raise UsageError(
+            f"expected as many queries of each class with test.queries={queries}, got test.balance={cfg.test.balance}: "
+            "type test.queries=single"
+        )
     total = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches * cfg.train.tasks
     if objective.minibatches:
         pairs = objective.regularizer.on_features

@@ -107,16 +107,16 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and not fits:
         follow_training(cfg, start, overrides)
     source = make_source(cfg)
-    written: Any = OmegaConf.to_container(cfg, resolve=False)
     provenance = {
         "overrides": overrides,
         "choices": carried(choices),
-        "config": carried(written),
         "job": job_of_queue(),
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
     learner = make_learner(cfg, source, provenance, trained, fits)
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    learner.provenance["config"] = carried(written)
     learner.provenance["model"] = {  # everything that metafew.load needs to build the model
         "images": {"channels": source.channels, "image_size": source.image_size},
         "trained": learner.objective.trains_head,
@@ -131,7 +131,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     data = make_data(cfg, source, learner.objective)
     training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
-    learner.temperatures = start["metafew"]["temperatures"] if start and (resumes or not fits) else {}
+    restore_fitted(learner, start if resumes or not fits else None)
     loggers: list[Logger] = []
     if fits:
         loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
@@ -148,6 +148,21 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         config=config,
         out=out,
     )
+
+
+def restore_fitted(learner: Learner, start: dict | None) -> None:
+    """Give ``learner`` what validations computed: temperatures and, if it has the same features, their mean.
+
+    Args:
+        learner: the model of this run.
+        start: the content of the checkpoint that is resumed or tested, if any.
+    """
+    if start is None:
+        return
+    saved, now = start["metafew"], learner.provenance["model"]
+    learner.temperatures, before = saved["temperatures"], saved["model"]
+    if all(before[part] == now[part] for part in ("images", "backbone", "norm")):
+        learner.base_mean.value = saved["base_mean"]
 
 
 def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights: str | None, fits: bool) -> None:

@@ -95,7 +95,7 @@ def train(words: Sequence[str], options: Mapping[str, Any]) -> Run:
         raise UsageError(
             f"expected the words of one run, such as head=svm, got {several[0]}: call metafew.train once for each run"
         )
-    register_evaluation_heads()
+    register_evaluation_heads(typed)
     with in_one_line(typed), initialized_hydra(), unchanged_logging(), warnings.catch_warnings():
         hydra: Any = GlobalHydra.instance().hydra
         try:

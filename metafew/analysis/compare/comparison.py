@@ -35,6 +35,8 @@ class Measurement:
         task_stream: the values of :data:`TASK_STREAM`, or another key that identifies the test tasks; None if unknown.
         lower_bound: whether some seed would have measured more if its training had continued.
         failed: the number of test tasks that failed, over all seeds; 0 if unknown.
+        transductive: whether the prediction of a query may depend on other queries.
+        seconds_per_task: of the head, without the embedding; the mean over seeds, or None if unknown.
     """
 
     mean: float | None
@@ -47,6 +49,8 @@ class Measurement:
     task_stream: tuple | None
     lower_bound: bool = False
     failed: int = 0
+    transductive: bool = False
+    seconds_per_task: float | None = None
 
 
 class Difference(NamedTuple):
@@ -69,7 +73,7 @@ class Comparison:
         best: the row with the highest mean of each column.
         top: the best row of each column and the rows that do not differ from it.
         differences: differences to the best row, or to the reference.
-        average_ranks: the average rank of each row over columns; None for a single column.
+        average_ranks: the average rank of each row over columns; None for a single column, unless rows are heads.
     """
 
     rows: list[Row]
@@ -80,6 +84,12 @@ class Comparison:
     top: dict[Column, set[int]] = field(default_factory=dict)
     differences: dict[tuple[int, Column], Difference] = field(default_factory=dict)
     average_ranks: np.ndarray | None = None
+
+    @property
+    def transductive_columns(self) -> set[Column]:
+        """The columns with transductive measurements only, whose names are marked; none if all rows are marked."""
+        inductive = {column for (_, column), cell in self.cells.items() if not cell.transductive}
+        return set() if all(row.transductive for row in self.rows) else self.columns.keys() - inductive
 
 
 def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
@@ -103,8 +113,20 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
     shared = named_by_folder(runs, (key for key in keys if key not in varying))
     common = format_overrides(runs[0].values | {"dataset": runs[0].dataset}, shared)
     comparison = Comparison(rows, columns, cells, common)
-    reference = None if against is None else find_row(rows, against)
-    for column in columns:
+    rank_rows(comparison, None if against is None else find_row(rows, against))
+    return comparison
+
+
+def rank_rows(comparison: Comparison, reference: int | None = None, least: int = 2) -> None:
+    """Set the best rows, the differences and the average ranks of a comparison.
+
+    Args:
+        comparison: the comparison, with measurements.
+        reference: the row to which differences are taken; None for the best of each column.
+        least: the number of columns from which on ranks are averaged.
+    """
+    cells = comparison.cells
+    for column in comparison.columns:
         means = {i: cell.mean for (i, own), cell in cells.items() if own == column and cell.mean is not None}
         if column.baseline or not means:
             continue
@@ -117,8 +139,7 @@ def compare_runs(runs: Sequence[Run], against: str | None = None) -> Comparison:
             gaps = {i: difference(cell, measured[base]) for i, cell in measured.items()}
             gaps[base] = Difference(0.0, None, True)
             comparison.differences |= {(i, column): gap for i, gap in gaps.items()}
-    comparison.average_ranks = average_ranks(comparison)
-    return comparison
+    comparison.average_ranks = average_ranks(comparison, least)
 
 
 def measure(row: Row, column: Column) -> Measurement | None:
@@ -145,6 +166,8 @@ def measure(row: Row, column: Column) -> Measurement | None:
         seeds={run.seed: value["mean"] for run, value in zip(runs, values, strict=True)},
         task_stream=streams.pop() if same else None,
         failed=sum(value.get("failed", 0) for value in values),
+        transductive=not column.baseline and all(run.is_transductive(column.head_of(run)) for run in runs),
+        seconds_per_task=float(np.mean(seconds)) if (seconds := [*filter(None, map(column.seconds, runs))]) else None,
     )
 
 
@@ -172,8 +195,8 @@ def share_seeds(cells: Sequence[Measurement]) -> bool:
     return len(cells[0].seeds) > 1 and all(cell.seeds.keys() == cells[0].seeds.keys() for cell in cells)
 
 
-def average_ranks(comparison: Comparison) -> np.ndarray | None:
-    """Return the average rank of each row over columns, at least two, in which all rows share the test tasks."""
+def average_ranks(comparison: Comparison, least: int) -> np.ndarray | None:
+    """Return the average rank of each row over columns, ``least`` or more, in which all rows share the test tasks."""
     rows, columns = range(len(comparison.rows)), comparison.columns
     pooled = {column._replace(source=None) for column in columns if column.source is not None}
     ranked = []
@@ -187,7 +210,7 @@ def average_ranks(comparison: Comparison) -> np.ndarray | None:
             units: list[Mapping[Any, float]] = [cell.seeds if by_seed else cell.accuracies for cell in cells]
             values = np.array([[unit[key] for key in units[0]] for unit in units])
             ranked.append(ranks(values))
-    return np.mean(ranked, 0) if len(ranked) > 1 and len(rows) > 1 else None
+    return np.mean(ranked, 0) if len(ranked) >= least and len(rows) > 1 else None
 
 
 def find_row(rows: Sequence[Row], against: str) -> int:

@@ -29,6 +29,7 @@ from metafew.evaluation.statistics import format_failed
 
 MODES = {"together": "all queries together", "single": "one query at a time", "class": "queries of one class"}
 ROW, HEAD = "row", "measured head"  # settings that separate lines and are omitted from labels
+LINE = "measured"  # the head as a setting in labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
 
 
@@ -126,7 +127,7 @@ def queries_at_once(comparison: Comparison) -> Figure | None:
     for _, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         settings = without(run.settings, "test.queries", "test.shot")
-        settings |= {"measured": column.head, "shot": run.shots[column.number]}
+        settings |= {LINE: column.head, "shot": run.shots[column.number]}
         points.append((run, settings, run.values.get("test.queries", "together"), cell))
     lines = group_lines(points, least=2)
     if not lines:
@@ -198,7 +199,7 @@ def group_lines(points: Iterable[tuple[Run, dict, Any, Any]], least: int = 1) ->
         label = format_overrides(run.values | settings | {"dataset": run.dataset}, keys) or format_overrides(
             run.values, ("head", "norm")
         )
-        labelled.append((label + MARK * bool(run.report.get("transductive")), values))
+        labelled.append((label + MARK * run.is_transductive(settings.get(HEAD, settings.get(LINE))), values))
     return labelled
 
 

@@ -31,7 +31,7 @@ def write_cells(path: Path, comparison: Comparison) -> None:
             folders = " ".join(str(folder) for run in cell.runs for folder in run.folders)
             name = comparison.columns[column]
             writer.writerow(
-                [row.label, name, *figures, row.transductive, *ranked, *(gap or ("", "", "")), rank, folders]
+                [row.label, name, *figures, cell.transductive, *ranked, *(gap or ("", "", "")), rank, folders]
             )
 
 
@@ -46,7 +46,6 @@ def write_runs(path: Path, runs: Sequence[Run]) -> None:
         writer.writeheader()
         for run in runs:
             shared = run.values | {"dataset": run.dataset, "seed": run.seed, "way": run.values.get("test.way")}
-            shared |= {"transductive": bool(run.report.get("transductive"))}
             shared |= {"folders": " ".join(map(str, run.folders))}
             writer.writerows(shared | measured for measured in measurements(run))
 
@@ -65,4 +64,5 @@ def measurements(run: Run) -> Iterator[dict]:
         sources = [part for part in parts if part in run.sources]
         further = [part for part in parts if part not in (*shots, *sources)]
         place = {"measured": "/".join([head, *further]), "measure": measure, "source": "".join(sources)}
+        place["transductive"] = head in run.heads and run.is_transductive(head)
         yield value | place | {"shot": shots[0].removeprefix("shot") if shots else run.shots[0]}

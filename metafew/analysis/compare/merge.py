@@ -80,5 +80,6 @@ def merge(run: Run, other: Run) -> Run:
     report["analysis"] = run.report.get("analysis") or other.report.get("analysis")
     config, older = run.report.get("config", {}), other.report.get("config", {})
     report["config"] = config | {"evaluate": (older.get("evaluate") or {}) | (config.get("evaluate") or {})}
+    report["heads"] = other.head_entries | run.head_entries
     report["transductive"] = any(each.report.get("transductive") for each in (run, other))
     return Run(run.file, report, (*run.merged, other))

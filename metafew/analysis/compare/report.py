@@ -4,17 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from metafew.analysis.compare.comparison import Comparison
+from metafew.analysis.compare.comparison import Comparison, compare_runs
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.csv_files import write_cells, write_runs
+from metafew.analysis.compare.find import find_runs
+from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
+from metafew.analysis.compare.tables import arrange, report_tables
 from metafew.analysis.compare.text_table import TextTable
 from metafew.analysis.html_document import document
 from metafew.errors import UsageError
 
 TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")
+HEADS = "heads.csv"
+
+
+class Report(NamedTuple):
+    """A report that was written.
+
+    Attributes:
+        tables: its tables.
+        files: the names of its files.
+        runs: the number of runs.
+        omitted: folders and files without a finished run, and figures that were not drawn.
+    """
+
+    tables: list[TextTable]
+    files: list[str]
+    runs: int
+    omitted: list[Omitted]
+
+
+def make_report(
+    places: Sequence[str],
+    folder: Path,
+    command: str,
+    rows: str | None = None,
+    columns: str | None = None,
+    against: str | None = None,
+    spread: str = "ci95",
+) -> Report:
+    """Compare the runs in some places, and write the report.
+
+    Args:
+        places: as for :func:`~metafew.analysis.compare.find.find_runs`.
+        folder: the folder to write.
+        command: the command of the report.
+        rows: settings that are rows, as for :func:`~metafew.analysis.compare.tables.arrange`.
+        columns: settings that are columns.
+        against: overrides that identify the row to which differences are taken.
+        spread: ``"ci95"``, or ``"se"`` for standard errors.
+
+    Raises:
+        UsageError: as these functions do, and :func:`write_report`.
+    """
+    runs, omitted = find_runs(places)
+    comparison = compare_runs([run for run in runs if run.heads], against)
+    arrangement = arrange(comparison, rows, columns)
+    tables = report_tables(comparison, against, spread, arrangement) if comparison.rows else []
+    files, omitted = write_report(folder, comparison, tables, runs, omitted, command)
+    return Report(tables, files, len(runs), omitted)
 
 
 def write_report(
@@ -25,7 +77,7 @@ def write_report(
     omitted: Sequence[Omitted],
     command: str,
 ) -> tuple[list[str], list[Omitted]]:
-    """Write the :data:`TABLES` of tested runs, the figures of all runs, and index.html.
+    """Write the :data:`TABLES` of tested runs, that of several :data:`HEADS`, the figures of all runs, and index.html.
 
     Args:
         folder: the folder to write.
@@ -41,6 +93,7 @@ def write_report(
     Raises:
         UsageError: if the folder cannot be written, or there is nothing to write.
     """
+    heads = heads_as_rows(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figures, undrawn = draw_comparison(comparison, runs, folder)
@@ -54,13 +107,16 @@ def write_report(
         if tables:
             write_tables(folder, tables, omitted)
             write_cells(folder / "table.csv", comparison)
+            if heads:
+                write_cells(folder / HEADS, heads)
             write_runs(folder / "runs.csv", [run for run in runs if run.heads])
         sections = report_sections(tables, comparison, figures, omitted, [run.command for run in runs])
         page = document("Runs compared", f"{len(runs)} runs", command, sections)
         (folder / "index.html").write_text(page, "utf-8")
     except OSError as error:
         raise UsageError(f"expected a folder that can be written, got {folder} ({error}): type out=DIR") from error
-    return [*TABLES[: len(TABLES) * bool(tables)], *(file.name for file in figures.values()), "index.html"], omitted
+    written = [*TABLES] * bool(tables) + [HEADS] * bool(heads)
+    return [*written, *(file.name for file in figures.values()), "index.html"], omitted
 
 
 def write_tables(folder: Path, tables: Sequence[TextTable], omitted: Sequence[Omitted]) -> None:

@@ -14,7 +14,7 @@ from metafew.analysis.compare.merge import agreeing
 from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, in_group_order, natural_value, varying_keys
 
-TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support)")
+TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support|balance|dirichlet)")
 """Settings that define the test tasks, and therefore distinguish columns instead of rows."""
 STARTS = ("ckpt", "backbone.weights")
 """Options that name the checkpoint a run starts from, which differs between seeds."""
@@ -30,16 +30,18 @@ class Row:
         label: the settings as overrides.
         runs: the runs.
         settings: the settings that distinguish the row from others; empty for a single row.
+        head: the head that the row measures, if rows are heads; None for all of its runs.
     """
 
     label: str
     runs: list[Run]
     settings: dict[str, object] = field(default_factory=dict)
+    head: str | None = None
 
     @property
     def transductive(self) -> bool:
-        """Whether the prediction of a query may depend on other queries."""
-        return any(run.report.get("transductive") for run in self.runs)
+        """Whether all predictions of a query may depend on other queries."""
+        return all(run.is_transductive(self.head) for run in self.runs)
 
 
 class Column(NamedTuple):
@@ -60,6 +62,11 @@ class Column(NamedTuple):
             return run.report.get("baselines", {}).get("/".join([self.head, *shot]))
         source = [] if self.source is None else [self.source]
         return run.report["metrics"].get("/".join(["test", self.head_of(run), *shot, *source, "accuracy"]))
+
+    def seconds(self, run: Run) -> float | None:
+        """Return the seconds per task of the head of a run in this test; None if they are unknown."""
+        shot = [f"shot{run.shots[self.number]}"] if self.number else []
+        return run.head_entries.get("/".join([self.head_of(run), *shot]), {}).get("seconds_per_task")
 
     def task_accuracies(self, run: Run) -> dict[TaskKey, float]:
         """Return the accuracy of each test task of a run; empty for baselines, which do not record it."""

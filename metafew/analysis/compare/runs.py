@@ -117,6 +117,20 @@ class Run:
         names = [name.split("/") for name in self.report.get("metrics", {})]
         return [parts[1] for parts in names if len(parts) == 3 and parts[0] == "test" and parts[2] == "accuracy"]
 
+    @property
+    def head_entries(self) -> dict[str, dict]:
+        """What is recorded of each head, and of each of its further shots as ``HEAD/shotN``.
+
+        Results of earlier versions only say whether all heads together are transductive.
+        """
+        marked = {"transductive": bool(self.report.get("transductive"))}
+        return dict.fromkeys(self.heads, marked) | self.report.get("heads", {})
+
+    def is_transductive(self, head: str | None = None) -> bool:
+        """Return whether a query may change the predictions of others under a head, or under all if none is named."""
+        marks = [self.head_entries[name]["transductive"] for name in ([head] if head in self.heads else self.heads)]
+        return all(marks) if marks else bool(self.report.get("transductive"))
+
     @cached_property
     def evaluated(self) -> dict[str, dict]:
         """The settings of each head of ``evaluate`` that are not its defaults."""

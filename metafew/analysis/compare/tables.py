@@ -7,6 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from metafew.analysis.compare.comparison import Comparison, Difference, Measurement
+from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, times_of_heads
 from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Column, Row
 from metafew.analysis.compare.settings import format_overrides, format_value, natural_value
@@ -61,7 +62,7 @@ def arrange(comparison: Comparison, rows: str | None, columns: str | None) -> Ar
 def report_tables(
     comparison: Comparison, against: str | None, spread: str, arrangement: Arrangement | None = None
 ) -> list[TextTable]:
-    """Return the tables of accuracies, of differences between rows, and of published results, if any.
+    """Return the tables of accuracies, of differences between rows and heads, and of published results, if any.
 
     Args:
         comparison: the runs.
@@ -69,44 +70,62 @@ def report_tables(
         spread: ``"ci95"``, or ``"se"`` for standard errors.
         arrangement: the settings that are rows and columns; None for a row for each combination.
     """
-    several = len(comparison.rows) > 1
-    differences = {key: format_points(difference) for key, difference in comparison.differences.items()}
     title = f"Difference to {against or 'the best'} (points)"
     if arrangement is None:
-        tables = [accuracy_table(comparison, spread)]
-        if several:
-            names = {c: name for c, name in comparison.columns.items() if any(c == own for _, own in differences)}
-            lines = [
-                [row_name(row), *(differences.get((i, column), "–") for column in names)]
-                for i, row in enumerate(comparison.rows)
-            ]
-            tables.append(TextTable(title, list(names.values()), lines, difference_notes(comparison)))
+        tables = [accuracy_table(comparison, spread, "Accuracy")]
+        if len(comparison.rows) > 1:
+            tables.append(difference_table(comparison, title))
     else:
         notes = [*accuracy_notes(comparison, spread), *baseline_notes(comparison, spread)]
         tables = cross(comparison, accuracy_texts(comparison, spread), arrangement, "Accuracy", notes)
-        tables += cross(comparison, differences, arrangement, title, difference_notes(comparison))
+        tables += cross(comparison, difference_texts(comparison), arrangement, title, difference_notes(comparison))
+    if heads := heads_as_rows(comparison):
+        tables += [
+            accuracy_table(heads, spread, "Heads"),
+            difference_table(heads, "Difference to the best head (points)"),
+        ]
     published = published_table(comparison)
     return [*tables, published] if published else tables
 
 
-def accuracy_table(comparison: Comparison, spread: str) -> TextTable:
-    """Return a table of accuracies in percent, with a row for each combination of settings and for each baseline."""
-    rows, average_ranks = comparison.rows, comparison.average_ranks
-    texts, seeds = accuracy_texts(comparison, spread), seed_counts(comparison)
-    several = set(seeds) != {"1"}
-    shared = shared_baselines(comparison)
-    columns = {column: name for column, name in comparison.columns.items() if column not in shared}
-    names = [*columns.values(), *["seeds"] * several, *["average rank"] * (average_ranks is not None)]
-    table = TextTable("Accuracy", names, notes=accuracy_notes(comparison, spread))
-    for i, row in enumerate(rows):
-        line = [row_name(row), *(texts.get((i, column), "–") for column in columns), *[seeds[i]] * several]
-        table.rows.append([*line, *([] if average_ranks is None else [f"{average_ranks[i]:.2f}"])])
+def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable:
+    """Return a table of accuracies in percent, with a row for each combination of settings, or head, and baseline."""
+    texts, seeds, times = accuracy_texts(comparison, spread), seed_counts(comparison), times_of_heads(comparison)
+    shared, marked = shared_baselines(comparison), comparison.transductive_columns
+    columns = {column: name for column, name in column_names(comparison).items() if column not in shared}
+    further = {"seeds": seeds} if set(seeds) != {"1"} else {}
+    if comparison.average_ranks is not None:
+        further["average rank"] = [f"{rank:.2f}" for rank in comparison.average_ranks]
+    if any(times):
+        further[TIME] = times
+    names = [*columns.values(), *further]
+    lines = []
+    for i, row in enumerate(comparison.rows):
+        cells = [mark_transductive(comparison, texts, i, c, row.transductive or c in marked) for c in columns]
+        lines.append([row_name(row), *cells, *(values[i] for values in further.values())])
+    table = TextTable(title, names, in_groups(comparison, lines), accuracy_notes(comparison, spread))
     for name in dict.fromkeys(column.head for column in shared):
         own = {(column.tasks, column.number): cell for column, cell in shared.items() if column.head == name}
         cells = [own.get((column.tasks, column.number)) if column.source is None else None for column in columns]
         line = [name, *(format_cell(cell, spread) for cell in cells)]
         table.rows.append(line + [""] * (len(names) + 1 - len(line)))
     return table
+
+
+def difference_table(comparison: Comparison, title: str) -> TextTable:
+    """Return a table of differences in points, with the rows of :func:`accuracy_table`."""
+    texts, names = difference_texts(comparison), column_names(comparison)
+    columns = {column: name for column, name in names.items() if any(column == own for _, own in texts)}
+    lines = [
+        [row_name(row), *(texts.get((i, column), "–") for column in columns)] for i, row in enumerate(comparison.rows)
+    ]
+    return TextTable(title, list(columns.values()), in_groups(comparison, lines), difference_notes(comparison))
+
+
+def column_names(comparison: Comparison) -> dict[Column, str]:
+    """Return the names of columns, with a dagger for columns with transductive measurements only."""
+    marked = comparison.transductive_columns
+    return {column: f"{name} †" if column in marked else name for column, name in comparison.columns.items()}
 
 
 def cross(
@@ -135,12 +154,14 @@ def cross(
     return tables
 
 
-def mark_transductive(comparison: Comparison, texts: Texts, row: int | None, column: Column) -> str:
-    """Return the text of a cell, with a dagger if its row is transductive."""
+def mark_transductive(
+    comparison: Comparison, texts: Texts, row: int | None, column: Column, named: bool = False
+) -> str:
+    """Return the text of a cell, with a dagger if it is transductive and not ``named`` so by its row or column."""
     if row is None or (row, column) not in texts:
         return "–"
     text = texts[row, column]
-    return type(text)(f"{text} †") if comparison.rows[row].transductive else text
+    return type(text)(f"{text} †") if comparison.cells[row, column].transductive and not named else text
 
 
 def distinct_values(rows: Sequence[Row], keys: list[str]) -> list[str]:
@@ -165,6 +186,11 @@ def accuracy_texts(comparison: Comparison, spread: str) -> dict[tuple[int, Colum
             text = Bold(text) if i == comparison.best[column] else f"{TIE} {text}"
         texts[i, column] = text
     return texts
+
+
+def difference_texts(comparison: Comparison) -> dict[tuple[int, Column], str]:
+    """Return the differences in points."""
+    return {key: format_points(difference) for key, difference in comparison.differences.items()}
 
 
 def format_cell(cell: Measurement | None, spread: str) -> str:
@@ -215,7 +241,9 @@ def accuracy_notes(comparison: Comparison, spread: str) -> list[str]:
         notes.append(TOP)
     if comparison.average_ranks is not None:
         notes.append("average rank over columns: rows that do not differ on the same tasks share their ranks")
-    if any(row.transductive for row in comparison.rows):
+    if any(times_of_heads(comparison)):
+        notes.append(f"{TIME}: milliseconds that the head takes, without the embedding of images")
+    if any(cell.transductive for cell in comparison.cells.values()):
         notes.append(DAGGER)
     if any(cell.failed for cell in comparison.cells.values()):
         notes.append(FAILED)

@@ -32,8 +32,8 @@ PAIRS, EXAMPLES = 8, 6  # number of confused pairs of classes that are drawn, an
 
 
 def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
-    """Return the tasks to analyze, specified as in the first test but drawn from ``analyze.split``."""
-    return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks)
+    """Return the tasks to analyze, specified as in the first test but balanced and drawn from ``analyze.split``."""
+    return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks, balance="balanced")
 
 
 def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -> dict | None:

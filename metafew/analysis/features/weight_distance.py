@@ -14,8 +14,8 @@ from metafew.objectives.regularizers import WeightClustering
 
 
 def adapts_by_gradient(head: Head) -> TypeGuard[AdaptingHead]:
-    """Return whether ``head`` adapts weights of the backbone by gradient steps."""
-    return isinstance(head, AdaptingHead) and head.adapts_backbone
+    """Return whether ``head`` adapts weights of the backbone by gradient steps, and to the support set only."""
+    return isinstance(head, AdaptingHead) and head.adapts_backbone and not head.transductive
 
 
 def adaptation_distances(head: AdaptingHead, backbone: Backbone, support: Labelled, way: int) -> list[dict[str, float]]:

@@ -1,0 +1,118 @@
+"""Heads that fit a run: ``evaluate=all`` and ``heads="all"``: and a line on the others."""
+
+import json
+import logging
+import sys
+import time
+from functools import partial
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import yaml
+from hydra.utils import get_class
+from runs import TINY
+
+import metafew
+from metafew import cli
+from metafew.backbones.backbone import Backbone
+from metafew.backbones.identity import Identity
+from metafew.config.groups import CONF, describe_groups, load_option
+from metafew.heads.head import FeatureHead, Head, misfit
+from metafew.heads.svm import SVM
+from metafew.training import checkpoint
+
+OWN = "defaults: [svm, _self_]\nc: 0.5\n"
+
+
+def feature_heads() -> set[str]:
+    """Return the heads of the YAML files whose classes are heads on features that need no training."""
+    made = {word: get_class(load_option(CONF / "head" / f"{word}.yaml")._target_) for word in describe_groups()["head"]}
+    return {word for word, head in made.items() if issubclass(head, FeatureHead) and not head.requires_training}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Words of a run that also finds a head of the user's own, which derives from one of metafew."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "head").mkdir()
+    (folder / "head" / "wide.yaml").write_text(OWN)
+    return [f"hydra.searchpath=[file://{folder}]", "evaluate=all", "evaluate.ridge.penalty=7"]
+
+
+def typed(*words):
+    with patch.object(sys, "argv", ["train.py", *map(str, words)]):
+        cli.main()
+
+
+def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, tmp_path, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1", "head=svm"]
+    typed(*words, *tiny, f"hydra.run.dir={tmp_path}")
+    report = json.loads((tmp_path / "results.json").read_text())
+    expected = feature_heads() | {"wide"}
+    assert {name.split("/")[1] for name in report["metrics"]} == expected
+    assert report["config"]["evaluate"].keys() == expected and report["config"]["evaluate"]["ridge"]["penalty"] == 7
+    saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["metafew"]["config"]["evaluate"]
+    assert saved.keys() == expected and saved["wide"]["c"] == 0.5 and saved["wide"]["scale"] == 1.0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "evaluate=all leaves out " in printed
+    assert (
+        "cnaps (must be trained)" in printed
+        and "maml (takes images, not features)" in printed
+        and "svm (" not in printed
+    )
+
+
+def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
+    typed(*words, "head=svm", "--cfg", "job")
+    shown = yaml.safe_load(capsys.readouterr().out)["evaluate"]
+    assert shown["all"] is True and shown["ridge"]["penalty"] == 7 and shown["wide"]["c"] == 0.5
+    assert shown.keys() >= {*describe_groups()["head"]}
+
+
+def test_all_heads_on_an_array(monkeypatch):
+    features = np.random.default_rng(0).normal(size=(40, 4))
+    monkeypatch.setattr(SVM, "requires_training", True)
+    every = partial(metafew.evaluate, features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
+    found, centred = every(), every(base=features)
+    assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
+    assert "simpleshot (needs the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
+    assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
+
+
+def test_an_option_may_make_a_head_need_training():
+    head = SVM()
+    fits = partial(misfit, backbone=Identity(4, 1, None))
+    assert fits(head) is None and fits(SVM) is None and fits(Head) == "takes images, not features"
+    head.requires_training = True
+    assert fits(head) == "must be trained"
+    head.requires_training, head.needs_base_mean = False, True
+    assert fits(head) is None and fits(head, base=False) == "needs the mean feature of training images"
+    head.needs_map = True
+    assert fits(head) == "needs features with positions"
+
+
+def test_each_head_is_described(launch, monkeypatch, capsys):
+    monkeypatch.setattr(SVM, "transductive", True)
+    report, _ = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
+    heads = report["heads"]
+    assert list(heads) == ["protonet", "svm", "ridge", "protonet/shot2", "svm/shot2", "ridge/shot2"]
+    assert [head["transductive"] for head in heads.values()] == [False, True, False] * 2 and report["transductive"]
+    assert all(0 < head["seconds_per_task"] < 10 for head in heads.values())
+    assert sum(heads[name]["rank"] for name in ("protonet", "svm", "ridge")) == 6
+    printed = capsys.readouterr().out
+    order = [
+        printed.index(word) for word in ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
+    ]
+    assert order == sorted(order) and "ms a task" in printed and "tasks, † transductive" in " ".join(printed.split())
+
+
+def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
+    embed, classify = Backbone.embed, SVM.classify
+    monkeypatch.setattr(Backbone, "embed", lambda *args, **kwargs: (time.sleep(0.05), embed(*args, **kwargs))[1])
+    monkeypatch.setattr(SVM, "classify", lambda *args: (time.sleep(0.05), classify(*args))[1])
+    words = ["norm=transductive", "trainer.max_steps=1", "val.total=0", "test.total=4", "test.tasks=2"]
+    heads = launch("evaluate=[svm]", *words)[0]["heads"]
+    assert heads["svm"]["seconds_per_task"] > 0.025 > heads["protonet"]["seconds_per_task"]

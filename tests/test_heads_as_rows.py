@@ -1,0 +1,93 @@
+"""Tables of heads in reports: inductive and transductive ones apart, ranks, times and paired differences."""
+
+import csv
+import os
+
+import pytest
+from run_folders import accuracies, comparison_of, finished
+
+from metafew.analysis.compare.find import find_runs
+from metafew.analysis.compare.heads_as_rows import heads_as_rows
+from metafew.analysis.compare.tables import arrange, report_tables
+from metafew.analysis.compare.text_table import DAGGER, Bold
+from metafew.commands import report
+from metafew.evaluation.statistics import format_difference, interval
+
+HEADS = {"protonet": accuracies(0), "tim": accuracies(0, 0.1), "svm": accuracies(1)}
+SECONDS = {"protonet": 1e-3, "tim": 0.5, "svm": 2e-3}
+
+
+def entries(transductive=("tim",)):
+    """Return what results.json says of heads."""
+    return {
+        name: {"transductive": name in transductive, "rank": 1.0, "seconds_per_task": seconds}
+        for name, seconds in SECONDS.items()
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for norm in ("batch", "layer"):
+        finished(tmp_path / norm, HEADS, norm=norm, transductive=True, heads=entries())
+    finished(tmp_path / "transductive", HEADS, norm="transductive", heads=entries(HEADS))
+    return tmp_path
+
+
+def test_a_transductive_head_marks_no_other(runs):
+    comparison = comparison_of(runs)
+    accuracy = report_tables(comparison, None, "ci95")[0]
+    assert accuracy.columns[:3] == ["protonet", "tim †", "svm"] and DAGGER in accuracy.notes
+    assert [row[0] for row in accuracy.rows[:3]] == ["norm=batch", "norm=layer", "norm=transductive †"]
+    assert not any("†" in cell for row in accuracy.rows for cell in row[1:])
+    arranged = report_tables(comparison, None, "ci95", arrange(comparison, None, "norm"))
+    marks = [["†" in cell for row in table.rows for cell in row[1:]] for table in arranged[:3]]
+    assert marks == [[False, False, True], [True, True, True], [False, False, True]]
+
+
+def test_heads_are_rows_in_two_groups_with_ranks_times_and_paired_differences(runs):
+    table, gaps = report_tables(comparison_of(runs), None, "ci95")[2:4]
+    assert table.columns == ["norm=batch", "norm=layer", "norm=transductive †", "average rank", "ms a task"]
+    names = ["inductive", "protonet", "svm", "transductive", "tim †"]
+    assert [row[0] for row in table.rows] == [*names, "pixels_1nn"] and [row[0] for row in gaps.rows] == names
+    assert [row[-1] for row in table.rows] == ["", "1.00", "2.00", "", "500.00", ""]
+    assert table.rows[4][-2] == "1.00" and all(isinstance(cell, Bold) for cell in table.rows[4][1:4])
+    assert gaps.rows[4][1:] == ["+0.00"] * 3
+    assert gaps.rows[2][1:] == [format_difference(interval(HEADS["svm"] - HEADS["tim"]))] * 3
+
+
+def test_the_report_writes_them(runs, tmp_path, capsys):
+    assert report.main([str(runs), f"out={tmp_path}/report"]) == 0
+    assert "Difference to the best head (points)" in capsys.readouterr().out
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<b>transductive</b>" in page and "tim †" in page
+    with (tmp_path / "report" / "heads.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["runs"] == "svm"]
+    assert [row["measure"] for row in rows] == [f"norm={norm}" for norm in ("batch", "layer", "transductive")]
+    assert float(rows[0]["difference"]) == pytest.approx((HEADS["svm"] - HEADS["tim"]).mean())
+    assert [row["transductive"] for row in rows] == ["False", "False", "True"] and rows[0]["paired"] == "True"
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        marked = {(row["norm"], row["measured"]) for row in csv.DictReader(file) if row["transductive"] == "True"}
+    assert marked == {("batch", "tim"), ("layer", "tim"), *(("transductive", head) for head in HEADS)}
+
+
+def test_heads_of_one_run_have_ranks_too(tmp_path):
+    finished(tmp_path / "a", {"protonet": accuracies(0), "svm": accuracies(0, 0.1)})
+    table = report_tables(comparison_of(tmp_path), None, "ci95")[1]
+    assert table.columns == ["accuracy", "average rank"] and [row[-1] for row in table.rows] == ["2.00", "1.00", ""]
+
+
+def test_runs_of_one_head_each_have_no_such_table(tmp_path):
+    finished(tmp_path / "b", accuracies(0), norm="batch")
+    finished(tmp_path / "c", accuracies(0), norm="batch", head="svm")
+    assert heads_as_rows(comparison_of(tmp_path)) is None
+
+
+def test_heads_of_an_earlier_version_share_one_mark(tmp_path):
+    old = {"protonet": accuracies(0), "tim": accuracies(0, 0.1)}
+    finished(tmp_path / "a", old, transductive=True)
+    finished(tmp_path / "b", {"protonet": accuracies(0), "svm": accuracies(1)}, heads=entries())
+    for time, name in enumerate("ab"):
+        os.utime(tmp_path / name / "results.json", (time, time))
+    (run,), _ = find_runs([str(tmp_path)])
+    assert [run.is_transductive(head) for head in ("protonet", "svm", "tim")] == [False, False, True]
+    assert not run.is_transductive()

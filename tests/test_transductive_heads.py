@@ -281,7 +281,7 @@ def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
     for t, (support, labels, query) in enumerate(tasks()):
         prototypes, rows = means(unit(support), labels), unit(query)
         if rectify_first:
-            prototypes, rows = rectify(support, labels, query, 10.0)
+            prototypes, rows = rectify(support, labels, query, 1.0)
         graph = kneighbors_graph(rows, 2).toarray()
         unary = distances(rows, prototypes)
         y = softmax(-unary)

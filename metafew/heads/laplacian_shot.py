@@ -46,7 +46,7 @@ class LaplacianShot(FeatureHead):
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return the logits ``(t, q, w)`` of the last update."""
         if self.rectify:
-            prototypes, query = rectified(support, labels, query, way, sharpness=10.0)
+            prototypes, query = rectified(support, labels, query, way)
         else:
             prototypes, query = class_means(direction(support), labels, way), direction(query)
         return updated(

@@ -25,8 +25,8 @@ class TIM(FeatureHead):
 
     ``solver="adm"`` alternates :func:`assigned_labels` of the queries, in closed form, and a step of ``w`` (TIM-ADM,
     Proposition 1); ``"gradient"`` takes steps of Adam (TIM-GD). Defaults are those of the authors' code. As published,
-    nothing bounds the steps of ``adm``: on features that hardly differ, such as those of an untrained network, the
-    objective can rise again after a hundred of them. In training the change of ``w`` counts as a constant, so that
+    nothing bounds the steps of ``adm``: the objective can rise for a while, and does in most 1-shot tasks of
+    mini-ImageNet on features of a conv4. In training the change of ``w`` counts as a constant, so that
     gradients pass through the class means and the features only; Boudiaf et al. do not train through it.
 
     Args:

@@ -22,7 +22,7 @@ SAME = {"rtol": 1e-8, "atol": 1e-8}
 class Flat(Backbone):
     """Images are their own features, times a learned gain."""
 
-    features = 4
+    features, map_shape = 4, (4, 1, 1)
 
     def __init__(self):
         super().__init__(1, 1)

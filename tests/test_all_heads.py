@@ -57,11 +57,7 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
     assert saved.keys() == expected and saved["wide"]["c"] == 0.5 and saved["wide"]["scale"] == 1.0
     printed = " ".join(capsys.readouterr().out.split())
     assert "evaluate=all leaves out " in printed
-    assert (
-        "cnaps (must be trained)" in printed
-        and "maml (takes images, not features)" in printed
-        and "svm (" not in printed
-    )
+    assert "cnaps (must be trained)" in printed and "(on images, not features)" in printed and "svm (" not in printed
 
 
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
@@ -77,7 +73,7 @@ def test_all_heads_on_an_array(monkeypatch):
     every = partial(metafew.evaluate, features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
     found, centred = every(), every(base=features)
     assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
-    assert "simpleshot (needs the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
     assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
     assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 
@@ -85,13 +81,13 @@ def test_all_heads_on_an_array(monkeypatch):
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
     fits = partial(misfit, backbone=Identity(4, 1, None))
-    assert fits(head) is None and fits(SVM) is None and fits(Head) == "takes images, not features"
+    assert fits(head) is None and fits(SVM) is None and fits(Head) == "on images, not features"
     head.requires_training = True
     assert fits(head) == "must be trained"
     head.requires_training, head.needs_base_mean = False, True
-    assert fits(head) is None and fits(head, base=False) == "needs the mean feature of training images"
+    assert fits(head) is None and fits(head, base=False) == "with the mean feature of training images"
     head.needs_map = True
-    assert fits(head) == "needs features with positions"
+    assert fits(head) == "on features with positions"
 
 
 def test_each_head_is_described(launch, monkeypatch, capsys):

@@ -142,11 +142,11 @@ def misfit(head: Head | type[Head], backbone: Backbone, base: bool = True) -> st
     if head.requires_training:
         return "must be trained"
     if head.needs_map and backbone.map_shape is None:
-        return "needs features with positions"
+        return "on features with positions"
     if head.needs_base_mean and not base:
-        return "needs the mean feature of training images"
+        return "with the mean feature of training images"
     on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
-    return None if on_features else "takes images, not features"
+    return None if on_features else "on images, not features"
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:

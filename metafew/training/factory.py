@@ -191,7 +191,8 @@ def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = Tru
         backbone: the backbone.
         base: whether the mean feature of training images is available.
     """
-    heads, reasons = {}, []
+    heads: dict[str, Head] = {}
+    left_out: dict[str, list[str]] = {}
     for name, node in nodes.items():
         target = get_object(node["_target_"])
         reason = misfit(target, backbone, base) if isinstance(target, type) and issubclass(target, Head) else None
@@ -200,8 +201,8 @@ def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = Tru
             reason = misfit(heads[name], backbone, base)  # an option may change it
         if reason is not None:
             heads.pop(name, None)
-            reasons.append(f"{name} ({reason})")
-    return heads, ", ".join(reasons)
+            left_out.setdefault(reason, []).append(name)
+    return heads, "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left_out.items())
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:

@@ -91,6 +91,7 @@ def evaluate(
     query: int = 15,
     tasks: int = 600,
     seed: int = 0,
+    base: np.ndarray | Tensor | None = None,
 ) -> Evaluation:
     """Measure heads on few-shot tasks that are drawn from features, all heads on the same tasks.
 
@@ -115,17 +116,19 @@ def evaluate(
         query: number of queries per class.
         tasks: number of tasks.
         seed: seed of the tasks; ``test.seed`` of the command.
+        base: features ``(n, d)`` of training classes, or their mean ``(d,)``, for heads such as ``simpleshot`` that
+            centre features by it.
 
     Returns:
         A table with ``mean``, ``ci95``, ``rows``, ``to_dict()`` and ``difference(head, other)``.
 
     Raises:
-        metafew.errors.UsageError: if there are too few classes or examples, values are not finite, or a word names no
-            head.
+        metafew.errors.UsageError: if there are too few classes or examples, values are not finite, a word names no
+            head, or a head needs ``base``.
     """
     from metafew.api import arrays
 
-    return arrays.evaluate_features(features, labels, heads, way, shot, query, tasks, seed)
+    return arrays.evaluate_features(features, labels, heads, way, shot, query, tasks, seed, base)
 
 
 def classify(
@@ -133,6 +136,7 @@ def classify(
     support: np.ndarray | Tensor,
     labels: Sequence | np.ndarray | Tensor,
     query: np.ndarray | Tensor,
+    base: np.ndarray | Tensor | None = None,
 ) -> Classification:
     """Classify features by the examples of a support set.
 
@@ -148,16 +152,17 @@ def classify(
         support: features ``(n, d)`` in floating point.
         labels: ``n`` strings, numbers or other hashable values; classes may have different numbers of examples.
         query: features ``(q, d)``.
+        base: features ``(n, d)`` of training classes, or their mean ``(d,)``, for a head that centres features by it.
 
     Returns:
         ``labels``, ``probabilities`` and ``classes``.
 
     Raises:
-        metafew.errors.UsageError: if shapes and labels do not match, or a word names no head.
+        metafew.errors.UsageError: if shapes and labels do not match, a word names no head, or the head needs ``base``.
     """
     from metafew.api import arrays
 
-    return arrays.classify_features(head, support, labels, query)
+    return arrays.classify_features(head, support, labels, query, base)
 
 
 def episodes(

@@ -269,6 +269,8 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
             f"expected the weights of the model that {path} describes, and it holds others, since code has "
             "changed: train again"
         ) from error
+    if head.needs_base_mean:
+        head.base_mean = provenance["base_mean"]
     choose_candidate(head, name, chosen)
     conversion, fitted = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
     return Model(backbone, head, provenance["choices"], conversion, applicable_temperature(head, fitted)).eval()

@@ -121,6 +121,7 @@ def test_first_convolution_starts_by_he(word):
         ("resnet12", {"block_size": 0}),
         ("resnet12", {"readout": "max"}),
         ("resnet18", {"width": 0}),
+        ("resnet18", {"readout": "max"}),
     ],
 )
 def test_bad_values_are_refused(word, changes):
@@ -166,6 +167,19 @@ def test_resnet12_is_four_residual_blocks(readout):
     features = model.embed(images()[:1])[0][0]
     assert model.features == features.shape[1]
     torch.testing.assert_close(features, x.flatten(1) if readout == "flatten" else x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [18, 28, 35])
+@pytest.mark.parametrize("word", ["conv4", "resnet12", "resnet18"])
+def test_features_of_a_map_are_the_last_block_at_every_position(word, size):
+    model, maps = backbone(word, image_size=size, readout="map").eval(), []
+    model.blocks.register_forward_hook(lambda _, __, result: maps.append(result))
+    features = model.embed(images(image_size=size))[0].flatten(0, 1)
+    torch.testing.assert_close(features.unflatten(1, model.map_shape), maps[0])
+    assert model.features == features.shape[1]
+    mean = backbone(word, image_size=size, readout="mean").eval()
+    torch.testing.assert_close(mean.embed(images(image_size=size))[0].flatten(0, 1), maps[0].mean((2, 3)))
+    assert mean.map_shape is None and mean.features == maps[0].shape[1]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])

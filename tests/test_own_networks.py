@@ -9,7 +9,7 @@ from torch import nn
 from metafew.backbones.module import Wrapped
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
-from metafew.evaluation.evaluator import evaluating
+from metafew.evaluation.eval_mode import evaluating
 from metafew.heads.maml import MAML
 from metafew.heads.reptile import Reptile as ReptileHead
 from metafew.norms.batch import BatchNorm

@@ -141,6 +141,13 @@ def test_the_mean_of_a_readout_is_over_positions_and_tokens(output):
     assert (mean.features, flat.features) == (4, 4 * (SIZE - 2) ** 2)
 
 
+def test_a_map_has_the_positions_of_the_output():
+    backbone, images = wrapped(Several, output="maps", readout="map"), torch.rand(5, 3, SIZE, SIZE)
+    torch.testing.assert_close(backbone(images).unflatten(1, backbone.map_shape), backbone.network.conv(images))
+    assert wrapped(Several, output="maps").map_shape == backbone.map_shape
+    assert wrapped(Several, output="tokens").map_shape is wrapped(Several, output="maps", readout="mean").map_shape
+
+
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
@@ -151,7 +158,8 @@ def test_the_mean_of_a_readout_is_over_positions_and_tokens(output):
         (Encoder, {"output": "pooler"}, "null or a layer, .* a tensor, got pooler: type backbone.output=null"),
         (Pairs, {"output": "split"}, "a layer that returns a tensor, got split, which returns a tuple: .*output=null"),
         (Pairs, {"output": "unused"}, "got unused, which the network does not call: type backbone.output=null"),
-        (Encoder, {"readout": "max"}, "expected backbone.readout to be flatten or mean, got max"),
+        (Encoder, {"readout": "max"}, "expected backbone.readout to be flatten or mean or map, got max"),
+        (Several, {"output": "rows", "readout": "map"}, r"maps \(b, c, h, w\) .* got an output of shape \(2, 4\)"),
     ],
 )
 def test_an_output_that_is_not_there_is_refused_with_those_that_are(network, options, message):

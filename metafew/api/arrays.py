@@ -26,7 +26,8 @@ from metafew.data.sampler import Sampler
 from metafew.data.sources.features import categories, labelled_vectors
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
-from metafew.evaluation.evaluator import Evaluator, evaluating
+from metafew.evaluation.eval_mode import evaluating
+from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
 from metafew.heads.head import Head
@@ -122,7 +123,7 @@ class Classification(NamedTuple):
 
 def evaluate_features(
     features: np.ndarray | Tensor, labels: Any, heads: Heads, way: int | str, shot: int | str, query: int, tasks: int,
-    seed: int,
+    seed: int, base: np.ndarray | Tensor | None,
 ) -> Evaluation:  # fmt: skip
     """Measure heads on tasks drawn from features: :func:`metafew.evaluate`."""
     advice = "give an array of vectors, and one label for each"
@@ -132,6 +133,7 @@ def evaluate_features(
     check_tasks(spec, split.categories, "features")
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
     made = make_heads(heads, backbone, way, seed)
+    set_base_mean(made, base, backbone.features)
     evaluator = Evaluator(backbone, {str(number): head for number, head in enumerate(made.values())}, "together")
     tables = run_test(evaluator, Sampler(split, spec, views=None))
     names = {str(number): name for number, name in enumerate(made)} | {evaluator.baseline: evaluator.baseline}
@@ -198,9 +200,40 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
     return make_head(OmegaConf.create(values).evaluate[word], backbone, trained=False)
 
 
+def set_base_mean(heads: Mapping[str, Head], base: np.ndarray | Tensor | None, length: int) -> None:
+    """Give heads that use it the mean of features of training classes.
+
+    Args:
+        heads: the heads, by name.
+        base: the features ``(n, d)``, or their mean ``(d,)``; None keeps what the heads have.
+        length: the dimension ``d``.
+
+    Raises:
+        UsageError: if a head has none, or ``base`` has another shape or values that are not finite.
+    """
+    using = {name: head for name, head in heads.items() if head.needs_base_mean}
+    if base is not None:
+        values = as_array(base)
+        if values.ndim not in (1, 2) or not values.size or values.shape[-1] != length or not np.isfinite(values).all():
+            raise UsageError(
+                f"expected base to be finite features (n, {length}) of training classes, or their mean ({length},), "
+                f"got an array of shape {values.shape}: pass the output of the same network for training classes"
+            )
+        mean = torch.tensor(np.atleast_2d(values).mean(0, dtype=np.float64), dtype=torch.float32)
+        for head in using.values():
+            head.base_mean = mean
+    lacking = [name for name, head in using.items() if head.base_mean is None]
+    if lacking:
+        raise UsageError(
+            f"expected features of training classes, by whose mean {lacking[0]} centres features, got none: pass "
+            "base=features of training classes, or leave it out of heads"
+        )
+
+
 def classify_features(
-    head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor
-) -> Classification:
+    head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor,
+    base: np.ndarray | Tensor | None,
+) -> Classification:  # fmt: skip
     """Classify features by a support set: :func:`metafew.classify`."""
     vectors = as_array(support)
     if vectors.ndim != 2:
@@ -209,8 +242,9 @@ def classify_features(
             "example, such as the output of a network"
         )
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)
-    (made,) = make_heads([head], backbone, "2", 0).values()
-    model = Model(backbone, made, {"head": name_of(head)})
+    made = make_heads([head], backbone, "2", 0)
+    set_base_mean(made, base, backbone.features)
+    model = Model(backbone, made[name_of(head)], {"head": name_of(head)})
     with evaluating(model):
         task = model.adapt(vectors, labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels)
         probabilities = task.predict(as_array(query))

@@ -50,6 +50,8 @@ class Backbone(nn.Module):
 
     features: int
     """Dimension ``d`` of the features."""
+    map_shape: tuple[int, int, int] | None = None
+    """The shape ``(c, h, w)`` of the maps that are flattened to features; None if features have no positions."""
     channels_last = True
     """Whether the weights are kept in channels-last memory format, that of the images."""
     own_norms = False

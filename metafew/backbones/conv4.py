@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.readout import Readout
 from metafew.config.option_values import check_choice
 from metafew.errors import UsageError
 from metafew.norms.film import FiLM
@@ -26,7 +27,7 @@ class Conv4(Backbone):
         width: channels of each block.
         downsample: ``pool``, 2x2 max-pooling, which drops an odd row (images of at least 16 pixels), or ``stride``,
             convolutions with stride 2, which keep it.
-        readout: ``flatten`` the last block, or its ``mean`` over positions.
+        readout: ``flatten`` the last block, which is its ``map``, or its ``mean`` over positions.
     """
 
     task_weights = True
@@ -42,7 +43,6 @@ class Conv4(Backbone):
     ):
         super().__init__(channels, image_size)
         check_choice("backbone.downsample", downsample, ("pool", "stride"))
-        check_choice("backbone.readout", readout, ("flatten", "mean"))
         if width < 1:
             raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if downsample == "pool" and image_size < 16:
@@ -59,11 +59,9 @@ class Conv4(Backbone):
             return nn.Sequential(conv, norm(width), FiLM(width, stage), *pool, nn.ReLU())
 
         self.blocks = nn.Sequential(*(block(channels if stage == 0 else width, stage) for stage in range(4)))
-        self.averaged = readout == "mean"
-        side = -(-image_size // 16) if strided else image_size // 16
-        self.features = width if self.averaged else width * side**2
+        self.read = Readout(readout, width, -(-image_size // 16) if strided else image_size // 16)
+        self.features, self.map_shape = self.read.features, self.read.map_shape
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        maps = self.blocks(images)
-        return maps.mean((2, 3)) if self.averaged else maps.flatten(1)
+        return self.read(self.blocks(images))

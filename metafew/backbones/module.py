@@ -38,7 +38,7 @@ class Wrapped(Backbone):
         mean: of the pixels that the network was trained on (:class:`~metafew.backbones.standardize.Standardize`).
         std: their standard deviation.
         output: which of its outputs are the features (:class:`~metafew.backbones.network_output.NetworkOutput`).
-        readout: ``flatten`` them, or their ``mean`` over positions or tokens.
+        readout: ``flatten`` them, or their ``mean`` over positions or tokens; ``map`` flattens maps, and nothing else.
         norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or those to convert, as
             :func:`~metafew.norms.convert.convert` takes them.
     """
@@ -111,11 +111,13 @@ class Wrapped(Backbone):
 
     @torch.no_grad()
     def _dimension(self, channels: int) -> int:
-        """Return the number of features of a pass of two black images."""
+        """Return the number of features of a pass of two black images, and set the shape of their maps."""
         self.eval()
+        images = torch.zeros(2, channels, self.image_size, self.image_size)
         with rows(1, 2, record=False):
-            features = self.read(torch.zeros(2, channels, self.image_size, self.image_size))
+            found = self.read.find(images)
         self.train()
+        self.map_shape, features = self.read.map_shape(found), self.read.rows(found)
         if len(features) != 2:
             raise ValueError(f"2 images give {len(features)} rows")
         if not features.is_floating_point():

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metafew.backbones.readout import READOUTS
 from metafew.config.option_values import check_choice
 from metafew.errors import UsageError
-
-READOUTS = ("flatten", "mean")
 
 
 class NetworkOutput:
@@ -21,10 +20,10 @@ class NetworkOutput:
         output: a layer of the network, such as the pooling before its classifier; or a key, an attribute or a position
             of what it returns. None for a network that returns a tensor.
         readout: ``flatten`` what is found, or take its ``mean`` over positions of maps ``(b, d, h, w)``, or over tokens
-            of sequences ``(b, n, d)``.
+            of sequences ``(b, n, d)``; ``map`` flattens maps, and nothing else.
 
     Raises:
-        UsageError: if ``readout`` is neither.
+        UsageError: if ``readout`` is none of them.
     """
 
     def __init__(self, network: nn.Module, output: str | int | None = None, readout: str = "flatten"):
@@ -41,7 +40,34 @@ class NetworkOutput:
         self.latest = result
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return features ``(b, d)`` of images ``(b, c, h, w)``.
+        """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
+        return self.rows(self.find(images))
+
+    def rows(self, result: Tensor) -> Tensor:
+        """Return the features ``(b, d)`` of the output ``result``."""
+        if self.readout == "mean" and result.ndim > 2:
+            result = result.mean(1) if result.ndim == 3 else result.flatten(2).mean(2)
+        return result.flatten(1)
+
+    def map_shape(self, result: Tensor) -> tuple[int, int, int] | None:
+        """Return the shape ``(c, h, w)`` of the maps that are flattened; None if the features have no positions.
+
+        Raises:
+            UsageError: if the output ``result`` is no maps, with ``readout=map``.
+        """
+        if self.readout != "mean" and result.ndim == 4:
+            channels, height, width = result.shape[1:]
+            return channels, height, width
+        if self.readout == "map":
+            raise UsageError(
+                "expected maps (b, c, h, w) as features with backbone.readout=map, got an output of shape "
+                f"{tuple(result.shape)}: type backbone.output=layer4, a layer that returns maps, or "
+                "backbone.readout=flatten"
+            )
+        return None
+
+    def find(self, images: Tensor) -> Tensor:
+        """Return the output for images ``(b, c, h, w)``.
 
         Raises:
             UsageError: if the network returns several outputs, and ``output`` is none of them, or a layer that returns
@@ -52,9 +78,7 @@ class NetworkOutput:
             result = self.of_this_layer(result)
         elif self.output is not None or not isinstance(result, Tensor):
             result = self.choose(result)
-        if self.readout == "mean" and result.ndim > 2:
-            result = result.mean(1) if result.ndim == 3 else result.flatten(2).mean(2)
-        return result.flatten(1)
+        return result
 
     def of_this_layer(self, result: Any) -> Tensor:
         """Return the output of the layer in this call of the network, which returned ``result``."""

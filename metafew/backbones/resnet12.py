@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.dropblock import DropBlock
-from metafew.config.option_values import check_choice
+from metafew.backbones.readout import Readout
 from metafew.errors import UsageError
 
 MakeNorm = Callable[[int], nn.Module]
@@ -59,7 +59,7 @@ class ResNet12(Backbone):
         width: channels of the first block; the others have 2.5, 5 and 10 times as many.
         drop: rate of dropout, and final rate of DropBlock.
         block_size: width of the squares of DropBlock; Lee et al. use 5 for 84x84 images and 2 for 32x32 images.
-        readout: ``flatten`` the last block, or its ``mean`` over positions.
+        readout: ``flatten`` the last block, which is its ``map``, or its ``mean`` over positions.
     """
 
     task_weights = True
@@ -75,7 +75,6 @@ class ResNet12(Backbone):
         readout: str = "flatten",
     ):
         super().__init__(channels, image_size)
-        check_choice("backbone.readout", readout, ("flatten", "mean"))
         if width < 1:
             raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
         if image_size < 16:
@@ -88,10 +87,9 @@ class ResNet12(Backbone):
         drops = [nn.Dropout(drop), nn.Dropout(drop), *late]
         sizes = [channels, width, 5 * width // 2, 5 * width, 10 * width]
         self.blocks = nn.Sequential(*(Block(sizes[i], sizes[i + 1], norm, drops[i]) for i in range(4)))
-        self.averaged = readout == "mean"
-        self.features = sizes[-1] * (1 if self.averaged else (image_size // 16) ** 2)
+        self.read = Readout(readout, sizes[-1], image_size // 16)
+        self.features, self.map_shape = self.read.features, self.read.map_shape
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        maps = self.blocks(images)
-        return maps.mean((2, 3)) if self.averaged else maps.flatten(1)
+        return self.read(self.blocks(images))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.readout import Readout
 from metafew.errors import UsageError
 from metafew.norms.film import FiLM
 
@@ -64,11 +65,12 @@ class ResNet18(Backbone):
         image_size: height and width of the images, at least 3.
         norm: ``norm(channels)`` makes a normalization layer.
         width: channels of the first stage; each stage doubles them.
+        readout: the ``mean`` of the last stage over positions, or its ``map``, flattened (``flatten`` is the same).
     """
 
     task_weights = True
 
-    def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64):
+    def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64, readout: str = "mean"):
         super().__init__(channels, image_size)
         if width < 1:
             raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
@@ -82,8 +84,9 @@ class ResNet18(Backbone):
         self.blocks = nn.Sequential(
             *(Block(sizes[stage + second], sizes[stage + 1], stage, norm) for stage in range(4) for second in range(2))
         )
-        self.features = sizes[-1]
+        self.read = Readout(readout, sizes[-1], -(-(image_size - 2) // 16))
+        self.features, self.map_shape = self.read.features, self.read.map_shape
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
-        return self.blocks(self.stem(images)).mean((2, 3))
+        return self.read(self.blocks(self.stem(images)))

@@ -20,10 +20,14 @@ OLD = re.compile(rf"(?:(?<==)|^)({'|'.join(map(re.escape, MOVED))})")
 ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
+    "metafew.backbones.resnet18.ResNet18": {"readout": "mean"},
     "head": {"output_std": None, "memory": "auto"},
     "val": {"at_start": True},  # does not affect results
 }
-"""Options added since earlier versions, by group, with values that reproduce the results of these versions."""
+"""Options added since earlier versions, by group, with values that reproduce the results of these versions.
+
+Those of the path of a component precede those of its group.
+"""
 OWN_NORMS = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
 
 
@@ -43,6 +47,9 @@ def add_options(saved: dict, current: dict) -> dict:
     {'dataset': {'duplicates': 'warn', 'root': 'a'}}
     >>> add_options({"evaluate": {"maml": {"steps": 5}}}, {"evaluate": {"maml": {"steps": 1, "memory": 600}}})
     {'evaluate': {'maml': {'memory': 'auto', 'steps': 5}}}
+    >>> resnet = {"_target_": "metafew.backbones.resnet18.ResNet18"}
+    >>> add_options({"backbone": resnet}, {"backbone": resnet | {"readout": "map"}})["backbone"]["readout"]
+    'mean'
     """
     completed = {group: completion(group, current.get(group)) | saved[group] for group in ADDED if group in saved}
     if heads := saved.get("evaluate"):
@@ -53,7 +60,9 @@ def add_options(saved: dict, current: dict) -> dict:
 
 def completion(group: str, current: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the added options of a group that are among the current ones, with the values of earlier versions."""
-    return {option: value for option, value in ADDED[group].items() if option in (current or {})}
+    current = current or {}
+    added = ADDED[group] | ADDED.get(current.get("_target_", ""), {})
+    return {option: value for option, value in added.items() if option in current}
 
 
 def choose_own_norms(saved: dict) -> dict:

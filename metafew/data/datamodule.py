@@ -126,6 +126,20 @@ class FewShot(pl.LightningDataModule):
         samplers = [Sampler(split, spec, views) for split, views in parts]
         return samplers[0] if len(samplers) == 1 else MixtureSampler(samplers, spec)
 
+    def minibatches(self, most: int) -> list[MinibatchSampler]:
+        """Return, for each training dataset, minibatches of its images as a test would see them.
+
+        They contain each image once, or ``most`` random images, except that the last minibatch may repeat some. Each
+        has as many images as the largest context of training.
+        """
+        samplers = []
+        for source in self.source.components("train"):
+            split, size = self._split(source, "train"), self.train.contexts[1]
+            total = -(-min(most, sum(map(len, split.rows))) // size)
+            spec = Minibatches("train", size, tasks=1, total=total, seed=self.val.seed, pairs=False)
+            samplers.append(MinibatchSampler(split, spec, self.augmentation.chain("test", source.jitter)))
+        return samplers
+
     def _split(self, source: Source, split: str) -> Split:
         return Split(self.folder(source), split, self.source.channels)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -19,8 +18,10 @@ from metafew.data.loader import MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
+from metafew.evaluation.base_mean import BaseMean
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.calibration import CalibrationError, ValidationLogits, fit_temperatures
+from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
@@ -41,6 +42,7 @@ class Evaluator(pl.LightningModule):
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
 
     Attributes:
+        base_mean: the mean feature of training images, for heads that use it.
         temperatures: the temperature of each head, which divides logits before the softmax
             (:mod:`metafew.evaluation.calibration`): that of the last validation, or of the checkpoint that is tested or
             resumed.
@@ -54,6 +56,7 @@ class Evaluator(pl.LightningModule):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]  # a mapping, whose values are the heads
+        self.base_mean = BaseMean(heads.values())
         self.trained = next(iter(heads))
         self.queries = queries
         self.baseline = "pixels_1nn" if backbone.image_size > 1 else "vectors_1nn"
@@ -88,6 +91,7 @@ class Evaluator(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start a table of tasks for each measurement."""
+        self.base_mean.update(self.backbone, self.trainer)
         self.val_tasks = {name: PerTask().to(self.device) for name in self.measured}
         candidates = [f"{name}/{option}" for name, head in self.heads.items() for option in head.candidates]
         self.val_logits = {n: ValidationLogits() for n in self.measured if n in (*self.heads, *candidates)}
@@ -118,6 +122,7 @@ class Evaluator(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start a table of tasks for every test and head."""
+        self.base_mean.update(self.backbone, self.trainer)
         loaders: Any = self.trainer.test_dataloaders  # a list with one entry per shot
         self.test_tasks = [
             {name: PerTask().to(self.device) for name in (*self.measured, self.baseline)} for _ in loaders
@@ -238,15 +243,3 @@ def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: tor
     (_, support), (_, images), size = spec.contexts, spec.images, backbone.image_size
     task = torch.empty((), device=device).expand(1, images, backbone.channels, size, size)  # without memory
     return head.tasks_per_chunk(backbone, task[:, :support], task[:, support:]) or 1
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` in eval mode inside this context, and restore the mode of each submodule afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
+from metafew.errors import UsageError
 from metafew.meta_parameters import HasMetaParameters
 from metafew.precision import precise
 
@@ -20,6 +21,10 @@ class Head(HasMetaParameters):
     receives the labels of queries. The rest of the package relies only on the attributes below.
     """
 
+    needs_base_mean: bool = False
+    """Whether evaluation uses :attr:`base_mean`, which runs then compute and store in checkpoints."""
+    base_mean: Tensor | None
+    """The mean feature ``(d,)`` of training images (:mod:`metafew.evaluation.base_mean`); None until it is set."""
     adapts_backbone: bool = False
     """Whether the backbone's weights change from task to task."""
     transductive: bool = False
@@ -40,6 +45,10 @@ class Head(HasMetaParameters):
     """Contracts of tests/contracts that the head does not satisfy, each with the reason."""
     chosen: str | None = None
     """The one of :attr:`candidates` that evaluation uses; None, until one is selected, means the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("base_mean", None, persistent=False)
 
     @property
     def candidates(self) -> dict[str, dict[str, Any]]:
@@ -99,6 +108,19 @@ class FeatureHead(Head):
             ``(t, q, w)``.
         """
         raise NotImplementedError
+
+    def centred(self, features: Tensor) -> Tensor:
+        """Return features ``(t, n, d)`` minus the mean feature of training images.
+
+        Raises:
+            UsageError: if that mean has not been set.
+        """
+        if self.base_mean is None:
+            raise UsageError(
+                f"expected the mean feature of training images for {type(self).__name__}, got none: set its base_mean "
+                "to features.mean(0) of training images, or pass base=features where they are arrays"
+            )
+        return features - self.base_mean.to(features)
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""

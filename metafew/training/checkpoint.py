@@ -56,7 +56,7 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
             f"{EXPECTED}, and {path} is of an earlier version, which built models in another way: train again"
         )
     saved = update_record(checkpoint["metafew"])
-    saved = {"temperatures": {}} | saved  # earlier versions fit none
+    saved = {"temperatures": {}, "base_mean": None} | saved  # earlier versions have none
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}

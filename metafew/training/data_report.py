@@ -6,6 +6,7 @@ import logging
 
 from metafew.data.summary import summary_lines, warnings
 from metafew.distributed.launcher import is_rank_zero
+from metafew.errors import UsageError
 from metafew.training.parts import Parts
 from metafew.training.resume import describe_change, recorded
 
@@ -31,6 +32,35 @@ def report_data(parts: Parts) -> dict[str, dict]:
         if parts.start is not None and not parts.fits:
             warn_of_other_data(parts.start, summaries)
     return summaries
+
+
+def check_base_images(parts: Parts) -> None:
+    """Check that this run has the training images whose mean feature a head uses, if the checkpoint lacks that mean.
+
+    The data must have been reported.
+
+    Raises:
+        UsageError: if it has none, or others than the checkpoint was trained on.
+    """
+    heads = [name for name, head in parts.learner.heads.items() if head.needs_base_mean]
+    if parts.fits or not heads or parts.learner.base_mean.value is not None:
+        return
+    sources = parts.source.components("train")
+    lacking = [source.title for source in sources if not source.splits()["train"]]
+    if lacking:
+        raise UsageError(
+            f"expected training images in dataset={lacking[0]}, whose mean feature head={heads[0]} uses, got none: "
+            "add a train split, or choose another head"
+        )
+    saved, now = parts.start["metafew"] if parts.start else {}, parts.learner.provenance["data"]
+    before = saved.get("data", now)
+    others = [source.title for source in sources if before.get(source.title) != now[source.title]]
+    if others:
+        raise UsageError(
+            f"expected the mean feature of the images that {parts.config['ckpt']} was trained on, which "
+            f"head={heads[0]} uses, got a checkpoint without it and other training images in dataset={others[0]}: type "
+            f"dataset={saved['choices']['dataset']}, or train with evaluate={heads[0]}, which stores it"
+        )
 
 
 def describe_shared(title: str, shared: dict) -> str:

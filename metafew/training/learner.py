@@ -96,8 +96,11 @@ class Learner(Evaluator):
         }
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add the provenance and the temperatures to the checkpoint, as plain values."""
-        checkpoint["metafew"] = self.provenance | {"temperatures": dict(self.temperatures)}
+        """Add the provenance, the temperatures and the mean feature of training images to the checkpoint."""
+        self.base_mean.update(self.backbone, self.trainer)
+        mean = self.base_mean.value
+        fitted = {"temperatures": dict(self.temperatures), "base_mean": None if mean is None else mean.cpu()}
+        checkpoint["metafew"] = self.provenance | fitted
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Keep the weights already loaded, which fit this model, and the schedule of this run."""

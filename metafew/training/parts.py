@@ -131,7 +131,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     data = make_data(cfg, source, learner.objective)
     training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
-    learner.temperatures = start["metafew"]["temperatures"] if start and (resumes or not fits) else {}
+    restore_fitted(learner, start if resumes or not fits else None)
     loggers: list[Logger] = []
     if fits:
         loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
@@ -148,6 +148,21 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         config=config,
         out=out,
     )
+
+
+def restore_fitted(learner: Learner, start: dict | None) -> None:
+    """Give ``learner`` what validations computed: temperatures and, if it has the same features, their mean.
+
+    Args:
+        learner: the model of this run.
+        start: the content of the checkpoint that is resumed or tested, if any.
+    """
+    if start is None:
+        return
+    saved, now = start["metafew"], learner.provenance["model"]
+    learner.temperatures, before = saved["temperatures"], saved["model"]
+    if all(before[part] == now[part] for part in ("images", "backbone", "norm")):
+        learner.base_mean.value = saved["base_mean"]
 
 
 def load_weights(learner: Learner, start: dict | None, ckpt: str | None, weights: str | None, fits: bool) -> None:

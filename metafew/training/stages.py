@@ -21,7 +21,7 @@ from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError, reason
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import conversion_of_training
-from metafew.training.data_report import report_data
+from metafew.training.data_report import check_base_images, report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
 
@@ -60,6 +60,7 @@ def run_stages(parts: Parts) -> Outcome:
     # Before Lightning launches other ranks, which would wait forever if this rank failed to build a store.
     data.prepare_data()
     outcome.data = report_data(parts)
+    check_base_images(parts)
     learner.provenance["model"]["conversion"] = conversion_of_training(data)
     wait_for_other_ranks()
     with enough_memory(trainer, learner), suitable_callbacks(), closing(data):
@@ -147,6 +148,7 @@ def load_selected(parts: Parts) -> str:
     selected = checkpoint.read(folder / f"{which}.ckpt")
     parts.learner.load_state_dict(selected["state_dict"])
     parts.learner.temperatures = selected["metafew"]["temperatures"]
+    parts.learner.base_mean.value = selected["metafew"]["base_mean"]
     return which
 
 

@@ -7,10 +7,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metafew import cli as cli
+from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, load_option
+from metafew.heads.head import Head
 from metafew.training.factory import make
 
 SCHEMES = sorted(file.stem for file in (CONF / "norm").glob("*.yaml") if file.stem != "own")
@@ -35,6 +38,13 @@ def node(file: Path) -> DictConfig:
 def norm(word: str):
     """Return a constructor of the norm ``word``."""
     return make(node(CONF / "norm" / f"{word}.yaml"))
+
+
+def with_base_mean(head: Head, backbone: Backbone) -> Head:
+    """Return ``head`` with a mean feature of training images, as a run sets it, if it uses one."""
+    if head.needs_base_mean:
+        head.base_mean = torch.full((backbone.features,), 0.1)
+    return head
 
 
 def skip_exempt(component, contract: str) -> None:

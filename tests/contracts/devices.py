@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import metafew
-from contracts import node, norm, steps
+from contracts import node, norm, steps, with_base_mean
 from contracts.steps import evaluate, prepare_tables, train, without_loops
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF
@@ -130,7 +130,7 @@ class Block(Backbone):
     def __init__(self, scheme: str = "tasknorm"):
         super().__init__(1, SIZE)
         self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), norm(scheme)(4), FiLM(4, 0), nn.MaxPool2d(2), nn.ReLU())
-        self.features = 36
+        self.features, self.map_shape = 36, (4, 3, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(1)
@@ -149,7 +149,7 @@ def make_learner(
 ) -> Learner:  # fmt: skip
     """Return what a run trains, of the YAML files of these words; ``changes`` are options of the head."""
     backbone = accelerate(backbone or Block(scheme))
-    made = make_head(OmegaConf.merge(options_of(head), changes), backbone, trained=True)
+    made = with_base_mean(make_head(OmegaConf.merge(options_of(head), changes), backbone, trained=True), backbone)
     nodes = {group: node(CONF / group / f"{word}.yaml") for group, word in
              (("objective", objective), ("regularizer", regularizer))}  # fmt: skip
     source = SimpleNamespace(splits=lambda: {"train": range(W)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from contracts import files, node, norm, skip_exempt
+from contracts import files, node, norm, skip_exempt, with_base_mean
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
 from metafew.episode import Episode, Labelled
@@ -38,7 +38,7 @@ def make_tested(file, backbone, way=W, test_steps=3, **changes):
     changes = {key: value for key, value in changes.items() if key in options}
     changes |= {"way": way} if "way" in options else {}
     torch.manual_seed(0)
-    return make_head(OmegaConf.merge(options, changes), backbone, trained=True).double()
+    return with_base_mean(make_head(OmegaConf.merge(options, changes), backbone, trained=True), backbone).double()
 
 
 def network(scheme="tasknorm"):

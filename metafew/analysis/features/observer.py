@@ -76,6 +76,7 @@ class Observer(pl.LightningModule):
     def on_predict_epoch_start(self) -> None:
         """Embed the entire split if features do not depend on the task."""
         backbone = self.learner.backbone
+        self.learner.base_mean.update(backbone, self.trainer)
         with self.trainer.precision_plugin.forward_context():
             self.split_features = embed_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
 

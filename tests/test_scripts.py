@@ -158,7 +158,8 @@ def test_predict_labels_every_image(ckpt, shades, tmp_path, capsys):
         assert row["unknown"] == str(float(row["distance"]) > 1).lower()
     shown = capsys.readouterr()
     assert "(dataset=glyphs), and the examples have a light one: images are inverted" in shown.err
-    assert "20 of 20 images are labelled" in shown.out and "accuracy" not in shown.out
+    assert f"20 of 20 images are labelled in {out}\n" in shown.out and "accuracy" not in shown.out
+    assert all(f"{out.with_suffix(suffix)}" in shown.out for suffix in queries.PICTURES)
     assert {file.name for file in out.parent.iterdir()} == {"labels.csv", "labels.png", "labels.html"}
     for name in BRIGHT:
         count = list(shades.values()).count(name)

@@ -170,6 +170,8 @@ def predict(values: dict[str, str]) -> None:
     write_pictures(labelling, examples_of(task), files, conversion, describe(model), command, out)
     print(*labelling.lines(), sep="\n")
     print(f"{labelling.answered} of {len(files)} images are labelled in {out}")
+    sheet, page = (out.with_suffix(suffix) for suffix in PICTURES)
+    print(f"the images with their labels are in {page}, a page for a browser, and on the contact sheet {sheet}")
     if unanswered := len(found) - labelling.answered:
         raise UsageError(
             f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "

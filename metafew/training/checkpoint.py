@@ -57,6 +57,8 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
         )
     saved = update_record(checkpoint["metafew"])
     saved = {"temperatures": {}, "base_mean": None} | saved  # earlier versions have none
+    of_drawings = saved["choices"].get("dataset") == "glyphs"  # where earlier versions do not say it
+    saved["model"] = {"drawings": of_drawings} | saved["model"]
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}

@@ -4,15 +4,20 @@ import copy
 
 import pytest
 import torch
-from contracts import node
+from contracts import node, norm
+from contracts.heads import make_episode
 from smooth import Smooth, W, three_tasks
+from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
+from metafew.backbones.conv4 import Conv4
 from metafew.config.groups import CONF
+from metafew.errors import UsageError
 from metafew.heads.curvature import Curvature
 from metafew.heads.inner import Shape
 from metafew.heads.maml import MAML
+from metafew.heads.tsa import TSA
 from metafew.meta_parameters import meta_parameters
 from metafew.norms.scope import rows
 from metafew.objectives.episodic import Episodic
@@ -119,3 +124,110 @@ def test_curvature_of_an_output_layer_for_any_way_treats_classes_alike():
 def test_curvature_is_exempt_from_weight_decay():
     head = learner(rates="curvature")[1]
     assert set(map(id, meta_parameters(head).values())) == set(map(id, head.rates.parameters()))
+
+
+def tsa(backbone, trained=False, **options):
+    return TSA(backbone, trained, **{"test_steps": 3} | options).double().eval()
+
+
+@pytest.mark.parametrize("adapt", ["all", "linear"])
+def test_tsa_is_layers_beside_convolutions_fitted_by_the_adadelta_of_torch(adapt):
+    torch.manual_seed(0)
+    backbone = Conv4(1, 16, norm("none"), width=4, downsample="stride").double().requires_grad_(False)
+    task = make_episode().split(1)[0]
+    network = copy.deepcopy(backbone)
+    adapters = []
+    for block in network.blocks:
+        adapters.append(Beside(block[0]))
+        block[0] = adapters[-1]
+    linear_map = nn.Linear(network.features, network.features, bias=False).double()
+    nn.init.eye_(linear_map.weight)
+    groups = [{"params": linear_map.parameters(), "lr": 0.7}]
+    if adapt == "all":
+        groups.append({"params": [adapter.beside.weight for adapter in adapters]})
+    else:
+        for adapter in adapters:
+            nn.init.zeros_(adapter.beside.weight)
+    optimizer = torch.optim.Adadelta(groups, lr=0.3)
+
+    def logits(images):
+        context, features = (linear_map(network.embed(x)[0][0]) for x in (task.support.images, images))
+        means = torch.stack([context[task.support.labels[0] == label].mean(0) for label in range(W)])
+        return 10 * nn.functional.cosine_similarity(features[:, None], means, dim=-1)
+
+    start = logits(task.query.images)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(logits(task.support.images), task.support.labels[0]).backward()
+        optimizer.step()
+    found = tsa(backbone, adapt=adapt, lr=0.3, linear_lr=0.7)(backbone, task.support, task.query.images, W)[0]
+    torch.testing.assert_close(found, logits(task.query.images), rtol=1e-9, atol=1e-11)
+    assert (found - start).abs().max() > 1e-2
+
+
+class Beside(nn.Module):
+    """A convolution with a 1x1 convolution of the same stride beside it, which starts from the identity times 1e-4."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution
+        outputs, inputs = convolution.weight.shape[:2]
+        self.beside = nn.Conv2d(inputs, outputs, 1, convolution.stride, bias=False).double()
+        self.beside.weight.data = 1e-4 * torch.eye(outputs, inputs, dtype=torch.double)[..., None, None]
+
+    def forward(self, x):
+        return self.convolution(x) + self.beside(x)
+
+
+def test_tsa_gives_the_same_in_every_execution():
+    backbone, task = Smooth("tasknorm").double().eval(), three_tasks()
+    reference, *others = (
+        tsa(backbone, inner=inner, chunk=2, test_steps=2)(backbone, task.support, task.query.images, W)
+        for inner in ("loop", "batch", "chunk", "vmap")
+    )
+    for other in others:
+        torch.testing.assert_close(other, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_training_under_tsa_descends_through_its_steps():
+    torch.manual_seed(0)
+    backbone, task = Smooth("tasknorm").double(), three_tasks()
+    head = tsa(backbone, trained=True, steps=1).train()
+    objective = Episodic(NoRegularizer())
+    objective(backbone, head, [task]).loss.backward()
+    values = list(backbone.parameters())
+    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double) for p in values]
+    ours = sum((p.grad * d).sum() for p, d in zip(values, direction, strict=True))
+
+    def moved(step):
+        with torch.no_grad():
+            torch._foreach_add_(values, direction, alpha=step)
+            loss = objective(backbone, head, [task]).loss
+            torch._foreach_add_(values, direction, alpha=-step)
+        return loss
+
+    h = 1e-4
+    numeric = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    assert ours.item() == pytest.approx(numeric.item(), rel=1e-6, abs=1e-9)
+
+
+def test_tsa_moves_kernels_in_their_centre_only():
+    backbone = Smooth("tasknorm").double().eval()
+    ((before, after),) = tsa(backbone).adaptation(backbone, one_task()[0], W)
+    for name in ("backbone.body.0.weight", "backbone.body.4.weight"):
+        change = (after[name] - before[name]).abs().sum((0, 1))
+        assert change[1, 1] > 1e-4 and change.sum() == change[1, 1]
+    assert backbone.get_parameter("body.0.weight").requires_grad, "the network is used as it is"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adapt": "norms"}, "expected head.adapt to be all or linear, got norms: type head.adapt=all"),
+        ({"linear_lr": 0}, "expected head.linear_lr to be a positive number, got 0: type head.linear_lr=1"),
+        ({"test_steps": -1}, "expected head.test_steps to be an integer of .* 0, got -1: type head.test_steps=40"),
+    ],
+)
+def test_bad_options_of_tsa_are_refused(options, said):
+    with pytest.raises(UsageError, match=f"^{said}$"):
+        tsa(Smooth("none"), **options)

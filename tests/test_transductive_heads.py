@@ -291,6 +291,14 @@ def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
         np.testing.assert_allclose(logits[t], last, rtol=1e-9)
 
 
+def test_laplacian_shot_centres_by_the_mean_of_training_features():
+    mean = features(5, 1, 3)[0, 0]
+    head = LaplacianShot(transform="cl2n").eval()
+    head.base_mean = mean
+    support, query = features() + mean, features(n=7, seed=1) + mean
+    torch.testing.assert_close(head.classify(support, LABELS, query, W), logits_of(LaplacianShot()))
+
+
 def laplacian_energy(log_y, log_z, unary, weights):
     """Return the objective of labels ``y``; with labels ``z`` of the neighbours, what an update minimises in ``y``."""
     y, z = log_y.exp(), log_z.exp()
@@ -362,6 +370,7 @@ def test_transductive_finetuning_is_torchs_adam_on_each_task(inner):
         (lambda: PTMAP(iterations=0), "head.iterations"),
         (lambda: LaplacianShot(neighbours=0), "head.neighbours"),
         (lambda: LaplacianShot(weight=-1.0), "head.weight"),
+        (lambda: LaplacianShot(transform="un"), "head.transform"),
         (lambda: TransductiveFinetuning(network(), False, adapt="body"), "head.adapt"),
         (lambda: TransductiveFinetuning(network(), False, lr=-1.0), "head.lr"),
         (lambda: TIM(solver="newton"), "head.solver"),

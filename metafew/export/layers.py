@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
-from metafew.heads.head import Head
+from metafew.heads.adapting import AdaptingHead
+from metafew.heads.fast_weights import PrecomputedFeatures, SupportSet
+from metafew.heads.inner import Weights
 from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.norms.scope import rows
 from metafew.precision import precise
@@ -107,7 +109,7 @@ class AdaptedHead(nn.Module):
     features: Tensor
     labels: Tensor
 
-    def __init__(self, head: Head, support: Labelled, way: int):
+    def __init__(self, head: nn.Module, support: Labelled, way: int):
         super().__init__()
         self.head, self.way = head, way
         self.register_buffer("features", support.images)
@@ -118,6 +120,27 @@ class AdaptedHead(nn.Module):
         query = features.unsqueeze(0)
         given: Any = Given(self.features, query)
         return self.head(given, Labelled(self.features, self.labels), query, self.way)[0]
+
+
+class Fitted(nn.Module):
+    """A head that adapts by gradient steps, with the weights of one task.
+
+    Args:
+        head: the head.
+        weights: the adapted weights, without a dimension of tasks.
+    """
+
+    def __init__(self, head: AdaptingHead, weights: Weights):
+        super().__init__()
+        self.head, self.names = head, {name: name.replace(".", "/") for name in weights}
+        for name, value in weights.items():
+            self.register_buffer(self.names[name], value)
+
+    def forward(self, given: Given, support: Labelled, query: Tensor, way: int) -> Tensor:
+        """Return the logits ``(1, n, w)`` of features ``(1, n, d)``, from features ``(1, s, d)`` of the support set."""
+        weights = {name: self.get_buffer(buffer).unsqueeze(0) for name, buffer in self.names.items()}
+        task = SupportSet(support.images, support.labels, way)
+        return self.head.label(PrecomputedFeatures(), task, query, weights)
 
 
 class Given:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Modulated
+from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Fitted, Modulated
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
 from metafew.norms.fast import decelerate
@@ -98,9 +98,12 @@ def task_network(task: Task) -> nn.Module:
         query = support.images[:, :1].expand(-1, len(features), -1, -1, -1)
         return model.head(backbone, support, query, way)[0]
 
-    layer = linear_layer(measure, backbone.features)
-    classifier = layer or AdaptedHead(model.head, Labelled(probed.features, support.labels), way)
+    layer, head = linear_layer(measure, backbone.features), model.head
     del backbone.embed
+    if layer is None and isinstance(head, AdaptingHead):
+        ((_, weights),) = head.adaptation(backbone, support, way)
+        head = Fitted(head, weights)
+    classifier = layer or AdaptedHead(head, Labelled(probed.features, support.labels), way)
     load_tensors(backbone, probed.state)
     modulate(backbone, probed.vectors)
     keep_context(backbone, support.images)

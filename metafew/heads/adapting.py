@@ -24,7 +24,7 @@ from metafew.heads.fast_weights import (
     autograd_gradient,
     detached,
 )
-from metafew.heads.inner import SGD, Adam, Rates, Weights, adapting_shapes, for_each, of_first_task
+from metafew.heads.inner import SGD, Rates, Rule, Weights, adapting_shapes, for_each, of_first_task
 from metafew.heads.output import Output, classify, prototypes
 
 
@@ -59,7 +59,7 @@ class AdaptingHead(BatchingHead):
         names: Sequence[str],
         steps: int,
         lrs: Sequence[float],
-        rule: SGD | Adam | None = None,
+        rule: Rule | None = None,
         rates: str = "fixed",
         first_order: bool = False,
         inner: str = "auto",
@@ -96,7 +96,8 @@ class AdaptingHead(BatchingHead):
             path = self._path(model, SupportSet(images, labels, way), lr, steps, autograd_gradient)
             start = next(path)
             end = deque(path, maxlen=1).pop() if steps else start
-            yield of_first_task(start), of_first_task(end)
+            before, after = (of_first_task(part | self.of_network(model, part)) for part in (start, end))
+            yield before, after
 
     def start(self, model: Model, tasks: SupportSet) -> Weights:
         """Return the weights ``(t, ...)`` that adaptation starts from."""
@@ -118,15 +119,29 @@ class AdaptingHead(BatchingHead):
     def keep(self, states: Sequence[Weights]) -> None:
         """Record the final states of the inner optimizer of all tasks of a meta-batch, stack by stack."""
 
+    def of_network(self, model: Model, weights: Weights) -> Weights:
+        """Return the weights of the network, by its names, that follow from those that adapt."""
+        return weights
+
+    def embed(self, model: Model, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, ...]:
+        """Return the features ``(t, n, d)`` of context and targets ``(t, n, c, h, w)``, with weights for each task."""
+        return model.embed(self.of_network(model, weights), *images, **options)
+
     def logits(self, features: Tensor, weights: Weights) -> Tensor:
         """Return the logits ``(t, n, w)`` of ``features`` ``(t, n, d)`` in float32 or better."""
         return classify(features, weights)
 
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)``, in nats, of the support rows that step ``step`` uses."""
-        features, _ = model.embed(weights, tasks.images, record=False)
-        logits, labels = self.logits(features, weights), tasks.labels
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        features, _ = self.embed(model, weights, tasks.images, record=False)
+        return mean_cross_entropy(self.logits(features, weights), tasks.labels)
+
+    def label(
+        self, model: Model, tasks: SupportSet, query: Tensor, weights: Weights, record: bool | dict = False
+    ) -> Tensor:
+        """Return the logits ``(t, q, w)`` of queries ``(t, q, c, h, w)`` under adapted weights."""
+        _, features = self.embed(model, weights, tasks.images, query, record=record, targets_only=True)
+        return self.logits(features, weights)
 
     def advance(
         self,
@@ -174,8 +189,7 @@ class AdaptingHead(BatchingHead):
             for step, weights in enumerate(self._path(model, tasks, lr, max(names), gradient)):
                 if step in names:
                     with summed_gradients() if shifted else nullcontext():
-                        _, features = model.embed(weights, tasks.images, query, record=record, targets_only=True)
-                    logits = self.logits(features, weights)
+                        logits = self.label(model, tasks, query, weights, record)
                     yield from ((name, logits) for name in names[step])
 
     def _path(self, model: Model, tasks: SupportSet, lr: float, steps: int, gradient: Gradient) -> Iterator[Weights]:
@@ -193,3 +207,8 @@ class AdaptingHead(BatchingHead):
             weights, state, _ = self.advance(loss, weights, state, step, lr, gradient, graph)
             weights, state = hold(weights), hold(state)
             yield weights
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy ``(t,)``, in nats, of logits ``(t, n, w)`` and labels ``(t, n)``."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)

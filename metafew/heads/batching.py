@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import obstacles
+from metafew.config.option_values import check_choice, check_integer
 from metafew.episode import Labelled
 from metafew.errors import UsageError
 from metafew.heads.fast_weights import (
@@ -34,6 +35,7 @@ VALUES_PER_MIB = 2**24 // 300
 conv4 with the defaults needs 230 to 300 MiB for as many tasks as 300 MiB allow, and 30 to 55 for one."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
+EXECUTIONS = ("auto", "loop", "batch", "chunk", "vmap")
 REASON = 160
 """Most characters of an error of ``vmap`` in a message."""
 log = logging.getLogger(__name__)
@@ -61,6 +63,10 @@ class BatchingHead(Head):
     memory_option = "inner=loop"
 
     def __init__(self, names: Sequence[str], steps: int, first_order: bool, inner: str, chunk: int, memory: int | str):
+        check_choice("head.inner", inner, EXECUTIONS)
+        check_integer("head.chunk", chunk, 1, 5)
+        if memory != "auto":
+            check_integer("head.memory", memory, 1, 300)
         super().__init__()
         self.names, self.steps, self.first_order = list(names), steps, first_order
         self.inner, self.chunk, self.memory = inner, chunk, memory

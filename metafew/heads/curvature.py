@@ -44,7 +44,7 @@ class Curvature(HasMetaParameters):
 
     def descend(self, weights: Weights, directions: Weights, step: int, lr: float) -> Weights:
         """Return ``weight - lr * MC(direction)`` for each weight ``(t, ...)``."""
-        learned = dict(self.named_parameters())
+        learned: Weights = {**dict(self.named_parameters())}
         device = next(iter(directions.values())).device.type
         with torch.autocast(device, enabled=False):
             return {n: stepped(weights[n], lr, transformed(g, learned, entry(n))) for n, g in directions.items()}

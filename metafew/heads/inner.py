@@ -78,7 +78,35 @@ class Adam:
         return directions, after
 
 
-RULES: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam}
+class Adadelta:
+    """Adadelta (Zeiler 2012), with the constants of :class:`torch.optim.Adadelta`.
+
+    ``v <- rho v + (1 - rho) g^2``, the direction is ``d = g sqrt(u + eps) / sqrt(v + eps)``, and then
+    ``u <- rho u + (1 - rho) d^2``. The state holds ``v`` and, under ``name + "/moved"``, ``u`` for every weight.
+    """
+
+    rho, eps = 0.9, 1e-6
+
+    def start(self, weights: Weights) -> Weights:
+        """Return the state before the first step."""
+        zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+        return zeros | {f"{name}/moved": value for name, value in zeros.items()}
+
+    def __call__(self, grads: Weights, state: Weights) -> tuple[Weights, Weights]:
+        """Return the directions of a step, and the state after it."""
+        directions: Weights = {}
+        after: Weights = {}
+        for name, grad in grads.items():
+            moved = state[f"{name}/moved"]
+            square = self.rho * state[name] + (1 - self.rho) * grad.square()
+            directions[name] = grad * ((moved + self.eps) / (square + self.eps)).sqrt()
+            after[name] = square
+            after[f"{name}/moved"] = self.rho * moved + (1 - self.rho) * directions[name].square()
+        return directions, after
+
+
+Rule = SGD | Adam | Adadelta
+RULES: dict[str, type[Rule]] = {"sgd": SGD, "adam": Adam, "adadelta": Adadelta}
 
 
 class Shape(NamedTuple):

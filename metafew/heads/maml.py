@@ -18,7 +18,6 @@ CHOICES = {
     "adapt": ("all", "no_norm", "output", "body"),
     "rates": ("fixed", "layer", "weight", "curvature"),
     "optimizer": tuple(RULES),
-    "inner": ("auto", "loop", "batch", "chunk", "vmap"),
 }
 
 
@@ -46,7 +45,7 @@ class MAML(AdaptingHead):
         rates: ``fixed``; or learned, starting at ``lr``: one for each ``layer`` and step, or one for each ``weight``
             (:class:`~metafew.heads.inner.Rates`); ``curvature``: ``lr`` times learned matrices
             (:class:`~metafew.heads.curvature.Curvature`).
-        optimizer: ``sgd`` or ``adam`` (:mod:`metafew.heads.inner`).
+        optimizer: ``sgd``, ``adam`` or ``adadelta`` (:mod:`metafew.heads.inner`).
         first_order: leave out the second derivatives.
         adapt: ``all`` weights; ``no_norm``, all but scales and shifts of norms (Finn et al.); only the ``output``
             layer; or only the ``body``, the backbone.
@@ -54,9 +53,9 @@ class MAML(AdaptingHead):
         output: the output layer before adaptation (:class:`~metafew.heads.output.Output`).
         output_std: standard deviation of the initial weights of a meta-learned output layer; None: as
             :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
-        inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
             Bronskill et al. (2020) report.
     """
@@ -84,14 +83,12 @@ class MAML(AdaptingHead):
         memory: int | str = "auto",
         each_step: bool = False,
     ):
-        for key, value in {"adapt": adapt, "rates": rates, "optimizer": optimizer, "inner": inner}.items():
+        for key, value in {"adapt": adapt, "rates": rates, "optimizer": optimizer}.items():
             check_choice(f"head.{key}", value, CHOICES[key])
         lrs, test_steps = as_list(lr), as_list(test_steps)
-        for key, values, least in (("steps", [steps], 0), ("test_steps", test_steps, 0), ("chunk", [chunk], 1)):
+        for key, values in {"steps": [steps], "test_steps": test_steps}.items():
             for value in values or [None]:
-                check_integer(f"head.{key}", value, least, 5)
-        if memory != "auto":
-            check_integer("head.memory", memory, 1, 300)
+                check_integer(f"head.{key}", value, 0, 5)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
         if rates in ("layer", "weight") and len(lrs) > 1:

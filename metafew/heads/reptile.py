@@ -46,7 +46,7 @@ class Reptile(MAML):
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
         inner: how the tasks of a meta-batch are batched; ``objective=reptile`` advances those of a ``batch`` together.
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.adapting.AdaptingHead`).
+        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation.
         seed: of the minibatches of training.
     """

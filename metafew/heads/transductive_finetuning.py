@@ -15,7 +15,6 @@ from metafew.heads.cosine import direction
 from metafew.heads.fast_weights import SupportSet, adapting_names
 from metafew.heads.head import class_means
 from metafew.heads.inner import Adam, Weights, for_each
-from metafew.heads.maml import CHOICES
 from metafew.heads.output import Output, classify
 from metafew.precision import precise
 
@@ -60,12 +59,9 @@ class TransductiveFinetuning(AdaptingHead):
         memory: int | str = "auto",
     ):
         check_choice("head.adapt", adapt, ("all", "no_norm", "output"))
-        check_choice("head.inner", inner, CHOICES["inner"])
-        for name, value, least in (("steps", steps, 0), ("test_steps", test_steps, 0), ("chunk", chunk, 1)):
-            check_integer(f"head.{name}", value, least)
+        for name, value in {"steps": steps, "test_steps": test_steps}.items():
+            check_integer(f"head.{name}", value, 0)
         check_range("head.lr", lr, 0, math.inf)
-        if memory != "auto":
-            check_integer("head.memory", memory, 1, 300)
         output, names = Output("zero", "any", backbone.features, trained), adapting_names(backbone, adapt)
         super().__init__(
             backbone, output, names, steps, [lr], Adam(beta1=0.9), first_order=True, inner=inner, chunk=chunk,
@@ -91,7 +87,7 @@ class TransductiveFinetuning(AdaptingHead):
 
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)`` of the support set in even steps, else the queries' mean entropy."""
-        if step % 2 == 0:
+        if step % 2 == 0 or tasks.queries is None:
             return super().loss(model, tasks, step, weights)
         _, features = model.embed(weights, tasks.images, tasks.queries, record=False, targets_only=True)
         log_p = self.logits(features, weights).log_softmax(-1)

@@ -77,6 +77,8 @@ def test_all_heads_on_an_array(monkeypatch):
     found, centred = every(), every(base=features)
     assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
     assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    names = [row[0] for row in found.table().rows]
+    assert names[-1] == "vectors_1nn" and names[:-1] == sorted(names[:-1], key=lambda name: "†" in name)
     assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
     assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,10 @@ def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = Tru
     heads: dict[str, Head] = {}
     left_out: dict[str, list[str]] = {}
     for name, node in nodes.items():
-        target = get_object(node["_target_"])
-        reason = misfit(target, base) if isinstance(target, type) and issubclass(target, Head) else None
+        reason = None
+        with suppress(ImportError):  # which make_head reports
+            target = get_object(node["_target_"])
+            reason = misfit(target, base) if isinstance(target, type) and issubclass(target, Head) else None
         if reason is None:
             try:
                 heads[name] = make_head(node, backbone, trained=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 from runs import TINY
 
 import metafew
@@ -18,9 +19,11 @@ from metafew import cli
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
+from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
+from metafew.training.factory import fitting_heads
 
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"
 
@@ -74,20 +77,32 @@ def test_all_heads_on_an_array(monkeypatch):
     found, centred = every(), every(base=features)
     assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
     assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    names = [row[0] for row in found.table().rows]
+    assert names[-1] == "vectors_1nn" and names[:-1] == sorted(names[:-1], key=lambda name: "†" in name)
     assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
     assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 
 
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
-    fits = partial(misfit, backbone=Identity(4, 1, None))
-    assert fits(head) is None and fits(SVM) is None and fits(Head) == "on images, not features"
+    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "on images, not features"
     head.requires_training = True
-    assert fits(head) == "must be trained"
+    assert misfit(head) == "must be trained"
     head.requires_training, head.needs_base_mean = False, True
-    assert fits(head) is None and fits(head, base=False) == "with the mean feature of training images"
-    head.needs_map = True
-    assert fits(head) == "on features with positions"
+    assert misfit(head) is None and misfit(head, base=False) == "with the mean feature of training images"
+
+
+class Picky(FeatureHead):
+    def __init__(self, backbone, trained):
+        raise UsageError("expected a backbone with maps, got one without: type backbone.readout=map")
+
+
+def test_a_head_that_does_not_fit_the_backbone_is_left_out():
+    nodes = OmegaConf.create({"head": {"picky": {"_target_": "test_all_heads.Picky", "_partial_": True}}}).head
+    assert fitting_heads(nodes, Identity(4, 1, None)) == ({}, "picky (expected a backbone with maps)")
+    nodes = OmegaConf.create({"head": {"svm": {"_target_": "metafew.heads.svm.SVM", "c": -1.0}}}).head
+    with pytest.raises(UsageError, match="-1"):  # an option is wrong
+        fitting_heads(nodes, Identity(4, 1, None))
 
 
 def test_each_head_is_described(launch, monkeypatch, capsys):

@@ -89,10 +89,13 @@ class Evaluation:
         return interval(self.accuracies[head] - self.accuracies[other])
 
     def table(self) -> TextTable:
-        """Return the table that is shown, which also renders to Markdown, LaTeX and HTML."""
+        """Return the table that is shown, transductive heads last; it also renders to Markdown, LaTeX and HTML."""
         gaps = {name: self.difference(name, self.best) for name in self.measures}
         rows = []
-        for name, measure in self.measures.items():
+        for name in sorted(
+            self.measures, key=lambda name: (name == self.baseline, self.measures[name]["transductive"])
+        ):
+            measure = self.measures[name]
             cells = [format_percent(measure), "–" if name == self.best else format_difference(gaps[name])]
             top = name == self.best or contains_zero(gaps[name])
             rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
@@ -102,7 +105,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
-        console.print(self.table().rich(), *self.table().notes)
+        console.print(self.table().rich(), *self.table().notes, sep="\n")
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]  # of StringIO
 
     def _repr_markdown_(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,11 +195,18 @@ def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = Tru
     heads: dict[str, Head] = {}
     left_out: dict[str, list[str]] = {}
     for name, node in nodes.items():
-        target = get_object(node["_target_"])
-        reason = misfit(target, backbone, base) if isinstance(target, type) and issubclass(target, Head) else None
+        reason = None
+        with suppress(ImportError):  # which make_head reports
+            target = get_object(node["_target_"])
+            reason = misfit(target, base) if isinstance(target, type) and issubclass(target, Head) else None
         if reason is None:
-            heads[name] = make_head(node, backbone, trained=False)
-            reason = misfit(heads[name], backbone, base)  # an option may change it
+            try:
+                heads[name] = make_head(node, backbone, trained=False)
+                reason = misfit(heads[name], base)  # an option may change it
+            except UsageError as error:
+                if "_partial_" not in node:  # it does not depend on the backbone
+                    raise
+                reason = str(error).partition(", got ")[0]
         if reason is not None:
             heads.pop(name, None)
             left_out.setdefault(reason, []).append(name)

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -15,6 +16,7 @@ from runs import TINY
 import metafew
 from metafew import cli
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
@@ -55,11 +57,7 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
     assert saved.keys() == expected and saved["wide"]["c"] == 0.5 and saved["wide"]["scale"] == 1.0
     printed = " ".join(capsys.readouterr().out.split())
     assert "evaluate=all leaves out " in printed
-    assert (
-        "cnaps (must be trained)" in printed
-        and "maml (takes images, not features)" in printed
-        and "svm (" not in printed
-    )
+    assert "cnaps (must be trained)" in printed and "(on images, not features)" in printed and "svm (" not in printed
 
 
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
@@ -72,16 +70,24 @@ def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
 def test_all_heads_on_an_array(monkeypatch):
     features = np.random.default_rng(0).normal(size=(40, 4))
     monkeypatch.setattr(SVM, "requires_training", True)
-    table = metafew.evaluate(features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
-    assert table.measures.keys() == feature_heads() | {"vectors_1nn"}
-    assert "svm (must be trained)" in table.left_out and table.left_out in " ".join(repr(table).split())
+    every = partial(metafew.evaluate, features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
+    found, centred = every(), every(base=features)
+    assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
+    assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
+    assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 
 
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
-    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "takes images, not features"
+    fits = partial(misfit, backbone=Identity(4, 1, None))
+    assert fits(head) is None and fits(SVM) is None and fits(Head) == "on images, not features"
     head.requires_training = True
-    assert misfit(head) == "must be trained"
+    assert fits(head) == "must be trained"
+    head.requires_training, head.needs_base_mean = False, True
+    assert fits(head) is None and fits(head, base=False) == "with the mean feature of training images"
+    head.needs_map = True
+    assert fits(head) == "on features with positions"
 
 
 def test_each_head_is_described(launch, monkeypatch, capsys):

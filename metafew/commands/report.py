@@ -20,10 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metafew.analysis.compare.comparison import compare_runs
-from metafew.analysis.compare.find import find_runs
-from metafew.analysis.compare.report import write_report
-from metafew.analysis.compare.tables import arrange, report_tables
+from metafew.analysis.compare.report import make_report
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
@@ -46,17 +43,13 @@ def report(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
         )
-    runs, omitted = find_runs(places)
-    comparison = compare_runs([run for run in runs if run.heads], options["against"])
-    arrangement = arrange(comparison, options["rows"], options["columns"])
-    tables = report_tables(comparison, options["against"], options["spread"], arrangement) if comparison.rows else []
     command = shlex.join(["metafew", "report", *arguments])
-    files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted, command)
+    made = make_report(places, Path(out := options.pop("out")), command, **options)
     console = Console()
-    for table in tables:
+    for table in made.tables:
         for part in table.fitting(console.width):
             console.print(part.rich())
             print("\n".join([*part.notes, ""]))
-    for place, reason in omitted:
+    for place, reason in made.omitted:
         print(f"left out: {place}: {reason}")
-    print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")
+    print(f"{made.runs} runs are compared in {out}: {', '.join(made.files[:-1])} and {made.files[-1]}")

@@ -21,6 +21,8 @@ class Head(HasMetaParameters):
     receives the labels of queries. The rest of the package relies only on the attributes below.
     """
 
+    needs_map: bool = False
+    """Whether features must have positions (``backbone.map_shape``)."""
     needs_base_mean: bool = False
     """Whether evaluation uses :attr:`base_mean`, which runs then compute and store in checkpoints."""
     base_mean: Tensor | None
@@ -129,14 +131,22 @@ class FeatureHead(Head):
             return self.classify(precise(context), support.labels, precise(targets), way)
 
 
-def misfit(head: Head | type[Head], has_base_mean: bool) -> str | None:
-    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it evaluates any features."""
+def misfit(head: Head | type[Head], backbone: Backbone, base: bool = True) -> str | None:
+    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it fits a backbone as it is.
+
+    Args:
+        head: the head, or the class.
+        backbone: the backbone.
+        base: whether the mean feature of training images is available.
+    """
     if head.requires_training:
         return "must be trained"
-    if head.needs_base_mean and not has_base_mean:
-        return "uses the mean feature of training classes"
+    if head.needs_map and backbone.map_shape is None:
+        return "on features with positions"
+    if head.needs_base_mean and not base:
+        return "with the mean feature of training images"
     on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
-    return None if on_features else "takes images, not features"
+    return None if on_features else "on images, not features"
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:

@@ -183,21 +183,26 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
     return heads
 
 
-def fitting_heads(
-    nodes: Mapping[str, Any], backbone: Backbone, has_base_mean: bool = True
-) -> tuple[dict[str, Head], str]:
-    """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons."""
-    heads, reasons = {}, []
+def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = True) -> tuple[dict[str, Head], str]:
+    """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons.
+
+    Args:
+        nodes: the configuration of each head.
+        backbone: the backbone.
+        base: whether the mean feature of training images is available.
+    """
+    heads: dict[str, Head] = {}
+    left_out: dict[str, list[str]] = {}
     for name, node in nodes.items():
         target = get_object(node["_target_"])
-        reason = misfit(target, has_base_mean) if isinstance(target, type) and issubclass(target, Head) else None
+        reason = misfit(target, backbone, base) if isinstance(target, type) and issubclass(target, Head) else None
         if reason is None:
             heads[name] = make_head(node, backbone, trained=False)
-            reason = misfit(heads[name], has_base_mean)  # an option may change it
+            reason = misfit(heads[name], backbone, base)  # an option may change it
         if reason is not None:
             heads.pop(name, None)
-            reasons.append(f"{name} ({reason})")
-    return heads, ", ".join(reasons)
+            left_out.setdefault(reason, []).append(name)
+    return heads, "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left_out.items())
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:

@@ -349,7 +349,7 @@ class TestModule:
             (
                 "no_such_module.Net",
                 None,
-                r"no module no_such_module among .* or in .*: move no_such_module.py there, or type PYTHONPATH=FOLDER",
+                r"no module no_such_module among .* or in .*: move it there, set PYTHONPATH to its folder",
             ),
             ("os.no_such_network", None, "which does not .*no_such_network.*type backbone.target="),
             ("torch.nn.Conv2d", None, r"backbone.arguments=\{\}, which does not.*missing.*type backbone.target="),

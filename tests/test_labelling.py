@@ -110,7 +110,7 @@ def test_true_classes_of_wrong_images_differ_where_their_names_do(tmp_path):
     for number in (5, 6):
         wrong = prediction(number, f"alphabet/character{number:02}", "other", 0.54)
         labelled_images.draw_caption(axes, wrong, 0, 0)
-    assert [text.get_text() for text in axes.texts] == [f"54 %\n…et/character{number:02}" for number in (5, 6)]
+    assert [text.get_text() for text in axes.texts] == [f"54 %\n…character{number:02}" for number in (5, 6)]
 
 
 def test_a_contact_sheet_of_many_classes_draws_those_with_most_predictions(tmp_path):

@@ -265,12 +265,12 @@ def test_predict_inverts_ink_on_paper_for_a_model_of_drawings(tmp_path, capsys):
         Image.fromarray(255 - letter).save(tmp_path / name / "0.png")
         Image.fromarray(letter).save(tmp_path / name / "1.png")  # only the first of each class counts
     paper, empty = Tree(tmp_path), dict.fromkeys(CHOICES, "")
-    assert choose_conversion(model, empty, paper).invert
+    assert choose_conversion(model, empty, paper).invert is True  # which json can write
     assert "and the examples have a light one: images are inverted; type invert=false" in capsys.readouterr().err
     for name in "ab":
         Image.fromarray(letter).save(tmp_path / name / "0.png")
     (tmp_path / "c" / "0.png").write_bytes(b"no image")
-    assert not choose_conversion(model, empty, paper).invert
+    assert choose_conversion(model, empty, paper).invert is False
     assert "have a dark one: images are not inverted; type invert=true" in capsys.readouterr().err
     assert not choose_conversion(model, empty).invert
     assert "images are not inverted; type invert=true for dark ink on paper" in capsys.readouterr().err

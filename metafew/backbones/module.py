@@ -105,8 +105,8 @@ class Wrapped(Backbone):
             if isinstance(error, ModuleNotFoundError) and error.name == module:
                 raise UsageError(
                     f"expected backbone.target to be the dotted path of a network, got {target}, and there is no "
-                    f"module {module} among the installed packages or in {' or '.join(own_folders())}: move "
-                    f"{module}.py there, or type PYTHONPATH=FOLDER, the folder that has it, before the command"
+                    f"module {module} among the installed packages or in {' or '.join(own_folders())}: move it there, "
+                    "set PYTHONPATH to its folder, or type backbone.target=my_package.MyNetwork of another module"
                 ) from error
             raise UsageError(
                 f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="

@@ -73,7 +73,7 @@ def has_light_background(examples: Tree, conversion: Conversion) -> bool:
     """Return whether more than half of the pixels are light in more than half of the first examples of each class."""
     again = Conversion(conversion.channels, conversion.size, **conversion.options)  # conversion counts what it sees
     first = examples.open([keys[0] for keys in examples.classes.values()])
-    light = [np.median(image) > 127 for image in readable(map(again, first), [])]
+    light = [float(np.median(image)) > 127 for image in readable(map(again, first), [])]
     return sum(light) > len(light) / 2
 
 

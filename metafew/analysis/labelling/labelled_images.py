@@ -17,7 +17,7 @@ from metafew.analysis.style import ORANGE
 
 CLASSES, EXAMPLES, IMAGES = 20, 3, 10
 CELL, NAMES, EDGE = 0.8, 1.7, 0.35  # inches: an image, class names, and the margins
-LONGEST = 15
+LONGEST = 12
 """Most characters of a line of a caption."""
 CAPTION, GAP = 0.4, 0.5  # in images: the space for a caption, and between examples and labelled images
 

@@ -1,7 +1,9 @@
 """Heads that fit a run: ``evaluate=all`` and ``heads="all"``: and a line on the others."""
 
+import csv
 import json
 import logging
+import re
 import sys
 import time
 from unittest.mock import patch
@@ -11,15 +13,18 @@ import pytest
 import yaml
 from hydra.utils import get_class
 from runs import TINY
+from scipy import stats
 
 import metafew
 from metafew import cli
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, describe_groups, load_option
+from metafew.evaluation.statistics import format_difference
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
 
+MEASURED = ("protonet", "svm", "ridge", "pixels_1nn")
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"
 
 
@@ -54,12 +59,9 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
     saved = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["metafew"]["config"]["evaluate"]
     assert saved.keys() == expected and saved["wide"]["c"] == 0.5 and saved["wide"]["scale"] == 1.0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "evaluate=all leaves out " in printed
-    assert (
-        "cnaps (must be trained)" in printed
-        and "maml (takes images, not features)" in printed
-        and "svm (" not in printed
-    )
+    (left_out,) = re.findall(r"evaluate=all leaves out heads: ([^.]*?); ([^.]*?) must be trained", printed)
+    assert re.fullmatch(r"anil, .*maml.* and \w+ take images, not features", left_out[0])
+    assert "cnaps" in left_out[1] and "svm" not in "".join(left_out)
 
 
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
@@ -73,30 +75,49 @@ def test_all_heads_on_an_array(monkeypatch):
     features = np.random.default_rng(0).normal(size=(40, 4))
     monkeypatch.setattr(SVM, "requires_training", True)
     table = metafew.evaluate(features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
-    assert table.measures.keys() == feature_heads() | {"vectors_1nn"}
-    assert "svm (must be trained)" in table.left_out and table.left_out in " ".join(repr(table).split())
+    assert {*table.heads} == feature_heads() - {"simpleshot"} and "simpleshot uses the mean" in table.left_out
+    assert "and svm must be trained" in table.left_out and table.left_out in " ".join(repr(table).split())
+    names = [row[0] for row in table.table().rows]
+    kinds = {kind: [name for name in table.heads if table.measures[name]["transductive"] == kind] for kind in (0, 1)}
+    marked = [f"{name} †" for name in kinds[1]]
+    assert names == ["inductive", *kinds[0], "transductive", *marked, "vectors_1nn"] and len(marked) > 3
+    assert "\nleft out: anil, " in repr(table)
 
 
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
-    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "takes images, not features"
+    assert misfit(head, True) is None and misfit(SVM, True) is None
+    assert misfit(Head, True) == "takes images, not features"
     head.requires_training = True
-    assert misfit(head) == "must be trained"
+    assert misfit(head, True) == "must be trained"
 
 
 def test_each_head_is_described(launch, monkeypatch, capsys):
     monkeypatch.setattr(SVM, "transductive", True)
-    report, _ = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
+    report, out = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
     heads = report["heads"]
     assert list(heads) == ["protonet", "svm", "ridge", "protonet/shot2", "svm/shot2", "ridge/shot2"]
     assert [head["transductive"] for head in heads.values()] == [False, True, False] * 2 and report["transductive"]
     assert all(0 < head["seconds_per_task"] < 10 for head in heads.values())
     assert sum(heads[name]["rank"] for name in ("protonet", "svm", "ridge")) == 6
+    with (out / "tasks.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["shot"] == "2"]
+    tasks = {name: np.array([float(row["accuracy"]) for row in rows if row["head"] == name]) for name in MEASURED}
+    best = max(MEASURED[:-1], key=lambda name: tasks[name].mean())
+    for name, accuracies in tasks.items():
+        gap = report["differences"][f"{name}/shot2"]
+        half = stats.t.ppf(0.975, 5) * stats.sem(accuracies - tasks[best])
+        assert gap["to"] == best and gap["tasks"] == 6
+        assert (gap["mean"], gap["ci95"]) == (pytest.approx((accuracies - tasks[best]).mean()), pytest.approx(half))
     printed = capsys.readouterr().out
-    order = [
-        printed.index(word) for word in ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
-    ]
-    assert order == sorted(order) and "ms a task" in printed and "tasks, † transductive" in " ".join(printed.split())
+    lines = {line.split()[1]: line for line in printed.splitlines() if len(line.split()) > 1}
+    for name, gap in report["differences"].items():
+        shown = format_difference(gap) if name.split("/")[0] != gap["to"] else "–"
+        assert shown in map(str.strip, lines[name].split("│")), name
+    rows = ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
+    order = [printed.index(word) for word in rows]
+    words = " ".join(printed.split())
+    assert order == sorted(order) and "tasks, † transductive" in words and "in points, paired by test task" in words
 
 
 def test_the_time_of_a_head_is_its_own(launch, monkeypatch):

@@ -27,7 +27,7 @@ from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError, reason
-from metafew.heads.head import Head, misfit
+from metafew.heads.head import Head, list_misfits, misfit
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
@@ -179,15 +179,15 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
         for name in nodes.keys() - heads.keys():
             del evaluated[name]
     if left_out:
-        log.info("evaluate=all leaves out %s", left_out)
+        log.info("evaluate=all leaves out heads: %s", left_out)
     return heads
 
 
 def fitting_heads(
     nodes: Mapping[str, Any], backbone: Backbone, has_base_mean: bool = True
 ) -> tuple[dict[str, Head], str]:
-    """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons."""
-    heads, reasons = {}, []
+    """Return the untrained heads that evaluate features as they are, and a line on the others."""
+    heads, reasons = {}, {}
     for name, node in nodes.items():
         target = get_object(node["_target_"])
         reason = misfit(target, has_base_mean) if isinstance(target, type) and issubclass(target, Head) else None
@@ -196,8 +196,8 @@ def fitting_heads(
             reason = misfit(heads[name], has_base_mean)  # an option may change it
         if reason is not None:
             heads.pop(name, None)
-            reasons.append(f"{name} ({reason})")
-    return heads, ", ".join(reasons)
+            reasons[name] = reason
+    return heads, list_misfits(reasons)
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:

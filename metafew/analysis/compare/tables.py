@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from metafew.analysis.compare.comparison import Comparison, Difference, Measurement
-from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, times_of_heads
+from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, kinds_of_heads, times_of_heads
 from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Column, Row
 from metafew.analysis.compare.settings import format_overrides, format_value, natural_value
@@ -103,7 +103,8 @@ def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable
     for i, row in enumerate(comparison.rows):
         cells = [mark_transductive(comparison, texts, i, c, row.transductive or c in marked) for c in columns]
         lines.append([row_name(row), *cells, *(values[i] for values in further.values())])
-    table = TextTable(title, names, in_groups(comparison, lines), accuracy_notes(comparison, spread))
+    lines = in_groups(lines, kinds_of_heads(comparison))
+    table = TextTable(title, names, lines, accuracy_notes(comparison, spread))
     for name in dict.fromkeys(column.head for column in shared):
         own = {(column.tasks, column.number): cell for column, cell in shared.items() if column.head == name}
         cells = [own.get((column.tasks, column.number)) if column.source is None else None for column in columns]
@@ -119,7 +120,8 @@ def difference_table(comparison: Comparison, title: str) -> TextTable:
     lines = [
         [row_name(row), *(texts.get((i, column), "–") for column in columns)] for i, row in enumerate(comparison.rows)
     ]
-    return TextTable(title, list(columns.values()), in_groups(comparison, lines), difference_notes(comparison))
+    lines = in_groups(lines, kinds_of_heads(comparison))
+    return TextTable(title, list(columns.values()), lines, difference_notes(comparison))
 
 
 def column_names(comparison: Comparison) -> dict[Column, str]:

@@ -28,7 +28,7 @@ from runs import ROOT, TINY
 
 from metafew import cli
 from metafew.__main__ import COMMANDS
-from metafew.commands import export
+from metafew.commands import export, predict
 from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import omniglot
@@ -124,6 +124,11 @@ def exports(command, *_):
     assert Path(export.parse(shlex.split(command)[2:])["ckpt"]).is_file()
 
 
+def labels(command, *_):
+    """Its words can be read."""
+    predict.parse(shlex.split(command)[2:])
+
+
 def is_a_script(command, *_):
     assert Path(shlex.split(command)[-1]).is_file()
 
@@ -158,6 +163,7 @@ INSTEAD = [
     Instead("python train.py experiment=", "it takes an hour", composes),
     Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
     Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
+    Instead("metafew predict ckpt=outputs/conv4/", WEIGHTS, labels),
     Instead("torchrun ", MANY, composes, slow=True),
     Instead("python train.py trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True),
     Instead(

@@ -89,7 +89,7 @@ def write_outputs(report: dict, parts: Parts) -> None:
         class_names = data.sampler(data.test[0]).class_names  # all tests have the same classes
         results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]), class_names)
         for task in predicted_tasks(parts, 1):
-            run_plots.episode_sheet(*task, out / "episode.png")
+            run_plots.episode_sheet(*task, out / "episode.png", learner.temperatures.get(learner.trained) is not None)
         print_results(report)
     publish(parts.trainer.loggers, report, predicted_tasks(parts, SHOWN), out)
     print(f"results, figures and checkpoints are in {out}")

@@ -70,6 +70,13 @@ def test_the_report_writes_them(runs, tmp_path, capsys):
     assert marked == {("batch", "tim"), ("layer", "tim"), *(("transductive", head) for head in HEADS)}
 
 
+def test_the_last_line_says_if_an_earlier_report_is_replaced(tmp_path, capsys):
+    finished(tmp_path / "a", accuracies(0))
+    for replaced in ("", " (in place of an earlier report)"):
+        assert report.main([str(tmp_path / "a"), f"out={tmp_path}/report"]) == 0
+        assert f"\n1 run is compared in {tmp_path}/report{replaced}: table.md" in capsys.readouterr().out
+
+
 def test_heads_of_one_run_have_ranks_too(tmp_path):
     finished(tmp_path / "a", {"protonet": accuracies(0), "svm": accuracies(0, 0.1)})
     table = report_tables(comparison_of(tmp_path), None, "ci95")[1]

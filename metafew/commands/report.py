@@ -6,9 +6,9 @@ RUNS are folders of runs or sweeps, or folders above them, results.json files, o
 Runs that differ only in seed share a row. rows=head columns=norm makes a table with a row for each head and a column
 for each norm. Each row is compared with the best of its column, or with the row given by WORDS, such as
 against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs in DIR (default
-report) are table.md, table.tex, table.csv with full precision, runs.csv with one line per run and measure, figures as
-PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or not, the figures show their
-analyses side by side.
+report), in place of an earlier report, are table.md, table.tex, table.csv with full precision, runs.csv with one line
+per run and measure, figures as PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or
+not, the figures show their analyses side by side.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def report(arguments: Sequence[str]) -> None:
     arrangement = arrange(comparison, options["rows"], options["columns"])
     tables = report_tables(comparison, options["against"], options["spread"], arrangement) if comparison.rows else []
     command = shlex.join(["metafew", "report", *arguments])
+    replaced = " (in place of an earlier report)" * (Path(options["out"]) / "index.html").is_file()
     files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted, command)
     console = Console()
     for table in tables:
@@ -59,4 +60,5 @@ def report(arguments: Sequence[str]) -> None:
             print("\n".join([*part.notes, ""]))
     for place, reason in omitted:
         print(f"left out: {place}: {reason}")
-    print(f"{len(runs)} runs are compared in {options['out']}: {', '.join(files[:-1])} and {files[-1]}")
+    compared = "1 run is" if len(runs) == 1 else f"{len(runs)} runs are"
+    print(f"{compared} compared in {options['out']}{replaced}: {', '.join(files[:-1])} and {files[-1]}")

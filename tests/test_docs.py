@@ -129,6 +129,11 @@ def labels(command, *_):
     predict.parse(shlex.split(command)[2:])
 
 
+def compiles(command, *_):
+    *_, program = shlex.split(command)
+    compile(program, command, "exec")
+
+
 def is_a_script(command, *_):
     assert Path(shlex.split(command)[-1]).is_file()
 
@@ -164,6 +169,7 @@ INSTEAD = [
     Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
     Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
     Instead("metafew predict ckpt=outputs/conv4/", WEIGHTS, labels),
+    Instead("python -c ", "it takes a package of others", compiles),
     Instead("torchrun ", MANY, composes, slow=True),
     Instead("python train.py trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True),
     Instead(

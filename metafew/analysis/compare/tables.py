@@ -70,26 +70,28 @@ def report_tables(
         spread: ``"ci95"``, or ``"se"`` for standard errors.
         arrangement: the settings that are rows and columns; None for a row for each combination.
     """
-    title = f"Difference to {against or 'the best'} (points)"
-    if arrangement is None:
-        tables = [accuracy_table(comparison, spread, "Accuracy")]
-        if len(comparison.rows) > 1:
-            tables.append(difference_table(comparison, title))
+    title, heads = f"Difference to {against or 'the best'} (points)", heads_as_rows(comparison)
+    if arrangement is None and len(comparison.rows) == 1:
+        tables = [] if heads else [accuracy_table(comparison, spread, "Accuracy")]  # heads have tables with all of it
+    elif arrangement is None:
+        accuracy = accuracy_table(comparison, spread, "Accuracy", baselines=heads is None)
+        tables = [accuracy, difference_table(comparison, title)]
     else:
         notes = [*accuracy_notes(comparison, spread), *baseline_notes(comparison, spread)]
         tables = cross(comparison, accuracy_texts(comparison, spread), arrangement, "Accuracy", notes)
         tables += cross(comparison, difference_texts(comparison), arrangement, title, difference_notes(comparison))
-    if heads := heads_as_rows(comparison):
-        tables += [
-            accuracy_table(heads, spread, "Heads"),
-            difference_table(heads, "Difference to the best head (points)"),
-        ]
+    if heads:
+        gaps = difference_table(heads, "Difference to the best head (points)")
+        tables += [accuracy_table(heads, spread, "Heads"), gaps]
     published = published_table(comparison)
     return [*tables, published] if published else tables
 
 
-def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable:
-    """Return a table of accuracies in percent, with a row for each combination of settings, or head, and baseline."""
+def accuracy_table(comparison: Comparison, spread: str, title: str, baselines: bool = True) -> TextTable:
+    """Return a table of accuracies in percent, with a row for each combination of settings, or head.
+
+    Those of ``baselines`` that all rows share have rows, too, where columns of heads would not repeat them.
+    """
     texts, seeds, times = accuracy_texts(comparison, spread), seed_counts(comparison), times_of_heads(comparison)
     shared, marked = shared_baselines(comparison), comparison.transductive_columns
     columns = {column: name for column, name in column_names(comparison).items() if column not in shared}
@@ -105,7 +107,7 @@ def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable
         lines.append([row_name(row), *cells, *(values[i] for values in further.values())])
     lines = in_groups(lines, kinds_of_heads(comparison))
     table = TextTable(title, names, lines, accuracy_notes(comparison, spread))
-    for name in dict.fromkeys(column.head for column in shared):
+    for name in dict.fromkeys(column.head for column in shared if baselines):
         own = {(column.tasks, column.number): cell for column, cell in shared.items() if column.head == name}
         cells = [own.get((column.tasks, column.number)) if column.source is None else None for column in columns]
         line = [name, *(format_cell(cell, spread) for cell in cells)]

@@ -1,5 +1,6 @@
 """Heads that fit a run: ``evaluate=all`` and ``heads="all"``: and a line on the others."""
 
+import csv
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ import yaml
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from runs import TINY
+from scipy import stats
 
 import metafew
 from metafew import cli
@@ -20,11 +22,13 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
 from metafew.errors import UsageError
+from metafew.evaluation.statistics import format_difference
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
 from metafew.training.factory import fitting_heads
 
+MEASURED = ("protonet", "svm", "ridge", "pixels_1nn")
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"
 
 
@@ -78,7 +82,9 @@ def test_all_heads_on_an_array(monkeypatch):
     assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
     assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
     names = [row[0] for row in found.table().rows]
-    assert names[-1] == "vectors_1nn" and names[:-1] == sorted(names[:-1], key=lambda name: "†" in name)
+    kinds = {kind: [name for name in found.heads if found.measures[name]["transductive"] == kind] for kind in (0, 1)}
+    marked = [f"{name} †" for name in kinds[1]]
+    assert names == ["inductive", *kinds[0], "transductive", *marked, "vectors_1nn"] and len(marked) > 3
     assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
     assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 
@@ -107,17 +113,30 @@ def test_a_head_that_does_not_fit_the_backbone_is_left_out():
 
 def test_each_head_is_described(launch, monkeypatch, capsys):
     monkeypatch.setattr(SVM, "transductive", True)
-    report, _ = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
+    report, out = launch("evaluate=[svm,ridge]", "test.shot=[1,2]", "trainer.max_steps=1", "val.every=1")
     heads = report["heads"]
     assert list(heads) == ["protonet", "svm", "ridge", "protonet/shot2", "svm/shot2", "ridge/shot2"]
     assert [head["transductive"] for head in heads.values()] == [False, True, False] * 2 and report["transductive"]
     assert all(0 < head["seconds_per_task"] < 10 for head in heads.values())
     assert sum(heads[name]["rank"] for name in ("protonet", "svm", "ridge")) == 6
+    with (out / "tasks.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["shot"] == "2"]
+    tasks = {name: np.array([float(row["accuracy"]) for row in rows if row["head"] == name]) for name in MEASURED}
+    best = max(MEASURED[:-1], key=lambda name: tasks[name].mean())
+    for name, accuracies in tasks.items():
+        gap = report["differences"][f"{name}/shot2"]
+        half = stats.t.ppf(0.975, 5) * stats.sem(accuracies - tasks[best])
+        assert gap["to"] == best and gap["tasks"] == 6
+        assert (gap["mean"], gap["ci95"]) == (pytest.approx((accuracies - tasks[best]).mean()), pytest.approx(half))
     printed = capsys.readouterr().out
-    order = [
-        printed.index(word) for word in ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
-    ]
-    assert order == sorted(order) and "ms a task" in printed and "tasks, † transductive" in " ".join(printed.split())
+    lines = {line.split()[1]: line for line in printed.splitlines() if len(line.split()) > 1}
+    for name, gap in report["differences"].items():
+        shown = format_difference(gap) if name.split("/")[0] != gap["to"] else "–"
+        assert shown in map(str.strip, lines[name].split("│")), name
+    rows = ("protonet ", "ridge ", "ridge/shot2", "svm † ", "svm/shot2 †", "pixels_1nn")
+    order = [printed.index(word) for word in rows]
+    words = " ".join(printed.split())
+    assert order == sorted(order) and "tasks, † transductive" in words and "in points, paired by test task" in words
 
 
 def test_the_time_of_a_head_is_its_own(launch, monkeypatch):

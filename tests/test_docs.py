@@ -29,7 +29,7 @@ from runs import ROOT, TINY
 
 from metafew import cli
 from metafew.__main__ import COMMANDS
-from metafew.commands import export
+from metafew.commands import export, predict
 from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import omniglot
@@ -125,6 +125,16 @@ def exports(command, *_):
     assert Path(export.parse(shlex.split(command)[2:])["ckpt"]).is_file()
 
 
+def labels(command, *_):
+    """Its words can be read."""
+    predict.parse(shlex.split(command)[2:])
+
+
+def compiles(command, *_):
+    *_, program = shlex.split(command)
+    compile(program, command, "exec")
+
+
 def is_a_script(command, *_):
     assert Path(shlex.split(command)[-1]).is_file()
 
@@ -159,6 +169,8 @@ INSTEAD = [
     Instead("python train.py experiment=", "it takes an hour", composes),
     Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
     Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
+    Instead("metafew predict ckpt=outputs/conv4/", WEIGHTS, labels),
+    Instead("python -c ", "it takes a package of others", compiles),
     Instead("torchrun ", MANY, composes, slow=True),
     Instead("python train.py trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True),
     Instead(

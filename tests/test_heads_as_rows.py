@@ -70,10 +70,23 @@ def test_the_report_writes_them(runs, tmp_path, capsys):
     assert marked == {("batch", "tim"), ("layer", "tim"), *(("transductive", head) for head in HEADS)}
 
 
+def test_the_last_line_says_if_an_earlier_report_is_replaced(tmp_path, capsys):
+    finished(tmp_path / "a", accuracies(0))
+    for replaced in ("", " (in place of an earlier report)"):
+        assert report.main([str(tmp_path / "a"), f"out={tmp_path}/report"]) == 0
+        assert f"\n1 run is compared in {tmp_path}/report{replaced}: table.md" in capsys.readouterr().out
+
+
 def test_heads_of_one_run_have_ranks_too(tmp_path):
     finished(tmp_path / "a", {"protonet": accuracies(0), "svm": accuracies(0, 0.1)})
-    table = report_tables(comparison_of(tmp_path), None, "ci95")[1]
+    table, gaps, *_ = report_tables(comparison_of(tmp_path), None, "ci95")  # none has the run as its only row
+    assert [row[0] for row in gaps.rows] == ["protonet", "svm"]
     assert table.columns == ["accuracy", "average rank"] and [row[-1] for row in table.rows] == ["2.00", "1.00", ""]
+
+
+def test_columns_of_heads_do_not_repeat_a_baseline(runs):
+    accuracy, _, heads, *_ = report_tables(comparison_of(runs), None, "ci95")
+    assert [row[0].split("=")[0] for row in accuracy.rows] == ["norm"] * 3 and heads.rows[-1][0] == "pixels_1nn"
 
 
 def test_runs_of_one_head_each_have_no_such_table(tmp_path):

@@ -11,7 +11,8 @@ from metafew.episode import Episode, Labelled
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
-from metafew.evaluation.results import collect, percent, print_results, short, write_tasks
+from metafew.evaluation.results import collect, write_tasks
+from metafew.evaluation.results_table import percent, print_results, short
 from metafew.evaluation.statistics import interval, score
 from metafew.predictions import NO_ANSWER, answers, probabilities
 

@@ -639,7 +639,7 @@ def test_the_command_of_a_run_names_its_folders_of_options(tmp_path):
     (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps(recorded))
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=parzen\n")
     command = Run(tmp_path / "results.json", {}).command
-    assert command == "python train.py --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=parzen"
+    assert command == "metafew train --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=parzen"
 
 
 def test_own_folders_are_called_by_their_name(tmp_path):
@@ -663,8 +663,8 @@ def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path)
     (tmp_path / "runs" / "1" / ".hydra" / "overrides.yaml").write_text("- seed=3\n- test.shot=[1,5]\n")
     assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 0
     page = (tmp_path / "o" / "index.html").read_text()
-    assert "python train.py seed=3 &#x27;test.shot=[1,5]&#x27;<" in page, "as Hydra recorded it"
-    assert "python train.py head=svm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page, (
+    assert "metafew train seed=3 &#x27;test.shot=[1,5]&#x27;<" in page, "as Hydra recorded it"
+    assert "metafew train head=svm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page, (
         "from its results"
     )
     assert f"metafew report {tmp_path / 'runs'}" in page

@@ -9,6 +9,8 @@ import pytest
 import torch
 from runs import state as weights
 
+from metafew.analysis import run_plots
+from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.training import checkpoint
 
@@ -106,7 +108,27 @@ def test_best_is_the_first_of_equals(launch):
     assert checkpoint.read(out / "checkpoints" / "best.ckpt")["global_step"] == 1
 
 
-def test_without_validation_the_best_is_the_last(launch, tmp_path, caplog):
+@pytest.fixture
+def sheets(monkeypatch):
+    """Whether the probabilities in each figure of a test task are called calibrated."""
+    found = []
+    monkeypatch.setattr(run_plots, "episode_sheet", lambda *given: found.append(given[-1]))
+    return found
+
+
+@pytest.mark.figures
+def test_a_figure_says_if_its_probabilities_are_uncalibrated(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(run_plots, "save", lambda figure, path: figures.append(figure))
+    rows = Labelled(torch.rand(1, 2, 1, 4, 4), torch.tensor([[0, 1]]))
+    episode = Episode(rows, rows, way=2, index=torch.zeros(1), source=0)
+    for calibrated in (True, False):
+        run_plots.episode_sheet(episode, torch.full((1, 2, 2), 0.5), ["a", "b"], tmp_path, calibrated)
+    titles = [" ".join(axes.get_title(loc="left") for axes in figure.axes) for figure in figures]
+    assert ["with the uncalibrated probability" in title for title in titles] == [False, True]
+
+
+def test_without_validation_the_best_is_the_last(launch, tmp_path, caplog, sheets):
     words = ["val.total=0", "trainer.log_every_n_steps=1"]
     with caplog.at_level("INFO"):
         report, out = launch(*words, out=tmp_path / "a")
@@ -115,13 +137,13 @@ def test_without_validation_the_best_is_the_last(launch, tmp_path, caplog):
     assert same(weights(out, "best"), weights(out))
     assert "val/" not in (out / "metrics.csv").read_text()
     again, _ = launch("stages=[test]", f"ckpt={out}/checkpoints/best.ckpt", out=tmp_path / "b")
-    assert again["metrics"] == report["metrics"]
+    assert again["metrics"] == report["metrics"] and sheets == [False, False]
 
 
-def test_test_select_last_tests_the_last(launch, tmp_path):
+def test_test_select_last_tests_the_last(launch, tmp_path, sheets):
     last, out = launch("optimizer.lr=0.5", "test.select=last", out=tmp_path / "b")
     report, _ = launch("stages=[test]", f"ckpt={out}/checkpoints/last.ckpt", out=tmp_path / "c")
-    assert last["select"] == "last" and last["metrics"] == report["metrics"]
+    assert last["select"] == "last" and last["metrics"] == report["metrics"] and sheets == [True, True]
 
 
 def test_another_training_starts_from_the_weights_and_is_not_resumed(launch, tmp_path):

@@ -199,6 +199,7 @@ def test_predict_sorts_class_names_in_natural_order(ckpt, tmp_path):
     [
         ("type dataset.fit=pad or dataset.invert=true", "type fit=pad or invert=true"),
         ("type dataset.root=DIR of the folder", "type support=DIR of the folder"),
+        ("type trust=['my.Net', 'my.Norm'] with it", "type trust=my.Net,my.Norm with it"),
     ],
 )
 def test_predict_advises_in_its_own_words(printed, typed, capsys, caplog):

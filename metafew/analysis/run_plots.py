@@ -72,7 +72,14 @@ def alpha_curve(alphas: Sequence[Alpha], trained: tuple[int, int], path: Path) -
     save(figure, path)
 
 
-def episode_sheet(episode: Episode, probabilities: Tensor, names: Sequence[str], path: Path, queries: int = 12) -> None:
+def episode_sheet(
+    episode: Episode,
+    probabilities: Tensor,
+    names: Sequence[str],
+    path: Path,
+    calibrated: bool = True,
+    queries: int = 12,
+) -> None:
     """Draw the first task of ``episode``, one row for each of up to ten classes: support, then labelled queries.
 
     Args:
@@ -80,6 +87,7 @@ def episode_sheet(episode: Episode, probabilities: Tensor, names: Sequence[str],
         probabilities: ``(t, q, w)``, NaN for an unanswered query.
         names: the names of the classes of the task, by label.
         path: the PNG to write; an SVG is written next to it.
+        calibrated: whether a temperature was fitted to the probabilities; the title says so if not.
         queries: the maximum number of queries to draw per class.
     """
     way = min(episode.way, 10)
@@ -98,7 +106,8 @@ def episode_sheet(episode: Episode, probabilities: Tensor, names: Sequence[str],
     )
     some = "" if way == episode.way else f" (10 of {episode.way} classes)"
     grid[0, 0].set_title("support", fontsize=9, loc="left")
-    title = f"queries, with the probability of the predicted class, which is named if it is wrong{some}"
+    kind = "" if calibrated else "uncalibrated "
+    title = f"queries, with the {kind}probability of the predicted class, which is named if it is wrong{some}"
     grid[0, shots + 1].set_title(title, fontsize=9, loc="left")
     for label, row in enumerate(grid):
         for axes, image in zip(row, support[label], strict=False):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
+from metafew.analysis.compare.heads_as_rows import in_groups
 from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
 from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
@@ -29,7 +30,14 @@ from metafew.errors import UsageError
 from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
-from metafew.evaluation.statistics import Interval, contains_zero, format_difference, format_percent, interval
+from metafew.evaluation.statistics import (
+    Interval,
+    contains_zero,
+    differences_to_best,
+    format_difference,
+    format_percent,
+    interval,
+)
 from metafew.heads.head import Head
 from metafew.inference import Model
 from metafew.training.factory import fitting_heads, make_head
@@ -48,7 +56,7 @@ class Evaluation:
         measures: by head, the mean accuracy, the half width ``ci95`` of its 95 % interval, the number of tasks and of
             failed ones, and ``transductive``: whether a query may change the predictions of others.
         baseline: the name of 1-nearest-neighbour on the features, which is measured like a head.
-        left_out: the heads that ``heads="all"`` leaves out, with the reason of each.
+        left_out: the heads that ``heads="all"`` leaves out, by reason.
     """
 
     title: str
@@ -56,6 +64,11 @@ class Evaluation:
     measures: dict[str, Interval]
     baseline: str
     left_out: str = ""
+
+    @property
+    def heads(self) -> list[str]:
+        """The names of the heads, without the baseline."""
+        return [name for name in self.measures if name != self.baseline]
 
     @property
     def mean(self) -> dict[str, float]:
@@ -75,7 +88,12 @@ class Evaluation:
     @property
     def best(self) -> str:
         """The head with the highest mean accuracy."""
-        return max((name for name in self.measures if name != self.baseline), key=self.mean.__getitem__)
+        return self.differences[self.baseline]["to"]
+
+    @property
+    def differences(self) -> dict[str, Interval]:
+        """The paired difference of each head, and of the baseline, to the best head, named ``to``: see difference()."""
+        return differences_to_best(self.accuracies, self.heads)
 
     def to_dict(self) -> dict[str, Interval]:
         """Return the measures of each head as plain values, by its name."""
@@ -89,17 +107,17 @@ class Evaluation:
         return interval(self.accuracies[head] - self.accuracies[other])
 
     def table(self) -> TextTable:
-        """Return the table that is shown, transductive heads last; it also renders to Markdown, LaTeX and HTML."""
-        gaps = {name: self.difference(name, self.best) for name in self.measures}
-        rows = []
-        for name in sorted(
-            self.measures, key=lambda name: (name == self.baseline, self.measures[name]["transductive"])
-        ):
+        """Return the table that is shown, which also renders to Markdown, LaTeX and HTML."""
+        gaps, rows = self.differences, []
+        heads = sorted(self.heads, key=lambda name: self.measures[name]["transductive"])
+        for name in (*heads, self.baseline):
             measure = self.measures[name]
             cells = [format_percent(measure), "–" if name == self.best else format_difference(gaps[name])]
             top = name == self.best or contains_zero(gaps[name])
             rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
-        notes = [DAGGER] * any(measure["transductive"] for measure in self.measures.values())
+        marks = [self.measures[name]["transductive"] for name in heads]
+        rows = [*in_groups(rows[:-1], marks), rows[-1]]
+        notes = [DAGGER] * any(marks)
         notes += [f"left out: {self.left_out}"] * bool(self.left_out)
         return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
 

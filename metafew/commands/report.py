@@ -6,9 +6,9 @@ RUNS are folders of runs or sweeps, or folders above them, results.json files, o
 Runs that differ only in seed share a row. rows=head columns=norm makes a table with a row for each head and a column
 for each norm. Each row is compared with the best of its column, or with the row given by WORDS, such as
 against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs in DIR (default
-report) are table.md, table.tex, table.csv with full precision, runs.csv with one line per run and measure, figures as
-PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or not, the figures show their
-analyses side by side.
+report), in place of an earlier report, are table.md, table.tex, table.csv with full precision, runs.csv with one line
+per run and measure, figures as PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or
+not, the figures show their analyses side by side.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def report(arguments: Sequence[str]) -> None:
             f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
         )
     command = shlex.join(["metafew", "report", *arguments])
-    made = make_report(places, Path(out := options.pop("out")), command, **options)
+    replaced = " (in place of an earlier report)" * (Path(out := options.pop("out")) / "index.html").is_file()
+    made = make_report(places, Path(out), command, **options)
     console = Console()
     for table in made.tables:
         for part in table.fitting(console.width):
@@ -52,4 +53,5 @@ def report(arguments: Sequence[str]) -> None:
             print("\n".join([*part.notes, ""]))
     for place, reason in made.omitted:
         print(f"left out: {place}: {reason}")
-    print(f"{made.runs} runs are compared in {out}: {', '.join(made.files[:-1])} and {made.files[-1]}")
+    compared = "1 run is" if made.runs == 1 else f"{made.runs} runs are"
+    print(f"{compared} compared in {out}{replaced}: {', '.join(made.files[:-1])} and {made.files[-1]}")

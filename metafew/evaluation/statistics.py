@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,25 @@ def ranks(accuracies: np.ndarray) -> np.ndarray:
                 difference = interval(theirs - ours)
                 placed[i] += 0.5 if contains_zero(difference) else float(difference["mean"] > 0)
     return placed
+
+
+def differences_to_best(accuracies: Mapping[str, np.ndarray], heads: Collection[str]) -> dict[str, Interval]:
+    """Return the paired difference of each method to the best of ``heads``, over the same tasks.
+
+    Args:
+        accuracies: the accuracy of each task ``(tasks,)``, by method.
+        heads: the methods of which one is the best; others, such as a baseline, are only compared with it.
+
+    Returns:
+        By method, ``to``, the head with the highest mean accuracy, and the mean, ``ci95`` and number of ``tasks`` of
+        the difference to it.
+
+    >>> found = differences_to_best({"svm": np.array([0.5, 0.7]), "ridge": np.array([0.4, 0.6])}, ["svm", "ridge"])
+    >>> found["ridge"]["to"], round(found["ridge"]["mean"], 3), round(found["ridge"]["ci95"], 3)
+    ('svm', -0.1, 0.0)
+    """
+    best = max(heads, key=lambda head: float(np.mean(accuracies[head])))
+    return {name: {"to": best, **interval(values - accuracies[best])} for name, values in accuracies.items()}
 
 
 def contains_zero(difference: Mapping[str, Any]) -> bool:

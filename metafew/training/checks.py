@@ -280,7 +280,8 @@ def check_something_trains(parts: Parts) -> None:
         thaw = ", or backbone.freeze=none" if "freeze" in parts.config["backbone"] else ""
         raise UsageError(
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
-            f"frozen: type stages=[test], which trains nothing{thaw}, or choose another head or head.output"
+            f"frozen: type stages=[test], which trains nothing and writes no checkpoint{thaw}, or head=cosine, or "
+            "choose another head or head.output"
         )
 
 

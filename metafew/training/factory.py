@@ -180,7 +180,7 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
         for name in nodes.keys() - heads.keys():
             del evaluated[name]
     if left_out:
-        log.info("evaluate=all leaves out %s", left_out)
+        log.info("evaluate=all leaves out heads: %s", left_out)
     return heads
 
 

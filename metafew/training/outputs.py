@@ -15,6 +15,7 @@ from metafew.config.option_values import as_list
 from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.evaluation import results
+from metafew.evaluation.results_table import print_results
 from metafew.io import write_json
 from metafew.loggers.publish import publish
 from metafew.training.parts import Parts
@@ -50,6 +51,7 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
         "tested_on": dict(zip(sources, parts.data.test_images(), strict=True)) if learner.tables else {},
         "chosen": outcome.chosen,
         "heads": results.describe_heads(learner.tables, shots, learner.transductive, learner.seconds, len(sources)),
+        "differences": results.differences(learner.tables, shots, list(learner.heads)),
         "transductive": any(learner.transductive.values()),
         "over": config["norm"].get("over"),
         "queries": config["test"]["queries"],
@@ -87,8 +89,8 @@ def write_outputs(report: dict, parts: Parts) -> None:
         class_names = data.sampler(data.test[0]).class_names  # all tests have the same classes
         results.write_tasks(out / "tasks.csv", learner.tables, list(report["sources"]), class_names)
         for task in predicted_tasks(parts, 1):
-            run_plots.episode_sheet(*task, out / "episode.png")
-        results.print_results(report)
+            run_plots.episode_sheet(*task, out / "episode.png", learner.temperatures.get(learner.trained) is not None)
+        print_results(report)
     publish(parts.trainer.loggers, report, predicted_tasks(parts, SHOWN), out)
     print(f"results, figures and checkpoints are in {out}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from metafew.analysis.compare.comparison import Comparison, rank_rows
 from metafew.analysis.compare.rows_and_columns import Column, Row
 from metafew.analysis.compare.text_table import Bold
@@ -35,6 +37,11 @@ def heads_as_rows(comparison: Comparison) -> Comparison | None:
     return result
 
 
+def kinds_of_heads(comparison: Comparison) -> list[bool]:
+    """Return whether each row is transductive, where rows are heads."""
+    return [row.transductive for row in comparison.rows if row.head]
+
+
 def column_name(column: Column, name: str, row: str) -> str:
     """Return the name of a column without its head, after the label of its row.
 
@@ -48,12 +55,16 @@ def column_name(column: Column, name: str, row: str) -> str:
     return ", ".join([*filter(None, [row]), *(part for part in name.split(", ") if part != column.head)]) or "accuracy"
 
 
-def in_groups(comparison: Comparison, lines: list[list[str]]) -> list[list[str]]:
-    """Return the lines of a table, where rows are heads of both kinds under the headings inductive and transductive."""
-    kinds = [row.transductive for row in comparison.rows if row.head]
-    if len(set(kinds)) < 2:
+def in_groups(lines: list[list[str]], transductive: Sequence[bool]) -> list[list[str]]:
+    """Return the lines of a table of heads, with headings if there are both inductive and transductive ones.
+
+    Args:
+        lines: the cells of each head, with inductive heads first.
+        transductive: whether each head is transductive; empty if rows are no heads.
+    """
+    if len(set(transductive)) < 2:
         return lines
-    first, blank = kinds.index(True), [""] * (len(lines[0]) - 1)
+    first, blank = transductive.index(True), [""] * (len(lines[0]) - 1)
     return [[Bold("inductive"), *blank], *lines[:first], [Bold("transductive"), *blank], *lines[first:]]
 
 

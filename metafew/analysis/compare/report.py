@@ -111,7 +111,7 @@ def write_report(
                 write_cells(folder / HEADS, heads)
             write_runs(folder / "runs.csv", [run for run in runs if run.heads])
         sections = report_sections(tables, comparison, figures, omitted, [run.command for run in runs])
-        page = document("Runs compared", f"{len(runs)} runs", command, sections)
+        page = document("Runs compared", f"{len(runs)} run{'s' * (len(runs) > 1)}", command, sections)
         (folder / "index.html").write_text(page, "utf-8")
     except OSError as error:
         raise UsageError(f"expected a folder that can be written, got {folder} ({error}): type out=DIR") from error

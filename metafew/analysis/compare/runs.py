@@ -83,11 +83,11 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that repeats the run, from the overrides that Hydra recorded, or else from its settings."""
+        """The command that repeats the run, in any folder, from the overrides that Hydra recorded, or its settings."""
         words = self._recorded("overrides.yaml")
         if not isinstance(words, list):
             words = [*(format_overrides(self.settings, [key]) for key in self.settings), f"seed={self.seed}"]
-        return shlex.join(["python", "train.py", *self._search_path, *map(str, words)])
+        return shlex.join(["metafew", "train", *self._search_path, *map(str, words)])
 
     @property
     def _search_path(self) -> list[str]:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from metafew.analysis.compare.comparison import Comparison, Difference, Measurement
-from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, times_of_heads
+from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, kinds_of_heads, times_of_heads
 from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Column, Row
 from metafew.analysis.compare.settings import format_overrides, format_value, natural_value
@@ -70,26 +70,28 @@ def report_tables(
         spread: ``"ci95"``, or ``"se"`` for standard errors.
         arrangement: the settings that are rows and columns; None for a row for each combination.
     """
-    title = f"Difference to {against or 'the best'} (points)"
-    if arrangement is None:
-        tables = [accuracy_table(comparison, spread, "Accuracy")]
-        if len(comparison.rows) > 1:
-            tables.append(difference_table(comparison, title))
+    title, heads = f"Difference to {against or 'the best'} (points)", heads_as_rows(comparison)
+    if arrangement is None and len(comparison.rows) == 1:
+        tables = [] if heads else [accuracy_table(comparison, spread, "Accuracy")]  # heads have tables with all of it
+    elif arrangement is None:
+        accuracy = accuracy_table(comparison, spread, "Accuracy", baselines=heads is None)
+        tables = [accuracy, difference_table(comparison, title)]
     else:
         notes = [*accuracy_notes(comparison, spread), *baseline_notes(comparison, spread)]
         tables = cross(comparison, accuracy_texts(comparison, spread), arrangement, "Accuracy", notes)
         tables += cross(comparison, difference_texts(comparison), arrangement, title, difference_notes(comparison))
-    if heads := heads_as_rows(comparison):
-        tables += [
-            accuracy_table(heads, spread, "Heads"),
-            difference_table(heads, "Difference to the best head (points)"),
-        ]
+    if heads:
+        gaps = difference_table(heads, "Difference to the best head (points)")
+        tables += [accuracy_table(heads, spread, "Heads"), gaps]
     published = published_table(comparison)
     return [*tables, published] if published else tables
 
 
-def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable:
-    """Return a table of accuracies in percent, with a row for each combination of settings, or head, and baseline."""
+def accuracy_table(comparison: Comparison, spread: str, title: str, baselines: bool = True) -> TextTable:
+    """Return a table of accuracies in percent, with a row for each combination of settings, or head.
+
+    Those of ``baselines`` that all rows share have rows, too, where columns of heads would not repeat them.
+    """
     texts, seeds, times = accuracy_texts(comparison, spread), seed_counts(comparison), times_of_heads(comparison)
     shared, marked = shared_baselines(comparison), comparison.transductive_columns
     columns = {column: name for column, name in column_names(comparison).items() if column not in shared}
@@ -103,8 +105,9 @@ def accuracy_table(comparison: Comparison, spread: str, title: str) -> TextTable
     for i, row in enumerate(comparison.rows):
         cells = [mark_transductive(comparison, texts, i, c, row.transductive or c in marked) for c in columns]
         lines.append([row_name(row), *cells, *(values[i] for values in further.values())])
-    table = TextTable(title, names, in_groups(comparison, lines), accuracy_notes(comparison, spread))
-    for name in dict.fromkeys(column.head for column in shared):
+    lines = in_groups(lines, kinds_of_heads(comparison))
+    table = TextTable(title, names, lines, accuracy_notes(comparison, spread))
+    for name in dict.fromkeys(column.head for column in shared if baselines):
         own = {(column.tasks, column.number): cell for column, cell in shared.items() if column.head == name}
         cells = [own.get((column.tasks, column.number)) if column.source is None else None for column in columns]
         line = [name, *(format_cell(cell, spread) for cell in cells)]
@@ -119,7 +122,8 @@ def difference_table(comparison: Comparison, title: str) -> TextTable:
     lines = [
         [row_name(row), *(texts.get((i, column), "–") for column in columns)] for i, row in enumerate(comparison.rows)
     ]
-    return TextTable(title, list(columns.values()), in_groups(comparison, lines), difference_notes(comparison))
+    lines = in_groups(lines, kinds_of_heads(comparison))
+    return TextTable(title, list(columns.values()), lines, difference_notes(comparison))
 
 
 def column_names(comparison: Comparison) -> dict[Column, str]:

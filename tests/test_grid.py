@@ -16,6 +16,7 @@ from torch import nn
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead
+from metafew.heads.maps import MapHead
 from metafew.training import checkpoint
 from metafew.training.checks import check_options, check_parts
 from metafew.training.factory import make, make_head
@@ -54,7 +55,7 @@ MODULATED = {word for word in OURS if make_network(word).films}
 """Backbones with FiLM layers, which only head=cnaps needs."""
 MAPPED = {word for word in OURS if make_network(word).map_shape}
 """Backbones whose features have positions by default, which the heads of ON_MAPS need."""
-ON_MAPS = {word for word, head in MADE.items() if head.needs_map}
+ON_MAPS = {word for word, head in MADE.items() if isinstance(head, MapHead)}
 
 QUICK = [word for word in TINY if not word.startswith("backbone.")]
 QUICK += ["trainer.max_steps=1", "train.query=1", "val.every=1", "val.total=2", "test.total=2", "test.query=1"]

@@ -20,8 +20,6 @@ class MapHead(FeatureHead):
         UsageError: if features of the backbone have no positions.
     """
 
-    needs_map = True
-
     def __init__(self, backbone: Backbone, word: str):
         super().__init__()
         if backbone.map_shape is None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import sys
 import time
 from functools import partial

@@ -78,7 +78,8 @@ class TransductiveFinetuning(AdaptingHead):
         """Return the weights ``(t, ...)`` before adaptation; the layer is that of the directions of class means."""
         fast = for_each(model.weights(self.names), len(tasks.images))
         features, _ = model.embed(fast, tasks.images, record=False)
-        means = direction(class_means(precise(features).relu(), tasks.labels, tasks.way))
+        with torch.autocast(features.device.type, enabled=False):
+            means = direction(class_means(precise(features).relu(), tasks.labels, tasks.way))
         return fast | {"weight": means, "bias": torch.zeros_like(means[..., 0])}
 
     def logits(self, features: Tensor, weights: Weights) -> Tensor:

@@ -45,6 +45,7 @@ class Model(nn.Module):
         image_size: height and width of the images.
         choices: the option chosen for each group in training, such as ``{"head": "svm", ...}``.
         trained_conversion: the conversion of images in training; None if the dataset had no image files, or if unknown.
+        drawings: whether the model was trained on drawings, in bright ink on a dark background.
         conversion: converts a PIL image, an array or an image file as in training: ``model.conversion(file)`` is uint8
             ``(c, h, w)``.
         temperature: divides logits before the softmax. It was fitted on validation tasks in training; 1 without
@@ -58,10 +59,11 @@ class Model(nn.Module):
         choices: dict[str, str],
         conversion: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
+        drawings: bool = False,
     ):
         super().__init__()
         self.temperature = temperature
-        self.trained_conversion = conversion
+        self.trained_conversion, self.drawings = conversion, drawings
         self.conversion = Conversion(backbone.channels, backbone.image_size, **(conversion or {}))
         self.backbone, self.head, self.choices = backbone, head, choices
         self.channels, self.image_size = backbone.channels, backbone.image_size
@@ -272,8 +274,9 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
     if head.needs_base_mean:
         head.base_mean = provenance["base_mean"]
     choose_candidate(head, name, chosen)
-    conversion, fitted = provenance["model"].get("conversion"), provenance["temperatures"].get(name, 1.0)
-    return Model(backbone, head, provenance["choices"], conversion, applicable_temperature(head, fitted)).eval()
+    temperature = applicable_temperature(head, provenance["temperatures"].get(name, 1.0))
+    conversion, drawings = provenance["model"].get("conversion"), provenance["model"]["drawings"]
+    return Model(backbone, head, provenance["choices"], conversion, temperature, drawings).eval()
 
 
 def choose_candidate(head: Head, name: str, chosen: str | None) -> None:

@@ -130,6 +130,18 @@ def test_a_folder_in_place_of_a_checkpoint_advises_the_checkpoint(folder):
     with pytest.raises(UsageError) as caught:
         checkpoint.read(folder)
     assert pasted(str(caught.value)) == {"ckpt": str(folder / "checkpoints/best.ckpt")}
+    (folder / "checkpoints/best.ckpt").rename(folder / "checkpoints/last.ckpt")
+    with pytest.raises(UsageError, match="is a folder") as caught:
+        checkpoint.read(folder)
+    assert pasted(str(caught.value)) == {"ckpt": str(folder / "checkpoints/last.ckpt")}
+
+
+def test_a_folder_without_a_checkpoint_says_why(tmp_path):
+    with pytest.raises(UsageError, match=r"is a folder without checkpoints: type ckpt=PATH"):
+        checkpoint.read(tmp_path)
+    (tmp_path / "results.json").touch()
+    with pytest.raises(UsageError, match=r"is a folder of a run that wrote none, as only training does"):
+        checkpoint.read(tmp_path)
 
 
 @pytest.mark.parametrize("sweeps", [False, True])

@@ -6,23 +6,28 @@ import logging
 import re
 import sys
 import time
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import yaml
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 from runs import TINY
 from scipy import stats
 
 import metafew
 from metafew import cli
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
+from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_difference
 from metafew.heads.head import FeatureHead, Head, misfit
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
+from metafew.training.factory import fitting_heads
 
 MEASURED = ("protonet", "svm", "ridge", "pixels_1nn")
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"
@@ -74,22 +79,42 @@ def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
 def test_all_heads_on_an_array(monkeypatch):
     features = np.random.default_rng(0).normal(size=(40, 4))
     monkeypatch.setattr(SVM, "requires_training", True)
-    table = metafew.evaluate(features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
-    assert {*table.heads} == feature_heads() - {"simpleshot"} and "simpleshot uses the mean" in table.left_out
-    assert "and svm must be trained" in table.left_out and table.left_out in " ".join(repr(table).split())
-    names = [row[0] for row in table.table().rows]
-    kinds = {kind: [name for name in table.heads if table.measures[name]["transductive"] == kind] for kind in (0, 1)}
+    every = partial(metafew.evaluate, features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
+    found, centred = every(), every(base=features)
+    assert "and svm must be trained" in found.left_out and "\nleft out: anil, " in repr(found)
+    assert found.left_out in " ".join(repr(found).split())
+    assert "simpleshot uses the mean feature" in found.left_out and "simpleshot" not in centred.left_out
+    kinds = {kind: [name for name in found.heads if found.measures[name]["transductive"] == kind] for kind in (0, 1)}
     marked = [f"{name} †" for name in kinds[1]]
+    names = [row[0] for row in found.table().rows]
     assert names == ["inductive", *kinds[0], "transductive", *marked, "vectors_1nn"] and len(marked) > 3
-    assert "\nleft out: anil, " in repr(table)
+    assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
+    assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
 
 
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
-    assert misfit(head, True) is None and misfit(SVM, True) is None
-    assert misfit(Head, True) == "takes images, not features"
+    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "takes images, not features"
     head.requires_training = True
-    assert misfit(head, True) == "must be trained"
+    assert misfit(head) == "must be trained"
+    head.requires_training, head.needs_base_mean = False, True
+    assert misfit(head) is None and misfit(head, base=False) == "uses the mean feature of training images"
+
+
+class Picky(FeatureHead):
+    def __init__(self, backbone, trained):
+        raise UsageError("expected a backbone with maps, got one without: type backbone.readout=map")
+
+
+def test_a_head_that_does_not_fit_the_backbone_is_left_out():
+    nodes = OmegaConf.create({"head": {"picky": {"_target_": "test_all_heads.Picky", "_partial_": True}}}).head
+    assert fitting_heads(nodes, Identity(4, 1, None)) == (
+        {},
+        "picky fits no such backbone (expected a backbone with maps)",
+    )
+    nodes = OmegaConf.create({"head": {"svm": {"_target_": "metafew.heads.svm.SVM", "c": -1.0}}}).head
+    with pytest.raises(UsageError, match="-1"):  # an option is wrong
+        fitting_heads(nodes, Identity(4, 1, None))
 
 
 def test_each_head_is_described(launch, monkeypatch, capsys):

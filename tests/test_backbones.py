@@ -346,7 +346,12 @@ class TestModule:
                 None,
                 "expected backbone.target to be the dotted path of a network, got null: type backbone.target=",
             ),
-            ("no_such_package.Net", None, "no_such_package.*type backbone.target="),
+            (
+                "no_such_module.Net",
+                None,
+                r"no module no_such_module among .* or in .*: move it there, set PYTHONPATH to its folder",
+            ),
+            ("os.no_such_network", None, "which does not .*no_such_network.*type backbone.target="),
             ("torch.nn.Conv2d", None, r"backbone.arguments=\{\}, which does not.*missing.*type backbone.target="),
             ("builtins.dict", None, "returns a dict.*type backbone.target="),
             ("torch.nn.Flatten", {"start_dim": 0}, "map each image to one row.*3x32x32.*type backbone.arguments="),

@@ -55,7 +55,7 @@ def test_every_checkpoint_has_its_command_and_its_logits(tensors):
 def test_a_checkpoint_gives_the_logits_that_it_gave(file, tensors):
     model = metafew.load(file, trust=TRUST)
     support, labels, query = tensors["support"], tensors["labels"].tolist(), tensors["query"]
-    assert model.temperature == 1.0
+    assert model.temperature == 1.0 and model.drawings  # of glyphs, without saying so
     single = model.adapt(support, labels).predict(query)
     model.double()
     task = model.adapt(support, labels)

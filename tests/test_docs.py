@@ -12,6 +12,7 @@ import sys
 import tomllib
 from functools import cache
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -200,7 +201,7 @@ def blocks(page):
             yield SimpleNamespace(kind="file", name=fence["file"], text=text)
             lines = [line.removesuffix(" &") for line in text.splitlines() if line.startswith("srun ")]
         else:
-            assert kind in ("", "text", "python"), f"{page.name} has a block of {kind}, which no test knows"
+            assert kind in ("", "text", "python", "bibtex"), f"{page.name} has a block of {kind}, which no test knows"
             lines = text.splitlines() if kind == "" else []
         if kind == "python" and not fence["file"]:
             yield SimpleNamespace(kind="program", text=text)
@@ -282,7 +283,8 @@ def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
         else:
             find(block.text).check(block.text, capsys)
     if page.stem == "README":
-        shown = re.findall(r"`(\w+\.(?:png|json|csv))`", page.read_text())
+        _, _, rest = (ROOT / "docs" / "train.md").read_text().partition("## The output folder\n")
+        shown = re.findall(r"`(\w+\.(?:png|json|csv))`", rest.partition("\n## ")[0])
         run = place / "outputs" / "nine" / "0"
         assert len(shown) >= 6 and all((run / name).stat().st_size for name in shown)
 
@@ -320,6 +322,21 @@ def test_commands_within_a_text_are_known(page):
             assert command.split()[1] in ("train", "--help", "--version", *COMMANDS), command
         elif not command.startswith("python -m metafew"):
             assert (ROOT / shlex.split(command)[1]).is_file(), command
+
+
+def methods(group):
+    """The names that the README lists for a group: the first column of its table, or the row that it has."""
+    section = PAGES[0].read_text().partition("## Methods\n")[2].partition("\n## ")[0]
+    first, second, *lines = [*section.partition(f"| `{group}=` |")[2].splitlines(), ""]
+    rows = takewhile(lambda line: line.startswith("|"), lines)
+    cells = [row.split("|")[1] for row in rows] if second.startswith("|---") else [first]
+    return re.findall(r"`(\w+)`", " ".join(cells))
+
+
+@pytest.mark.parametrize("group", ["head", "norm", "objective", "regularizer", "backbone", "dataset"])
+def test_the_readme_lists_every_method(group):
+    options = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert sorted(methods(group)) == sorted(options - ({"none"} if group == "regularizer" else set()))
 
 
 # links and pictures

@@ -38,6 +38,7 @@ from metafew.io import write_json
 NAMES = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
 KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
 OPTIONAL = {"minutes", "parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
+OPTIONAL |= {"report"}
 ROWS = {
     "a/good": {"train": ["norm=layer"]},
     "a/bad": {"train": ["train.way=999"]},
@@ -128,6 +129,7 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     rows = {"panel/good": {}, "panel/bad": {"train": ["train.way=999"]}}
     columns = {"ProtoNet": "test/trained/accuracy", "RR": "test/ridge/accuracy"}
     whole = table(settings=TINY, budgets={"small": []}, rows=rows, columns=columns, test=["evaluate=[ridge]"])
+    whole |= {"report": True, "command": "python train.py experiment=x"}
     cells = planned(whole, Path(), ["dataset=glyphs"])
     assert run_experiment(whole, cells, Path("out")) == 1
     report = json.loads(Path("out/results.json").read_text())["rows"]
@@ -140,6 +142,9 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
         accuracy = good["metrics"]["test/protonet/accuracy"]
         assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}" in text
         assert f"bad failed: {report['panel/bad']['errors'][0]}" in text
+    page = Path("out/report/index.html").read_text()
+    assert "python train.py experiment=x" in page and "Difference to the best head" in page
+    assert Path("out/report/heads.csv").is_file()
     assert "results, figures" in (cells[0].test.folder / "log.txt").read_text()
     done = [*cells[0].fit.folder.rglob("results.json"), cells[0].fit.folder / "log.txt"]
     times = {file: file.stat().st_mtime_ns for file in done}
@@ -148,6 +153,19 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     assert run_experiment(only, planned(only, Path(), ["dataset=glyphs"]), Path("out")) == 0
     assert times == {file: file.stat().st_mtime_ns for file in times}
     assert "1 cells, 0 runs to do" in capfd.readouterr().out
+
+
+def test_a_column_of_a_transductive_head_is_marked(tmp_path, started):
+    whole = table(rows={"one": {}}, columns={"ProtoNet": "test/protonet/accuracy", "TIM": "test/tim/accuracy"})
+    (cell,) = cells = planned(whole, tmp_path)
+    run_experiment(whole, cells, tmp_path / "out")
+    measured = cell.test.report
+    measured["metrics"]["test/tim/accuracy"] = measured["metrics"]["test/protonet/accuracy"]
+    measured["heads"] = {"protonet": {"transductive": False}, "tim": {"transductive": True}}
+    write_json(cell.test.folder / "results.json", measured | {"transductive": True})
+    (shown, *_) = result_tables(collect_results(whole, cells))
+    assert shown.rows[0][0] == "one" and [cell.endswith(" †") for cell in shown.rows[0]] == [False, False, True]
+    assert DAGGER in shown.notes
 
 
 def test_later_overrides_win_and_a_new_choice_drops_the_options_of_the_old_one(tmp_path):

@@ -77,6 +77,13 @@ def test_nearest_counts_the_votes_of_scikit_learn(k, metric):
         assert k > 1 or torch.equal(logits[t].argmax(-1), LABELS[t][squares[t].argmin(1)])
 
 
+def test_rows_as_near_as_the_last_neighbour_vote_too():
+    """The order of support rows therefore does not matter."""
+    support, labels = torch.tensor([[[1.0], [-1.0], [3.0], [1.0]]]), torch.tensor([[0, 1, 2, 2]])
+    votes = Nearest().classify(support, labels, torch.zeros(1, 1, 1), 3).exp() - 1 / 3
+    torch.testing.assert_close(votes, torch.ones(1, 1, 3))
+
+
 @pytest.mark.parametrize("covariance", ["blended", "pooled", "class"])
 @pytest.mark.parametrize("d", [4, 9])  # fewer features than rows, and more
 def test_covariances_are_those_of_the_definition(covariance, d):

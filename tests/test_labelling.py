@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -97,11 +98,19 @@ def test_the_contact_sheet_has_one_row_for_each_class(labelling, examples, tmp_p
     )
     labelled_images.draw_labelled_images(labelling, examples, picture, tmp_path / "a.png")
     shown = [text.get_text() for text in texts]
-    assert shown == ["60 %", "55 %", "50 %", "85 %", "80 %", "75 %", "70 %", "65 % class 2", "70 %?"]
+    assert shown == ["60 %", "55 %", "50 %", "85 %", "80 %", "75 %", "70 %", "65 %\nclass 2", "70 %?"]
     colours = {text.get_text(): text.get_color() for text in texts}
-    assert colours["65 % class 2"] == labelled_images.ORANGE and colours["60 %"] == "black"
+    assert colours["65 %\nclass 2"] == labelled_images.ORANGE and colours["60 %"] == "black"
     with Image.open(tmp_path / "a.png") as sheet:
         assert np.asarray(sheet.convert("L")).std() > 10
+
+
+def test_true_classes_of_wrong_images_differ_where_their_names_do(tmp_path):
+    axes = Figure().subplots()
+    for number in (5, 6):
+        wrong = prediction(number, f"alphabet/character{number:02}", "other", 0.54)
+        labelled_images.draw_caption(axes, wrong, 0, 0)
+    assert [text.get_text() for text in axes.texts] == [f"54 %\n…character{number:02}" for number in (5, 6)]
 
 
 def test_a_contact_sheet_of_many_classes_draws_those_with_most_predictions(tmp_path):
@@ -125,7 +134,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.images, self.links, self.ids, self.texts = [], [], [], [], []
+        self.open, self.images, self.links, self.ids, self.texts, self.broken = [], [], [], [], [], False
         self.feed(text)
         assert not self.open
 
@@ -134,13 +143,15 @@ class Page(HTMLParser):
         self.images += [values["src"]] if tag == "img" else []
         self.links += [values["href"]] if tag == "a" else []
         self.ids += [f"#{values['id']}"] if "id" in values else []
-        self.open += [tag] if tag not in ("meta", "img", "br") else []
+        self.open += [tag] if tag not in ("meta", "img", "br", "wbr") else []
+        self.broken = tag == "wbr"
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        self.texts.append(f"{self.texts.pop()}{data}" if self.broken else data)
+        self.broken = False
 
 
 def test_the_page_shows_first_what_needs_a_look(labelling, tmp_path):

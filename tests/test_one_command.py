@@ -76,7 +76,7 @@ def test_help_shows_what_one_word_can_set(typed):
     shown = typed("--help", "head=anil", "evaluate=[svm,cosine]").out
     assert shown.startswith("head=anil: almost no inner loop: MAML on the output layer only (Raghu et al. 2020)\n")
     assert "  head.adapt=output       all weights; no_norm: " in shown and "  head.steps=5            gradient" in shown
-    assert "  evaluate.svm.c=0.1\n" in shown and "  evaluate.cosine.scale=10.0  initial value; learned" in shown
+    assert "  evaluate.svm.c=0.1  " in shown and "  evaluate.cosine.scale=10.0  initial value; learned" in shown
     assert "metafew report" not in shown
     assert "got smv (did you mean svm?): type head=svm" in typed("--help", "head=smv", code=2).err
     assert "with objective=reptile optimizer=plain_sgd schedule=linear" in typed("head=reptile", "-h").out
@@ -92,6 +92,13 @@ def test_every_value_of_every_option_is_shown(group):
             keys = {f"{group}.{key}" for key in keys_of(group, option)}
             parts = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
             assert keys - parts <= commented(file, group).keys() <= keys
+
+
+@pytest.mark.parametrize("group", ["head", "norm", "backbone"])
+def test_every_value_of_a_model_has_a_comment(group):
+    for option in describe_groups()[group]:
+        values = commented(CONF / group / f"{option}.yaml", group)
+        assert not [key for key, value in values.items() if value.text and not value.comment], option
 
 
 def test_a_file_may_end_with_a_text_of_several_lines(tmp_path):

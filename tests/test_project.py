@@ -123,6 +123,8 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == PROJECT["project"]["version"]
     assert citation["license"] == PROJECT["project"]["license"]
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    (bibtex,) = re.findall(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert f"version = {{{citation['version']}}}" in bibtex and citation["authors"][0]["name"] in bibtex
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.stem)

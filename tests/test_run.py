@@ -196,7 +196,7 @@ def test_alpha_is_logged_and_drawn(launch):
 
 def test_a_context_size_never_trained_warns(launch, caplog):
     launch("trainer.max_steps=1", "test.shot=3")
-    assert "alpha was never fitted" in caplog.text
+    assert "contexts of 5 images and is tested with 15: its alpha was never fitted" in caplog.text
     caplog.clear()
     launch("trainer.max_steps=1", "test.shot=3", "norm.alpha=independent")
     assert "alpha was never fitted" not in caplog.text

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from runs import SCRIPTS
 from metafew import __main__
 from metafew.analysis.labelling.labelling import Labelling
 from metafew.commands import predict, prepare, queries
+from metafew.commands.image_conversion import choose_conversion
 from metafew.config.quoting import to_paste
-from metafew.data.formats.conversion import Conversion
+from metafew.data.formats.conversion import CHOICES, Conversion
+from metafew.data.formats.tree import Tree
 from metafew.data.store import Split
 from metafew.errors import UsageError
 from metafew.heads.head import Head
@@ -154,8 +157,9 @@ def test_predict_labels_every_image(ckpt, shades, tmp_path, capsys):
         assert float(row["probability"]) == chances[row["predicted"]] == max(chances.values())
         assert row["unknown"] == str(float(row["distance"]) > 1).lower()
     shown = capsys.readouterr()
-    assert "type fit=... and invert=... where crop and false are wrong" in shown.err  # of glyphs, which are drawn
-    assert "20 of 20 images are labelled" in shown.out and "accuracy" not in shown.out
+    assert "(dataset=glyphs), and the examples have a light one: images are inverted" in shown.err
+    assert f"20 of 20 images are labelled in {out}\n" in shown.out and "accuracy" not in shown.out
+    assert all(f"{out.with_suffix(suffix)}" in shown.out for suffix in queries.PICTURES)
     assert {file.name for file in out.parent.iterdir()} == {"labels.csv", "labels.png", "labels.html"}
     for name in BRIGHT:
         count = list(shades.values()).count(name)
@@ -229,7 +233,7 @@ def test_predict_refuses_a_folder_without_class_folders_in_its_own_words(tmp_pat
     assert "got no such folder: type support=DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changes", [["invert=true"], ["fit=stretch"]])
+@pytest.mark.parametrize("changes", [["invert=true"], ["invert=false", "fit=stretch"]])
 def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, monkeypatch, changes):
     seen = []
     original = predict.metafew.load
@@ -248,6 +252,46 @@ def test_predict_brings_images_to_the_model_as_typed(ckpt, shades, tmp_path, mon
     fitted = Conversion(1, 28, "stretch" if "fit=stretch" in changes else "crop")(image)
     np.testing.assert_array_equal(images[0], 255 - fitted if "invert=true" in changes else fitted)
     assert not np.array_equal(images[0], Conversion(1, 28)(image))
+
+
+def test_predict_inverts_ink_on_paper_for_a_model_of_drawings(tmp_path, capsys):
+    model = SimpleNamespace(
+        channels=1, image_size=8, conversion=Conversion(1, 8), trained_conversion=None, drawings=True,
+        choices={"dataset": "glyphs"},
+    )  # fmt: skip
+    letter = np.full((8, 8), 0, np.uint8)
+    letter[2:6, 3] = 255
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.fromarray(255 - letter).save(tmp_path / name / "0.png")
+        Image.fromarray(letter).save(tmp_path / name / "1.png")  # only the first of each class counts
+    paper, empty = Tree(tmp_path), dict.fromkeys(CHOICES, "")
+    assert choose_conversion(model, empty, paper).invert is True  # which json can write
+    assert "and the examples have a light one: images are inverted; type invert=false" in capsys.readouterr().err
+    for name in "ab":
+        Image.fromarray(letter).save(tmp_path / name / "0.png")
+    (tmp_path / "c" / "0.png").write_bytes(b"no image")
+    assert choose_conversion(model, empty, paper).invert is False
+    assert "have a dark one: images are not inverted; type invert=true" in capsys.readouterr().err
+    assert not choose_conversion(model, empty).invert
+    assert "images are not inverted; type invert=true for dark ink on paper" in capsys.readouterr().err
+    assert choose_conversion(model, empty | {"invert": "true"}, paper).invert and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"), [("folder", "files: type"), ("mixture", "files, whose datasets differ")]
+)
+def test_a_conversion_that_the_checkpoint_does_not_contain_is_stated(dataset, reason, capsys):
+    model = SimpleNamespace(
+        channels=1, image_size=8, conversion=Conversion(1, 8), trained_conversion=None, drawings=False,
+        choices={"dataset": dataset},
+    )  # fmt: skip
+    empty = dict.fromkeys(CHOICES, "")
+    assert choose_conversion(model, empty).options == Conversion(1, 8).options
+    shown = capsys.readouterr().err
+    assert shown.startswith("metafew: fit=crop and invert=false are used, as") and reason in shown
+    choose_conversion(model, empty | {"fit": "pad", "invert": "true"})
+    assert not capsys.readouterr().err
 
 
 def test_predict_converts_images_as_the_model_was_trained(launch, folder, tmp_path, monkeypatch, capsys):
@@ -421,8 +465,8 @@ def test_predict_leaves_damaged_images_out(ckpt, shades, tmp_path, capsys):
 )
 def test_predict_explains_itself(typed, sentence, ckpt, shades, tmp_path, capsys):
     assert predict.main([word.format(tmp_path, ckpt=ckpt) for word in typed]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("metafew: ") and error.count("\n") == 1 and sentence in error
+    lines = [line for line in capsys.readouterr().err.splitlines() if "trained on drawings" not in line]
+    assert len(lines) == 1 and lines[0].startswith("metafew: ") and sentence in lines[0]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -281,7 +281,7 @@ def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
     for t, (support, labels, query) in enumerate(tasks()):
         prototypes, rows = means(unit(support), labels), unit(query)
         if rectify_first:
-            prototypes, rows = rectify(support, labels, query, 10.0)
+            prototypes, rows = rectify(support, labels, query, 1.0)
         graph = kneighbors_graph(rows, 2).toarray()
         unary = distances(rows, prototypes)
         y = softmax(-unary)
@@ -289,6 +289,14 @@ def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
             last = np.array([-unary[q] + 0.8 * sum(graph[q, p] * y[p] for p in range(len(y))) for q in range(len(y))])
             y = softmax(last)
         np.testing.assert_allclose(logits[t], last, rtol=1e-9)
+
+
+def test_laplacian_shot_centres_by_the_mean_of_training_features():
+    mean = features(5, 1, 3)[0, 0]
+    head = LaplacianShot(transform="cl2n").eval()
+    head.base_mean = mean
+    support, query = features() + mean, features(n=7, seed=1) + mean
+    torch.testing.assert_close(head.classify(support, LABELS, query, W), logits_of(LaplacianShot()))
 
 
 def laplacian_energy(log_y, log_z, unary, weights):
@@ -362,6 +370,7 @@ def test_transductive_finetuning_is_torchs_adam_on_each_task(inner):
         (lambda: PTMAP(iterations=0), "head.iterations"),
         (lambda: LaplacianShot(neighbours=0), "head.neighbours"),
         (lambda: LaplacianShot(weight=-1.0), "head.weight"),
+        (lambda: LaplacianShot(transform="un"), "head.transform"),
         (lambda: TransductiveFinetuning(network(), False, adapt="body"), "head.adapt"),
         (lambda: TransductiveFinetuning(network(), False, lr=-1.0), "head.lr"),
         (lambda: TIM(solver="newton"), "head.solver"),

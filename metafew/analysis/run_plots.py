@@ -25,7 +25,8 @@ NAMES = 1.2
 def learning_curve(metrics: Path, head: str, path: Path) -> None:
     """Draw training loss and validation accuracy of ``head`` over steps, from metrics.csv if it exists.
 
-    Validations with failed tasks are crossed out.
+    The axis of the loss starts at zero; that of the accuracy covers the measured values. Validations with failed tasks
+    are crossed out.
     """
     if not metrics.exists():
         return
@@ -40,6 +41,8 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
     left = figure.subplots()
     right = left.twinx()
     left.plot(*series("train/loss"), color=BLUE, linewidth=1)
+    left.update_datalim([(1, 0)])  # margins are part of this range: a constant loss does not lie on the frame
+    left.autoscale_view()
     left.set(xlabel="step", ylim=(0, None))
     left.set_ylabel("training loss (nats)", color=BLUE)
     steps, accuracy = series(f"val/{head}/accuracy")
@@ -49,7 +52,6 @@ def learning_curve(metrics: Path, head: str, path: Path) -> None:
         right.plot(*zip(*crossed, strict=True), "kx", label="with failed tasks")
         right.legend(fontsize=8)
     right.set_ylabel("validation accuracy (%)", color=ORANGE)
-    right.set_ylim(None, 100)
     save(figure, path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -71,20 +73,7 @@ class Wrapped(Backbone):
                 f"expected a norm for the layers of backbone.norms={norms}, got norm=own, which keeps them: "
                 "type norm=tasknorm, or backbone.norms=own"
             )
-        norms = "batch" if norms == "convert" else norms
-        try:
-            network, options = resolve_name(target), arguments or {}
-            self.network = network(**options) if self.own_norms else construct(network, options, norm, norms)
-            if not isinstance(self.network, nn.Module):
-                raise TypeError(f"it returns a {type(self.network).__name__}")
-        except UsageError:
-            raise
-        except Exception as error:  # custom code may raise anything
-            raise UsageError(
-                f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="
-                f"{dict(arguments or {})}, which does not ({reason(error)}): type backbone.target="
-                "my_package.MyNetwork backbone.arguments={name:value}"
-            ) from error
+        self.network = self._make(target, arguments or {}, norm, "batch" if norms == "convert" else norms)
         self.standardize = Standardize(channels, mean, std)
         self.read = NetworkOutput(self.network, output, readout)
         self.keep_frozen()
@@ -99,6 +88,32 @@ class Wrapped(Backbone):
                 f"expected backbone.target to map each image to one row, got {target}, which does not for "
                 f"{channels}x{image_size}x{image_size} images ({reason(error)}): type {self._instead()}"
             ) from error
+
+    def _make(
+        self, target: str, arguments: Mapping[str, Any], norm: Callable[[int], Norm], norms: str | Sequence[str]
+    ) -> nn.Module:
+        """Return the network."""
+        try:
+            maker = resolve_name(target)
+            network = maker(**arguments) if self.own_norms else construct(maker, arguments, norm, norms)
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"it returns a {type(network).__name__}")
+        except UsageError:
+            raise
+        except Exception as error:  # custom code may raise anything
+            module = target.partition(".")[0]
+            if isinstance(error, ModuleNotFoundError) and error.name == module:
+                raise UsageError(
+                    f"expected backbone.target to be the dotted path of a network, got {target}, and there is no "
+                    f"module {module} among the installed packages or in {' or '.join(own_folders())}: move it there, "
+                    "set PYTHONPATH to its folder, or type backbone.target=my_package.MyNetwork of another module"
+                ) from error
+            raise UsageError(
+                f"expected backbone.target to return an nn.Module, got {target} with backbone.arguments="
+                f"{dict(arguments)}, which does not ({reason(error)}): type backbone.target="
+                "my_package.MyNetwork backbone.arguments={name:value}"
+            ) from error
+        return network
 
     def _instead(self) -> str:
         """Return what to type for a network that does not take the images."""
@@ -160,3 +175,10 @@ class Wrapped(Backbone):
     @property
     def _batch_norms(self) -> dict[str, _BatchNorm]:
         return {name: module for name, module in self.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def own_folders() -> list[str]:
+    """Return the folders in which Python looks for modules, without those of Python itself and of packages."""
+    prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    folders = dict.fromkeys(Path(folder).resolve() for folder in sys.path)
+    return [str(each) for each in folders if each.is_dir() and prefixes.isdisjoint([each, *each.parents])]

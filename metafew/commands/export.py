@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from metafew.commands import predict
+from metafew.commands.image_conversion import choose_conversion
 from metafew.data.formats.conversion import CHOICES
 from metafew.errors import UsageError
 
@@ -38,19 +39,20 @@ def export(arguments: Sequence[str]) -> None:
     out = Path(values["out"])
     examples = predict.read_examples(Path(values["support"])) if values["support"] else None
     model = predict.load(values)
+    conversion = choose_conversion(model, values, examples)
     from metafew.export import feature_network, save, task_network  # imports torch
 
     description: dict[str, Any] = {
         "input": "images",
         "channels": model.channels,
         "image_size": model.image_size,
-        "conversion": dict(model.conversion.options),
+        "conversion": conversion.options,
         "choices": model.choices,
     }
     if examples is None:
         network, description["output"] = feature_network(model), "features"
     else:
-        task = predict.adapt(model, examples, predict.choose_conversion(model, values))
+        task = predict.adapt(model, examples, conversion)
         network, description["output"], description["classes"] = task_network(task), "logits", task.classes
     save(network, out, model, description)
     shape = f"images (n, {model.channels}, {model.image_size}, {model.image_size}) from 0 to 1"

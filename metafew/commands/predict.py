@@ -8,8 +8,9 @@ predictions.csv, as predictions.png and predictions.html.
 
 Images are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on
 paper), white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models
-trained on glyphs expect bright ink on a dark background. A model with a custom network (backbone=module) requires
-trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head (head.lr=[0.1,0.5] in training).
+trained on glyphs expect bright ink on a dark background: without invert=, images are inverted if the examples have a
+light background. A model with a custom network (backbone=module) requires trust=my_package.MyNetwork; chosen=NAME
+selects one of several options of a head (head.lr=[0.1,0.5] in training).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rich.console import Console
 import metafew
 from metafew.analysis.labelling.labelling import Labelling, true_class
 from metafew.commands.command_line import run_command
+from metafew.commands.image_conversion import choose_conversion
 from metafew.commands.queries import (
     CHUNK,
     PICTURES,
@@ -154,7 +156,7 @@ def predict(values: dict[str, str]) -> None:
     check_beside(out, query)
     files, examples = list_images(query, out.with_suffix(".png")), read_examples(Path(values["support"]))
     model = load(values)
-    conversion = choose_conversion(model, values)
+    conversion = choose_conversion(model, values, examples)
     task = adapt(model, examples, conversion)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
@@ -167,12 +169,14 @@ def predict(values: dict[str, str]) -> None:
     rows = predictions(task, readable(files, conversion), truths)
     found = write_predictions(out, task.classes, rows, any(truths.values()))
     labelling = Labelling({name: len(examples.classes[name]) for name in task.classes}, found)
-    Console().print(labelling.class_table().rich())
     print_remarks(model, conversion)
+    Console().print(labelling.class_table().rich())
     command = f"{USAGE.split(' ckpt=')[0]} {shlex.join(f'{key}={value}' for key, value in values.items() if value)}"
     write_pictures(labelling, examples_of(task), files, conversion, describe(model), command, out)
     print(*labelling.lines(), sep="\n")
     print(f"{labelling.answered} of {len(files)} images are labelled in {out}")
+    sheet, page = (out.with_suffix(suffix) for suffix in PICTURES)
+    print(f"the images with their labels are in {page}, a page for a browser, and on the contact sheet {sheet}")
     if unanswered := len(found) - labelling.answered:
         raise UsageError(
             f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "
@@ -207,42 +211,12 @@ def describe(model: Model) -> list[str]:
     ]
 
 
-def choose_conversion(model: Model, values: dict[str, str]) -> Conversion:
-    """Return the conversion of the model with the options of the command line, and print differences from training."""
-    parsers = {"invert": "true".__eq__, "white": parse_number}
-    typed = {key: parsers.get(key, str)(values[key]) for key in CHOICES if values[key]}
-    for key, value in typed.items():
-        trained = (model.trained_conversion or typed)[key]
-        if value != trained:
-            print(
-                f"metafew: expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the "
-                "training",
-                file=sys.stderr,
-            )
-    return Conversion(model.channels, model.image_size, **model.conversion.options | typed)
-
-
 def print_remarks(model: Model, conversion: Conversion) -> None:
     """Print remarks on the converted images."""
     # A model trained on cropped images is expected to crop others.
     seen = {key: value for key, value in conversion.seen.items() if not (model.trained_conversion and "cut" in key)}
-    found = remarks(seen)
-    if model.trained_conversion is None:
-        found.append(
-            "expected a checkpoint that holds how training converted image files, got one of an earlier version, of a "
-            f"dataset without such files, or of several: type fit=... and invert=... where {conversion.fit} and "
-            f"{str(conversion.invert).lower()} are wrong"
-        )
-    for remark in found:
+    for remark in remarks(seen):
         print(f"metafew: {as_typed_here(remark)}", file=sys.stderr)
-
-
-def parse_number(word: str) -> float:
-    """Return a word as a number; raises UsageError if it is not one."""
-    try:
-        return float(word)
-    except ValueError:
-        raise UsageError(f"expected white to be a number, got {word}: type white=65535") from None
 
 
 def read_examples(support: Path) -> Tree:

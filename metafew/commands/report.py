@@ -20,10 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metafew.analysis.compare.comparison import compare_runs
-from metafew.analysis.compare.find import find_runs
-from metafew.analysis.compare.report import write_report
-from metafew.analysis.compare.tables import arrange, report_tables
+from metafew.analysis.compare.report import make_report
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
 
@@ -46,19 +43,16 @@ def report(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
         )
-    runs, omitted = find_runs(places)
-    comparison = compare_runs([run for run in runs if run.heads], options["against"])
-    arrangement = arrange(comparison, options["rows"], options["columns"])
-    tables = report_tables(comparison, options["against"], options["spread"], arrangement) if comparison.rows else []
     command = shlex.join(["metafew", "report", *arguments])
-    replaced = " (in place of an earlier report)" * (Path(options["out"]) / "index.html").is_file()
-    files, omitted = write_report(Path(options["out"]), comparison, tables, runs, omitted, command)
+    folder = Path(options.pop("out"))
+    replaced = " (in place of an earlier report)" * (folder / "index.html").is_file()
+    made = make_report(places, folder, command, **options)
     console = Console()
-    for table in tables:
+    for table in made.tables:
         for part in table.fitting(console.width):
             console.print(part.rich())
             print("\n".join([*part.notes, ""]))
-    for place, reason in omitted:
+    for place, reason in made.omitted:
         print(f"left out: {place}: {reason}")
-    compared = "1 run is" if len(runs) == 1 else f"{len(runs)} runs are"
-    print(f"{compared} compared in {options['out']}{replaced}: {', '.join(files[:-1])} and {files[-1]}")
+    compared = "1 run is" if made.runs == 1 else f"{made.runs} runs are"
+    print(f"{compared} compared in {folder}{replaced}: {', '.join(made.files[:-1])} and {made.files[-1]}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from metafew.analysis.compare.report import make_report
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.distributed.threads import VARIABLE, threads_of_each
 from metafew.errors import UsageError
@@ -28,7 +29,7 @@ REPORT_EVERY = 600.0
 
 
 def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int = 1) -> int:
-    """Run the unfinished commands, and write results.json, table.md and figures to ``out``.
+    """Run the unfinished commands, and write results.json, table.md and figures to ``out``, and its report, if any.
 
     A failed run does not stop the others, and interrupted runs are resumed. results.json is updated after every
     training. Concurrent experiments can share runs.
@@ -55,6 +56,10 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
         console.print(table.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
+    tests = [str(cell.test.folder) for cell in cells if cell.finished]
+    if experiment.get("report") and tests:
+        made = make_report(tests, out / "report", experiment["command"])
+        print(f"the report on all heads is in {out / 'report'}: {', '.join(made.files)}")
     return int(any(cell.error for cell in cells))
 
 

@@ -54,6 +54,7 @@ def measure_row(cells: Sequence[Cell], column: str | dict, reference: Sequence[C
         task_stream=TASK_STREAM,
         lower_bound=any(value.get("over") for value in values),
         failed=sum(value.get("failed", 0) for value in values),
+        transductive=any(run.is_transductive(measured_head(run, column)) for run in runs),
     )
 
 
@@ -76,9 +77,20 @@ def name_trained_head(path: str, run: Run) -> str:
     return path.replace("/trained/", f"/{run.trained_head}/")
 
 
+def parse_accuracy(run: Run, column: str | dict) -> re.Match | None:
+    """Return the head, shot and dataset of a column of accuracies; None for other measures."""
+    return ACCURACY.fullmatch(name_trained_head(column, run)) if isinstance(column, str) else None
+
+
+def measured_head(run: Run, column: str | dict) -> str | None:
+    """Return the head of a column of accuracies; None for other measures."""
+    match = parse_accuracy(run, column)
+    return match["head"] if match else None
+
+
 def task_accuracies(run: Run, column: str | dict) -> dict:
     """Return the accuracy of each test task of a column; empty for other measures."""
-    match = ACCURACY.fullmatch(name_trained_head(column, run)) if isinstance(column, str) else None
+    match = parse_accuracy(run, column)
     if not match:
         return {}
     number = [str(shot) for shot in run.shots].index(match["shot"]) if match["shot"] else 0

@@ -19,9 +19,10 @@ INTRO = """\
 
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
-The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), checked on
-freely available data with one command for each table. `make reproduce` runs all of them at a small budget, which takes
-hours on two CPU cores; the same command resumes after an interruption. To run a single experiment:
+The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and one of
+Veilleux et al. 2021 beside a table of all heads, checked on freely available data with one command for each table.
+`make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command resumes after
+an interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml

@@ -78,6 +78,7 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
             figures[column] = {"mean": found.mean, "ci95": found.ci95, "tasks": found.tasks, "seeds": seeds}
             figures[column] |= {"failed": found.failed}
             figures[column] |= {"over": True} if found.lower_bound else {}
+            figures[column] |= {"transductive": True} if found.transductive else {}
     return {
         "words": [word for word in cells[0].fit.overrides if not NOT_RECORDED.match(word)],
         "figures": figures,
@@ -124,7 +125,10 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
         table = TextTable(f"{report['title']}: {panel}" if panel else report["title"], columns)
         for name, results in rows.items():
             figures = results["figures"]
-            line = [format_figure(figures.get(column), unit) for column, unit in report["columns"].items()]
+            line = [
+                format_figure(figures.get(column), unit) + " †" * (column in marked_figures(results))
+                for column, unit in report["columns"].items()
+            ]
             if not figures:
                 line = ["failed" if results["errors"] else "under way" if results.get("under_way") else MISSING] * len(
                     line
@@ -133,6 +137,12 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
             table.rows.append([f"{name} †" if results["transductive"] else name, *line])
         table.notes = panel_notes(rows, [published["text"]] if shown else [])
         yield table
+
+
+def marked_figures(results: Mapping) -> set[str]:
+    """Return the columns of a row that are transductive, unless all of the row is."""
+    figures = results["figures"].items()
+    return set() if results["transductive"] else {column for column, figure in figures if figure.get("transductive")}
 
 
 def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
@@ -148,7 +158,11 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
     over = " or, for one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
     notes = [f"mean ± {over}; accuracies in percent"]
     failed = any(figure.get("failed") for row in rows.values() for figure in row["figures"].values())
-    notes += [FAILED] * failed + [DAGGER] * any(row["transductive"] for row in rows.values()) + published
+    notes += (
+        [FAILED] * failed
+        + [DAGGER] * any(row["transductive"] or marked_figures(row) for row in rows.values())
+        + published
+    )
     notes += [
         f"{name}: {format_options(picked)} of head={head} chosen on validation tasks"
         for name, row in rows.items()

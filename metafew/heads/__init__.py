@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-BASES = ("metafew.heads.head.Head", "metafew.heads.head.FeatureHead", "metafew.heads.adapting.AdaptingHead")
+BASES = (
+    "metafew.heads.head.Head",
+    "metafew.heads.head.FeatureHead",
+    "metafew.heads.maps.MapHead",
+    "metafew.heads.adapting.AdaptingHead",
+)
 
 
 def __getattr__(name: str) -> Any:

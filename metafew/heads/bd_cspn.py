@@ -20,12 +20,13 @@ class BDCSPN(FeatureHead):
 
     Args:
         scale: initial value of the learned scale of the logits.
-        sharpness: factor ``e`` of the cosine in the weights of :func:`rectified`.
+        sharpness: factor ``e`` of the cosine in the weights of :func:`rectified`. With 10, a single support row
+            outweighs the queries of its class where their cosines are low, and nothing is gained.
     """
 
     transductive = True
 
-    def __init__(self, scale: float = 10.0, sharpness: float = 10.0):
+    def __init__(self, scale: float = 10.0, sharpness: float = 1.0):
         super().__init__()
         check_range("head.sharpness", sharpness, 0, torch.inf)
         self.sharpness = sharpness
@@ -37,7 +38,9 @@ class BDCSPN(FeatureHead):
         return self.scale * (direction(query) @ direction(prototypes).mT)
 
 
-def rectified(support: Tensor, labels: Tensor, query: Tensor, way: int, sharpness: float) -> tuple[Tensor, Tensor]:
+def rectified(
+    support: Tensor, labels: Tensor, query: Tensor, way: int, sharpness: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return prototypes ``(t, w, d)`` rectified by the queries, and the shifted queries, from features.
 
     Features are scaled to unit length. Against the cross-class bias, queries are shifted by the difference between the

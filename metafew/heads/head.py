@@ -130,12 +130,17 @@ class FeatureHead(Head):
             return self.classify(precise(context), support.labels, precise(targets), way)
 
 
-def misfit(head: Head | type[Head], has_base_mean: bool) -> str | None:
-    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it evaluates any features."""
+def misfit(head: Head | type[Head], base: bool = True) -> str | None:
+    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it evaluates features as it is.
+
+    Args:
+        head: the head, or the class.
+        base: whether the mean feature of training images is available.
+    """
     if head.requires_training:
         return "must be trained"
-    if head.needs_base_mean and not has_base_mean:
-        return "uses the mean feature of training classes"
+    if head.needs_base_mean and not base:
+        return "uses the mean feature of training images"
     on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
     return None if on_features else "takes images, not features"
 

@@ -7,36 +7,41 @@ import math
 import torch
 from torch import Tensor
 
-from metafew.config.option_values import check_integer, check_range, check_truth
+from metafew.config.option_values import check_choice, check_integer, check_range, check_truth
 from metafew.heads.bd_cspn import rectified
-from metafew.heads.cosine import direction
-from metafew.heads.head import FeatureHead, class_means, negative_distances
+from metafew.heads.head import class_means, negative_distances
+from metafew.heads.simpleshot import SimpleShot
 
 
-class LaplacianShot(FeatureHead):
+class LaplacianShot(SimpleShot):
     """Nearest prototype, regularised so that queries have the labels of their nearest neighbours among the queries.
 
-    From ``a_qm``, the squared distance of query ``q``, at unit length, from the prototype of class ``m``, labels ``y``
+    From ``a_qm``, the squared distance of query ``q``, transformed, from the prototype of class ``m``, labels ``y``
     follow by repeated updates ``y_q = softmax(-a_q + weight sum_p w_qp y_p)``, where ``w_qp`` is 1 for the ``p`` among
     the nearest neighbours of ``q``, else 0 (Algorithm 1). Each update minimises a bound of ``sum_q y_q (a_q + log y_q)
     - weight / 2 sum_qp w_qp y_q y_p``, which decreases if ``w`` is symmetric and positive semidefinite. A ``w`` of
     nearest neighbours is neither; the authors, too, use it as it is. Logits are those of the last update.
 
-    Nothing assumes balanced classes but the shift of ``rectify``. Departures: features are not centred by the mean of
-    the training features; the weights of rectified prototypes are those of Liu et al. (:func:`rectified`); the number
-    of updates is fixed.
+    Nothing assumes balanced classes but the shift of ``rectify``. Departures: by default features are not centred by
+    the mean of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of
+    updates is fixed.
 
     Args:
         weight: ``lambda``, which the authors choose on validation tasks among 0.1 to 1.5; 0 is the nearest prototype.
         neighbours: nearest neighbours of a query; the authors' 3 count the query itself.
         steps: updates.
         rectify: shift the queries and rectify the prototypes as BD-CSPN does.
+        transform: of features, as in :class:`~metafew.heads.simpleshot.SimpleShot`: ``l2n``, unit length, which needs
+            no training features; or ``cl2n``, the authors'.
     """
 
     transductive = True
 
-    def __init__(self, weight: float = 0.7, neighbours: int = 2, steps: int = 20, rectify: bool = True):
-        super().__init__()
+    def __init__(
+        self, weight: float = 0.7, neighbours: int = 2, steps: int = 20, rectify: bool = True, transform: str = "l2n"
+    ):
+        check_choice("head.transform", transform, ("l2n", "cl2n"))
+        super().__init__(transform)
         check_range("head.weight", weight, 0, math.inf)
         check_integer("head.neighbours", neighbours, 1, 2)
         check_integer("head.steps", steps, 0, 20)
@@ -45,10 +50,11 @@ class LaplacianShot(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return the logits ``(t, q, w)`` of the last update."""
+        support, query = self.transformed(support, query)
         if self.rectify:
-            prototypes, query = rectified(support, labels, query, way, sharpness=10.0)
+            prototypes, query = rectified(support, labels, query, way)
         else:
-            prototypes, query = class_means(direction(support), labels, way), direction(query)
+            prototypes = class_means(support, labels, way)
         return updated(
             negative_distances(query, prototypes), self.weight * affinity(query, self.neighbours), self.steps
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,8 @@ class LDA(FeatureHead):
         covariance: ``blended``, ``pooled`` or ``class``.
         beta: weight of the identity, relative to the scale of the features; 1 in the paper.
     """
+
+    exemptions: ClassVar = {"onnx": "ONNX has no operation that factors a matrix"}
 
     def __init__(self, covariance: str = "blended", beta: float = 1.0):
         super().__init__()

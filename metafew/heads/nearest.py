@@ -16,8 +16,8 @@ class Nearest(FeatureHead):
     ``p`` is the softmax, over classes, of minus the squared distance to the nearest row of a class. It is one more vote
     that the classes share: among classes of equally many votes, including none, the one with the nearest row comes
     first. It also has the gradient that votes lack. Probabilities are ``(votes_m + p_m) / (k + 1)``, and with ``k=1``
-    the most probable class is that of the nearest row. Each row has one vote, so that among several neighbours, classes
-    with more support rows have an advantage.
+    the most probable class is that of the nearest row. Rows as near as the ``k``-th vote too. Each row has one vote, so
+    among several neighbours, classes with more support rows have an advantage.
 
     Args:
         k: number of neighbours; all rows vote in a task of fewer.
@@ -37,8 +37,6 @@ class Nearest(FeatureHead):
         closeness = negative_distances(query, support)  # (t, q, s)
         members = F.one_hot(labels, way)
         nearest = closeness.unsqueeze(-1).masked_fill(members.unsqueeze(1) == 0, -inf).amax(2)
-        neighbours = closeness.topk(min(self.k, labels.shape[1])).indices
-        votes = (
-            members.unsqueeze(1).expand(-1, query.shape[1], -1, -1).take_along_dim(neighbours.unsqueeze(-1), 2).sum(2)
-        )
-        return votes.to(query.dtype).log().logaddexp(nearest.log_softmax(-1))
+        last = closeness.topk(min(self.k, labels.shape[1])).values[..., -1:]
+        votes = (closeness >= last).to(query.dtype) @ members.to(query.dtype)
+        return votes.log().logaddexp(nearest.log_softmax(-1))

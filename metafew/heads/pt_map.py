@@ -85,7 +85,7 @@ def balanced(scores: Tensor, offsets: Tensor, iterations: int) -> tuple[Tensor, 
         offsets: ``(t or 1, 1, w)`` to start from.
         iterations: iterations.
     """
-    share = math.log(scores.shape[1] / scores.shape[2])
+    share = math.log(scores.shape[1] / scores.shape[2])  # alike for all classes: it only keeps offsets from drifting
     for _ in range(iterations):
         offsets = offsets + share - (scores + offsets).log_softmax(-1).logsumexp(1, keepdim=True)
     return scores + offsets, offsets

@@ -28,9 +28,14 @@ class SimpleShot(FeatureHead):
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return negative squared distances ``(t, q, w)`` to the class means."""
+        support, query = self.transformed(support, query)
+        return negative_distances(query, class_means(support, labels, way))
+
+    def transformed(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``g`` of the support features ``(t, s, d)`` and of those of the queries ``(t, q, d)``."""
         if self.transform == "cl2n":
             mean = support.mean(1, keepdim=True)
             support, query = (x - mean if self.training else self.centred(x) for x in (support, query))
         if self.transform != "un":
             support, query = direction(support), direction(query)
-        return negative_distances(query, class_means(support, labels, way))
+        return support, query

@@ -25,8 +25,8 @@ class TIM(FeatureHead):
 
     ``solver="adm"`` alternates :func:`assigned_labels` of the queries, in closed form, and a step of ``w`` (TIM-ADM,
     Proposition 1); ``"gradient"`` takes steps of Adam (TIM-GD). Defaults are those of the authors' code. As published,
-    nothing bounds the steps of ``adm``: on features that hardly differ, such as those of an untrained network, the
-    objective can rise again after a hundred of them. In training the change of ``w`` counts as a constant, so that
+    nothing bounds the steps of ``adm``: the objective can rise for a while, and does in most 1-shot tasks of
+    mini-ImageNet on features of a conv4. In training the change of ``w`` counts as a constant, so that
     gradients pass through the class means and the features only; Boudiaf et al. do not train through it.
 
     Args:
@@ -74,15 +74,16 @@ class TIM(FeatureHead):
         shares = [self.support_weight / (1 + self.conditional_weight) / counts[0], 1 / counts[1]]
         for _ in range(self.steps):
             given, found = self.logits(rows, weights).log_softmax(-1).split(counts, 1)
-            assigned = shares[0] * members, shares[1] * assigned_labels(found, self.conditional_weight)
-            residual = torch.cat([assigned[0] - shares[0] * given.exp(), assigned[1] - shares[1] * found.exp()], 1)
-            total = sum(part.sum(1) for part in assigned)
-            weights = weights + pull(residual, rows, weights) / total.unsqueeze(-1)
+            labels = assigned_labels(found, self.conditional_weight)
+            assigned = torch.cat([shares[0] * members, shares[1] * labels], 1)
+            predicted = torch.cat([shares[0] * given.exp(), shares[1] * found.exp()], 1)
+            weights = weights + pull(assigned - predicted, rows, weights) / assigned.sum(1).unsqueeze(-1)
         return weights
 
     def descended(self, weights: Tensor, support: Tensor, members: Tensor, query: Tensor) -> Tensor:
         """Return the weights ``(t, w, d)`` after the steps of TIM-GD."""
-        rule, state = Adam(beta1=0.9), Adam(beta1=0.9).start({"": weights})
+        rule = Adam(beta1=0.9)
+        state = rule.start({"": weights})
         for _ in range(self.steps):
             gradient = self.gradient(weights, support, members, query)
             directions, state = rule({"": gradient}, state)

@@ -87,7 +87,7 @@ class TransductiveFinetuning(AdaptingHead):
 
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)`` of the support set in even steps, else the queries' mean entropy."""
-        if step % 2 == 0:
+        if step % 2 == 0 or tasks.queries is None:
             return super().loss(model, tasks, step, weights)
         _, features = model.embed(weights, tasks.images, tasks.queries, record=False, targets_only=True)
         log_p = self.logits(features, weights).log_softmax(-1)

@@ -31,16 +31,26 @@ def read(path: str | PathLike) -> dict:
     Raises:
         UsageError: if there is no such file, or it is not a checkpoint of this version of metafew.
     """
+    if Path(path).is_dir():
+        raise UsageError(f"{EXPECTED}, and {path} is a folder{checkpoint_of(Path(path))}")
     if not Path(path).is_file():
-        found = Path(path, "checkpoints", "best.ckpt")
-        advice = f": type {to_paste('ckpt', found)}" if found.is_file() else ""
-        raise UsageError(f"{EXPECTED}, and there is no file {path}{advice}")
+        raise UsageError(f"{EXPECTED}, and there is no file {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch does not document the errors for other files
         reason = str(error).split("\n")[0].rstrip(".")
         raise UsageError(f"{EXPECTED}, and {path} cannot be read as one ({reason})") from error
     return checked(checkpoint, path)
+
+
+def checkpoint_of(folder: Path) -> str:
+    """Return the end of the error for a folder in place of a checkpoint: what to type, or why there is nothing."""
+    for file in (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")):
+        if file.is_file():
+            return f": type {to_paste('ckpt', file)}"
+    if (folder / "results.json").is_file():
+        return " of a run that wrote none, as only training does (stages=[fit,test]): type ckpt=PATH of another run"
+    return " without checkpoints: type ckpt=PATH of a file"
 
 
 def checked(checkpoint: Any, path: str | PathLike) -> dict:
@@ -57,6 +67,8 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
         )
     saved = update_record(checkpoint["metafew"])
     saved = {"temperatures": {}, "base_mean": None} | saved  # earlier versions have none
+    of_drawings = saved["choices"].get("dataset") == "glyphs"  # where earlier versions do not say it
+    saved["model"] = {"drawings": of_drawings} | saved["model"]
     if "config" in saved:  # earlier versions carry ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}

@@ -268,9 +268,9 @@ def warn_of_context_sizes(parts: Parts) -> None:
     depends_on_size = any(alpha.scale is not None for alpha in parts.learner.alphas)
     if depends_on_size and not low <= min(sizes) <= max(sizes) <= high:
         log.warning(
-            "TaskNorm was trained with contexts of %d to %d images and is tested with %d to %d: its alpha was never "
+            "TaskNorm was trained with contexts of %s images and is tested with %s: its alpha was never "
             "fitted there (norm.alpha=independent does not depend on the size)",
-            *(low, high, min(sizes), max(sizes)),
+            *(" to ".join(map(str, sorted({*bounds}))) for bounds in ((low, high), (min(sizes), max(sizes)))),
         )
 
 

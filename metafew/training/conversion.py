@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,7 +44,13 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
             cfg.dataset[option] = value
 
 
-def conversion_of_training(data: FewShot) -> dict | None:
-    """Return the conversion of the training images; None if the components do not share one."""
-    found = [describe(data.folder(source))["conversion"] for source in data.source.components("train")]
-    return found[0] if all(each == found[0] for each in found) else None
+def images_of_training(data: FewShot) -> dict[str, Any]:
+    """Return what checkpoints store on the training images.
+
+    This is their ``conversion``, None if they have no files or the components do not share one, and whether all are
+    ``drawings``.
+    """
+    sources = data.source.components("train")
+    found = [describe(data.folder(source))["conversion"] for source in sources]
+    shared = found[0] if all(each == found[0] for each in found) else None
+    return {"conversion": shared, "drawings": all(source.drawings for source in sources)}

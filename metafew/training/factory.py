@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,17 +184,29 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
     return heads
 
 
-def fitting_heads(
-    nodes: Mapping[str, Any], backbone: Backbone, has_base_mean: bool = True
-) -> tuple[dict[str, Head], str]:
-    """Return the untrained heads that evaluate features as they are, and a line on the others."""
+def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = True) -> tuple[dict[str, Head], str]:
+    """Return the untrained heads that evaluate features as they are, and a line on the others.
+
+    Args:
+        nodes: the configuration of each head.
+        backbone: the backbone.
+        base: whether the mean feature of training images is available.
+    """
     heads, reasons = {}, {}
     for name, node in nodes.items():
-        target = get_object(node["_target_"])
-        reason = misfit(target, has_base_mean) if isinstance(target, type) and issubclass(target, Head) else None
+        reason = None
+        with suppress(ImportError):  # which make_head reports
+            target = get_object(node["_target_"])
+            reason = misfit(target, base) if isinstance(target, type) and issubclass(target, Head) else None
         if reason is None:
-            heads[name] = make_head(node, backbone, trained=False)
-            reason = misfit(heads[name], has_base_mean)  # an option may change it
+            try:
+                heads[name] = make_head(node, backbone, trained=False)
+                reason = misfit(heads[name], base)  # an option may change it
+            except UsageError as error:
+                if "_partial_" not in node:  # it does not depend on the backbone
+                    raise
+                lacking = str(error).partition(", got ")[0].replace(f" for head={name}", "")
+                reason = f"fits no such backbone ({lacking})"
         if reason is not None:
             heads.pop(name, None)
             reasons[name] = reason

@@ -20,7 +20,7 @@ from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError, reason
 from metafew.training import checkpoint, resume
-from metafew.training.conversion import conversion_of_training
+from metafew.training.conversion import images_of_training
 from metafew.training.data_report import check_base_images, report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
@@ -61,7 +61,7 @@ def run_stages(parts: Parts) -> Outcome:
     data.prepare_data()
     outcome.data = report_data(parts)
     check_base_images(parts)
-    learner.provenance["model"]["conversion"] = conversion_of_training(data)
+    learner.provenance["model"] |= images_of_training(data)
     wait_for_other_ranks()
     with enough_memory(trainer, learner), suitable_callbacks(), closing(data):
         if parts.fits:

@@ -24,7 +24,7 @@ class Flat(Backbone):
 
     def __init__(self, features=4):
         super().__init__(1, 1)
-        self.features = features
+        self.features, self.map_shape = features, (features, 1, 1)
         self.matrix = torch.nn.Parameter(torch.eye(features, dtype=torch.double))
 
     def forward(self, images):

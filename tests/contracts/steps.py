@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
+from contracts import with_base_mean
 from metafew.episode import Episode, Labelled
 from metafew.evaluation.calibration import CalibrationError
-from metafew.evaluation.metrics import PerTask
+from metafew.evaluation.metrics import PerTask, SecondsPerTask
 from metafew.training.learner import Learner
 
 TRAINER = SimpleNamespace(
@@ -47,12 +48,14 @@ def train(learner: Learner, *batch: Episode) -> torch.Tensor:
 
 
 def prepare_tables(learner: Learner) -> None:
-    """Make the tables of a test."""
+    """Make the tables of a test, and the mean feature of training images for heads that use it."""
+    for head in learner.heads.values():
+        with_base_mean(head, learner.backbone)
     learner.feature_caches = [None]
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]
     learner.test_errors = [{name: CalibrationError(1.0).to(device) for name in learner.heads}]
-    learner.test_seconds = [{}]
+    learner.test_seconds = [{name: SecondsPerTask().to(device) for name in learner.heads}]
 
 
 @torch.no_grad()

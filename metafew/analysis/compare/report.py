@@ -4,19 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from metafew.analysis.compare.comparison import Comparison
+from metafew.analysis.compare.comparison import Comparison, compare_runs
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.csv_files import write_cells, write_runs
+from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
+from metafew.analysis.compare.tables import arrange, report_tables
 from metafew.analysis.compare.text_table import TextTable
 from metafew.analysis.html_document import document
 from metafew.errors import UsageError
 
 TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")
 HEADS = "heads.csv"
+
+
+class Report(NamedTuple):
+    """A report that was written.
+
+    Attributes:
+        tables: its tables.
+        files: the names of its files.
+        runs: the number of runs.
+        omitted: folders and files without a finished run, and figures that were not drawn.
+    """
+
+    tables: list[TextTable]
+    files: list[str]
+    runs: int
+    omitted: list[Omitted]
+
+
+def make_report(
+    places: Sequence[str],
+    folder: Path,
+    command: str,
+    rows: str | None = None,
+    columns: str | None = None,
+    against: str | None = None,
+    spread: str = "ci95",
+) -> Report:
+    """Compare the runs in some places, and write the report.
+
+    Args:
+        places: as for :func:`~metafew.analysis.compare.find.find_runs`.
+        folder: the folder to write.
+        command: the command of the report.
+        rows: settings that are rows, as for :func:`~metafew.analysis.compare.tables.arrange`.
+        columns: settings that are columns.
+        against: overrides that identify the row to which differences are taken.
+        spread: ``"ci95"``, or ``"se"`` for standard errors.
+
+    Raises:
+        UsageError: as these functions do, and :func:`write_report`.
+    """
+    runs, omitted = find_runs(places)
+    comparison = compare_runs([run for run in runs if run.heads], against)
+    arrangement = arrange(comparison, rows, columns)
+    tables = report_tables(comparison, against, spread, arrangement) if comparison.rows else []
+    files, omitted = write_report(folder, comparison, tables, runs, omitted, command)
+    return Report(tables, files, len(runs), omitted)
 
 
 def write_report(

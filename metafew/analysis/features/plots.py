@@ -195,6 +195,10 @@ def draw_weight_distances(distances: Sequence[float], layers: dict[str, dict], s
     save(figure, path)
 
 
-def shorten(name: str) -> str:
-    """Cut off the beginning of a long name."""
-    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+def shorten(name: str, longest: int = LONGEST) -> str:
+    """Cut off the beginning of a long name.
+
+    >>> shorten("character06", 11), shorten("character06", 6)
+    ('character06', '…ter06')
+    """
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"

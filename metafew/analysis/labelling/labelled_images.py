@@ -17,9 +17,9 @@ from metafew.analysis.style import ORANGE
 
 CLASSES, EXAMPLES, IMAGES = 20, 3, 10
 CELL, NAMES, EDGE = 0.8, 1.7, 0.35  # inches: an image, class names, and the margins
-LONGEST = 15
-"""Most characters of a caption."""
-CAPTION, GAP = 0.3, 0.5  # in images: the space for a caption, and between examples and labelled images
+LONGEST = 12
+"""Most characters of a line of a caption."""
+CAPTION, GAP = 0.4, 0.5  # in images: the space for a caption, and between examples and labelled images
 
 
 def draw_labelled_images(
@@ -85,10 +85,10 @@ def name_rows(axes: Axes, rows: Sequence[tuple[str, int]], step: int, size: int)
 
 
 def draw_caption(axes: Axes, prediction: Prediction, x: float, y: float) -> None:
-    """Write the probability of a prediction below its image, and the true class if it is wrong."""
+    """Write the probability of a prediction below its image and, if it is wrong, the end of the true class below it."""
     words = f"{100 * prediction.probability:.0f} %{'?' * prediction.unknown}"
     style: dict[str, Any] = {"color": "black"}
     if prediction.wrong:
-        words, style = f"{words} {prediction.truth}", {"color": ORANGE, "weight": "bold"}
-    words = words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"
+        words = f"{words}\n{shorten(str(prediction.truth), LONGEST)}"
+        style = {"color": ORANGE, "weight": "bold"}
     axes.text(x, y, words, fontsize=6.5, parse_math=False, ha="center", va="top", **style)

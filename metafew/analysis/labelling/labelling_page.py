@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def urgency(prediction: Prediction) -> tuple[bool, bool, bool, float]:
 
 def labelled_image(prediction: Prediction, pixels: np.ndarray) -> str:
     """Return an image with its prediction in HTML."""
-    captions = [prediction.file]
+    captions: list[str] = []
     if prediction.predicted is None:
         captions.append(NONE)
     else:
@@ -59,5 +60,14 @@ def labelled_image(prediction: Prediction, pixels: np.ndarray) -> str:
         captions.append(f"✗ {prediction.truth}")
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
-    caption, kind = "<br>".join(map(escape_html, captions)), f"small{' wrong' * prediction.wrong}"
-    return figure(png.getvalue(), prediction.file, caption, kind)
+    lines = [breakable(prediction.file), *map(escape_html, captions)]
+    return figure(png.getvalue(), prediction.file, "<br>".join(lines), f"small{' wrong' * prediction.wrong}")
+
+
+def breakable(file: str) -> str:
+    """Return a path in HTML that may break after slashes, hyphens and underscores, and before dots.
+
+    >>> breakable("a<b/c-1.jpg")
+    'a&lt;b/<wbr>c-<wbr>1<wbr>.jpg'
+    """
+    return "<wbr>".join(map(escape_html, re.split(r"(?<=[/_-])(?=.)|(?<=.)(?=\.)", file)))

@@ -46,6 +46,7 @@ class Glyphs(Source):
 
     name = "glyphs"
     channels = 1
+    drawings = True
 
     def __init__(self, image_size: int, jitter: View | None):
         self.image_size, self.jitter = image_size, jitter

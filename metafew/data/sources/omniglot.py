@@ -52,6 +52,7 @@ class Omniglot(Source):
     name = "omniglot"
     published_images = 32_460
     channels = 1
+    drawings = True
 
     def __init__(self, root: str, split: str, image_size: int, download: bool):
         published = shipped_split(self.name)

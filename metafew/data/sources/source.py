@@ -54,6 +54,8 @@ class Source:
     """A random view that is part of the dataset (see :mod:`metafew.data.augment`), or None."""
     conversion: Conversion | None = None
     """The conversion of image files to stored images; None if the dataset has no image files."""
+    drawings: bool = False
+    """Whether all images are drawings, in bright ink on a dark background."""
     own_images: bool = False
     """Whether the images are the user's own, so that the user can choose their conversion."""
     duplicates: str | None = None

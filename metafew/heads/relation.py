@@ -1,0 +1,68 @@
+"""Relation networks (Sung et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from metafew.backbones.backbone import Backbone
+from metafew.config.option_values import check_integer
+from metafew.heads.head import class_means
+from metafew.heads.maps import MapHead
+
+
+class Relation(MapHead):
+    """A network scores each pair of a class and a query: ``logit_m = g([p_m, f(x)])``.
+
+    ``p_m`` is the mean map of class ``m``, and ``[,]`` concatenates channels. ``g`` consists of two blocks of 3x3
+    convolution, norm, ReLU and 2x2 max-pooling, and two dense layers with ReLU between them. Maps with a side of one
+    position are not pooled further.
+
+    Departures from Sung et al.: the objective is cross-entropy over classes instead of the squared error of a sigmoid
+    of each score; class maps are means instead of sums, which differ if classes have different numbers of images; norms
+    are layer normalization, as batch normalization would let queries influence one another; the last layer has no bias,
+    which would be the same for all classes; and backbones here halve images four times, where their embedding does so
+    twice.
+
+    Args:
+        backbone: the backbone; only the shape of its maps is used.
+        trained: not used; the head must be trained to be of use.
+        width: channels of both blocks.
+        hidden: units of the first dense layer.
+    """
+
+    requires_training = True
+    exemptions: ClassVar = {"separable_classes": "its similarity is a network, which must be trained first"}
+
+    def __init__(self, backbone: Backbone, trained: bool, width: int = 64, hidden: int = 8):
+        super().__init__(backbone, "relation")
+        for word, value in (("width", width), ("hidden", hidden)):
+            check_integer(f"head.{word}", value, 1, example=8)
+        channels, *sides = self.map_shape
+
+        def conv(inputs: int) -> nn.Conv2d:
+            layer = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            return layer
+
+        def end() -> list[nn.Module]:
+            pooled = min(sides) > 1
+            sides[:] = [side // 2 if pooled else side for side in sides]
+            return [nn.GroupNorm(1, width), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
+
+        # A convolution of concatenated maps is the sum of one of each.
+        self.of_class, self.of_query = conv(channels), conv(channels)
+        self.blocks = nn.Sequential(*end(), conv(width), *end(), nn.Flatten())
+        size = width * sides[0] * sides[1]
+        self.score = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
+
+    def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
+        """Return the scores ``(t, q, w)``."""
+        means = class_means(support, labels, way)
+        of_classes, of_queries = (
+            layer(self.maps(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+            for layer, x in ((self.of_class, means), (self.of_query, query))
+        )
+        pairs = of_classes.unsqueeze(1) + of_queries.unsqueeze(2)  # (t, q, w, c, h, w)
+        return self.score(self.blocks(pairs.flatten(0, 2))).view(pairs.shape[:3])

@@ -78,11 +78,7 @@ def run(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None
 
 
 def as_typed_here(message: str) -> str:
-    """Return a message with options in the form of this command instead of those of a dataset or of Python.
-
-    >>> as_typed_here("type dataset.fit=pad"), as_typed_here("type trust=['nets.ResNet', 'nets.Norm'] with it")
-    ('type fit=pad', 'type trust=nets.ResNet,nets.Norm with it')
-    """
+    """Return a message with options in the form of this command instead of those of a dataset or of Python."""
     message = re.sub(r"\btrust=\[.*?\]", lambda names: re.sub(r"[\[\]' ]", "", names[0]), message)
     message = re.sub(rf"\bdataset\.(?=({'|'.join(CHOICES)})\b)", "", message)
     return message.replace("dataset.root=", "support=")

@@ -81,11 +81,12 @@ def test_all_heads_on_an_array(monkeypatch):
     monkeypatch.setattr(SVM, "requires_training", True)
     every = partial(metafew.evaluate, features, np.repeat(np.arange(8), 5), "all", shot=1, query=2, tasks=2)
     found, centred = every(), every(base=features)
-    assert "svm (must be trained)" in found.left_out and found.left_out in " ".join(repr(found).split())
-    assert "simpleshot (with the mean feature" in found.left_out and "simpleshot" not in centred.left_out
-    names = [row[0] for row in found.table().rows]
+    assert "and svm must be trained" in found.left_out and "\nleft out: anil, " in repr(found)
+    assert found.left_out in " ".join(repr(found).split())
+    assert "simpleshot uses the mean feature" in found.left_out and "simpleshot" not in centred.left_out
     kinds = {kind: [name for name in found.heads if found.measures[name]["transductive"] == kind] for kind in (0, 1)}
     marked = [f"{name} †" for name in kinds[1]]
+    names = [row[0] for row in found.table().rows]
     assert names == ["inductive", *kinds[0], "transductive", *marked, "vectors_1nn"] and len(marked) > 3
     assert centred.measures.keys() == found.measures.keys() | {"simpleshot"}
     assert {"protonet", "ridge", "tim"} < found.measures.keys() < feature_heads() | {"vectors_1nn"}
@@ -93,11 +94,11 @@ def test_all_heads_on_an_array(monkeypatch):
 
 def test_an_option_may_make_a_head_need_training():
     head = SVM()
-    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "on images, not features"
+    assert misfit(head) is None and misfit(SVM) is None and misfit(Head) == "takes images, not features"
     head.requires_training = True
     assert misfit(head) == "must be trained"
     head.requires_training, head.needs_base_mean = False, True
-    assert misfit(head) is None and misfit(head, base=False) == "with the mean feature of training images"
+    assert misfit(head) is None and misfit(head, base=False) == "uses the mean feature of training images"
 
 
 class Picky(FeatureHead):
@@ -107,7 +108,10 @@ class Picky(FeatureHead):
 
 def test_a_head_that_does_not_fit_the_backbone_is_left_out():
     nodes = OmegaConf.create({"head": {"picky": {"_target_": "test_all_heads.Picky", "_partial_": True}}}).head
-    assert fitting_heads(nodes, Identity(4, 1, None)) == ({}, "picky (expected a backbone with maps)")
+    assert fitting_heads(nodes, Identity(4, 1, None)) == (
+        {},
+        "picky fits no such backbone (expected a backbone with maps)",
+    )
     nodes = OmegaConf.create({"head": {"svm": {"_target_": "metafew.heads.svm.SVM", "c": -1.0}}}).head
     with pytest.raises(UsageError, match="-1"):  # an option is wrong
         fitting_heads(nodes, Identity(4, 1, None))

@@ -44,8 +44,9 @@ def report(arguments: Sequence[str]) -> None:
             f"expected folders of runs or results.json files, got {' '.join(arguments)}: type outputs or multirun"
         )
     command = shlex.join(["metafew", "report", *arguments])
-    replaced = " (in place of an earlier report)" * (Path(out := options.pop("out")) / "index.html").is_file()
-    made = make_report(places, Path(out), command, **options)
+    folder = Path(options.pop("out"))
+    replaced = " (in place of an earlier report)" * (folder / "index.html").is_file()
+    made = make_report(places, folder, command, **options)
     console = Console()
     for table in made.tables:
         for part in table.fitting(console.width):
@@ -54,4 +55,4 @@ def report(arguments: Sequence[str]) -> None:
     for place, reason in made.omitted:
         print(f"left out: {place}: {reason}")
     compared = "1 run is" if made.runs == 1 else f"{made.runs} runs are"
-    print(f"{compared} compared in {out}{replaced}: {', '.join(made.files[:-1])} and {made.files[-1]}")
+    print(f"{compared} compared in {folder}{replaced}: {', '.join(made.files[:-1])} and {made.files[-1]}")

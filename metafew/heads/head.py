@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -139,9 +140,26 @@ def misfit(head: Head | type[Head], base: bool = True) -> str | None:
     if head.requires_training:
         return "must be trained"
     if head.needs_base_mean and not base:
-        return "with the mean feature of training images"
+        return "uses the mean feature of training images"
     on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
-    return None if on_features else "on images, not features"
+    return None if on_features else "takes images, not features"
+
+
+def list_misfits(reasons: Mapping[str, str]) -> str:
+    """Format the reasons of :func:`misfit`, with the heads that share each.
+
+    >>> list_misfits(dict.fromkeys(["anil", "boil", "maml"], "takes images") | {"feat": "must be trained"})
+    'anil, boil and maml take images; feat must be trained'
+    """
+    heads: dict[str, list[str]] = {}
+    for head, reason in reasons.items():
+        heads.setdefault(reason, []).append(head)
+    parts = []
+    for reason, (*names, last) in heads.items():
+        subject = f"{', '.join(names)} and {last}" if names else last
+        verb, _, rest = reason.partition(" ")
+        parts.append(f"{subject} {verb.removesuffix('s') if names else verb} {rest}")
+    return "; ".join(parts)
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:

@@ -28,7 +28,7 @@ from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError, reason
-from metafew.heads.head import Head, misfit
+from metafew.heads.head import Head, list_misfits, misfit
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
@@ -185,15 +185,14 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
 
 
 def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = True) -> tuple[dict[str, Head], str]:
-    """Return the untrained heads that evaluate features as they are, and the names of the others with their reasons.
+    """Return the untrained heads that evaluate features as they are, and a line on the others.
 
     Args:
         nodes: the configuration of each head.
         backbone: the backbone.
         base: whether the mean feature of training images is available.
     """
-    heads: dict[str, Head] = {}
-    left_out: dict[str, list[str]] = {}
+    heads, reasons = {}, {}
     for name, node in nodes.items():
         reason = None
         with suppress(ImportError):  # which make_head reports
@@ -206,11 +205,12 @@ def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = Tru
             except UsageError as error:
                 if "_partial_" not in node:  # it does not depend on the backbone
                     raise
-                reason = str(error).partition(", got ")[0]
+                lacking = str(error).partition(", got ")[0].replace(f" for head={name}", "")
+                reason = f"fits no such backbone ({lacking})"
         if reason is not None:
             heads.pop(name, None)
-            left_out.setdefault(reason, []).append(name)
-    return heads, "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left_out.items())
+            reasons[name] = reason
+    return heads, list_misfits(reasons)
 
 
 def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:

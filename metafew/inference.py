@@ -17,15 +17,17 @@ from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.config.allowlist import check_called_paths
 from metafew.data.augment import as_float
 from metafew.data.formats.conversion import Conversion
-from metafew.data.formats.names import natural_order
+from metafew.data.formats.names import ordered
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.evaluation import unknown
+from metafew.evaluation.calibration import applicable_temperature
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.predictions import NO_ANSWER, answers, probabilities
 from metafew.training import checkpoint
-from metafew.training.factory import make_backbone, make_head
+from metafew.training.factory import make_backbone
+from metafew.training.instantiate import make_head
 
 log = logging.getLogger(__name__)
 
@@ -232,26 +234,6 @@ class Task:
         return [None if number == NO_ANSWER else self.classes[number] for number in answers(found).tolist()]
 
 
-def ordered(labels: list[Hashable]) -> list:
-    """Return the distinct labels, sorted if they can be compared, and strings in natural order.
-
-    >>> ordered(["b10", "b2", "b10"]), ordered([10, 2]), ordered(["b", 1, "b"])
-    (['b2', 'b10'], [2, 10], ['b', 1])
-    """
-    try:
-        classes = list(dict.fromkeys(labels))
-    except TypeError as error:
-        raise UsageError(
-            f"expected labels that can be keys of a dictionary ({error}): give strings or numbers"
-        ) from error
-    if all(isinstance(label, str) for label in classes):
-        return sorted(classes, key=natural_order)
-    try:
-        return sorted(classes)
-    except TypeError:
-        return classes
-
-
 def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
     """Return the model of a checkpoint: :func:`metafew.load`."""
     content = checkpoint.read(path)
@@ -298,8 +280,3 @@ def choose_candidate(head: Head, name: str, chosen: str | None) -> None:
             f"expected chosen to be one of {', '.join(candidates) or 'no options'}, got {chosen}: {advice}"
         )
     head.chosen = chosen
-
-
-def applicable_temperature(head: Head, fitted: float) -> float:
-    """Return the temperature fitted in training, where heads use their first candidate; 1 for any other candidate."""
-    return fitted if head.chosen in (None, *[*head.candidates][:1]) else 1.0

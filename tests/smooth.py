@@ -8,7 +8,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 W = 3
 

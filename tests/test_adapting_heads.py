@@ -22,7 +22,7 @@ from metafew.meta_parameters import meta_parameters
 from metafew.norms.scope import rows
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
-from metafew.training.factory import make_head
+from metafew.training.instantiate import make_head
 
 
 def learner(word="tasknorm", **options):

@@ -24,10 +24,10 @@ from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_difference
-from metafew.heads.head import FeatureHead, Head, misfit
+from metafew.heads.head import FeatureHead, Head
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
-from metafew.training.factory import fitting_heads
+from metafew.training.evaluated_heads import fitting_heads, misfit
 
 MEASURED = ("protonet", "svm", "ridge", "pixels_1nn")
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"

@@ -15,7 +15,7 @@ from metafew.config.groups import CONF, load_option
 from metafew.errors import UsageError
 from metafew.norms.film import modulated
 from metafew.norms.scope import rows
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 # The identity has no layer for a contract to be about: tests/test_features.py.
 BACKBONES = sorted(file.stem for file in (CONF / "backbone").glob("*.yaml") if file.stem != "identity")

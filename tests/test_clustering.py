@@ -21,7 +21,7 @@ from metafew.objectives.clustering import (
     variance_ratio,
 )
 from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 MEASURES = (feature_clustering, hyperplane_variation, hyperplane_ratio)
 REGULARIZERS = {"feature_clustering": FeatureClustering, "hyperplane_variation": HyperplaneVariation}

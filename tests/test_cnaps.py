@@ -17,7 +17,7 @@ from metafew.errors import UsageError
 from metafew.heads.set_encoder import SetEncoder
 from metafew.norms.alpha import Alpha
 from metafew.norms.film import modulated
-from metafew.training.factory import make, make_head
+from metafew.training.instantiate import make, make_head
 
 W = 3
 

@@ -23,7 +23,7 @@ from metafew.config.paths import PATHS, resolve_paths
 from metafew.config.quoting import parser
 from metafew.errors import UsageError
 from metafew.training.checks import check_options
-from metafew.training.factory import attempt
+from metafew.training.instantiate import attempt
 
 ONE_LINE = "expected [^\n]+, got [^\n]+: [^\n]+"
 PLACES = [

@@ -11,7 +11,8 @@ from torch import nn
 
 from metafew.config.groups import CONF, describe_groups
 from metafew.config.quoting import override
-from metafew.training.factory import make, make_backbone, make_head, make_objective, make_source
+from metafew.training.factory import make_backbone, make_objective, make_source
+from metafew.training.instantiate import make, make_head
 
 FILES = sorted(CONF.glob("**/*.yaml"))
 OPTIONS = [file for file in FILES if file.parent != CONF]

@@ -521,7 +521,8 @@ def test_as_float_ends_at_one():
 def test_default_cache_is_the_users(composed, monkeypatch):
     from metafew.objectives.episodic import Episodic
     from metafew.objectives.regularizers import NoRegularizer
-    from metafew.training.factory import make, make_data
+    from metafew.training.factory import make_data
+    from metafew.training.instantiate import make
 
     cfg, _, _ = composed("cache_dir=null")
     data = make_data(cfg, make(cfg.dataset), Episodic(NoRegularizer()))

@@ -35,7 +35,7 @@ from metafew.inference import Model
 from metafew.norms import fast
 from metafew.norms.kernels import group_moments, pieces
 from metafew.norms.norm import Norm
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 SCHEMES, HEADS, OBJECTIVES, REGULARIZERS = (
     [param.id for param in files(group)] for group in ("norm", "head", "objective", "regularizer")

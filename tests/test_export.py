@@ -23,7 +23,7 @@ from metafew.heads.cosine import Cosine
 from metafew.heads.protonet import ProtoNet
 from metafew.inference import Model
 from metafew.norms.fast import accelerate
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 CLASSES = ["ant", "bee", "cat"]
 LINEAR = {"anil", "boil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}

@@ -18,7 +18,7 @@ from metafew.data.task_spec import TaskSpec
 from metafew.evaluation import evaluator, feature_cache
 from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 from metafew.training.learner import Learner
 
 

@@ -21,7 +21,7 @@ from metafew.data.sources.features import Features
 from metafew.data.sources.folder import Folder
 from metafew.data.summary import summary_lines
 from metafew.errors import UsageError
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 SPLITS = ["train", "val", "test"]
 LETTERS = "abcdefghij"

@@ -19,7 +19,7 @@ from metafew.heads.head import FeatureHead
 from metafew.heads.maps import MapHead
 from metafew.training import checkpoint
 from metafew.training.checks import check_options, check_parts
-from metafew.training.factory import make, make_head
+from metafew.training.instantiate import make, make_head
 from metafew.training.parts import make_parts
 from metafew.training.run import run
 from metafew.training.schedules import piecewise

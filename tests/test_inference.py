@@ -21,12 +21,14 @@ from metafew.data.datamodule import to_model_input
 from metafew.data.sources.glyphs import Glyphs
 from metafew.errors import UsageError
 from metafew.evaluation import unknown
+from metafew.evaluation.calibration import applicable_temperature
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
 from metafew.norms.tasknorm import TaskNorm
 from metafew.norms.transductive import Transductive
 from metafew.training import checkpoint, outputs
-from metafew.training.factory import make, make_data, make_learner
+from metafew.training.factory import make_data, make_learner
+from metafew.training.instantiate import make
 
 ULP = torch.finfo(torch.float32).eps
 """What is computed in float64 may differ by when it is predicted in float32."""
@@ -174,11 +176,11 @@ def test_a_temperature_divides_the_logits(model):
 
 def test_a_temperature_is_that_of_the_first_candidate(model):
     head = model(head=linear).head
-    assert inference.applicable_temperature(head, 2.0) == 2.0
+    assert applicable_temperature(head, 2.0) == 2.0
     head.test_steps = (2, 5)
     for chosen, temperature in zip((None, *head.candidates), (2.0, 2.0, 1.0), strict=True):
         head.chosen = chosen
-        assert inference.applicable_temperature(head, 2.0) == temperature
+        assert applicable_temperature(head, 2.0) == temperature
 
 
 def test_distances_come_with_predictions_and_are_those_of_the_definition(model, monkeypatch):

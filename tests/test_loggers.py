@@ -186,7 +186,7 @@ def test_the_cells_of_a_sweep_or_an_experiment_are_one_group(tmp_path, left, pla
 
 
 def test_options_of_wandb_are_used_and_checked(offline, composed):
-    from metafew.training.factory import make
+    from metafew.training.instantiate import make
 
     cfg, _, _ = composed("logger=wandb", "logger.wandb.group=mine", "logger.wandb.name=first", "head=maml")
     assert make(cfg.logger.wandb)._wandb_init.items() >= {"group": "mine", "name": "first", "mode": "offline"}.items()

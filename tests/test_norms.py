@@ -28,7 +28,7 @@ from metafew.norms.norm import Norm, pool
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
 from metafew.norms.tasknorm import TaskNorm
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 MAX = torch.nn.MaxPool2d(2)
 

@@ -25,7 +25,7 @@ from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperp
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.objective import tasks_per_chunk
 from metafew.objectives.regularizers import FeatureClustering, HyperplaneVariation, NoRegularizer, WeightClustering
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 OFF = NoRegularizer()
 

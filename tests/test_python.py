@@ -22,7 +22,8 @@ from metafew.data.datamodule import to_model_input
 from metafew.errors import UsageError
 from metafew.heads import SVM, FeatureHead, ProtoNet
 from metafew.norms import TaskNorm
-from metafew.training.factory import make, make_data, make_learner
+from metafew.training.factory import make_data, make_learner
+from metafew.training.instantiate import make
 
 LIGHT = """
 import sys, metafew, metafew.norms

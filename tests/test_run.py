@@ -217,7 +217,8 @@ def test_ways_and_shots_may_differ_within_a_batch(launch):
 
 
 def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
-    from metafew.training.factory import make, make_learner
+    from metafew.training.factory import make_learner
+    from metafew.training.instantiate import make
 
     cfg, choices, _ = composed("optimizer.weight_decay=0.1")
     learner = make_learner(cfg, make(cfg.dataset), {"choices": choices}, trained=True, fit=True)

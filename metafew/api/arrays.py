@@ -40,7 +40,8 @@ from metafew.evaluation.statistics import (
 )
 from metafew.heads.head import Head
 from metafew.inference import Model
-from metafew.training.factory import fitting_heads, make_head
+from metafew.training.evaluated_heads import fitting_heads
+from metafew.training.instantiate import make_head
 from metafew.training.run import silence_lightning
 
 Heads = Sequence[str | Head] | Mapping[str, str | Head]

@@ -25,7 +25,8 @@ from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.errors import UsageError
-from metafew.training.factory import make, make_source
+from metafew.training.factory import make_source
+from metafew.training.instantiate import make
 
 
 class Shape(NamedTuple):

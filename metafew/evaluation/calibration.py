@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from metafew.distributed.collective import gather_objects
+from metafew.heads.head import Head
 from metafew.predictions import answers
 
 BINS = 15
@@ -110,3 +111,8 @@ class CalibrationError(Metric):
         before, after = (error if math.isfinite(error) else None for error in self.compute().tolist())
         ece_after = None if self.temperature is None else after
         return {"temperature": self.temperature, "ece_before": before, "ece_after": ece_after}
+
+
+def applicable_temperature(head: Head, fitted: float) -> float:
+    """Return the temperature fitted in training, where heads use their first candidate; 1 for any other candidate."""
+    return fitted if head.chosen in (None, *[*head.candidates][:1]) else 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -128,38 +127,6 @@ class FeatureHead(Head):
         context, targets = backbone.embed(support.images, query)
         with torch.autocast(context.device.type, enabled=False):
             return self.classify(precise(context), support.labels, precise(targets), way)
-
-
-def misfit(head: Head | type[Head], base: bool = True) -> str | None:
-    """Return why ``evaluate=all`` leaves out a head, or all heads of a class; None if it evaluates features as it is.
-
-    Args:
-        head: the head, or the class.
-        base: whether the mean feature of training images is available.
-    """
-    if head.requires_training:
-        return "must be trained"
-    if head.needs_base_mean and not base:
-        return "uses the mean feature of training images"
-    on_features = issubclass(head if isinstance(head, type) else type(head), FeatureHead)
-    return None if on_features else "takes images, not features"
-
-
-def list_misfits(reasons: Mapping[str, str]) -> str:
-    """Format the reasons of :func:`misfit`, with the heads that share each.
-
-    >>> list_misfits(dict.fromkeys(["anil", "boil", "maml"], "takes images") | {"feat": "must be trained"})
-    'anil, boil and maml take images; feat must be trained'
-    """
-    heads: dict[str, list[str]] = {}
-    for head, reason in reasons.items():
-        heads.setdefault(reason, []).append(head)
-    parts = []
-    for reason, (*names, last) in heads.items():
-        subject = f"{', '.join(names)} and {last}" if names else last
-        verb, _, rest = reason.partition(" ")
-        parts.append(f"{subject} {verb.removesuffix('s') if names else verb} {rest}")
-    return "; ".join(parts)
 
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> Tensor:

@@ -3,67 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
-from metafew.config.groups import ALL, CONF, load_option
+from metafew.config.groups import CONF
 from metafew.config.option_values import as_list
-from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
-from metafew.errors import UsageError, reason
-from metafew.heads.head import Head, list_misfits, misfit
+from metafew.errors import UsageError
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
+from metafew.training.evaluated_heads import make_evaluated_heads
+from metafew.training.instantiate import attempt, make, make_head
 from metafew.training.learner import Learner
 from metafew.training.pretrained import freeze
 
 log = logging.getLogger(__name__)
-
-REJECTIONS = (
-    InstantiationException, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
-    MisconfigurationException,
-)  # fmt: skip
-"""What constructors raise for options that they do not accept."""
-
-
-def make(node: DictConfig, **injected: Any) -> Any:
-    """Instantiate ``node``.
-
-    Raises:
-        UsageError: if the constructor rejects the options.
-    """
-    return attempt(node._get_full_key(None), instantiate, node, **injected, _convert_="all")
-
-
-def attempt(group: str, constructor: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call ``constructor``, and raise a UsageError that names ``group`` if it fails."""
-    try:
-        return constructor(*args, **kwargs)
-    except REJECTIONS as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UsageError):
-            raise cause from None
-        raise UsageError(
-            f"{group} cannot be made with these options ({reason(cause)}): --cfg job shows every value of {group}"
-        ) from error
 
 
 def make_source(cfg: DictConfig) -> Source:
@@ -157,82 +126,6 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
     return learner
 
 
-def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> dict[str, Head]:
-    """Return the heads of ``evaluate`` by name; an entry that names the trained head adds no second head.
-
-    With ``evaluate=all``, heads that do not fit are left out, also of the configuration.
-
-    Args:
-        evaluated: the configuration of ``evaluate``.
-        trained: the name of the trained head.
-        backbone: the backbone.
-    """
-    check_no_options_of_trained_head(trained, evaluated)
-    with (
-        open_dict(evaluated),
-        torch.random.fork_rng(devices=[]),
-    ):  # initial values here change no later draw of training
-        of_all = evaluated.pop(ALL, False)
-        nodes = {name: node for name, node in evaluated.items() if name != trained}
-        if not of_all:
-            return {name: make_head(node, backbone, False) for name, node in nodes.items()}
-        heads, left_out = fitting_heads(nodes, backbone)
-        for name in nodes.keys() - heads.keys():
-            del evaluated[name]
-    if left_out:
-        log.info("evaluate=all leaves out heads: %s", left_out)
-    return heads
-
-
-def fitting_heads(nodes: Mapping[str, Any], backbone: Backbone, base: bool = True) -> tuple[dict[str, Head], str]:
-    """Return the untrained heads that evaluate features as they are, and a line on the others.
-
-    Args:
-        nodes: the configuration of each head.
-        backbone: the backbone.
-        base: whether the mean feature of training images is available.
-    """
-    heads, reasons = {}, {}
-    for name, node in nodes.items():
-        reason = None
-        with suppress(ImportError):  # which make_head reports
-            target = get_object(node["_target_"])
-            reason = misfit(target, base) if isinstance(target, type) and issubclass(target, Head) else None
-        if reason is None:
-            try:
-                heads[name] = make_head(node, backbone, trained=False)
-                reason = misfit(heads[name], base)  # an option may change it
-            except UsageError as error:
-                if "_partial_" not in node:  # it does not depend on the backbone
-                    raise
-                lacking = str(error).partition(", got ")[0].replace(f" for head={name}", "")
-                reason = f"fits no such backbone ({lacking})"
-        if reason is not None:
-            heads.pop(name, None)
-            reasons[name] = reason
-    return heads, list_misfits(reasons)
-
-
-def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) -> None:
-    """Check that ``evaluate`` does not set options of the head ``name``, which is evaluated as trained.
-
-    Raises:
-        UsageError: if it does.
-    """
-    file = CONF / "head" / f"{name}.yaml"
-    if name not in evaluated or not file.is_file():
-        return
-    typed: Any = OmegaConf.to_container(evaluated[name])
-    default: Any = OmegaConf.to_container(load_option(file))
-    changed = {key: value for key, value in typed.items() if value != default.get(key)}
-    if changed:
-        raise UsageError(
-            f"expected no options of head={name} below evaluate, where it is the head that the run trains, got "
-            f"{', '.join(f'evaluate.{name}.{key}' for key in changed)}: "
-            f"type {' '.join(to_paste(f'head.{key}', value) for key, value in changed.items())}"
-        )
-
-
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     """Return the backbone, frozen as ``backbone.freeze`` says, or if it has ``backbone.weights``, loaded later."""
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in ("weights", "freeze")])
@@ -259,20 +152,6 @@ def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objec
         )
     objective.build(backbone, source)
     return objective
-
-
-def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
-    """Return a head; one with ``_partial_: true`` in its YAML file receives ``backbone`` and ``trained``."""
-    head, group = make(node), node._get_full_key(None)
-    if not isinstance(head, nn.Module):
-        head = attempt(group, head, backbone=backbone, trained=trained)
-    if not isinstance(head, Head):
-        raise UsageError(
-            f"expected {group} to make a metafew.heads.head.Head, got {type(head).__name__}: "
-            f"type {group}=protonet, or derive its class from Head or FeatureHead"
-        )
-    accelerate(head)
-    return head
 
 
 def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:

@@ -20,7 +20,8 @@ from metafew.evaluation import results
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
-from metafew.training.factory import make, make_data, make_learner, make_source
+from metafew.training.factory import make_data, make_learner, make_source
+from metafew.training.instantiate import make
 from metafew.training.learner import Learner
 from metafew.training.pretrained import load_backbone
 from metafew.training.trainer import make_trainer

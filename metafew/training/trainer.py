@@ -27,7 +27,7 @@ from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.config.option_values import as_list
 from metafew.distributed.launcher import cluster_environment
 from metafew.errors import UsageError
-from metafew.training.factory import attempt, make
+from metafew.training.instantiate import attempt, make
 from metafew.training.trainer_options import ADDED
 
 log = logging.getLogger(__name__)

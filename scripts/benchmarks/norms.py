@@ -13,7 +13,7 @@ from metafew.config.groups import CONF
 from metafew.norms.fast import accelerate
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 
 def tables(bench: Bench) -> Tables:

@@ -14,7 +14,7 @@ from metafew import cli as cli
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, load_option
 from metafew.heads.head import Head
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 SCHEMES = sorted(file.stem for file in (CONF / "norm").glob("*.yaml") if file.stem != "own")
 """The norms but ``own``, which keeps the layers of a network."""

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from contracts import node, norm
 from metafew.errors import UsageError
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 T, S, Q = 2, 3, 2
 

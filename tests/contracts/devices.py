@@ -28,7 +28,8 @@ from metafew.config.groups import CONF
 from metafew.episode import Episode
 from metafew.norms.fast import accelerate
 from metafew.norms.film import FiLM
-from metafew.training.factory import make_head, make_objective
+from metafew.training.factory import make_objective
+from metafew.training.instantiate import make_head
 from metafew.training.learner import Learner
 
 DEVICE = torch.device("meta")

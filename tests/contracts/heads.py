@@ -13,7 +13,7 @@ from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.episodic import Episodic
 from metafew.objectives.regularizers import NoRegularizer
 from metafew.objectives.reptile import Reptile
-from metafew.training.factory import make_head
+from metafew.training.instantiate import make_head
 
 T, W, Q = 2, 3, 2
 SAME = {"rtol": 1e-8, "atol": 1e-8}

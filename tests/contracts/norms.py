@@ -10,7 +10,7 @@ from metafew.norms.fast import accelerate
 from metafew.norms.norm import Norm
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
-from metafew.training.factory import make
+from metafew.training.instantiate import make
 
 T, S, Q, C, H = 3, 4, 5, 8, 7
 

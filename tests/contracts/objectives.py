@@ -15,7 +15,8 @@ from metafew.errors import UsageError
 from metafew.heads.protonet import ProtoNet
 from metafew.objectives import objective as objective_module
 from metafew.objectives.regularizers import FeatureClustering, NoRegularizer
-from metafew.training.factory import make_head, make_objective
+from metafew.training.factory import make_objective
+from metafew.training.instantiate import make_head
 
 T, W = 3, 2
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from os.path import abspath, basename
 from unicodedata import normalize
+
+from metafew.errors import UsageError
 
 
 def class_name(label: object) -> str:
@@ -28,3 +31,23 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
     """Return a sorting key that compares numbers within names by value: ``a2`` sorts before ``a10``."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
     return parts, name
+
+
+def ordered(labels: list[Hashable]) -> list:
+    """Return the distinct labels, sorted if they can be compared, and strings in natural order.
+
+    >>> ordered(["b10", "b2", "b10"]), ordered([10, 2]), ordered(["b", 1, "b"])
+    (['b2', 'b10'], [2, 10], ['b', 1])
+    """
+    try:
+        classes = list(dict.fromkeys(labels))
+    except TypeError as error:
+        raise UsageError(
+            f"expected labels that can be keys of a dictionary ({error}): give strings or numbers"
+        ) from error
+    if all(isinstance(label, str) for label in classes):
+        return sorted(classes, key=natural_order)
+    try:
+        return sorted(classes)
+    except TypeError:
+        return classes

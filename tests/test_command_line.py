@@ -105,7 +105,7 @@ def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
         (["head=[svm]"], r"got \[svm\]", "head=svm"),
         (["hydra.run.dir="], "hydra.run.dir to be a folder, got none", "hydra.run.dir=DIR"),
         (["hydra.sweep.dir=''"], "hydra.sweep.dir to be a folder", "hydra.sweep.dir=DIR"),
-        (["head=5"], "one of anil, .*, svm, got 5", "head=protonet"),
+        (["head=5"], "one of anil, .*, svm, .*, got 5", "head=protonet"),
         (["backbone=18"], "backbone", "backbone=resnet18"),
         (["dataset=101"], "dataset", "dataset=glyphs"),
         (["norm=null"], "norm", "norm=none"),

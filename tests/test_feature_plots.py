@@ -9,6 +9,7 @@ import pytest
 from run_folders import NAMES, accuracies, analyzed, finished, legend, trained
 
 from metafew.analysis.compare import feature_plots, training_curves
+from metafew.analysis.compare.find import find_runs
 from metafew.analysis.features import projection
 from metafew.analysis.style import as_colours
 from metafew.commands import report
@@ -228,10 +229,10 @@ def test_a_test_of_a_checkpoint_does_not_hide_its_analysis_and_a_single_analysis
         in capsys.readouterr().err
     )
     finished(tmp_path / "runs" / "tested", accuracies(0), config={"ckpt.": None})
-    (run,), _ = report.find_runs([str(tmp_path / "runs")])  # one row with the scores and the analysis
+    (run,), _ = find_runs([str(tmp_path / "runs")])  # one row with the scores and the analysis
     assert run.report["metrics"] and run.report["analysis"]
     os.utime(tmp_path / "runs" / "analyzed" / "results.json")  # the analysis is the newer one
-    (again,), _ = report.find_runs([str(tmp_path / "runs")])
+    (again,), _ = find_runs([str(tmp_path / "runs")])
     assert {key: again.report[key] for key in run.report if key != "config"} == {
         key: value for key, value in run.report.items() if key != "config"
     }

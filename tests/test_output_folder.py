@@ -106,7 +106,8 @@ def checkpoint(folder, name, step):
     """Write a checkpoint with no more than its step, and return its path."""
     path = folder / "checkpoints" / f"{name}.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"metafew": {"model": {"backbone": {"_target_": "Own"}}}, "state_dict": {}, "global_step": step}, path)
+    saved = {"model": {"backbone": {"_target_": "Own"}}, "choices": {}}
+    torch.save({"metafew": saved, "state_dict": {}, "global_step": step}, path)
     return path
 
 

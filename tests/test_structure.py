@@ -23,7 +23,8 @@ distributed/sweep.py: on_multirun_end on_multirun_start
 experiments/start.py: check_experiment_options start_experiment
 training/checks.py: check_options
 training/conversion.py: follow_training
-training/factory.py: make make_backbone make_data make_head make_learner make_objective make_source
+training/factory.py: make_backbone make_data make_learner make_objective make_source
+training/instantiate.py: make make_head
 training/parts.py: make_parts
 training/run.py: run
 training/start.py: compose_run run_here

@@ -14,7 +14,7 @@ from benchmarks import steps
 from benchmarks.measure import Bench, Rows, Tables
 from benchmarks.papers import INNER
 from metafew.episode import Labelled
-from metafew.heads.maml import CHOICES
+from metafew.heads import batching
 from metafew.objectives import objective
 
 Takes = dict[str, Callable[[], object]]
@@ -26,7 +26,7 @@ EVALUATED, TEST_STEPS = ("fomaml",), 10
 """Heads whose test is measured, too, and its number of steps."""
 ROWS = 10
 """Support rows in a step of Reptile, ``head.batch``."""
-EXECUTIONS = tuple(name for name in CHOICES["inner"] if name != "auto")
+EXECUTIONS = tuple(name for name in batching.EXECUTIONS if name != "auto")
 TOGETHER = ("loop", "batch")
 """The executions of ``objective=reptile``, and of CNAPs, which has no ``head.inner``: tasks one by one, or together."""
 ADAPTS = {head: EXECUTIONS for head in steps.GRADIENT} | {"reptile": TOGETHER, "cnaps": TOGETHER}

@@ -50,7 +50,8 @@ def train(learner: Learner, *batch: Episode) -> torch.Tensor:
 def prepare_tables(learner: Learner) -> None:
     """Make the tables of a test, and the mean feature of training images for heads that use it."""
     for head in learner.heads.values():
-        with_base_mean(head, learner.backbone)
+        if head.base_mean is None:
+            with_base_mean(head, learner.backbone)
     learner.feature_caches = [None]
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]

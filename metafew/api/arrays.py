@@ -110,17 +110,18 @@ class Evaluation:
     def table(self) -> TextTable:
         """Return the table that is shown, which also renders to Markdown, LaTeX and HTML."""
         gaps, rows = self.differences, []
+        best = gaps[self.baseline]["to"]
         heads = sorted(self.heads, key=lambda name: self.measures[name]["transductive"])
         for name in (*heads, self.baseline):
             measure = self.measures[name]
-            cells = [format_percent(measure), "–" if name == self.best else format_difference(gaps[name])]
-            top = name == self.best or contains_zero(gaps[name])
+            cells = [format_percent(measure), "–" if name == best else format_difference(gaps[name])]
+            top = name == best or contains_zero(gaps[name])
             rows.append([f"{name} †" if measure["transductive"] else name, *(map(Bold, cells) if top else cells)])
         marks = [self.measures[name]["transductive"] for name in heads]
         rows = [*in_groups(rows[:-1], marks), rows[-1]]
         notes = [DAGGER] * any(marks)
         notes += [f"left out: {self.left_out}"] * bool(self.left_out)
-        return TextTable(self.title, ["accuracy (%)", f"difference to {self.best} (points)"], rows, notes)
+        return TextTable(self.title, ["accuracy (%)", f"difference to {best} (points)"], rows, notes)
 
     def __repr__(self) -> str:
         console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)

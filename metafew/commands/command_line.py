@@ -26,9 +26,14 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
     try:
         action(arguments)
     except UsageError as error:
-        print(f"metafew: {error}", file=sys.stderr)
+        print_message(error)
         return 2
     return 0
+
+
+def print_message(message: object) -> None:
+    """Print a line for the user on the standard error."""
+    print(f"metafew: {message}", file=sys.stderr)
 
 
 def with_home(word: str) -> str:

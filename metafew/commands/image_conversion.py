@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metafew.commands.command_line import print_message
 from metafew.data.formats.conversion import CHOICES, Conversion
 from metafew.data.formats.damage import readable
 from metafew.data.formats.tree import Tree
@@ -32,14 +32,16 @@ def choose_conversion(model: Model, values: Mapping[str, str], examples: Tree | 
     for key, value in typed.items():
         trained = (model.trained_conversion or typed)[key]
         if value != trained:
-            show(f"expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the training")
+            print_message(
+                f"expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the training"
+            )
     conversion = Conversion(model.channels, model.image_size, **model.conversion.options | typed)
     if model.trained_conversion is None and model.drawings and "invert" not in typed:
         conversion.invert = is_inverted(model, conversion, examples)
     elif model.trained_conversion is None and not model.drawings and not {"fit", "invert"} <= typed.keys():
         dataset, used = model.choices["dataset"], f"fit={conversion.fit} and invert={str(conversion.invert).lower()}"
         unlike = ", whose datasets differ in it" if dataset == "mixture" else ""
-        show(
+        print_message(
             f"{used} are used, as the checkpoint does not say how dataset={dataset} converts image files{unlike}: type "
             "fit= or invert= for others"
         )
@@ -58,11 +60,11 @@ def is_inverted(model: Model, conversion: Conversion, examples: Tree | None) -> 
         f"the model was trained on drawings in bright ink on a dark background (dataset={model.choices['dataset']})"
     )
     if examples is None:
-        show(f"{trained}: images are not inverted; type invert=true for dark ink on paper")
+        print_message(f"{trained}: images are not inverted; type invert=true for dark ink on paper")
         return False
     light = has_light_background(examples, conversion)
     found, advice = ("a light", "false to keep them") if light else ("a dark", "true to invert them")
-    show(
+    print_message(
         f"{trained}, and the examples have {found} one: images are {'' if light else 'not '}inverted; type "
         f"invert={advice}"
     )
@@ -75,11 +77,6 @@ def has_light_background(examples: Tree, conversion: Conversion) -> bool:
     first = examples.open([keys[0] for keys in examples.classes.values()])
     light = [float(np.median(image)) > 127 for image in readable(map(again, first), [])]
     return sum(light) > len(light) / 2
-
-
-def show(line: str) -> None:
-    """Print a line for the user."""
-    print(f"metafew: {line}", file=sys.stderr)
 
 
 def parse_number(word: str) -> float:

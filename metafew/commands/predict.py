@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -29,7 +28,7 @@ from rich.console import Console
 
 import metafew
 from metafew.analysis.labelling.labelling import Labelling, true_class
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import print_message, run_command
 from metafew.commands.image_conversion import choose_conversion
 from metafew.commands.queries import (
     CHUNK,
@@ -160,10 +159,9 @@ def predict(values: dict[str, str]) -> None:
     task = adapt(model, examples, conversion)
     if model.backbone.transductive or model.head.transductive:
         part = "norm" if model.backbone.transductive else "head"
-        print(
-            f"metafew: the {part} of this model is transductive: a prediction depends on the other images of its "
-            f"chunk, {CHUNK} at a time in the order of their names",
-            file=sys.stderr,
+        print_message(
+            f"the {part} of this model is transductive: a prediction depends on the other images of its chunk, {CHUNK} "
+            "at a time in the order of their names"
         )
     truths = {name: true_class(name, examples.classes) for name in files}
     rows = predictions(task, readable(files, conversion), truths)
@@ -216,7 +214,7 @@ def print_remarks(model: Model, conversion: Conversion) -> None:
     # A model trained on cropped images is expected to crop others.
     seen = {key: value for key, value in conversion.seen.items() if not (model.trained_conversion and "cut" in key)}
     for remark in remarks(seen):
-        print(f"metafew: {as_typed_here(remark)}", file=sys.stderr)
+        print_message(as_typed_here(remark))
 
 
 def read_examples(support: Path) -> Tree:

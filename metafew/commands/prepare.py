@@ -8,7 +8,6 @@ FILE.png (default DATASET.png) shows three training tasks and three test tasks.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from metafew.analysis.contact_sheet import contact_sheet, draw_sample
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import print_message, run_command
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
 from metafew.data.store import Split, build, store_root, summary_of, verify
@@ -75,7 +74,7 @@ def print_summaries(stores: dict[Source, Path]) -> None:
         summary = summary_of(source, folder)
         print(*full_summary(source, summary), sep="\n")
         for message in warnings(source, summary):
-            print(f"metafew: {message}", file=sys.stderr)
+            print_message(message)
 
 
 def draw_tasks(source: Source, stores: dict[Source, Path], path: Path) -> None:

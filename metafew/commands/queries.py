@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +17,7 @@ from metafew.analysis.labelling.labelled_images import draw_labelled_images
 from metafew.analysis.labelling.labelling import Labelling, Prediction
 from metafew.analysis.labelling.labelling_page import labelling_page
 from metafew.analysis.style import as_colours
+from metafew.commands.command_line import print_message
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.scan import SUFFIXES, Scan
@@ -62,7 +62,7 @@ def readable(files: dict[str, Path], conversion: Conversion) -> Iterator[tuple[s
         try:
             yield name, conversion(path)
         except UnreadableImages as error:
-            print(f"metafew: left out: {error}", file=sys.stderr)
+            print_message(f"left out: {error}")
 
 
 def predictions(

@@ -124,9 +124,9 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
         columns = [*report["columns"], *(f"published: {name}" for name in shown)]
         table = TextTable(f"{report['title']}: {panel}" if panel else report["title"], columns)
         for name, results in rows.items():
-            figures = results["figures"]
+            figures, marked = results["figures"], marked_figures(results)
             line = [
-                format_figure(figures.get(column), unit) + " †" * (column in marked_figures(results))
+                format_figure(figures.get(column), unit) + " †" * (column in marked)
                 for column, unit in report["columns"].items()
             ]
             if not figures:
@@ -158,11 +158,8 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
     over = " or, for one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
     notes = [f"mean ± {over}; accuracies in percent"]
     failed = any(figure.get("failed") for row in rows.values() for figure in row["figures"].values())
-    notes += (
-        [FAILED] * failed
-        + [DAGGER] * any(row["transductive"] or marked_figures(row) for row in rows.values())
-        + published
-    )
+    marked = any(row["transductive"] or marked_figures(row) for row in rows.values())
+    notes += [FAILED] * failed + [DAGGER] * marked + published
     notes += [
         f"{name}: {format_options(picked)} of head={head} chosen on validation tasks"
         for name, row in rows.items()

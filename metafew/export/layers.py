@@ -11,7 +11,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.heads.adapting import AdaptingHead
 from metafew.heads.fast_weights import PrecomputedFeatures, SupportSet
-from metafew.heads.inner import Weights
+from metafew.heads.inner import Weights, entry
 from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.norms.scope import rows
 from metafew.precision import precise
@@ -132,7 +132,7 @@ class Fitted(nn.Module):
 
     def __init__(self, head: AdaptingHead, weights: Weights):
         super().__init__()
-        self.head, self.names = head, {name: name.replace(".", "/") for name in weights}
+        self.head, self.names = head, {name: entry(name) for name in weights}
         for name, value in weights.items():
             self.register_buffer(self.names[name], value)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metafew.config.option_values import check_range
-from metafew.heads.cosine import direction
+from metafew.heads.cosine import cosines, direction
 from metafew.heads.head import FeatureHead, class_means
 
 
@@ -35,7 +35,7 @@ class BDCSPN(FeatureHead):
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return scaled cosines ``(t, q, w)`` to the rectified prototypes."""
         prototypes, query = rectified(support, labels, query, way, self.sharpness)
-        return self.scale * (direction(query) @ direction(prototypes).mT)
+        return self.scale * cosines(query, prototypes)
 
 
 def rectified(
@@ -58,7 +58,7 @@ def rectified(
     support, query = direction(support), direction(query)
     query = query + support.mean(1, keepdim=True) - query.mean(1, keepdim=True)
     rows = torch.cat([support, query], 1)
-    cosines = direction(rows) @ direction(class_means(support, labels, way)).mT
-    classes = torch.cat([labels, cosines[:, labels.shape[1] :].argmax(-1)], 1)
-    weights = (sharpness * cosines).masked_fill(F.one_hot(classes, way) == 0, -torch.inf).softmax(1)
+    similarity = cosines(rows, class_means(support, labels, way))
+    classes = torch.cat([labels, similarity[:, labels.shape[1] :].argmax(-1)], 1)
+    weights = (sharpness * similarity).masked_fill(F.one_hot(classes, way) == 0, -torch.inf).softmax(1)
     return weights.mT @ rows, query

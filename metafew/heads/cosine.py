@@ -27,7 +27,12 @@ class Cosine(FeatureHead):
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
         """Return scaled cosines ``(t, q, w)``."""
         prototypes = class_means(support, labels, way)
-        return self.scale * (direction(query) @ direction(prototypes).mT)
+        return self.scale * cosines(query, prototypes)
+
+
+def cosines(rows: Tensor, points: Tensor) -> Tensor:
+    """Return the cosines ``(t, n, w)`` between ``rows`` ``(t, n, d)`` and ``points`` ``(t, w, d)``."""
+    return direction(rows) @ direction(points).mT
 
 
 def direction(features: Tensor) -> Tensor:

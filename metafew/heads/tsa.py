@@ -13,7 +13,7 @@ from metafew.config.option_values import check_choice, check_integer
 from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead, mean_cross_entropy
 from metafew.heads.batching import Model
-from metafew.heads.cosine import direction
+from metafew.heads.cosine import cosines
 from metafew.heads.fast_weights import BACKBONE, SupportSet
 from metafew.heads.head import class_means
 from metafew.heads.inner import Adadelta, Rates, Shape, StepRates, Weights, for_each
@@ -146,4 +146,4 @@ def nearest_centroid(context: Tensor, tasks: SupportSet, features: Tensor) -> Te
     """Return scaled cosines ``(t, n, w)`` between features ``(t, n, d)`` and class means of a context ``(t, s, d)``."""
     with torch.autocast(features.device.type, enabled=False):
         centroids = class_means(context, tasks.labels, tasks.way)
-        return SCALE * (direction(features) @ direction(centroids).mT)
+        return SCALE * cosines(features, centroids)

@@ -425,7 +425,7 @@ MODULE = ["backbone=module", f"backbone.target={__name__}.ResNet"]
         ([*MODULE, "norm=own"], "own", "module"),
         (["dataset=features", *MODULE], "own", "module"),
         (["dataset=features"], "none", "identity"),
-        (["backbone=resnet12"], "tasknorm", "resnet12"),
+        (["backbone=resnet12"], "tasknorm_l", "resnet12"),
     ],
 )
 def test_a_network_keeps_its_norms_unless_one_is_typed(composed, words, norm, backbone):

@@ -29,7 +29,7 @@ from metafew.experiments import start
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
 from metafew.experiments.claims_table import claims_tables
-from metafew.experiments.page import reproduction_page, results_file
+from metafew.experiments.page import experiment_section, reproduction_page, results_file
 from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
 from metafew.experiments.progress import Progress
 from metafew.experiments.record import collect_results, result_tables
@@ -132,8 +132,8 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     whole |= {"report": True, "command": "python train.py experiment=x"}
     cells = planned(whole, Path(), ["dataset=glyphs"])
     assert run_experiment(whole, cells, Path("out")) == 1
-    report = json.loads(Path("out/results.json").read_text())["rows"]
-    good = cells[0].test.report
+    recorded = json.loads(Path("out/results.json").read_text())
+    report, good = recorded["rows"], cells[0].test.report
     figures = report["panel/good"]["figures"]
     assert figures["RR"]["mean"] == good["metrics"]["test/ridge/accuracy"]["mean"] and figures["RR"]["tasks"] == 6
     assert "999" in report["panel/bad"]["errors"][0] and "type" in report["panel/bad"]["errors"][0]
@@ -145,6 +145,12 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     page = Path("out/report/index.html").read_text()
     assert "python train.py experiment=x" in page and "Difference to the best head" in page
     assert Path("out/report/heads.csv").is_file()
+    accuracies, differences = recorded["heads"]
+    assert all(re.search(rf"\| {head} \| .*±", accuracies) for head in ("protonet", "ridge"))
+    assert re.search(r"\| (protonet|ridge) \| \+0\.00", differences)
+    titles = ("*All heads: panel*", "*Difference to the best head: panel (points)*")
+    section = "\n".join(experiment_section("x", recorded))
+    assert all(title in section for title in titles)
     assert "results, figures" in (cells[0].test.folder / "log.txt").read_text()
     done = [*cells[0].fit.folder.rglob("results.json"), cells[0].fit.folder / "log.txt"]
     times = {file: file.stat().st_mtime_ns for file in done}

@@ -118,7 +118,7 @@ def test_loading_needs_no_data_no_other_checkpoint_and_no_hydra(launch, tmp_path
         model = metafew.load(str(best(out)))
         assert (GlobalHydra.instance().hydra, HydraConfig.instance().cfg) == before
     assert not list(elsewhere.iterdir()) and not caplog.text and not any(m.training for m in model.modules())
-    assert (model.channels, model.image_size, model.choices["norm"]) == (1, 28, "tasknorm")
+    assert (model.channels, model.image_size, model.choices["norm"]) == (1, 28, "tasknorm_l")
     own = {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
     own |= {f"heads.cnaps.{key}": value for key, value in model.head.state_dict().items()}
     assert own.keys() == {key for key in content if not key.startswith("objective.")}

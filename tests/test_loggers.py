@@ -101,8 +101,8 @@ def test_a_run_can_be_read_back_from_both(offline, launch):
     assert figures == {"learning_curve", "episode", "alpha"}
 
     sent = Sent(file)
-    assert sent.run.project == "metafew" and sent.run.display_name == "svm-tasknorm-conv4-glyphs-seed0"
-    tags = ["head=svm", "norm=tasknorm", "dataset=glyphs", "backbone=conv4", "objective=episodic"]
+    assert sent.run.project == "metafew" and sent.run.display_name == "svm-tasknorm_l-conv4-glyphs-seed0"
+    tags = ["head=svm", "norm=tasknorm_l", "dataset=glyphs", "backbone=conv4", "objective=episodic"]
     assert list(sent.run.tags) == tags and sent.run.run_group == " ".join(tags)
     assert {key: sent.config[key] for key in report["config"]} == report["config"]
     assert sent.config["choices"] == report["choices"]
@@ -160,7 +160,7 @@ def test_a_run_can_be_read_back_from_both(offline, launch):
         assert set(shown) <= there
         assert any(re.fullmatch(panel.get("metric_regex", ".*"), name) for name in rows)
     for path in described["runs"]["groupby"]:
-        assert sent.config["choices"][path.removeprefix("config.choices.")] in ("svm", "tasknorm")
+        assert sent.config["choices"][path.removeprefix("config.choices.")] in ("svm", "tasknorm_l")
 
     # What goes on in the same folder is the same run, and what starts anew is another.
     launch(*words, "trainer.max_steps=6", f"ckpt={out}/checkpoints/last.ckpt")

@@ -664,9 +664,9 @@ def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path)
     assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 0
     page = (tmp_path / "o" / "index.html").read_text()
     assert "metafew train seed=3 &#x27;test.shot=[1,5]&#x27;<" in page, "as Hydra recorded it"
-    assert "metafew train head=svm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page, (
-        "from its results"
-    )
+    assert (
+        "metafew train head=svm norm=tasknorm dataset=omniglot trainer.max_steps=600 test.total=12 seed=0\n" in page
+    ), "from its results"
     assert f"metafew report {tmp_path / 'runs'}" in page
     links, places = re.findall(r'href="#(\w+)">([^<]*)<', page), re.findall(r'<section id="(\w+)">\n<h2>([^<]*)<', page)
     assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference to the best (points)"]

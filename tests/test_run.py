@@ -31,7 +31,7 @@ def test_a_run_leaves_what_the_readme_says(launch):
     assert report["metrics"]["test/svm/accuracy"]["tasks"] == 6
     assert set(report["baselines"]) == {"pixels_1nn", "pixels_1nn/shot2"}
     assert report["transductive"] is False and report["queries"] == "together" and report["select"] == "best"
-    assert report["choices"]["head"] == "protonet" and report["choices"]["norm"] == "tasknorm"
+    assert report["choices"]["head"] == "protonet" and report["choices"]["norm"] == "tasknorm_l"
     assert report["steps"] == 4 and report["seed"] == 0 and set(report["seconds"]) == {"fit", "test"}
     assert report["versions"]["torch"] == version("torch")
     assert report["config"]["train"]["way"] == 5

@@ -19,6 +19,7 @@ from metafew.analysis.compare.report import make_report
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.distributed.threads import VARIABLE, threads_of_each
 from metafew.errors import UsageError
+from metafew.experiments.head_tables import head_tables
 from metafew.experiments.plan import Cell, Command
 from metafew.experiments.progress import Progress, describe_cost
 from metafew.experiments.record import collect_results, panel_of, result_tables
@@ -49,6 +50,8 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
         return 130
     report = collect_results(experiment, cells)
     report["figures"] = list(draw_figures(experiment, cells, out, console))
+    if experiment.get("report"):
+        report["heads"] = [table.markdown() for table in head_tables(cells)]
     write_json(out / "results.json", report)
     tables = result_tables(report)
     (out / "table.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")

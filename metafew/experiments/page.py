@@ -8,7 +8,7 @@ from textwrap import fill
 
 import yaml
 
-from metafew.analysis.compare.text_table import TextTable, escape_markdown
+from metafew.analysis.compare.text_table import escape_markdown
 from metafew.config.groups import CONF
 from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.record import evidence_lines, panel_tables, published_only
@@ -53,7 +53,7 @@ def reproduction_page(results: Path) -> str:
     names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
     reports = {name: read_reports(results, name) for name in names}
     tables = claims_tables({name: read_yaml(name) for name in names}, reports)
-    parts = [INTRO, "## Claims", *map(with_italic_title, tables)]
+    parts = [INTRO, "## Claims", *(with_italic_title(table.markdown()) for table in tables)]
     for name, of_budgets in reports.items():
         remarks = results / f"{name}.md"
         for report in of_budgets or [{}]:
@@ -95,7 +95,8 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
         f"{', '.join(f'{count:,}' for count in steps)} training steps, {seeds} {'seeds' if seeds > 1 else 'seed'}, "
         f"{report['minutes']:.0f} minutes of runs."
     )
-    parts += [with_italic_title(table) for table in (*panel_tables(report), *published_only(report))]
+    tables = [table.markdown() for table in (*panel_tables(report), *published_only(report))]
+    parts += map(with_italic_title, [*tables, *report.get("heads", [])])
     parts += [f"![{figure}](pictures/{stem}_{figure}.png)" for figure in report["figures"]]
     for claim in report["claims"]:
         lines = [wrap(f"- {escape_markdown(line)}") for line in evidence_lines(claim, report["columns"])]
@@ -103,9 +104,9 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
     return parts
 
 
-def with_italic_title(table: TextTable) -> str:
-    """Render a table to Markdown with an italic title, if any, instead of a heading."""
-    heading, *lines = table.markdown().strip().split("\n")
+def with_italic_title(table: str) -> str:
+    """Return a table in Markdown with an italic title, if any, instead of a heading."""
+    heading, *lines = table.strip().split("\n")
     title = heading.removeprefix("## ").strip()
     body = "\n".join(wrap(line) if line.startswith("- ") else line for line in lines).strip()
     return "\n\n".join(filter(None, [f"*{title}*" if title else "", body]))

@@ -59,6 +59,13 @@ class Parts:
         return "fit" in self.stages
 
     @property
+    def trained_head(self) -> str | None:
+        """The head that this run or its checkpoint trains, if any; the others only evaluate."""
+        of_checkpoint = self.start is not None and self.start["metafew"]["choices"]["head"] == self.choices["head"]
+        trains = self.learner.objective.trains_head and (self.fits or of_checkpoint)
+        return self.learner.trained if trains else None
+
+    @property
     def selects_options(self) -> bool:
         """Whether validation tasks select options of a head, such as its learning rate."""
         return any(len(head.candidates) > 1 for head in self.learner.heads.values())

@@ -1,0 +1,32 @@
+"""The tables of all heads that the tests of an experiment evaluated. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metafew.analysis.compare.comparison import compare_runs
+from metafew.analysis.compare.find import find_runs
+from metafew.analysis.compare.heads_as_rows import heads_as_rows
+from metafew.analysis.compare.tables import accuracy_table, difference_table
+from metafew.analysis.compare.text_table import TextTable
+from metafew.experiments.plan import Cell
+from metafew.experiments.record import panel_of
+
+
+def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
+    """Return two tables for each panel, of accuracies and of paired differences to the best, with a row for each head.
+
+    Their columns are the rows of the experiment's own table.
+
+    Args:
+        cells: the cells of the experiment; unfinished ones are left out.
+    """
+    tables = []
+    for panel in dict.fromkeys(panel_of(cell.row) for cell in cells):
+        tested = [str(cell.test.folder) for cell in cells if panel_of(cell.row) == panel and cell.finished]
+        heads = heads_as_rows(compare_runs(find_runs(tested)[0], None)) if tested else None
+        if heads:
+            where = f": {panel}" if panel else ""
+            tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))
+            tables.append(difference_table(heads, f"Difference to the best head{where} (points)"))
+    return tables

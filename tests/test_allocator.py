@@ -70,7 +70,7 @@ def test_tensors_get_huge_pages_and_freed_memory_is_kept(huge_pages):
     [
         ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
         pytest.param({"MALLOC_MMAP_MAX_": "65536"}, False, marks=pytest.mark.slow),
-        ({"GLIBC_TUNABLES": "glibc.cpu.x86_shstk=off"}, True),
+        pytest.param({"GLIBC_TUNABLES": "glibc.cpu.x86_shstk=off"}, True, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_user_says_stands(huge_pages, own, kept):

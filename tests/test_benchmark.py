@@ -71,6 +71,7 @@ def test_numbers_that_are_too_small(capsys, word):
     assert f"expected --{word} to be at least 1, got 0: type --{word} " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sections(tmp_path):
     report = measured(tmp_path, "steps", "inner", "solvers", "norms", "scaling")
     (rows,) = report["steps"].values()
@@ -90,6 +91,7 @@ def test_sections(tmp_path):
     assert [*per_task] == ["1 tasks", "2 tasks"] and len(per_image) == 4 and [*memory] == ["1 tasks"]
 
 
+@pytest.mark.slow
 def test_steps_in_another_precision_and_heads_without_an_inner_option(tmp_path, monkeypatch):
     monkeypatch.setattr(inner, "NORMS", ("tasknorm",))
     monkeypatch.setattr(steps, "NORMS", ("batch",))

@@ -32,6 +32,7 @@ from metafew.__main__ import COMMANDS
 from metafew.commands import export, predict
 from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
+from metafew.config.groups import CONF
 from metafew.data.sources import omniglot
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,6 +95,13 @@ def composes(command, *_):
     (cells,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), max_batch_size=None)
     for cell in cells:
         compose(tuple(cell))
+
+
+def names_an_experiment(command, *_):
+    """tests/test_experiments.py composes every run of it."""
+    _, _, first, *rest = shlex.split(command)
+    assert (CONF / "experiment" / f"{first.removeprefix('experiment=')}.yaml").is_file()
+    OverridesParser.create().parse_overrides(rest)
 
 
 def searches(command, *_):
@@ -166,7 +174,7 @@ INSTEAD = [
     Instead("wandb sweep ", "it wants a key of Weights & Biases", is_a_sweep),
     Instead("sbatch ", "it wants SLURM", is_a_script),
     Instead("srun ", "it wants SLURM", composes),
-    Instead("python train.py experiment=", "it takes an hour", composes),
+    Instead("python train.py experiment=", "it takes an hour", names_an_experiment),
     Instead("python train.py stages=[test] backbone=module ", WEIGHTS, composes),
     Instead("python train.py backbone=module backbone.target=mine.conv4.Conv4 ", WEIGHTS, composes),
     Instead("metafew predict ckpt=outputs/conv4/", WEIGHTS, labels),
@@ -179,6 +187,8 @@ INSTEAD = [
     Instead("python train.py -m hydra/launcher=joblib ", MANY, composes, slow=True),
     Instead("metafew search ", MANY, searches, slow=True),
 ]
+MARKS = {"README": pytest.mark.figures} | dict.fromkeys(("compare", "normalization", "sweep"), pytest.mark.slow)
+"""Pages whose commands draw figures, or are sweeps of many runs."""
 RUN = {"python train.py": train, "metafew ": run_subcommand}
 
 
@@ -271,7 +281,7 @@ def bring(text):
         parquet.write_table(arrow.table({"image": pictures, "label": [n // 5 for n in range(160)]}), "tables/a.parquet")
 
 
-@pytest.mark.parametrize("page", [pytest.param(PAGES[0], marks=pytest.mark.figures), *PAGES[1:]], ids=IDS)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page.stem, ())) for page in PAGES], ids=IDS)
 def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
     bring(page.read_text())
     for block in blocks(page):

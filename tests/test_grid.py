@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from contracts import SCHEMES, node, takes_steps
+from contracts import SCHEMES, is_alike, node, quick_heads, takes_steps
 from contracts import norm as make_norm
 from contracts.steps import evaluate, make_episode, prepare_tables, train, without_loops
 from runs import TINY
@@ -15,7 +15,6 @@ from torch import nn
 
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
-from metafew.heads.head import FeatureHead
 from metafew.heads.maps import MapHead
 from metafew.training import checkpoint
 from metafew.training.checks import check_options, check_parts
@@ -40,13 +39,8 @@ MADE = {word: make_head(node(CONF / "head" / f"{word}.yaml"), make_network("conv
 STEPPING = set(filter(takes_steps, HEADS))
 ADAPTING = {word for word, head in MADE.items() if head.adapts_backbone}
 WEIGHTLESS = {word for word, head in MADE.items() if not list(head.parameters())}
-ALIKE = {word for word, head in MADE.items() if isinstance(head, FeatureHead)} - {"protonet", "svm"}
-"""Heads that see the same features whatever made them, as ``protonet`` and ``svm`` do: most of their runs are slow."""
-
-
-def quick_heads(heads):
-    """Return the heads as parameters, of which those like others are slow."""
-    return [pytest.param(head, marks=[pytest.mark.slow] * (head in ALIKE)) for head in sorted(heads)]
+ALIKE = set(filter(is_alike, HEADS))
+"""Heads most of whose runs are slow."""
 
 
 COUPLING = {word for word in SCHEMES if make_norm(word)(64).couples_tasks}

@@ -195,7 +195,8 @@ def test_a_job_of_slurm_counts_its_starts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("word", "count"), [("trainer.accumulate_grad_batches=2", 15), ("trainer.precision=64-true", 8)]
+    ("word", "count"),
+    [("trainer.accumulate_grad_batches=2", 15), pytest.param("trainer.precision=64-true", 8, marks=pytest.mark.slow)],
 )
 def test_steps_of_several_batches_and_of_double_precision_go_on_too(tmp_path, word, count):
     words = [*HEADS["protonet"], word]

@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_readme_says(launch):
     assert not any(set("=,") & set(path.name) for path in out.rglob("*"))
 
 
-@pytest.mark.parametrize("head", ["protonet", "svm"])
+@pytest.mark.parametrize("head", [pytest.param("protonet", marks=pytest.mark.slow), "svm"])
 def test_the_same_words_give_the_same_bits(launch, tmp_path, head):
     first, a = launch(f"head={head}", out=tmp_path / "a")
     again, b = launch(f"head={head}", out=tmp_path / "b")

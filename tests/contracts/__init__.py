@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metafew import cli as cli
 from metafew.backbones.backbone import Backbone
 from metafew.config.groups import CONF, load_option
-from metafew.heads.head import Head
+from metafew.heads.head import FeatureHead, Head
 from metafew.training.instantiate import make
 
 SCHEMES = sorted(file.stem for file in (CONF / "norm").glob("*.yaml") if file.stem != "own")
@@ -56,3 +57,14 @@ def skip_exempt(component, contract: str) -> None:
 def takes_steps(head: str) -> bool:
     """Return whether a head adapts by gradient steps, whose number is an option."""
     return "test_steps" in node(CONF / "head" / f"{head}.yaml")
+
+
+def is_alike(head: str) -> bool:
+    """Return whether a head only sees features, whatever made them, as ``protonet`` and ``svm`` do."""
+    target = node(CONF / "head" / f"{head}.yaml")["_target_"]
+    return head not in ("protonet", "svm") and issubclass(get_class(target), FeatureHead)
+
+
+def quick_heads(heads) -> list:
+    """Return heads as parameters, of which those like others are slow."""
+    return [pytest.param(head, marks=[pytest.mark.slow] * is_alike(head)) for head in sorted(heads)]

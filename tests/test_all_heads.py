@@ -152,3 +152,22 @@ def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
     words = ["norm=transductive", "trainer.max_steps=1", "val.total=0", "test.total=4", "test.tasks=2"]
     heads = launch("evaluate=[svm]", *words)[0]["heads"]
     assert heads["svm"]["seconds_per_task"] > 0.025 > heads["protonet"]["seconds_per_task"]
+
+
+def test_heads_that_nobody_trains_are_named(tmp_path):
+    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
+
+    def named(*overrides, out):
+        typed(*overrides, f"hydra.run.dir={tmp_path / out}")
+        log = (tmp_path / out / "train.log").read_text()
+        return re.findall(r"head=(\w+) must be trained, and this run measures its initial weights", log)
+
+    last, test = "ckpt={}/checkpoints/last.ckpt", ["stages=[test]", "test.total=2"]
+    assert named(*tiny, "head=svm", "evaluate=[feat,matching]", "test.total=2", out="svm") == ["feat"]
+    assert named(*test, last.format(tmp_path / "svm"), "head=feat", out="other") == ["feat"]
+    assert named(*tiny, "head=feat", "evaluate=[svm]", "test.total=2", out="feat") == []
+    assert named(*test, last.format(tmp_path / "feat"), "evaluate=[protonet]", out="own") == []
+    assert named(*tiny, "head=feat", "objective=classical", "stages=[fit]", out="classical") == ["feat"]
+    assert named(*test, last.format(tmp_path / "classical"), out="again") == ["feat"]
+    context = ["head=matching", "evaluate=[svm]", "head.context=full"]
+    assert named(*tiny, *context, "stages=[fit]", "objective=classical", out="matching") == ["matching"]

@@ -102,7 +102,7 @@ def compose_changes(words):
     return {group: composed[group] for group in ("head", "backbone", "trainer")}
 
 
-@pytest.mark.parametrize("edit", [pytest.param(of_words, marks=pytest.mark.slow), of_configuration])
+@pytest.mark.parametrize("edit", [of_words, of_configuration])
 @pytest.mark.parametrize(
     ("words", "key"),
     [

@@ -34,6 +34,7 @@ from metafew.commands.search_space import Space
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import CONF
 from metafew.data.sources import omniglot
+from metafew.experiments.plan import EXPERIMENT_KEYS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.stem for page in PAGES]
@@ -98,10 +99,10 @@ def composes(command, *_):
 
 
 def names_an_experiment(command, *_):
-    """tests/test_experiments.py composes every run of it."""
+    """Its own words can be set; tests/test_experiments.py composes those of its rows."""
     _, _, first, *rest = shlex.split(command)
     assert (CONF / "experiment" / f"{first.removeprefix('experiment=')}.yaml").is_file()
-    OverridesParser.create().parse_overrides(rest)
+    compose(tuple(word for word in rest if word.split("=")[0] not in EXPERIMENT_KEYS))
 
 
 def searches(command, *_):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from types import SimpleNamespace
 
 import pytest
 from run_folders import accuracies, comparison_of, finished
@@ -12,6 +13,7 @@ from metafew.analysis.compare.tables import arrange, report_tables
 from metafew.analysis.compare.text_table import DAGGER, Bold
 from metafew.commands import report
 from metafew.evaluation.statistics import format_difference, interval
+from metafew.experiments.head_tables import head_tables
 
 HEADS = {"protonet": accuracies(0), "tim": accuracies(0, 0.1), "svm": accuracies(1)}
 SECONDS = {"protonet": 1e-3, "tim": 0.5, "svm": 2e-3}
@@ -104,3 +106,19 @@ def test_heads_of_an_earlier_version_share_one_mark(tmp_path):
     (run,), _ = find_runs([str(tmp_path)])
     assert [run.is_transductive(head) for head in ("protonet", "svm", "tim")] == [False, False, True]
     assert not run.is_transductive()
+
+
+def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_path):
+    for norm in ("batch", "layer"):
+        finished(tmp_path / norm, HEADS, norm=norm, heads=entries())
+    cells = [
+        SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm))
+        for row, norm, done in (("a/x", "batch", True), ("a/y", "layer", True), ("b/x", "none", False))
+    ]
+    accuracy, gaps = head_tables(cells)
+    assert accuracy.title == "All heads: a" and gaps.title == "Difference to the best head: a (points)"
+    assert accuracy.columns[:2] == gaps.columns == ["norm=batch", "norm=layer"]
+    assert [row[0] for row in gaps.rows] == ["inductive", "protonet", "svm", "transductive", "tim †"]
+    alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test)]
+    assert [table.title for table in head_tables(alone)] == ["All heads", "Difference to the best head (points)"]
+    assert head_tables(cells[2:]) == []

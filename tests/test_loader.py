@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "spawn")) for m in start_methods()]
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m != start_methods()[0])) for m in start_methods()]
 )
 def test_workers_end_with_a_main_process_that_is_killed(tmp_path, method):
     script = tmp_path / "killed.py"

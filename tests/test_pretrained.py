@@ -320,7 +320,7 @@ def test_one_command_measures_heads_on_frozen_features(launch, file, tmp_path):
     report, _ = launch(*words, tiny=SMALL)
     assert all(report["metrics"][f"test/{head}/accuracy"]["tasks"] == 6 for head in ("protonet", "ridge", "svm"))
     assert report["choices"]["norm"] == "own" and report["steps"] == 0
-    with pytest.raises(UsageError, match="expected a head with trained weights, got cnaps: train it with head=cnaps"):
+    with pytest.raises(UsageError, match="as head=cnaps must be trained, got none: type ckpt=PATH"):
         launch("backbone.freeze=all", "evaluate=[cnaps]", "stages=[test]")
 
 

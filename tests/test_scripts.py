@@ -513,7 +513,6 @@ def test_commands_print_their_usage_without_arguments(name, capsys):
     assert capsys.readouterr().out.strip() == module.__doc__.strip()
 
 
-@pytest.mark.slow
 def test_commands_work_where_only_the_package_is_installed(tmp_path):
     """A wheel contains metafew/ with conf/ in it, and neither scripts/ nor docs/."""
     skipped = shutil.ignore_patterns("__pycache__")

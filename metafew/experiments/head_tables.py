@@ -16,7 +16,7 @@ from metafew.experiments.record import panel_of
 def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
     """Return two tables for each panel, of accuracies and of paired differences to the best, with a row for each head.
 
-    Their columns are the rows of the experiment's own table.
+    A row of the experiment's own table is a column here, which is named after the settings that differ.
 
     Args:
         cells: the cells of the experiment; unfinished ones are left out.
@@ -24,7 +24,8 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
     tables = []
     for panel in dict.fromkeys(panel_of(cell.row) for cell in cells):
         tested = [str(cell.test.folder) for cell in cells if panel_of(cell.row) == panel and cell.finished]
-        heads = heads_as_rows(compare_runs(find_runs(tested)[0], None)) if tested else None
+        runs = [run for run in find_runs(tested)[0] if run.heads] if tested else []
+        heads = heads_as_rows(compare_runs(runs, None))
         if heads:
             where = f": {panel}" if panel else ""
             tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))

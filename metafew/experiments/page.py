@@ -19,10 +19,10 @@ INTRO = """\
 
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
-The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and one of
-Veilleux et al. 2021 beside a table of all heads, checked on freely available data with one command for each table.
-`make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command resumes after
-an interruption. To run a single experiment:
+The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and two of
+Veilleux et al. 2021 with tables of all heads, checked on freely available data with one command for each table. `make
+reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command resumes after an
+interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml
@@ -33,7 +33,7 @@ python train.py experiment=tasknorm_maml budget=paper
 `budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, on the data and
 networks below; `seeds=[0,1,2]` trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply
 to every run of the table. Runs are kept in `outputs/cells`, in folders named after their overrides, so that tables
-share them. Omniglot and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
+share them. Omniglot, mini-ImageNet and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
 
 A comparison holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, excludes zero; otherwise it is undecided. With one seed, the verdict applies to that one training. A claim is

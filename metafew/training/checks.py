@@ -151,8 +151,9 @@ def check_parts(parts: Parts) -> None:
     Raises:
         UsageError: if they do not.
     """
-    check_heads_are_trained(parts)
-    check_backbone_is_trained(parts)
+    check_model_is_trained(parts)
+    for head in parts.untrained_heads:
+        log.warning("head=%s must be trained, and this run measures its initial weights", head)
     check_validation(parts)
     check_tasks_can_be_drawn(parts)
     if parts.fits:
@@ -166,18 +167,16 @@ def check_parts(parts: Parts) -> None:
     check_ranks(parts)
 
 
-def check_heads_are_trained(parts: Parts) -> None:
-    """Check that every head whose weights must be trained is the one that the run or its checkpoint trains."""
-    for name, head in parts.learner.heads.items():
-        if head.requires_training and name != parts.trained_head:
-            raise UsageError(f"expected a head with trained weights, got {name}: train it with head={name}")
-
-
-def check_backbone_is_trained(parts: Parts) -> None:
+def check_model_is_trained(parts: Parts) -> None:
     """Check that a run without training has a checkpoint, unless there is nothing to train: its backbone is frozen."""
     if parts.fits or parts.start is not None:
         return
-    backbone = parts.learner.backbone
+    backbone, untrained = parts.learner.backbone, parts.untrained_heads
+    if untrained:
+        raise UsageError(
+            f"expected a checkpoint for stages=[{','.join(parts.stages)}], as head={untrained[0]} must be trained, got "
+            "none: type ckpt=PATH"
+        )
     if any(p.requires_grad for name, p in backbone.named_parameters() if name not in meta_parameters(backbone)):
         raise UsageError(
             f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH, or "

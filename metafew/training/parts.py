@@ -59,11 +59,14 @@ class Parts:
         return "fit" in self.stages
 
     @property
-    def trained_head(self) -> str | None:
-        """The head that this run or its checkpoint trains, if any; the others only evaluate."""
-        of_checkpoint = self.start is not None and self.start["metafew"]["choices"]["head"] == self.choices["head"]
-        trains = self.learner.objective.trains_head and (self.fits or of_checkpoint)
-        return self.learner.trained if trains else None
+    def untrained_heads(self) -> list[str]:
+        """The names of heads that must be trained, but are trained neither by this run nor by its checkpoint."""
+        trains = self.learner.objective.trains_head
+        if not self.fits:
+            saved = self.start["metafew"] if self.start is not None else {"model": {"trained": False}}
+            trains = saved["model"]["trained"] and saved["choices"]["head"] == self.choices["head"]
+        trained = self.learner.trained if trains else None
+        return [name for name, head in self.learner.heads.items() if head.requires_training and name != trained]
 
     @property
     def selects_options(self) -> bool:

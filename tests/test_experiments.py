@@ -644,7 +644,9 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
         claims = [small["claims"][0] | {"verdict": verdict}]
         write_json(results_file(tmp_path, "tasknorm_rates", "paper"), paper | {"claims": claims})
         page = reproduction_page(tmp_path)
-        assert re.search(rf"\| {text} \| – \| [^|]+ \| [^|]+, omniglot, conv4 \| {shown} \| tasknorm_rates \|", page)
+        assert re.search(
+            rf"\| {text} \| Sec[^|]+ \| – \| [^|]+ \| [^|]+, omniglot, conv4 \| {shown} \| tasknorm_rates \|", page
+        )
     assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
 
 
@@ -656,13 +658,13 @@ def test_a_claim_stands_beside_what_was_published_and_its_scale():
     rows = {"p/a": {"steps": 1000, "words": words, "figures": {"x": figure | {"mean": 0.5}}}}
     rows |= {"p/b": {"steps": 300, "words": words, "figures": {"x": figure | {"mean": 0.25}}}}
     claims = [{"text": "a beats b", "verdict": "reproduced", "evidence": [{"line": "p/a[x] > p/b[x]"}]}]
-    report = {"rows": rows, "claims": claims, "columns": {"x": "percent"}, "budget": "small"}
+    report = {"rows": rows, "claims": claims, "columns": {"x": "percent"}, "budget": "small", "seeds": [0, 1]}
     report |= {"published": {"columns": ["x"], "rows": {"a": ["60 ± 1"]}}}
     (table,) = claims_tables({"e": experiment}, {"e": [report]})
-    here, scale = "50.00 ± 1.00 / 25.00 ± 1.00", "300 to 1,000 of 60,000 steps, birds, r2d2"
+    here, scale = "50.00 ± 1.00 / 25.00 ± 1.00", "300 to 1,000 of 60,000 steps, 2 seeds, birds, r2d2"
     assert table.title == "A. Author 2020" and table.rows == [
-        ["a beats b", "60 ± 1 / –", here, scale, "reproduced", "e"],
-        ["later", "–", "–", "–", "not yet run", "e"],
+        ["a beats b", "Table 1", "60 ± 1 / –", here, scale, "reproduced", "e"],
+        ["later", "Table 1", "–", "–", "–", "not yet run", "e"],
     ]
 
 

@@ -13,7 +13,7 @@ from metafew.experiments.plan import plan_cells
 from metafew.experiments.progress import planned_steps
 from metafew.experiments.record import format_figure, format_published, name_in_panel, published_rows
 
-COLUMNS = ["published", "here", "scale", "verdict", "experiment"]
+COLUMNS = ["in", "published", "here", "scale", "verdict", "experiment"]
 
 
 def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequence[Mapping]]) -> Iterator[TextTable]:
@@ -28,7 +28,7 @@ def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequ
     """
     tables: dict[str, TextTable] = {}
     for name, experiment in experiments.items():
-        paper = experiment["paper"].partition(",")[0]
+        paper, _, place = experiment["paper"].partition(", ")
         table = tables.setdefault(paper, TextTable(paper, COLUMNS))
         cells = plan_cells(dict(experiment), [], "paper", [0], Path(), group_names())
         totals = {cell.row: planned_steps(cell.fit) for cell in cells}
@@ -36,7 +36,7 @@ def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequ
             found = ((claim, report) for report in reports[name] for claim in report["claims"] if claim["text"] == text)
             decided = [(claim, report) for claim, report in found if claim["verdict"] != MISSING]
             described = describe_claim(*decided[0], totals) if decided else ["–", "–", "–", MISSING]
-            table.rows.append([text, *described, name])
+            table.rows.append([text, place, *described, name])
     yield from tables.values()
 
 
@@ -72,13 +72,14 @@ def published_figure(report: Mapping, row: str, column: str) -> str:
 
 
 def scale(report: Mapping, rows: Sequence[str], totals: Mapping[str, int | None]) -> str:
-    """Return the steps of some rows, those of the paper, and their data and networks."""
+    """Return the steps of some rows, those of the paper, the number of seeds, and their data and networks."""
     words = [word for row in rows for word in report["rows"][row]["words"]]
     data = [name_dataset(word) for word in words if re.match(r"dataset(\.root)?=", word)]
     networks = [word.removeprefix("backbone=") for word in words if word.startswith("backbone=")]
     done, total = span([report["rows"][row]["steps"] for row in rows]), span([totals[row] for row in rows])
-    steps = f"{done} of {total} steps"
-    return ", ".join([steps, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])
+    steps, count = f"{done} of {total} steps", len(report["seeds"])
+    seeds = f"{count} seed{'s' * (count > 1)}"
+    return ", ".join([steps, seeds, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])
 
 
 def span(numbers: Sequence[int | None]) -> str:

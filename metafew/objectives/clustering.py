@@ -91,6 +91,8 @@ def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
 def class_clustering(features: Tensor, labels: Tensor) -> Tensor:
     """Return ``R_FC`` as reported, of a complete split: ``(C/N) sum_ij |x_ij - m_i|^2 / sum_i |m_i - m|^2``.
 
+    ``C`` is the number of classes, and ``N`` the number of images of each.
+
     This is ``C`` times :func:`variance_ratio`, with its epsilon and its weighting of classes of unequal size.
 
     Args:

@@ -143,12 +143,12 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
         assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}" in text
         assert f"bad failed: {report['panel/bad']['errors'][0]}" in text
     page = Path("out/report/index.html").read_text()
-    assert "python train.py experiment=x" in page and "Difference to the best head" in page
+    assert "python train.py experiment=x" in page and "Difference from the best head" in page
     assert Path("out/report/heads.csv").is_file()
     accuracies, differences = recorded["heads"]
     assert all(re.search(rf"\| {head} \| .*±", accuracies) for head in ("protonet", "ridge"))
     assert re.search(r"\| (protonet|ridge) \| \+0\.00", differences)
-    titles = ("*All heads: panel*", "*Difference to the best head: panel (points)*")
+    titles = ("*All heads: panel*", "*Difference from the best head: panel (points)*")
     section = "\n".join(experiment_section("x", recorded))
     assert all(title in section for title in titles)
     assert "results, figures" in (cells[0].test.folder / "log.txt").read_text()

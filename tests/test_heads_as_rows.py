@@ -59,7 +59,7 @@ def test_heads_are_rows_in_two_groups_with_ranks_times_and_paired_differences(ru
 
 def test_the_report_writes_them(runs, tmp_path, capsys):
     assert report.main([str(runs), f"out={tmp_path}/report"]) == 0
-    assert "Difference to the best head (points)" in capsys.readouterr().out
+    assert "Difference from the best head (points)" in capsys.readouterr().out
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<b>transductive</b>" in page and "tim †" in page
     with (tmp_path / "report" / "heads.csv").open() as file:
@@ -116,9 +116,9 @@ def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_pat
         for row, norm, done in (("a/x", "batch", True), ("a/y", "layer", True), ("b/x", "none", False))
     ]
     accuracy, gaps = head_tables(cells)
-    assert accuracy.title == "All heads: a" and gaps.title == "Difference to the best head: a (points)"
+    assert accuracy.title == "All heads: a" and gaps.title == "Difference from the best head: a (points)"
     assert accuracy.columns[:2] == gaps.columns == ["norm=batch", "norm=layer"]
     assert [row[0] for row in gaps.rows] == ["inductive", "protonet", "svm", "transductive", "tim †"]
     alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test)]
-    assert [table.title for table in head_tables(alone)] == ["All heads", "Difference to the best head (points)"]
+    assert [table.title for table in head_tables(alone)] == ["All heads", "Difference from the best head (points)"]
     assert head_tables(cells[2:]) == []

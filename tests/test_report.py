@@ -669,7 +669,7 @@ def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path)
     ), "from its results"
     assert f"metafew report {tmp_path / 'runs'}" in page
     links, places = re.findall(r'href="#(\w+)">([^<]*)<', page), re.findall(r'<section id="(\w+)">\n<h2>([^<]*)<', page)
-    assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference to the best (points)"]
+    assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference from the best (points)"]
     assert re.search(r"2 runs, written 20\d\d-\d\d-\d\d", page)
 
 

@@ -121,7 +121,7 @@ class Evaluation:
         rows = [*in_groups(rows[:-1], marks), rows[-1]]
         notes = [DAGGER] * any(marks)
         notes += [f"left out: {self.left_out}"] * bool(self.left_out)
-        return TextTable(self.title, ["accuracy (%)", f"difference to {best} (points)"], rows, notes)
+        return TextTable(self.title, ["accuracy (%)", f"difference from {best} (points)"], rows, notes)
 
     def __repr__(self) -> str:
         console = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)

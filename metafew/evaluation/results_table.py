@@ -32,7 +32,7 @@ def print_results(report: dict) -> None:
 def table_of_heads(report: dict) -> Table:
     """Return a table of inductive heads, transductive heads and baselines.
 
-    Several heads have paired differences to the best one, ranks and times.
+    Several heads have paired differences from the best one, ranks and times.
     """
     choices = report["choices"] | ({"dataset": next(iter(report["sources"]))} if len(report["sources"]) == 1 else {})
     several = sum("/" not in name for name in report["heads"]) > 1
@@ -60,7 +60,7 @@ def table_of_heads(report: dict) -> Table:
             table.add_row(*row)
         table.add_section()
     mode = "† transductive" if mixed else "transductive" if report["transductive"] else "not transductive"
-    gaps = "\ndifference to the best head, in points, paired by test task" * several
+    gaps = "\ndifference from the best head, in points, paired by test task" * several
     queries = f"\n{DIRICHLET.format(**report['config']['test'])}" if report["balance"] == "dirichlet" else ""
     table.caption = f"mean ± 95 % confidence interval over test tasks, {mode}{gaps}\n{tested_on(report)}{queries}"
     return table

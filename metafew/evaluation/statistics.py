@@ -112,7 +112,7 @@ def differences_to_best(accuracies: Mapping[str, np.ndarray], heads: Collection[
 
     Returns:
         By method, ``to``, the head with the highest mean accuracy, and the mean, ``ci95`` and number of ``tasks`` of
-        the difference to it.
+        the difference from it.
 
     >>> found = differences_to_best({"svm": np.array([0.5, 0.7]), "ridge": np.array([0.4, 0.6])}, ["svm", "ridge"])
     >>> found["ridge"]["to"], round(found["ridge"]["mean"], 3), round(found["ridge"]["ci95"], 3)

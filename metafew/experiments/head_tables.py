@@ -14,7 +14,7 @@ from metafew.experiments.record import panel_of
 
 
 def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
-    """Return two tables for each panel, of accuracies and of paired differences to the best, with a row for each head.
+    """Return two tables for each panel, of accuracies and of paired differences from the best: each head has a row.
 
     A row of the experiment's own table is a column here, which is named after the settings that differ.
 
@@ -29,5 +29,5 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
         if heads:
             where = f": {panel}" if panel else ""
             tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))
-            tables.append(difference_table(heads, f"Difference to the best head{where} (points)"))
+            tables.append(difference_table(heads, f"Difference from the best head{where} (points)"))
     return tables

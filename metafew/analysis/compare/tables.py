@@ -17,7 +17,7 @@ from metafew.evaluation.statistics import format_difference, format_percent
 
 TIE = "≈"
 UNPAIRED = "‡ unpaired, as the test tasks may differ: an interval of two means, wider than one of paired differences"
-TOP = f"bold: the best; {TIE}: the 95 % interval of its difference to the best contains 0"
+TOP = f"bold: the best; {TIE}: the 95 % interval of its difference from the best contains 0"
 
 Texts = Mapping[tuple[int, Column], str]
 """The text of each cell, by row number and column."""
@@ -70,7 +70,7 @@ def report_tables(
         spread: ``"ci95"``, or ``"se"`` for standard errors.
         arrangement: the settings that are rows and columns; None for a row for each combination.
     """
-    title, heads = f"Difference to {against or 'the best'} (points)", heads_as_rows(comparison)
+    title, heads = f"Difference from {against or 'the best'} (points)", heads_as_rows(comparison)
     if arrangement is None and len(comparison.rows) == 1:
         tables = [] if heads else [accuracy_table(comparison, spread, "Accuracy")]  # heads have tables with all of it
     elif arrangement is None:
@@ -81,7 +81,7 @@ def report_tables(
         tables = cross(comparison, accuracy_texts(comparison, spread), arrangement, "Accuracy", notes)
         tables += cross(comparison, difference_texts(comparison), arrangement, title, difference_notes(comparison))
     if heads:
-        gaps = difference_table(heads, "Difference to the best head (points)")
+        gaps = difference_table(heads, "Difference from the best head (points)")
         tables += [accuracy_table(heads, spread, "Heads"), gaps]
     published = published_table(comparison)
     return [*tables, published] if published else tables

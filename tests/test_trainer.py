@@ -1,5 +1,6 @@
 """Every argument of Lightning's Trainer acts, or is refused by name with what to type instead."""
 
+import csv
 import inspect
 import json
 import logging
@@ -260,6 +261,17 @@ def test_callbacks_and_loggers_are_appended(trainer, tmp_path):
     assert kinds.index(MonitorCheck) < kinds.index(EarlyStopping)
     assert isinstance(made.checkpoint_callback, Checkpoints)
     assert [type(each) for each in made.loggers] == [CSVLogger]
+
+
+def test_a_logger_of_the_user_gets_the_results(launch, tmp_path):
+    report, _ = launch(
+        f"+trainer.logger={{_target_: pytorch_lightning.loggers.CSVLogger, save_dir: {tmp_path / 'csv'}}}"
+    )
+    (file,) = (tmp_path / "csv").rglob("metrics.csv")
+    with file.open() as lines:
+        *_, last = csv.DictReader(lines)
+    accuracy = report["metrics"]["test/protonet/accuracy"]["mean"]
+    assert float(last["test/protonet/accuracy"]) == pytest.approx(accuracy) and last["step"] == "4"
 
 
 def test_a_checkpoint_callback_of_the_user_does_not_replace_that_of_the_run(trainer):

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from metafew.episode import Episode
+from metafew.loggers.metrics_file import MetricsFile
 from metafew.predictions import NO_ANSWER, answers
 
 QUERIES, IMAGES = 100, 5
@@ -38,7 +39,7 @@ class Prediction(NamedTuple):
 def publish(
     loggers: Iterable[Logger], report: dict, tasks: Iterable[tuple[Episode, Tensor, Sequence[str]]], out: Path
 ) -> None:
-    """Send the results of a run to Weights & Biases and TensorBoard; other loggers already have everything.
+    """Send the results of a run to its loggers, and figures to Weights & Biases and TensorBoard.
 
     Args:
         loggers: the loggers of the run.
@@ -54,6 +55,9 @@ def publish(
             to_wandb(logger, report, figures, table, out)
         elif isinstance(logger, TensorBoardLogger):
             to_tensorboard(logger, report, figures)
+        elif not isinstance(logger, MetricsFile):  # beside which results.json lies
+            logger.log_metrics(measured(report), report["steps"])
+            logger.save()
 
 
 def to_wandb(
@@ -97,8 +101,7 @@ def to_tensorboard(logger: TensorBoardLogger, report: dict, figures: Sequence[Pa
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         logger.experiment.add_image(f"figures/{path.stem}", pixels, step, dataformats="HWC")
-    results = {name: value for name, value in summary(report).items() if value is not None}
-    logger.log_hyperparams(dict(logger.hparams), results, step)
+    logger.log_hyperparams(dict(logger.hparams), measured(report), step)
     logger.experiment.flush()
 
 
@@ -109,12 +112,17 @@ def summary(report: dict) -> dict[str, Any]:
     ...          "validation": {}, "seconds": {"fit": 2.5}})
     {'test/svm/accuracy': 0.8, 'test/svm/accuracy_ci95': 0.1, 'test/svm/accuracy_failed': 0, 'seconds/fit': 2.5}
     """
-    measured = report["metrics"] | {f"test/{name}/accuracy": value for name, value in report["baselines"].items()}
+    metrics = report["metrics"] | {f"test/{name}/accuracy": value for name, value in report["baselines"].items()}
     values: dict[str, Any] = {}
-    for name, value in measured.items():
+    for name, value in metrics.items():
         values |= {name: value["mean"], f"{name}_ci95": value["ci95"], f"{name}_failed": value["failed"]}
     values |= {f"{name}_best": value for name, value in report["validation"].items()}
     return values | {f"seconds/{stage}": seconds for stage, seconds in report["seconds"].items()}
+
+
+def measured(report: dict) -> dict[str, Any]:
+    """Return the values of :func:`summary` that are not None."""
+    return {name: value for name, value in summary(report).items() if value is not None}
 
 
 def predictions(episode: Episode, probabilities: Tensor, names: Sequence[str]) -> Iterator[Prediction]:

@@ -167,6 +167,7 @@ def test_heads_that_nobody_trains_are_named(tmp_path):
     assert named(*test, last.format(tmp_path / "svm"), "head=feat", out="other") == ["feat"]
     assert named(*tiny, "head=feat", "evaluate=[svm]", "test.total=2", out="feat") == []
     assert named(*test, last.format(tmp_path / "feat"), "evaluate=[protonet]", out="own") == []
+    assert named(*test, last.format(tmp_path / "feat"), "head=svm", "evaluate=[feat]", out="with_its_weights") == []
     assert named(*tiny, "head=feat", "objective=classical", "stages=[fit]", out="classical") == ["feat"]
     assert named(*test, last.format(tmp_path / "classical"), out="again") == ["feat"]
     context = ["head=matching", "evaluate=[svm]", "head.context=full"]

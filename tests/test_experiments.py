@@ -645,7 +645,7 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
         write_json(results_file(tmp_path, "tasknorm_rates", "paper"), paper | {"claims": claims})
         page = reproduction_page(tmp_path)
         assert re.search(
-            rf"\| {text} \| Sec[^|]+ \| – \| [^|]+ \| [^|]+, omniglot, conv4 \| {shown} \| tasknorm_rates \|", page
+            rf"\| {text} \| Section 2 \| – \| [^|]+ \| [^|]+, omniglot, conv4 \| {shown} \| tasknorm_rates \|", page
         )
     assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
 

@@ -21,11 +21,13 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
     Args:
         cells: the cells of the experiment; unfinished ones are left out.
     """
+    panels: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.finished:
+            panels.setdefault(panel_of(cell.row), []).append(str(cell.test.folder))
     tables = []
-    for panel in dict.fromkeys(panel_of(cell.row) for cell in cells):
-        tested = [str(cell.test.folder) for cell in cells if panel_of(cell.row) == panel and cell.finished]
-        runs = [run for run in find_runs(tested)[0] if run.heads] if tested else []
-        heads = heads_as_rows(compare_runs(runs, None))
+    for panel, tested in panels.items():
+        heads = heads_as_rows(compare_runs([run for run in find_runs(tested)[0] if run.heads], None))
         if heads:
             where = f": {panel}" if panel else ""
             tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))

@@ -74,11 +74,15 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
     return checkpoint | {"metafew": saved}
 
 
+def trained_head(checkpoint: dict) -> str | None:
+    """Return the name of the head that was trained; None if the objective trained none."""
+    saved = checkpoint["metafew"]
+    return saved["choices"]["head"] if saved["model"]["trained"] else None
+
+
 def trained_state(checkpoint: dict) -> dict[str, Tensor]:
     """Return the state of a checkpoint without heads that only evaluated, whose values come from their options."""
-    saved = checkpoint["metafew"]
-    trained = f"heads.{saved['choices']['head']}." if saved["model"]["trained"] else "heads.none."
-    state = checkpoint["state_dict"].items()
+    trained, state = f"heads.{trained_head(checkpoint)}.", checkpoint["state_dict"].items()
     return {key: value for key, value in state if not key.startswith("heads.") or key.startswith(trained)}
 
 

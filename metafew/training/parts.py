@@ -61,12 +61,10 @@ class Parts:
     @property
     def untrained_heads(self) -> list[str]:
         """The names of heads that must be trained, but are trained neither by this run nor by its checkpoint."""
-        trains = self.learner.objective.trains_head
-        if not self.fits:
-            saved = self.start["metafew"] if self.start is not None else {"model": {"trained": False}}
-            trains = saved["model"]["trained"] and saved["choices"]["head"] == self.choices["head"]
-        trained = self.learner.trained if trains else None
-        return [name for name, head in self.learner.heads.items() if head.requires_training and name != trained]
+        trained = {checkpoint.trained_head(self.start)} if self.start is not None else set()
+        if self.fits and self.learner.objective.trains_head:
+            trained.add(self.learner.trained)
+        return [name for name, head in self.learner.heads.items() if head.requires_training and name not in trained]
 
     @property
     def selects_options(self) -> bool:

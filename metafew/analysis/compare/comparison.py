@@ -72,7 +72,7 @@ class Comparison:
         common: overrides shared by all runs.
         best: the row with the highest mean of each column.
         top: the best row of each column and the rows that do not differ from it.
-        differences: differences from the best row, or to the reference.
+        differences: differences from the best row, or from the reference.
         average_ranks: the average rank of each row over columns; None for a single column, unless rows are heads.
     """
 

@@ -69,10 +69,19 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
     assert "cnaps" in left_out[1] and "svm" not in "".join(left_out)
 
 
+def test_heads_named_with_all_stay_though_they_take_images(tmp_path, capsys):
+    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
+    typed("evaluate=[all,maml]", "evaluate.maml.test_steps=1", *tiny, f"hydra.run.dir={tmp_path}")
+    measured = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert {name.split("/")[1] for name in measured} == feature_heads() | {"maml"}
+    (left_out,) = re.findall("leaves out heads: (.*) take images", " ".join(capsys.readouterr().out.split()))
+    assert "anil, boil, fomaml, meta_curvature" in left_out
+
+
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):
     typed(*words, "head=svm", "--cfg", "job")
     shown = yaml.safe_load(capsys.readouterr().out)["evaluate"]
-    assert shown["all"] is True and shown["ridge"]["penalty"] == 7 and shown["wide"]["c"] == 0.5
+    assert shown["all"] == [] and shown["ridge"]["penalty"] == 7 and shown["wide"]["c"] == 0.5
     assert shown.keys() >= {*describe_groups()["head"]}
 
 

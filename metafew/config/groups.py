@@ -16,8 +16,8 @@ INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 """The folder: inside an installed package, and next to the package in a checkout."""
 ALL = "all"
-"""The option of ``evaluate`` for all heads; in a configuration, a key next to theirs that leaves out those that do not
-fit."""
+"""The option of ``evaluate`` for all heads that fit; in a configuration, a key next to theirs, with the heads that stay
+in any case."""
 SEARCH_PATH = "hydra.searchpath="
 NOT_COMMON = ("defaults", "hydra")
 """Parts of conf/train.yaml that are no options of metafew's."""
@@ -94,8 +94,19 @@ def register_evaluation_heads(words: Sequence[str] = ()) -> None:
     heads = {file.stem: file for folder in folders for file in sorted((folder / "head").glob("*.yaml"))}
     for name, file in heads.items():
         store.store(group="evaluate", name=name, node=load_option(file), package=f"evaluate.{name}")
-    everything: dict[str, Any] = {"defaults": sorted(heads), ALL: True}
+    everything: dict[str, Any] = {"defaults": sorted(heads), ALL: list(named_with_all(words))}
     store.store(group="evaluate", name=ALL, node=everything, package="evaluate")
+
+
+def named_with_all(words: Sequence[str]) -> Iterator[str]:
+    """Yield the heads that a command line evaluates whether or not ``all`` includes them.
+
+    >>> list(named_with_all(["head=svm", "evaluate=[all,maml,tsa]"]))
+    ['maml', 'tsa']
+    """
+    for word in words:
+        if word.startswith("evaluate="):
+            yield from (name for name in re.findall(r"\w+", word.removeprefix("evaluate=")) if name != ALL)
 
 
 def search_folders(words: Sequence[str]) -> Iterator[Path]:

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> dict[str, Head]:
     """Return the heads of ``evaluate`` by name; an entry that names the trained head adds no second head.
 
-    With ``evaluate=all``, heads that do not fit are left out, also of the configuration.
+    With ``evaluate=all``, heads that do not fit are left out, also of the configuration; ``evaluate=[all,maml]`` keeps
+    those that it names.
 
     Args:
         evaluated: the configuration of ``evaluate``.
@@ -36,11 +37,11 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
         open_dict(evaluated),
         torch.random.fork_rng(devices=[]),
     ):  # initial values here change no later draw of training
-        of_all = evaluated.pop(ALL, False)
+        named = evaluated.pop(ALL, evaluated.keys())
         nodes = {name: node for name, node in evaluated.items() if name != trained}
-        if not of_all:
-            return {name: make_head(node, backbone, False) for name, node in nodes.items()}
-        heads, left_out = fitting_heads(nodes, backbone)
+        heads = {name: make_head(node, backbone, False) for name, node in nodes.items() if name in named}
+        rest, left_out = fitting_heads({name: node for name, node in nodes.items() if name not in named}, backbone)
+        heads |= rest
         for name in nodes.keys() - heads.keys():
             del evaluated[name]
     if left_out:

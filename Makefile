@@ -5,7 +5,7 @@ READY := .venv/.ready
 NEWEST := .venv-newest
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: help train reproduce bench test test-newest test-all docs lint format clean
+.PHONY: help install train reproduce bench test test-newest test-all docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+install: $(READY) ## create the environment in .venv, as every other target does if there is none
 
 bench: $(READY) ## run the benchmarks, which report ratios of times
 	$(BIN)/python scripts/benchmark.py $(ARGS)

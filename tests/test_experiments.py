@@ -453,6 +453,15 @@ def test_the_tables(tmp_path, started):
     assert "| seen † | 82.50 ± 1.96 | – |" in (tmp_path / "out/table.md").read_text()
 
 
+def test_a_table_that_is_too_wide_for_the_terminal_has_its_columns_as_rows(tmp_path, started, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = {f"column {number}": COLUMNS["ProtoNet"] for number in range(8)}
+    whole = table(columns=columns)
+    run_experiment(whole, planned(whole, tmp_path), tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "│ column 7 │ 82.50 ± 1.96 │ failed │" in printed
+
+
 def test_invalid_arguments_raise(tmp_path):
     for typed, seeds, budget, message in (
         ([], [0], "huge", "expected budget to be small or paper, got huge: type budget=small"),

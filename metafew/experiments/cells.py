@@ -56,7 +56,8 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
     tables = result_tables(report)
     (out / "table.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     for table in tables:
-        console.print(table.rich())
+        for part in table.fitting(console.width):
+            console.print(part.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
     tests = [str(cell.test.folder) for cell in cells if cell.finished]

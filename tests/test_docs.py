@@ -188,8 +188,8 @@ INSTEAD = [
     Instead("python train.py -m hydra/launcher=joblib ", MANY, composes, slow=True),
     Instead("metafew search ", MANY, searches, slow=True),
 ]
-MARKS = {"README": pytest.mark.figures} | dict.fromkeys(("compare", "normalization", "sweep"), pytest.mark.slow)
-"""Pages whose commands draw figures, or are sweeps of many runs."""
+QUICK = ("README", "train", "head")
+"""Pages whose commands the quick tests run; those of the others only have to compose there."""
 RUN = {"python train.py": train, "metafew ": run_subcommand}
 
 
@@ -282,7 +282,19 @@ def bring(text):
         parquet.write_table(arrow.table({"image": pictures, "label": [n // 5 for n in range(160)]}), "tables/a.parquet")
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page.stem, ())) for page in PAGES], ids=IDS)
+def marks(page):
+    drawn, slow = page.stem == "README", page.stem not in QUICK
+    return [pytest.mark.figures] * drawn + [pytest.mark.slow] * slow
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in QUICK], ids=lambda page: page.stem)
+def test_what_a_page_trains_composes(page):
+    for command in commands([page]):
+        if command.startswith("python train.py") and find(command).check is train:
+            composes(command)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks(page)) for page in PAGES], ids=IDS)
 def test_what_is_typed_on_a_page_does_what_it_says(page, place, capsys):
     bring(page.read_text())
     for block in blocks(page):

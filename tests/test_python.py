@@ -119,6 +119,11 @@ def test_what_cannot_be_evaluated_is_refused(vectors, changes, message):
         metafew.evaluate(**{"features": vectors[0], "labels": vectors[1], **changes})
 
 
+def test_a_head_that_must_be_trained_is_measured_with_a_warning(vectors):
+    with pytest.warns(UserWarning, match="head=feat must be trained"):
+        metafew.evaluate(*vectors, ["feat"], tasks=2)
+
+
 @pytest.mark.parametrize("head", ["svm", SVM()], ids=["word", "object"])
 def test_classify_names_the_most_probable_class(vectors, head):
     features, labels = vectors

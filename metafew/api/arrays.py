@@ -226,7 +226,12 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
     """Return the untrained head that a word of the command line names."""
     if word not in options_of("head"):
         raise UsageError(no_option("head", word))
-    return make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
+    head = make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
+    if head.requires_training:
+        warnings.warn(
+            f"head={word} must be trained, and its initial weights are measured: pass a trained head", stacklevel=4
+        )
+    return head
 
 
 def default_nodes(words: Sequence[str], way: int | str, seed: int) -> DictConfig:

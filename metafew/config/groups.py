@@ -89,13 +89,26 @@ def register_evaluation_heads(words: Sequence[str] = ()) -> None:
     Args:
         words: the command line, whose ``hydra.searchpath`` may name folders with further heads.
     """
-    store = ConfigStore.instance()
-    folders = [*search_folders(words), CONF]  # of an option in several folders, Hydra takes that of metafew
-    heads = {file.stem: file for folder in folders for file in sorted((folder / "head").glob("*.yaml"))}
-    for name, file in heads.items():
-        store.store(group="evaluate", name=name, node=load_option(file), package=f"evaluate.{name}")
-    everything: dict[str, Any] = {"defaults": sorted(heads), ALL: list(named_with_all(words))}
-    store.store(group="evaluate", name=ALL, node=everything, package="evaluate")
+    heads = register_own_heads()
+    further = {file.stem: file for folder in search_folders(words) for file in sorted((folder / "head").glob("*.yaml"))}
+    for name, file in further.items():
+        if name not in heads:  # of an option in several folders, Hydra takes that of metafew
+            register_head(name, file)
+    everything: dict[str, Any] = {"defaults": sorted({*heads, *further}), ALL: list(named_with_all(words))}
+    ConfigStore.instance().store(group="evaluate", name=ALL, node=everything, package="evaluate")
+
+
+@cache  # the 30 files take longer than the rest of a composition
+def register_own_heads() -> list[str]:
+    """Register the heads of metafew as options of ``evaluate``, and return their names."""
+    for name in describe_groups()["head"]:
+        register_head(name, CONF / "head" / f"{name}.yaml")
+    return list(describe_groups()["head"])
+
+
+def register_head(name: str, file: Path) -> None:
+    """Register a head as an option of ``evaluate``."""
+    ConfigStore.instance().store(group="evaluate", name=name, node=load_option(file), package=f"evaluate.{name}")
 
 
 def named_with_all(words: Sequence[str]) -> Iterator[str]:

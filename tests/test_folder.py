@@ -210,6 +210,17 @@ def test_a_flat_folder_with_labels(tmp_path):
     assert source.splits()["train"][0].group == "alphabet"
 
 
+def test_splits_drawn_at_random_are_written_in_a_file_that_draws_the_same(tmp_path, launch):
+    grow(tmp_path / "photos", [f"class {number}" for number in range(12)], images=4)
+    words = ["dataset=folder", f"dataset.root={tmp_path}/photos", "dataset.image_size=28", "trainer.max_steps=1"]
+    words += [f"{split}.way=2" for split in ("train", "val", "test")]
+    drawn, out = launch(*words, "dataset.split_seed=3", out=tmp_path / "drawn")
+    splits = json.loads((out / "splits.json").read_text())
+    assert splits == names(folder(tmp_path / "photos", split_seed=3)) and all(map(len, splits.values()))
+    read, out = launch(*words, f"dataset.splits={out}/splits.json", out=tmp_path / "read")
+    assert read["data"] == drawn["data"] and not (out / "splits.json").exists()
+
+
 def test_arrays(tmp_path):
     images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((8, 5, 5, 3), np.uint8)
     labels = np.array([2, 0, 1, 2, 0, 1, 3, 2])

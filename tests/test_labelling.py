@@ -123,6 +123,32 @@ def test_a_contact_sheet_of_many_classes_draws_those_with_most_predictions(tmp_p
     assert len(drawn) == 20 * labelled_images.IMAGES
 
 
+def test_the_contact_sheet_is_as_wide_as_the_longest_name_requires(tmp_path):
+    widths, images = [], [np.zeros((8, 8, 3), np.uint8)]
+    for name in ("I", "W" * 28):
+        labelled = Labelling({name: 1}, [prediction(1, None, name)])
+        labelled_images.draw_labelled_images(labelled, {name: images}, picture, tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as sheet:
+            widths.append(sheet.width)
+            left = np.asarray(sheet.convert("L"))[:, :10]
+        assert left.min() == 255
+    assert widths[1] > widths[0] + 100
+
+
+@pytest.mark.parametrize(
+    ("rows", "heading"),
+    [
+        ([prediction(1, None, "b")], "labelled images and their probability; ?: marked as unknown"),
+        ([prediction(1, "a", "b")], "orange: wrong, with the true class"),
+        ([prediction(k, None, "b") for k in range(11)], "at most 10 per class"),
+    ],
+)
+def test_the_contact_sheet_says_what_it_shows(rows, heading):
+    found = {"b": rows}
+    assert labelled_images.heading({"b": rows[:10]}, found).endswith(heading)
+    assert labelled_images.heading({"b": rows[:10]}, found | {"c": []}).endswith("; 1 of 2 classes")
+
+
 def test_without_any_answer_the_contact_sheet_has_the_examples(examples, tmp_path):
     rows = [prediction(1, None, None)]
     labelled_images.draw_labelled_images(Labelling(dict.fromkeys(CLASSES, 2), rows), examples, None, tmp_path / "a.png")

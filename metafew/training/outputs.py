@@ -78,9 +78,10 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
 
 
 def write_outputs(report: dict, parts: Parts) -> None:
-    """Write results.json, tasks.csv and figures, publish them to loggers, and print the table."""
+    """Write results.json, tasks.csv, splits drawn at random and figures, publish them, and print the table."""
     learner, data, out = parts.learner, parts.data, parts.out
     write_json(out / "results.json", report)
+    write_drawn_splits(parts)
     if parts.fits:
         run_plots.learning_curve(out / "metrics.csv", learner.trained, out / "learning_curve.png")
     if learner.alphas:
@@ -93,6 +94,15 @@ def write_outputs(report: dict, parts: Parts) -> None:
         print_results(report)
     publish(parts.trainer.loggers, report, predicted_tasks(parts, SHOWN), out)
     print(f"results, figures and checkpoints are in {out}")
+
+
+def write_drawn_splits(parts: Parts) -> None:
+    """Write the classes of each dataset whose splits were drawn at random, in a file that ``dataset.splits`` reads."""
+    drawn = [source for source in parts.source.all_components() if source.drawn]
+    for source in drawn:
+        name = "splits.json" if len(drawn) == 1 else f"splits_{source.title}.json"
+        names = {split: [category.name for category in found] for split, found in source.splits().items()}
+        write_json(parts.out / name, names)
 
 
 def predicted_tasks(parts: Parts, count: int) -> Iterator[tuple[Episode, Tensor, list[str]]]:

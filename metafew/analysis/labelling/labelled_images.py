@@ -16,7 +16,7 @@ from metafew.analysis.labelling.labelling import Labelling, Prediction
 from metafew.analysis.style import ORANGE
 
 CLASSES, EXAMPLES, IMAGES = 20, 3, 10
-CELL, NAMES, EDGE = 0.8, 1.7, 0.35  # inches: an image, class names, and the margins
+CELL, EDGE = 0.8, 0.15  # inches: an image, and the margins
 LONGEST = 12
 """Most characters of a line of a caption."""
 CAPTION, GAP = 0.4, 0.5  # in images: the space for a caption, and between examples and labelled images
@@ -54,19 +54,25 @@ def draw_labelled_images(
         pixels[-1] |= {left: image(p.file) for left, p in zip(lefts[first:], row, strict=False)}
     canvas = tiles(pixels, step, line, (len(shown) * step, lefts[-1] + size + 2 * line))
     high, wide = (CELL * length / size for length in canvas.shape[:2])
-    figure = Figure(figsize=(NAMES + wide + EDGE, high + 2 * EDGE))
-    place = NAMES / (NAMES + wide + EDGE), EDGE / (high + 2 * EDGE)
-    axes = figure.add_axes((*place, wide / (NAMES + wide + EDGE), high / (high + 2 * EDGE)))
+    figure = Figure(figsize=(wide, high))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas)
-    name_rows(axes, [(name, len(found[name])) for name in shown], step, size)
-    some = "" if len(shown) == len(found) else f" ({len(shown)} of {len(found)} classes)"
-    heads = {0: "examples", lefts[first]: f"labelled images and their probability; ?: marked as unknown{some}"}
-    for left, words in heads.items():
+    name_rows(axes, [f"{shorten(name)}\n{len(found[name])} predicted" for name in shown], step, size)
+    for left, words in {0: "examples", lefts[first]: heading(shown, found)}.items():
         axes.text(left, -0.1 * size, words, fontsize=8)
     for number, row in enumerate(shown.values()):
         for left, prediction in zip(lefts[first:], row, strict=False):
             draw_caption(axes, prediction, left + size / 2 + line, number * step + size + 2 * line)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=EDGE)
+
+
+def heading(shown: Mapping[str, Sequence[Prediction]], found: Mapping[str, Sequence[Prediction]]) -> str:
+    """Return the heading of the labelled images: what captions mean, and how many images and classes are drawn."""
+    parts = ["labelled images and their probability", "?: marked as unknown"]
+    parts += ["orange: wrong, with the true class"] * any(p.wrong for row in shown.values() for p in row)
+    parts += [f"at most {IMAGES} per class"] * any(len(found[name]) > IMAGES for name in shown)
+    parts += [f"{len(shown)} of {len(found)} classes"] * (len(shown) < len(found))
+    return "; ".join(parts)
 
 
 def spread(row: Sequence[Prediction]) -> list[Prediction]:
@@ -75,12 +81,11 @@ def spread(row: Sequence[Prediction]) -> list[Prediction]:
     return [ordered[k] for k in np.linspace(0, len(ordered) - 1, min(len(ordered), IMAGES)).round().astype(int)]
 
 
-def name_rows(axes: Axes, rows: Sequence[tuple[str, int]], step: int, size: int) -> None:
-    """Write the class and the number of predictions of each row to its left."""
+def name_rows(axes: Axes, labels: Sequence[str], step: int, size: int) -> None:
+    """Write the label of each row to its left."""
     axes.set(xticks=[])
     axes.spines[:].set_visible(False)
-    texts = [f"{shorten(name)}\n{count} predicted" for name, count in rows]
-    axes.set_yticks([row * step + size / 2 for row in range(len(rows))], texts, fontsize=8, parse_math=False)
+    axes.set_yticks([row * step + size / 2 for row in range(len(labels))], labels, fontsize=8, parse_math=False)
     axes.tick_params(length=0)
 
 

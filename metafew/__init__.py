@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from metafew.training.start import Run
 
 ROOMS = ("backbones", "errors", "export", "heads", "norms")
-"""Modules that ``metafew.heads.SVM`` finds without an import of their own."""
+"""Submodules that are imported on first access, so that ``metafew.heads.SVM`` works after ``import metafew``."""
 NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.running"}
-"""Public names that are imported when they are used, with their modules."""
+"""Public names that are imported on first access, and the modules that define them."""
 
 
 def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
@@ -43,7 +43,7 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
     Args:
         path: a checkpoint from the folder ``checkpoints`` of a run.
         trust: dotted paths of further classes that may be called, such as the network of ``backbone=module``.
-        chosen: which option of a head with several is used, such as ``lr0.5_steps10``; None for the first.
+        chosen: the setting to use if the head has several, such as ``lr0.5_steps10``; None uses the first.
 
     Raises:
         metafew.errors.UsageError: if there is no such checkpoint, if it does not describe its model, if it names a
@@ -55,27 +55,27 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
 
 
 def train(*words: str, **options: Any) -> Run:
-    """Run what ``python train.py WORDS`` runs, in this process, and return its results.
+    """Do what ``python train.py WORDS`` does, in this process, and return the run.
 
-    All stages run: by default training, validation and test. The run prints its progress and its table, and its folder
-    has the same files as that of the command::
+    All stages run: by default training, validation and test. It prints its progress and a table of results, and writes
+    the same files as the command::
 
         run = metafew.train("head=svm", "norm=tasknorm", **{"trainer.max_steps": 200})
         run.metrics["test/svm/accuracy"]  # {"mean": 0.89, "ci95": 0.01, "tasks": 600, "failed": 0}
         model = metafew.load(run.checkpoint)
 
-    The run uses one process. Sweeps (``-m``), experiments and several devices need the command.
+    The run uses a single process. For sweeps (``-m``), experiments and multiple devices, use the command line.
 
     Args:
-        words: words of the command line, such as ``"head=svm"`` or ``"train.way=20"``.
-        options: further ones with Python values: ``head="svm"``, ``evaluate=["ridge"]``, ``train={"way": 20}``, or
-            ``**{"train.way": 20}``.
+        words: command-line overrides, such as ``"head=svm"`` or ``"train.way=20"``.
+        options: further overrides, with Python values: ``head="svm"``, ``evaluate=["ridge"]``, ``train={"way": 20}``,
+            or ``**{"train.way": 20}``.
 
     Returns:
         The folder of the run and the content of its results.json.
 
     Raises:
-        metafew.errors.UsageError: if the words cannot be run. The message says what to type instead.
+        metafew.errors.UsageError: if these overrides cannot be run. The message says what to type instead.
     """
     from metafew.training import start
 
@@ -93,7 +93,7 @@ def evaluate(
     seed: int = 0,
     base: np.ndarray | Tensor | None = None,
 ) -> Evaluation:
-    """Measure heads on few-shot tasks that are drawn from features, all heads on the same tasks.
+    """Evaluate heads on few-shot tasks drawn from features, all of them on the same tasks.
 
     The numbers are those of ``python train.py dataset=features dataset.root=FILE evaluate=[...]`` for a file with these
     features as ``x_test`` and these labels as ``y_test``::
@@ -109,23 +109,23 @@ def evaluate(
         features: ``(n, d)``, such as the output of a pretrained network. They are used as they are; some heads work
             better on centred features of unit length.
         labels: ``n`` integers or strings.
-        heads: words of the command line, or heads, such as ``metafew.heads.SVM(c=1.0)``; or a dictionary of these, by
-            their names in the table; or ``"all"`` for all heads on features that need no training. Heads with
-            parameters are used untrained, with their initial values.
+        heads: names of heads on the command line, or instances, such as ``metafew.heads.SVM(c=1.0)``; or a dictionary
+        from names in the table to these; or ``"all"`` for all heads on features that need no training. Heads given by
+        name are untrained: their parameters have their initial values.
         way: number of classes per task, or ``"5..20"`` for a number drawn per task.
         shot: number of support examples per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
         query: number of queries per class.
         tasks: number of tasks.
         seed: seed of the tasks; ``test.seed`` of the command.
         base: features ``(n, d)`` of training classes, or their mean ``(d,)``, for heads such as ``simpleshot`` that
-            centre features by it.
+            subtract this mean.
 
     Returns:
         A table with ``mean``, ``ci95``, ``rows``, ``to_dict()`` and ``difference(head, other)``.
 
     Raises:
-        metafew.errors.UsageError: if there are too few classes or examples, values are not finite, a word names no
-            head, or a head needs ``base``.
+        metafew.errors.UsageError: if there are too few classes or examples, values are not finite, there is no head of
+            a given name, or a head needs ``base``.
     """
     from metafew.api import arrays
 
@@ -139,7 +139,7 @@ def classify(
     query: np.ndarray | Tensor,
     base: np.ndarray | Tensor | None = None,
 ) -> Classification:
-    """Classify features by the examples of a support set.
+    """Classify query features, given a labelled support set.
 
     For images and a trained network, see :func:`load`::
 
@@ -148,18 +148,19 @@ def classify(
         found.probabilities  # (q, 2), columns as in found.classes
 
     Args:
-        head: a word of the command line, or a head, such as ``metafew.heads.SVM(c=1.0)``. A word makes a new head
-            in each call.
+        head: the name of a head on the command line, or an instance, such as ``metafew.heads.SVM(c=1.0)``. A name
+        creates a new head in each call.
         support: features ``(n, d)`` in floating point.
         labels: ``n`` strings, numbers or other hashable values; classes may have different numbers of examples.
         query: features ``(q, d)``.
-        base: features ``(n, d)`` of training classes, or their mean ``(d,)``, for a head that centres features by it.
+        base: features ``(n, d)`` of training classes, or their mean ``(d,)``, for a head that subtracts this mean.
 
     Returns:
         ``labels``, ``probabilities`` and ``classes``.
 
     Raises:
-        metafew.errors.UsageError: if shapes and labels do not match, a word names no head, or the head needs ``base``.
+        metafew.errors.UsageError: if shapes and labels do not match, there is no head of that name, or the head needs
+            ``base``.
     """
     from metafew.api import arrays
 
@@ -180,7 +181,7 @@ def episodes(
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> Iterator[Episode]:
-    """Draw the tasks of a training loop of your own.
+    """Draw tasks for your own training loop.
 
     For example, with ``Conv4``, ``SVM`` and ``TaskNorm`` of :mod:`metafew.backbones`, ``heads`` and ``norms``::
 
@@ -193,28 +194,30 @@ def episodes(
             loss.backward()
             optimizer.step()
 
-    Tasks are those of a run of the command line with the same options: task ``i`` depends only on the seed, the split,
-    the data and ``i``. Images are in float32 in [0, 1], with the views of ``augment`` applied.
+    The tasks are the same as in a command-line run with the same options: task ``i`` depends only on the seed, the
+    split, the data and ``i``. Images are in float32, with uint8 scaled to [0, 1] and the views of ``augment`` applied.
 
     Args:
         data: the name of a dataset, such as ``"omniglot"``; or an array of images ``(n, c, h, w)`` or ``(n, h, w)`` in
             uint8 or floating point, or of vectors ``(n, d)``.
         labels: the classes of an array: ``n`` integers or strings. None with the name of a dataset.
-        split: ``train``, ``val`` or ``test``. All classes of an array are used in any split, for different tasks.
-        way: number of classes per task, or ``"5..20"`` for a number drawn per task. For this and the next two, None is
-            the value of a run with this dataset; for an array 5, 1 and 15.
+        split: ``train``, ``val`` or ``test``. For an array, every split uses all classes; the split only changes which
+        tasks are drawn.
+        way: number of classes per task, or ``"5..20"`` for a number drawn per task. For ``way``, ``shot`` and
+        ``query``, None uses the value of a run with this dataset; for an array, 5, 1 and 15.
         shot: number of support images per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
         query: number of query images per class.
         tasks: number of tasks per step.
         steps: number of steps; None draws tasks without end.
         seed: seed of the tasks.
-        device: where the images are needed.
+        device: the device of the images.
         options: options of a dataset, with the keys of the command line: ``augment="standard"``,
             ``dataset={"split": "vinyals"}``.
 
     Returns:
-        An iterator over episodes, each a stack of tasks of equal shape: one per step if ``way`` and ``shot`` are
-        numbers. Otherwise the tasks of a step are several episodes, one after the other.
+        An iterator over episodes, each a stack of tasks of equal shape from one dataset: one per step if ``way`` and
+        ``shot`` are numbers, unless the dataset is a mixture. Otherwise the tasks of a step may be split into several
+        episodes, yielded one after the other.
 
     Raises:
         metafew.errors.UsageError: if there is no such dataset, or it has too few classes or images.

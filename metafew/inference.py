@@ -127,7 +127,8 @@ class Model(nn.Module):
             values = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"{expected}, got a {type(images).__name__} that is no array of them: resize and stack them"
+                f"{expected}, got a {type(images).__name__} that cannot be converted to an array: "
+                "resize and stack the images"
             ) from error
         if vectors and values.ndim == 2:
             values = values[..., None, None]
@@ -193,7 +194,7 @@ class Task:
 
     @torch.no_grad()
     def predict_with_distances(self, images: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the results of :meth:`predict` and :meth:`distances`, for which heads on features embed once."""
+        """Return the results of :meth:`predict` and :meth:`distances`; heads on features embed the images once."""
         query = self.model.prepare(images)
         shared = self._embedded_once(query)
         backbone = shared if isinstance(self.model.head, FeatureHead) else self.model.backbone
@@ -250,7 +251,7 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(
-            f"expected the weights of the model that {path} describes, and it holds others, since code has "
+            f"expected the weights of the model that {path} describes, but it holds others, since the code has "
             "changed: train again"
         ) from error
     if head.needs_base_mean:

@@ -1,1 +1,1 @@
-"""What the functions of the package call: heads on arrays of features, and the tasks of a loop of your own."""
+"""Implementation of the functions of the package: heads on arrays of features, and tasks for your own training loop."""

@@ -1,4 +1,4 @@
-"""Measure heads on arrays of features, and classify rows of such arrays."""
+"""Evaluate heads on arrays of features, and classify rows of such arrays."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Evaluation:
 
     @property
     def differences(self) -> dict[str, Interval]:
-        """The paired difference of each head, and of the baseline, to the best head, named ``to``: see difference()."""
+        """Paired differences of heads and the baseline from the best head, named in ``to``: see :meth:`difference`."""
         return differences_to_best(self.accuracies, self.heads)
 
     def to_dict(self) -> dict[str, Interval]:
@@ -103,7 +103,8 @@ class Evaluation:
     def difference(self, head: str, other: str) -> Interval:
         """Return mean, ``ci95`` and number of tasks of the paired difference ``head - other``.
 
-        The interval is that of the differences on the same tasks, which is narrower than that of two means.
+        The interval is that of the differences on the same tasks, which is usually narrower than that of the difference
+        of two independent means.
         """
         return interval(self.accuracies[head] - self.accuracies[other])
 
@@ -151,7 +152,7 @@ def evaluate_features(
     features: np.ndarray | Tensor, labels: Any, heads: Heads, way: int | str, shot: int | str, query: int, tasks: int,
     seed: int, base: np.ndarray | Tensor | None,
 ) -> Evaluation:  # fmt: skip
-    """Measure heads on tasks drawn from features: :func:`metafew.evaluate`."""
+    """Evaluate heads on tasks drawn from features: :func:`metafew.evaluate`."""
     advice = "give an array of vectors, and one label for each"
     vectors, classes = labelled_vectors(as_array(features), as_array(labels), "features and labels", "labels", advice)
     split = ArraySplit(vectors[..., None, None], categories(classes))
@@ -198,10 +199,10 @@ def run_test(evaluator: Evaluator, sampler: Sampler) -> dict[str, Tensor]:
 
 
 def make_heads(heads: Heads, backbone: Identity, way: int | str, seed: int) -> dict[str, Head]:
-    """Return heads by name, made with their default options where they are named by the word of the command line.
+    """Return heads by name; those given as names on the command line are made with their default options.
 
     Raises:
-        UsageError: if a word names no head, or two heads have the same name.
+        UsageError: if there is no head of a given name, or two heads have the same name.
     """
     if isinstance(heads, str | Head):
         heads = [heads]
@@ -223,7 +224,7 @@ def name_of(head: str | Head) -> str:
 
 
 def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
-    """Return the untrained head that a word of the command line names."""
+    """Return the untrained head with this name on the command line."""
     if word not in options_of("head"):
         raise UsageError(no_option("head", word))
     head = make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
@@ -235,7 +236,7 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
 
 
 def default_nodes(words: Sequence[str], way: int | str, seed: int) -> DictConfig:
-    """Return the default options of heads, by their words on the command line."""
+    """Return the default options of heads, by their names on the command line."""
     nodes = {word: load_option(CONF / "head" / f"{word}.yaml") for word in words}
     return OmegaConf.create({"evaluate": nodes, "train": {"way": way}, "seed": seed}).evaluate
 
@@ -274,7 +275,7 @@ def classify_features(
     head: str | Head, support: np.ndarray | Tensor, labels: Any, query: np.ndarray | Tensor,
     base: np.ndarray | Tensor | None,
 ) -> Classification:  # fmt: skip
-    """Classify features by a support set: :func:`metafew.classify`."""
+    """Classify query features, given a support set: :func:`metafew.classify`."""
     vectors = as_array(support)
     if vectors.ndim != 2:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Draw the tasks of a training loop that is not metafew's own."""
+"""Draw tasks for a custom training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from metafew.training.instantiate import make
 
 
 class Shape(NamedTuple):
-    """The shape of tasks; None stands for what a run of the command line has.
+    """The shape of tasks; None stands for the value of a command-line run.
 
     Attributes:
         way: number of classes.
@@ -83,7 +83,7 @@ def episodes_of(
         labels: the classes of images or vectors.
         shape: the shape of the tasks.
         drawn: their split, number and seed.
-        device: where the episodes are needed.
+        device: the device of the episodes.
         options: options of the command line for a dataset.
     """
     if drawn.split not in SPLITS:
@@ -109,7 +109,7 @@ def draw(sampler: Sampler, steps: int | None, device: torch.device) -> Iterator[
 
 
 def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str, Any]) -> Sampler:
-    """Return a sampler of the tasks of a dataset, the same as in a run of the command line."""
+    """Return a sampler of the tasks of a dataset, the same as in a command-line run."""
     if name not in options_of("dataset"):
         raise UsageError(no_option("dataset", name))
     split = drawn.split

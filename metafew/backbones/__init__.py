@@ -1,7 +1,7 @@
 """Feature extractors, one network per file.
 
-``from metafew.backbones import Conv4`` finds the class of every file in ``conf/backbone``, and the base class; the
-module of a class is imported with it.
+``from metafew.backbones import Conv4`` works for the class of every file in ``conf/backbone`` and for the base class.
+Modules are imported lazily, when a class is first accessed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
 
 @contextmanager
 def target_chunks(count: int | None) -> Iterator[None]:
-    """Limit every ``embed`` in this context to ``count`` consecutive targets per pass, each with the same context.
+    """Limit every ``embed`` in this context to ``count`` consecutive targets per pass, with the same context in each.
 
     With a transductive norm, only targets of the same pass then influence one another. None means a single pass.
     """
@@ -57,10 +57,9 @@ class Backbone(nn.Module):
     own_norms = False
     """Whether the network has its own normalization layers, which ignore the context, instead of ``norm``."""
     task_weights = False
-    """Whether a pass may have weights for each task (:mod:`metafew.backbones.task_weights`), as ``forward`` keeps the
-    order of rows and leaves weights to layers."""
+    """Whether passes may have weights per task: ``forward`` keeps the order of rows and uses weights only in layers."""
     prefix = ""
-    """What precedes, in the names of parameters, the names that users and files of weights give them."""
+    """Prefix of parameter names that the names in options and weight files lack."""
     frozen: frozenset[str] = frozenset()
     """Names of parameters frozen by the constructor, which no head adapts."""
     in_eval: frozenset[str] = frozenset()
@@ -91,7 +90,7 @@ class Backbone(nn.Module):
             context: ``(t, s, c, h, w)``, the rows from which norms may take moments.
             targets: ``(t, q, c, h, w)``, rows that depend on the context but, unless a norm is transductive, not on
                 other targets.
-            record: whether running moments take part in this pass (see :class:`~metafew.norms.scope.Rows`).
+            record: whether norms record this pass for their running moments (see :class:`~metafew.norms.scope.Rows`).
             targets_only: in evaluation, leave out the features of a context that no target depends on (``s = 0``).
 
         Returns:

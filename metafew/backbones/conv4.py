@@ -27,7 +27,8 @@ class Conv4(Backbone):
         width: channels of each block.
         downsample: ``pool``, 2x2 max-pooling, which drops an odd row (images of at least 16 pixels), or ``stride``,
             convolutions with stride 2, which keep it.
-        readout: ``flatten`` the last block, which is its ``map``, or its ``mean`` over positions.
+        readout: ``flatten`` for the flattened last block (``map`` is the same), or ``mean`` for its mean over
+            positions.
     """
 
     task_weights = True

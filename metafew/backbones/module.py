@@ -25,11 +25,11 @@ from metafew.norms.scope import rows
 class Wrapped(Backbone):
     """The network returned by ``target(**arguments)``, with its output flattened to ``(b, d)``.
 
-    Its normalization layers are those of ``norm``, a scheme (:func:`~metafew.norms.convert.construct`), or its own.
-    These ignore tasks: they receive support sets and queries of all tasks as one flat batch. In training, a batch norm
-    of PyTorch therefore uses moments over all tasks, support and query rows together, and updates its running moments
-    in every pass, unless the network put it in eval mode. Whatever the network froze stays frozen: parameters with
-    ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
+    Its normalization layers are those of ``norm``, a scheme (:func:`~metafew.norms.convert.construct`), or its own. Its
+    own layers ignore tasks: they receive support sets and queries of all tasks as one flat batch. In training, a batch
+    norm of PyTorch therefore uses moments over all tasks, support and query rows together, and updates its running
+    moments in every pass, unless the network put it in eval mode. Whatever the network froze stays frozen: parameters
+    with ``requires_grad_(False)``, which no inner loop adapts, and modules in ``eval()`` mode.
 
     Args:
         channels: channels of the images.
@@ -37,12 +37,13 @@ class Wrapped(Backbone):
         norm: ``norm(channels)`` makes a normalization layer; ``OwnNorms`` keeps those of the network.
         target: dotted path of an importable class or function that returns an ``nn.Module``.
         arguments: its keyword arguments.
-        mean: of the pixels that the network was trained on (:class:`~metafew.backbones.standardize.Standardize`).
+        mean: mean of the pixels that the network was trained on (:class:`~metafew.backbones.standardize.Standardize`).
         std: their standard deviation.
         output: which of its outputs are the features (:class:`~metafew.backbones.network_output.NetworkOutput`).
-        readout: ``flatten`` them, or their ``mean`` over positions or tokens; ``map`` flattens maps, and nothing else.
-        norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or those to convert, as
-            :func:`~metafew.norms.convert.convert` takes them.
+        readout: ``flatten`` them, or their ``mean`` over positions or tokens; ``map`` flattens too, but accepts only
+        maps.
+        norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or names of norms to convert,
+            as in :func:`~metafew.norms.convert.convert`.
     """
 
     channels_last = False
@@ -143,11 +144,13 @@ class Wrapped(Backbone):
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
         # Contiguous, as networks that call ``view`` require, and a copy, which they may change in place.
         features = self.read(self.standardize(images.clone(memory_format=torch.contiguous_format)))
-        return features.to(images.dtype) if features.dtype == torch.float64 else features  # as heads compute
+        return (
+            features.to(images.dtype) if features.dtype == torch.float64 else features
+        )  # the precision that heads use
 
     @property
     def per_image(self) -> bool:
-        """Whether no image changes the features of another: no scheme, and no batch norm of the network, lets it."""
+        """Whether no image changes the features of another, through a scheme or through a batch norm of the network."""
         return super().per_image and not self._takes_moments
 
     @property

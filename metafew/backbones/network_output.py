@@ -20,7 +20,7 @@ class NetworkOutput:
         output: a layer of the network, such as the pooling before its classifier; or a key, an attribute or a position
             of what it returns. None for a network that returns a tensor.
         readout: ``flatten`` what is found, or take its ``mean`` over positions of maps ``(b, d, h, w)``, or over tokens
-            of sequences ``(b, n, d)``; ``map`` flattens maps, and nothing else.
+            of sequences ``(b, n, d)``; ``map`` flattens too, but accepts only maps.
 
     Raises:
         UsageError: if ``readout`` is none of them.
@@ -53,7 +53,7 @@ class NetworkOutput:
         """Return the shape ``(c, h, w)`` of the maps that are flattened; None if the features have no positions.
 
         Raises:
-            UsageError: if the output ``result`` is no maps, with ``readout=map``.
+            UsageError: if ``readout=map`` and the output ``result`` is not a batch of maps.
         """
         if self.readout != "mean" and result.ndim == 4:
             channels, height, width = result.shape[1:]

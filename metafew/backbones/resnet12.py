@@ -59,7 +59,8 @@ class ResNet12(Backbone):
         width: channels of the first block; the others have 2.5, 5 and 10 times as many.
         drop: rate of dropout, and final rate of DropBlock.
         block_size: width of the squares of DropBlock; Lee et al. use 5 for 84x84 images and 2 for 32x32 images.
-        readout: ``flatten`` the last block, which is its ``map``, or its ``mean`` over positions.
+        readout: ``flatten`` for the flattened last block (``map`` is the same), or ``mean`` for its mean over
+            positions.
     """
 
     task_weights = True

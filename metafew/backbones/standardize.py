@@ -1,4 +1,4 @@
-"""Give a pretrained network the pixels that it was trained on."""
+"""Standardize pixels as a pretrained network expects them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metafew.config.option_values import as_list
 from metafew.errors import UsageError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Of the pixels of ImageNet in [0, 1], by channel, as the networks of torchvision and timm expect them."""
+"""Mean and standard deviation of ImageNet pixels in [0, 1] by channel, as torchvision and timm expect them."""
 
 
 class Standardize(nn.Module):

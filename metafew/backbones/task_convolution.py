@@ -1,8 +1,8 @@
 """Convolutions with weights of their own for each task, and derivatives of all orders.
 
 :class:`Convolve` has three bilinear kernels, each the derivative of the others: a convolution, and its gradients with
-respect to the input and the weights. A kernel loops over the tasks where their maps are large, and is one product of
-matrices of patches where they are small (:data:`SMALL`). Weights that all tasks share, as before the first inner step,
+respect to the input and the weights. A kernel loops over the tasks where their maps are large, and is a single matrix
+product over patches where they are small (:data:`SMALL`). Weights that all tasks share, as before the first inner step,
 are those of an ordinary convolution; they are recognized by a stride of 0.
 """
 
@@ -21,7 +21,7 @@ from torch.autograd import Function
 aten = torch.ops.aten
 _summed: ContextVar[bool] = ContextVar("summed", default=False)
 SMALL = 100
-"""Largest number of output positions per task that products of matrices compute; above it, a loop is faster."""
+"""Largest number of output positions per task for which a matrix product is used; above it, a loop is faster."""
 
 
 class Geometry(NamedTuple):
@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
 
 @contextmanager
 def summed_gradients() -> Iterator[None]:
-    """Declare that only the sum over tasks of the gradients of weights ``(t, ...)`` is used in passes inside.
+    """Declare that passes in this context use gradients of weights ``(t, ...)`` only as sums over tasks.
 
     This holds where the weights of a task are shared weights plus constants, as in first-order MAML. A convolution then
     returns the mean over tasks as the gradient of each, which is a single convolution of all rows.
@@ -181,7 +181,7 @@ def _gradients(
 
 
 def in_patches(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Return whether a product of matrices of patches is the fastest way."""
+    """Return whether a matrix product over patches is the fastest way."""
     height, width = output_size(x, weight, geometry)
     small = x.shape[0] // weight.shape[0] * height * width <= SMALL
     return small and geometry.groups == 1 and geometry.dilation == (1, 1)

@@ -25,7 +25,7 @@ from metafew.norms.norm import Norm
 def accept_task_weights(network: nn.Module) -> nn.Module:
     """Let the convolutions and linear layers of ``network`` be called with weights ``(t, ...)``.
 
-    Layers of subclasses are not changed, nor convolutions with another padding than given numbers of zeros.
+    Subclasses of these layers are not changed, nor are convolutions whose padding is not an explicit number of zeros.
 
     Args:
         network: changed in place, as by :func:`~metafew.norms.fast.accelerate`.
@@ -63,7 +63,7 @@ def obstacles(backbone: Backbone, names: Iterable[str]) -> list[str]:
 
 
 def takes(module: nn.Module, keys: set[str]) -> bool:
-    """Return whether the parameters ``keys`` of ``module`` may have values for each task: all it has, or none."""
+    """Return whether the parameters ``keys`` of ``module`` may have values per task; they must be all that it has."""
     if keys != dict(module.named_parameters(recurse=False)).keys() or not keys <= {"weight", "bias"}:
         return False
     if isinstance(module, Norm):

@@ -177,8 +177,8 @@ class FewShot(pl.LightningDataModule):
     def close(self) -> None:
         """End the workers of all loaders.
 
-        Lightning leaves those of the training when a validation in it raises an error. They ignore signals, so that
-        this process would wait for them forever at its end.
+        Lightning leaves the training workers running if validation raises an error during training. They ignore
+        signals, so this process would wait for them forever when it exits.
         """
         CombinedLoader(self._loaders, "sequential").reset()
         self._loaders.clear()

@@ -75,7 +75,7 @@ class Loader(DataLoader):
         """Iterate over the batches.
 
         A generator starts the workers when the first batch is requested, since Lightning replaces an error that is
-        raised before by one of its own.
+        raised earlier with one of its own.
 
         Raises:
             UsageError: if the workers cannot be started.
@@ -102,10 +102,10 @@ def make_loader(batches: MetaBatches, workers: int, start: int = 0) -> Loader:
         start: the first meta-batch.
 
     Raises:
-        UsageError: if workers cannot have a copy of the batches' views.
+        UsageError: if the batches' views cannot be copied to the workers.
     """
     if workers and multiprocessing.current_process().daemon:
-        log.info("data.num_workers=%d is 0 here: this process is a daemonic one and cannot start others", workers)
+        log.info("data.num_workers=%d is ignored: this process is daemonic and cannot start others", workers)
         workers = 0
     if workers:
         check_copies(batches)
@@ -126,7 +126,7 @@ def make_loader(batches: MetaBatches, workers: int, start: int = 0) -> Loader:
 
 
 def check_copies(batches: MetaBatches) -> None:
-    """Check that workers can have a copy of the batches' views, which they send back with every batch.
+    """Check that the batches' views can be copied to workers, which send them back with every batch.
 
     Raises:
         UsageError: if pickle refuses.
@@ -141,7 +141,7 @@ def check_copies(batches: MetaBatches) -> None:
 
 
 def check_semaphores(context: Any, workers: int) -> None:
-    """Make what torch makes for its workers, which prints a traceback if it fails in the middle; raises OSError."""
+    """Create the semaphores of torch's workers, as torch prints a traceback if it fails midway; raises OSError."""
     _ = [context.Event(), *(context.Queue() for _ in range(workers + 1))]
 
 
@@ -154,7 +154,7 @@ def start_methods() -> list[str]:
 
 
 def start_method() -> str | None:
-    """Return how workers are started: the system's default in a process of joblib, else None, as this process does.
+    """Return how workers are started: by the system's default in a joblib process, else None, as this process was.
 
     In the processes of joblib, multiprocessing starts only further processes of joblib.
     """
@@ -201,14 +201,14 @@ def receive(content: bytes, buffers: list[np.ndarray]) -> list[Episode]:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold the signals that end a run back until the end, and forever in a process that is started inside.
+    """Block the signals that end a run until this context exits; processes started inside it keep them blocked.
 
-    A worker that is not forked imports torch, for seconds, before it can ignore them.
+    A worker that is not forked needs seconds to import torch before it can ignore them.
     """
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # with the first worker otherwise, and it lets signals through
+    resource_tracker.ensure_running()  # otherwise started with the first worker, and it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
@@ -219,8 +219,8 @@ def held_signals() -> Iterator[None]:
 def follow_main_process(_: int) -> None:
     """Have a worker ignore the signals that end a run, and end with the main process, which receives them too.
 
-    A main process that is killed stops no worker. Those of torch end with their parent, but the parent of workers of a
-    fork server is this server, which lives as long as they do, and a forked worker waits until its last batch is read.
+    Killing the main process does not stop its workers. Torch's workers end with their parent, but with a fork server
+    the parent is that server, which lives as long as they do, and a forked worker waits until its last batch is read.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

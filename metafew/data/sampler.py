@@ -69,9 +69,9 @@ class Sampler:
     and support, so that the position of an image carries no information about its class.
 
     With ``balance=dirichlet``, the same number of queries is divided among the classes by proportions from a symmetric
-    Dirichlet distribution, as in Veilleux et al. 2021, *Realistic Evaluation of Transductive Few-Shot Learning*. They
-    come from a stream of their own: classes and support are those of the balanced task. A class gives at most the
-    images that its support leaves.
+    Dirichlet distribution, as in Veilleux et al. 2021, *Realistic Evaluation of Transductive Few-Shot Learning*. The
+    proportions come from a separate random stream, so classes and support are those of the balanced task. A class has
+    at most as many queries as it has images outside the support set.
 
     Args:
         split: the images.
@@ -137,7 +137,8 @@ class Sampler:
             return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
         counts = self._count_queries(index, query, np.array([len(r) for r in rows]) - shots)
-        # More than ``query`` come from the end, so that they do not depend on the shot, unless a class has no more.
+        # Queries beyond ``query`` come from the end, so that they do not depend on the shot, as long as the class has
+        # enough images.
         queries = [np.arange(-max(0, count - query), min(count, query)) for count in counts]
         support = [np.arange(query, query + shot) for shot in shots]
         # A child stream, so that neither the shot nor views change the order of queries.

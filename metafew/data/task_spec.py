@@ -20,7 +20,7 @@ NATURAL = "natural"
 
 BALANCES = ("balanced", "dirichlet")
 LEAST_CONCENTRATION = 1e-3
-"""Below, a Dirichlet distribution has no proportions in floating point."""
+"""Below this, proportions cannot be drawn from a Dirichlet distribution in floating point."""
 
 
 class Shortage(NamedTuple):
@@ -51,8 +51,8 @@ class TaskSpec:
         total: total number of tasks; 0 for training without validation.
         seed: seed of the sequence of tasks.
         support: maximum number of support images of a task with natural shots.
-        balance: ``balanced`` for equal numbers of queries of each class, or ``dirichlet`` for as many in all, whose
-            proportions are drawn per task.
+        balance: ``balanced`` for equal numbers of queries of each class, or ``dirichlet`` for the same total, divided
+        in proportions that are drawn per task.
         dirichlet: concentration of the symmetric Dirichlet distribution of these proportions.
     """
 

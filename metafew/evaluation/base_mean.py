@@ -60,8 +60,8 @@ class BaseMean:
 def base_mean(backbone: Backbone, data: FewShot, like: Tensor) -> Tensor:
     """Return the mean feature ``(d,)`` of the training images of ``data``, or of :data:`IMAGES` random ones.
 
-    Images have no views of ``augment`` for training. The context of norms are as many random images as the largest
-    support set, or minibatch, of training has. In a mixture, all datasets have the same weight.
+    Images have no views of ``augment`` for training. The context of norms is as many random images as the largest
+    support set, or minibatch, in training. In a mixture, all datasets have the same weight.
 
     Args:
         backbone: a backbone in eval mode.

@@ -44,7 +44,7 @@ class ValidationLogits:
 
 
 def fit_temperatures(logits: Mapping[str, ValidationLogits]) -> dict[str, float]:
-    """Return the temperature of each head with the lowest cross-entropy over the queries of all ranks, if any.
+    """Return, for each head with answered queries on any rank, the temperature with the lowest cross-entropy over them.
 
     The cross-entropy of ``softmax(logits / T)`` is convex in ``1 / T``, so that bisection finds the root of its
     derivative. The result is between 0.001 and 1000: the lower end if every answer is right. All ranks call this, with
@@ -78,7 +78,7 @@ class CalibrationError(Metric):
     over the queries of a bin. Unanswered queries are left out. Source: Guo et al. 2017, Equation 3.
 
     Args:
-        temperature: the temperature; None if there is none, and then no error after.
+        temperature: the temperature; None if there is none, in which case there is no error after.
     """
 
     full_state_update = False

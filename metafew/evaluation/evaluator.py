@@ -203,7 +203,9 @@ class Evaluator(pl.LightningModule):
         for episode in batch:
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
             if any(isinstance(head, FeatureHead) for head in self.heads.values()):
-                shared.embed(episode.support.images, episode.query.images)  # which is no time of the first head
+                shared.embed(
+                    episode.support.images, episode.query.images
+                )  # so that its time is not attributed to the first head
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
                 with timed(seconds[name] if seconds else None, episode):
@@ -249,7 +251,7 @@ class Evaluator(pl.LightningModule):
 
 
 def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: torch.device) -> int:
-    """Return how many of the largest tasks of ``spec`` a head adapts together; 1 if it embeds all that it is given."""
+    """Return how many of the largest tasks of ``spec`` a head adapts together; 1 if it does not adapt the backbone."""
     if not head.adapts_backbone:
         return 1
     (_, support), (_, images), size = spec.contexts, spec.images, backbone.image_size

@@ -50,7 +50,7 @@ def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:
 
 
 def tasks_per_step(backbone: Backbone, sampler: Sampler) -> int:
-    """Return the number of tasks per step on cached features: as many as fit in :data:`STEP_BYTES`, or the spec's.
+    """Return the tasks per step on cached features: as many as fit in :data:`STEP_BYTES`, at least the spec's.
 
     The size of a task is that of the pixels and features of its images and, for the computations of heads and of the
     nearest neighbour, one value per support image, image and class.

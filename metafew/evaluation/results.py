@@ -84,7 +84,7 @@ def describe_heads(
     seconds: list[dict[str, float]],
     sources: int,
 ) -> dict[str, dict]:
-    """Return, as :func:`by_shot`, whether each head is transductive, its average rank, and its seconds per task.
+    """Return whether heads are transductive, their ranks and seconds per task, in the form of :func:`by_shot`.
 
     Args:
         tables: as for :func:`collect`.
@@ -106,7 +106,7 @@ def describe_heads(
 
 
 def differences(tables: list[dict[str, Tensor]], shots: list, heads: Collection[str]) -> dict[str, dict]:
-    """Return, as :func:`by_shot`, the paired differences of heads and baselines to the best head of each test."""
+    """Return the paired differences from the best head of each test, in the form of :func:`by_shot`."""
     column = PerTask.columns.index("accuracy")
     accuracies = [
         {name: table[:, column].cpu().numpy() for name, table in test.items() if "/" not in name} for test in tables

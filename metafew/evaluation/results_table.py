@@ -32,7 +32,7 @@ def print_results(report: dict) -> None:
 def table_of_heads(report: dict) -> Table:
     """Return a table of inductive heads, transductive heads and baselines.
 
-    Several heads have paired differences from the best one, ranks and times.
+    If there are several heads, it also shows paired differences from the best one, ranks and times.
     """
     choices = report["choices"] | ({"dataset": next(iter(report["sources"]))} if len(report["sources"]) == 1 else {})
     several = sum("/" not in name for name in report["heads"]) > 1
@@ -67,7 +67,7 @@ def table_of_heads(report: dict) -> Table:
 
 
 def format_gap(gap: Interval | None, name: str) -> str:
-    """Format the difference of ``name`` to the best head, if any was measured; that head itself has a dash.
+    """Format the difference of ``name`` from the best head, if any was measured; that head itself has a dash.
 
     >>> gap = {"to": "svm", "mean": -0.0123, "ci95": 0.004}
     >>> format_gap(gap, "ridge"), format_gap(gap, "ridge/shot5"), format_gap(gap, "svm/shot5"), format_gap(None, "svm")

@@ -37,7 +37,7 @@ def standard_errors(count: float) -> float:
 
 
 def share_interval(count: int, total: int) -> tuple[float, float]:
-    """Return both ends of Wilson's 95 % interval of a share, which is in [0, 1] and has a width at 0 and 1, too.
+    """Return both ends of Wilson's 95 % interval for a proportion; it lies in [0, 1] and has a width at 0 and 1, too.
 
     >>> [round(end, 3) for end in share_interval(19, 20)], [round(end, 3) for end in share_interval(20, 20)]
     ([0.764, 0.991], [0.839, 1.0])
@@ -104,7 +104,7 @@ def ranks(accuracies: np.ndarray) -> np.ndarray:
 
 
 def differences_to_best(accuracies: Mapping[str, np.ndarray], heads: Collection[str]) -> dict[str, Interval]:
-    """Return the paired difference of each method to the best of ``heads``, over the same tasks.
+    """Return the paired difference of each method from the best of ``heads``, over the same tasks.
 
     Args:
         accuracies: the accuracy of each task ``(tasks,)``, by method.

@@ -34,12 +34,12 @@ def distances(support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tenso
 def limit(support: Tensor, labels: Tensor, way: int) -> Tensor:
     """Return the distance from the nearest class mean beyond which a query is unlike the support set.
 
-    An example ``x`` of a class with ``n`` examples and mean ``m`` stands for a new image of this class by ``sqrt((n +
-    1) / (n - 1)) |x - m|``, which is the distance from the mean of the others, ``n / (n - 1) |x - m|``, times ``sqrt(1
-    - 1 / n^2)``, as the mean of all is closer: both have the expected square ``(1 + 1 / n) v`` for a variance ``v``.
-    The limit is the value of rank ``0.95 (s + 1)``, rounded up, among these, or the largest if there are fewer than 19.
-    So it is exceeded by 1 in 20 new images of the classes, or by 1 in ``s + 1``. Classes with a single example have no
-    spread; if there are no others, the limit is the median distance of a class to the nearest other.
+    An example ``x`` of a class with ``n`` examples and mean ``m`` stands for a new image of this class. Its distance
+    ``|x - m|`` is multiplied by ``sqrt((n + 1) / (n - 1))``, so that its expected square is that of a new image: ``(1 +
+    1 / n) v`` for a variance ``v``. With ``k`` such distances, the limit is the one of rank ``0.95 (k + 1)``, rounded
+    up, or the largest if ``k`` is less than 19. It is then exceeded by 1 in 20 new images of the classes, or by 1 in
+    ``k + 1``. Classes with a single example have no spread; if there are no others, the limit is the median distance of
+    a class to the nearest other.
 
     Args:
         support: features ``(s, d)``.

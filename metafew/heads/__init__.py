@@ -1,7 +1,7 @@
 """Heads: how a backbone is adapted to a support set and classifies queries. One method per file.
 
-``from metafew.heads import SVM, ProtoNet`` finds the class of every file in ``conf/head``, and the base classes; the
-module of a class is imported with it.
+``from metafew.heads import SVM, ProtoNet`` works for the class of every file in ``conf/head`` and for the base classes.
+Modules are imported lazily, when a class is first accessed.
 """
 
 from __future__ import annotations

@@ -37,19 +37,19 @@ class AdaptingHead(BatchingHead):
     backbone adapts, features are computed once.
 
     Args:
-        backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
-        output: the output layer before adaptation; it adapts too, unless it says otherwise.
+        backbone: the backbone to adapt; only the names and shapes of its weights are used here.
+        output: the output layer before adaptation; it adapts too if its ``adapts`` is true.
         names: names of the backbone's weights that adapt.
         steps: gradient steps.
-        lrs: inner learning rate, the first; others are candidates for a subclass to choose from.
-        rule: how weights descend (:mod:`metafew.heads.inner`).
+        lrs: inner learning rates; the first is used, the others are candidates for a subclass to choose from.
+        rule: the inner optimizer (:mod:`metafew.heads.inner`).
         rates: ``fixed`` or learned learning rates (:class:`~metafew.heads.inner.Rates`), or matrices as ``curvature``
             (:class:`~metafew.heads.curvature.Curvature`).
         first_order: take the outer gradient as if inner gradients were constant.
         inner: how the tasks of a meta-batch are batched: ``loop``, ``batch``, ``chunk``, ``vmap`` or ``auto``
             (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto``.
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class AdaptingHead(BatchingHead):
         return self._measure(backbone, support, query, way, self.readout(self.extra_readings))
 
     def readout(self, extra: Sequence[str]) -> Readout:
-        """Return when the result, which has the name ``""``, and the readings of the names ``extra`` are taken."""
+        """Return at which learning rate and step the result, named ``""``, and the readings ``extra`` are taken."""
         lr, steps = (self.learning_rates[0], self.steps) if self.training else self.evaluation_setting
         return {lr: {steps: [""]}}
 
     def adaptation(self, backbone: Backbone, support: Labelled, way: int) -> Iterator[tuple[Weights, Weights]]:
-        """Yield the weights of each task before and after the steps of evaluation; in eval mode, one by one."""
+        """Yield the weights of each task before and after the steps of evaluation; call it in eval mode."""
         model, (lr, steps) = FunctionalBackbone(backbone), self.evaluation_setting
         for images, labels in zip(*(part.split(1) for part in support), strict=True):
             path = self._path(model, SupportSet(images, labels, way), lr, steps, autograd_gradient)
@@ -120,7 +120,7 @@ class AdaptingHead(BatchingHead):
         """Record the final states of the inner optimizer of all tasks of a meta-batch, stack by stack."""
 
     def of_network(self, model: Model, weights: Weights) -> Weights:
-        """Return the weights of the network, by its names, that follow from those that adapt."""
+        """Return the weights of the network, by name, computed from the weights that adapt."""
         return weights
 
     def embed(self, model: Model, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, ...]:
@@ -162,7 +162,7 @@ class AdaptingHead(BatchingHead):
             step: number of the step, from 0.
             lr: learning rate, where rates are not learned.
             gradient: how gradients are taken.
-            graph: whether the step can be differentiated through its gradients.
+            graph: whether the gradients can be differentiated in turn (``create_graph``).
 
         Returns:
             The weights and the state after the step, and the losses before it.
@@ -183,7 +183,7 @@ class AdaptingHead(BatchingHead):
     ) -> Iterator[tuple[str, Tensor]]:
         """Adapt to a stack of tasks and yield names and logits ``(t, q, w)`` of their queries."""
         tasks = tasks._replace(queries=query)
-        # Weights then are those before adaptation, which all tasks share, plus constants.
+        # If ``shifted``, the weights of each task are the shared initial weights plus constants.
         shifted = self.first_order and self.rates.kind == "fixed" and type(self).start is AdaptingHead.start
         for lr, names in readout.items():
             for step, weights in enumerate(self._path(model, tasks, lr, max(names), gradient)):

@@ -24,7 +24,8 @@ class BaselinePP(FeatureHead):
     Args:
         steps: gradient steps.
         lr: learning rate.
-        scale: factor of the cosines, in fitting and in logits; fixed. That of the published code for up to 200 classes.
+        scale: factor of the cosines, in fitting and in logits; fixed. The default is that of the published code for up
+            to 200 classes.
     """
 
     def __init__(self, steps: int = 100, lr: float = 0.01, scale: float = 2.0):

@@ -31,13 +31,13 @@ Model = FunctionalBackbone | PrecomputedFeatures
 MEMORY = 300
 """Largest memory, in MiB, of the tasks in a batch on a CPU."""
 VALUES_PER_MIB = 2**24 // 300
-"""Number of values of maps and weights that need 1 MiB, by a rough estimate that ignores the network's depth: training
-conv4 with the defaults needs 230 to 300 MiB for as many tasks as 300 MiB allow, and 30 to 55 for one."""
+"""How many values of feature maps and weights take up 1 MiB, by a rough estimate that ignores the network's depth:
+training conv4 with the defaults needs 230 to 300 MiB for as many tasks as 300 MiB allow, and 30 to 55 for one."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
 EXECUTIONS = ("auto", "loop", "batch", "chunk", "vmap")
 REASON = 160
-"""Most characters of an error of ``vmap`` in a message."""
+"""Maximum length, in characters, of a ``vmap`` error that a message quotes."""
 log = logging.getLogger(__name__)
 
 
@@ -49,15 +49,15 @@ class BatchingHead(Head):
     Args:
         names: names of the backbone's weights that differ from task to task.
         steps: gradient steps.
-        first_order: whether training keeps only the last of them in memory.
-        inner: how the tasks of a meta-batch are batched, which changes nothing but random numbers: one by one in a
-            ``loop``; in a ``batch`` of as many as ``memory`` allows, by layers with weights for each task
-            (:mod:`metafew.backbones.task_weights`); a ``chunk`` of them by ``vmap``, or as many as ``memory`` allows by
-            ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or ``loop`` if that cannot process the
-            network. In training, only one such batch is held in memory at a time.
+        first_order: whether training keeps only the last step in memory.
+        inner: how the tasks of a meta-batch are batched, which affects only random numbers: ``loop``, one by one;
+            ``batch``, as many at a time as ``memory`` allows, by layers with weights for each task
+            (:mod:`metafew.backbones.task_weights`); ``chunk``, a fixed number at a time, by ``vmap``; ``vmap``, as many
+            at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
+            ``loop`` if that cannot process the network. In training, only one such batch is held in memory at a time.
         chunk: tasks in a chunk.
-        memory: memory in MiB that tasks may need together in a ``batch`` or in ``vmap``, by an estimate; at least one
-            task is processed. ``auto`` is :data:`MEMORY`, or a quarter of the memory of a GPU.
+        memory: limit, in MiB, of the estimated memory of the tasks that ``batch`` or ``vmap`` processes together; at
+            least one task is processed. ``auto`` is :data:`MEMORY`, or a quarter of the memory of a GPU.
     """
 
     memory_option = "inner=loop"
@@ -126,7 +126,7 @@ class BatchingHead(Head):
     def _batched_or_loop(
         self, execution: str, model: Model, way: int, readout: Readout, *tasks: Tensor
     ) -> dict[str, Tensor]:
-        """Return the results of several tasks, batched, or in a loop if ``auto`` chose what the network does not allow.
+        """Return the results of several tasks, batched, or in a loop if the network does not support ``auto``'s choice.
 
         Raises:
             UsageError: if ``inner`` is not ``auto``, and only the loop can process the network.
@@ -137,7 +137,7 @@ class BatchingHead(Head):
             raise
         except Exception as error:  # torch documents no class of errors for what vmap cannot batch
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
-            # If the loop fails too, its error is that of the network.
+            # If the loop fails too, its error comes from the network itself.
             results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])
             how, reason = "vmap" if execution == "chunk" else execution, " ".join(str(error).split())[:REASON]
             if self.inner != "auto":
@@ -188,10 +188,10 @@ class BatchingHead(Head):
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the memory in MiB that tasks may need together on ``device``: all of a run on one machine agree on it."""
+    """Return the memory limit in MiB for tasks processed together, the same for all processes on one machine."""
     return torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else MEMORY
 
 
 def concatenated(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the results of all tasks from those of consecutive ones."""
+    """Concatenate the results of consecutive tasks."""
     return {name: torch.cat([result[name] for result in results]) for name in results[0]}

@@ -15,8 +15,8 @@ class BDCSPN(FeatureHead):
     """Nearest prototype by cosine, after the two corrections of :func:`rectified`: ``logit_m = scale * cos(x, p_m)``.
 
     Liu et al. rectify with the queries of highest confidence in each class; here, as in other public implementations,
-    all queries count. The first correction assumes that support set and queries have the same balance of classes: with
-    unbalanced queries their means differ for another reason than a bias.
+    all queries count. The first correction assumes that support set and queries have the same balance of classes: if
+    the queries are unbalanced, the two means differ for reasons other than a bias.
 
     Args:
         scale: initial value of the learned scale of the logits.
@@ -43,10 +43,10 @@ def rectified(
 ) -> tuple[Tensor, Tensor]:
     """Return prototypes ``(t, w, d)`` rectified by the queries, and the shifted queries, from features.
 
-    Features are scaled to unit length. Against the cross-class bias, queries are shifted by the difference between the
-    mean of the support set and that of the queries. Against the intra-class bias, each query joins the class ``m``
-    whose mean feature ``p_m`` has the highest cosine with it, and ``p_m`` becomes the mean of the support rows and
-    queries of the class with weights proportional to ``exp(e cos(x, p_m))`` (Liu et al. 2020, Section 3.2).
+    Features are scaled to unit length. To reduce the cross-class bias, queries are shifted by the difference between
+    the mean of the support set and that of the queries. To reduce the intra-class bias, each query joins the class
+    ``m`` whose mean feature ``p_m`` has the highest cosine with it, and ``p_m`` becomes the mean of the support rows
+    and queries of the class with weights proportional to ``exp(e cos(x, p_m))`` (Liu et al. 2020, Section 3.2).
 
     Args:
         support: features ``(t, s, d)``.

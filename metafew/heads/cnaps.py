@@ -50,10 +50,10 @@ class Classifier(nn.Module):
 class CNAPs(Head):
     """Scale and shift the channels of a backbone, and generate a linear classifier, from the support set.
 
-    A set encoder maps the support images to one vector. One dense layer with ReLU per stage of the backbone turns it
-    into gamma and beta for each FiLM layer; the classifier is generated from the class means of the modulated features.
-    There are no gradient steps per task, and tasks may have any number of classes. The backbone is meant to be
-    pretrained and frozen, except for the alphas of TaskNorm.
+    A set encoder maps the support images to one vector. From it, a dense layer with ReLU per stage of the backbone,
+    followed by a :class:`~metafew.heads.modulation.Modulation` per FiLM layer, computes gamma and beta; the classifier
+    is generated from the class means of the modulated features. There are no gradient steps per task, and tasks may
+    have any number of classes. The backbone is meant to be pretrained and frozen, except for the alphas of TaskNorm.
 
     The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16, so its
     weight is 0.016 relative to the mean over tasks. It also draws the initial vectors of a residual block once, whereas

@@ -19,10 +19,10 @@ class Curvature(HasMetaParameters):
     with the Kronecker product of the three matrices, which is never formed. Linear layers have no ``M_f``. Directions
     of vectors, such as biases and the scales of norms, are multiplied by a learned vector.
 
-    Matrices start from the identity and vectors from ones, with which steps are those of ``rates=fixed``. They are not
-    constrained, the same in all inner steps, and exempt from weight decay. ``M_i`` of an output layer has ``d^2``
-    entries, as many as 2.6 million on the 1,600 features that conv4 has of 84-pixel images. An output layer for any
-    number of classes has a number as ``M_o``, and one as the vector of its biases.
+    Matrices start from the identity and vectors from ones, so that steps initially equal those of ``rates=fixed``. They
+    are unconstrained, shared by all inner steps, and exempt from weight decay. ``M_i`` of an output layer has ``d^2``
+    entries, as many as 2.6 million on the 1,600 features that conv4 has for 84-pixel images. For an output layer for
+    any number of classes, ``M_o`` is a scalar, and so is the vector of its biases.
 
     Args:
         shapes: the weights that adapt.
@@ -62,5 +62,5 @@ def transformed(direction: Tensor, learned: Weights, name: str) -> Tensor:
 
 
 def product(matrix: Tensor, y: Tensor) -> Tensor:
-    """Return ``matrix @ y``; a matrix of one entry is a number, for any number of rows."""
+    """Return ``matrix @ y``; a matrix with a single entry acts as a scalar on any number of rows."""
     return matrix * y if matrix.numel() == 1 else matrix @ y

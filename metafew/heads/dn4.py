@@ -16,7 +16,7 @@ class DN4(MapHead):
 
     ``logit_m = sum_i sum_{j=1..k} cos(x_i, y_mij)`` over the positions ``i`` of a query, where ``x_i`` are the channels
     at a position and ``y_mij`` the ``k`` most similar ones among the positions of all support images of class ``m``.
-    A class with fewer than ``k`` positions counts the mean of those it has ``k`` times. Positions without direction
+    A class with fewer than ``k`` positions counts ``k`` times the mean over those it has. Positions without direction
     have a cosine of 0.
 
     Args:

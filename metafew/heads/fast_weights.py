@@ -1,7 +1,7 @@
-"""Fast weights: a backbone called with weights for each task, and the gradients of losses in them.
+"""Fast weights: a backbone called with weights for each task, and the gradients of losses with respect to them.
 
-Weights are ``(t, ...)``, one for each task of a stack. A stack of one task can go through any network, one of several
-through layers that take weights for each task (:mod:`metafew.backbones.task_weights`).
+Weights are ``(t, ...)``, one for each task of a stack. A stack of one task can go through any network; a stack of
+several needs layers that take weights for each task (:mod:`metafew.backbones.task_weights`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SupportSet(NamedTuple):
         images: ``(t, s, c, h, w)``, or features ``(t, s, d)`` where the backbone does not adapt.
         labels: ``(t, s)``.
         way: number of classes.
-        numbers: numbers of the tasks among those of training; None in evaluation.
+        numbers: indices of the training tasks; None in evaluation.
         queries: images or features of the queries, for transductive heads; None where only the support set counts.
     """
 
@@ -49,7 +49,7 @@ class FunctionalBackbone(nn.Module):
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
-        # The search for weights with several names is slow: once here, instead of in every call.
+        # Finding tied weights is slow, so it is done once here instead of in every call.
         self.tied = len([*self.parameters()]) < len([*self.named_parameters(remove_duplicate=False)])
         self.of_norms = {
             f"{name}.{key}"
@@ -72,7 +72,7 @@ class FunctionalBackbone(nn.Module):
         return torch.func.functional_call(self, named, images, options, tie_weights=self.tied)
 
     def weights(self, names: Sequence[str]) -> Weights:
-        """Return the backbone's weights of these names, without a dimension of tasks, under :data:`BACKBONE` names."""
+        """Return the backbone's weights ``names``, without a task dimension, with the prefix :data:`BACKBONE`."""
         values = dict(self.backbone.named_parameters())
         return {BACKBONE + name: values[name] for name in names}
 
@@ -90,12 +90,12 @@ class PrecomputedFeatures:
 
 
 def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str] = ()) -> list[str]:
-    """Return the names of the backbone's weights that adapt to a task: no meta-parameters, and none it froze itself.
+    """Return the names of the weights that adapt to a task, except meta-parameters and those the backbone froze.
 
     Args:
         backbone: the feature extractor.
-        adapt: ``all`` weights, or ``body``, the same; ``no_norm``, all but those of norms; or only the ``output``
-            layer: none.
+        adapt: ``all`` or ``body``, all weights; ``no_norm``, all but those of norms; ``output``, none, as only the
+        output layer adapts.
         freeze: prefixes of further names that do not adapt, such as ``blocks.0``.
 
     Raises:
@@ -122,10 +122,10 @@ def detached(weights: Weights) -> Weights:
 
 
 def inner_scale(weights: Weights) -> float:
-    """Return the factor of an inner loss while its gradient is taken, by which the gradient is divided afterwards.
+    """Return the factor that scales an inner loss while its gradient is computed, and then divides the gradient.
 
-    Where autocast computes in float16, gradients below 6e-8 underflow to 0. With a fixed power of two adaptation is the
-    same in training and in evaluation, where there is no gradient scaler.
+    Where autocast computes in float16, gradients below 6e-8 underflow to 0. With a fixed power of two, adaptation is
+    the same in training and in evaluation, where there is no gradient scaler.
     """
     device = next(iter(weights.values())).device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
@@ -135,7 +135,7 @@ def inner_scale(weights: Weights) -> float:
 def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the gradients of the losses ``loss(weights)`` ``(t,)`` of independent tasks, and the losses.
 
-    The gradients are differentiable again if ``graph``.
+    The gradients are themselves differentiable if ``graph`` is true.
     """
     # Views, since one weight may be computed from another and must be differentiated independently of it.
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}

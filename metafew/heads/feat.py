@@ -42,7 +42,7 @@ class FEAT(FeatureHead):
         self.transformer = SetTransformer(backbone.features, dropout)
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
-        """Return negative squared distances ``(t, q, w)`` to the transformed class means, divided."""
+        """Return negative squared distances ``(t, q, w)`` to the transformed class means over the temperature."""
         prototypes = self.transformer(class_means(support, labels, way))
         return negative_distances(query, prototypes) / self.temperature
 

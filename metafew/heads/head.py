@@ -22,7 +22,7 @@ class Head(HasMetaParameters):
     """
 
     needs_base_mean: bool = False
-    """Whether evaluation uses :attr:`base_mean`, which runs then compute and store in checkpoints."""
+    """Whether evaluation uses :attr:`base_mean`; if so, runs compute it and store it in checkpoints."""
     base_mean: Tensor | None
     """The mean feature ``(d,)`` of training images (:mod:`metafew.evaluation.base_mean`); None until it is set."""
     adapts_backbone: bool = False
@@ -38,7 +38,7 @@ class Head(HasMetaParameters):
     lock_step: bool = False
     """Whether ``objective=reptile`` can run the inner loop, with all tasks of a meta-batch in lock step."""
     evaluation_options: tuple[str, ...] = ()
-    """Names of constructor arguments that have no effect on training: a run may be resumed with others."""
+    """Names of constructor arguments with no effect on training: a run may be resumed with other values."""
     memory_option: str | None = None
     """An option that reduces the memory of training and evaluation, such as ``inner=loop``."""
     exemptions: ClassVar[dict[str, str]] = {}
@@ -61,7 +61,7 @@ class Head(HasMetaParameters):
         return []
 
     def penalty(self) -> Tensor | float:
-        """Return a term that an objective that trains the head adds to its loss, once per step."""
+        """Return a term that is added once per step to the loss of an objective that trains the head."""
         return 0.0
 
     def tasks_per_chunk(self, backbone: Backbone, support: Tensor, query: Tensor) -> int | None:
@@ -118,7 +118,7 @@ class FeatureHead(Head):
         if self.base_mean is None:
             raise UsageError(
                 f"expected the mean feature of training images for {type(self).__name__}, got none: set its base_mean "
-                "to features.mean(0) of training images, or pass base=features where they are arrays"
+                "to features.mean(0) of training images, or pass base=features to metafew.evaluate or metafew.classify"
             )
         return features - self.base_mean.to(features)
 

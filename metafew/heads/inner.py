@@ -1,4 +1,4 @@
-"""Steps of the inner loop: the directions in which weights descend, and their learning rates."""
+"""Steps of the inner loop: the update directions of the weights, and their learning rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StepRates = Mapping[str, Tensor | float]
 
 
 def for_each(weights: Weights, tasks: int) -> Weights:
-    """Return weights that ``tasks`` tasks share with a dimension of tasks, without copying them."""
+    """Return weights that ``tasks`` tasks share, expanded by a task dimension without copying."""
     return {name: value.expand(tasks, *value.shape) for name, value in weights.items()}
 
 
@@ -45,8 +45,8 @@ class Adam:
 
     ``v <- beta2 v + (1 - beta2) g^2``, and the direction is ``g / sqrt(v / (1 - beta2^n) + eps^2)`` after ``n`` steps;
     with momentum, ``m / (1 - beta1^n)`` takes the place of ``g``, with ``m <- beta1 m + (1 - beta1) g``. Kingma and Ba
-    add ``eps`` to the root; inside it the same small number keeps second derivatives finite where ``g = 0``. The state
-    holds ``v`` and, under ``name + "/steps"``, ``n`` for every weight, and ``m`` under ``name + "/mean"``.
+    add ``eps`` outside the root; ``eps^2`` inside it keeps second derivatives finite where ``g = 0``. The state holds
+    ``v`` and, under ``name + "/steps"``, ``n`` for every weight, and ``m`` under ``name + "/mean"``.
 
     Args:
         beta1: decay of the mean of gradients.
@@ -122,7 +122,7 @@ class Shape(NamedTuple):
 
 
 def adapting_shapes(backbone: Backbone, names: Iterable[str], output: Output) -> list[Shape]:
-    """Return the shapes of the backbone's weights ``names``, prefixed by ``backbone.``, and of an adapting output's."""
+    """Return the shapes of the weights ``names``, prefixed by ``backbone.``, and of an output layer that adapts."""
     values = dict(backbone.named_parameters())
     shapes = [Shape(f"backbone.{name}", values[name].shape) for name in names]
     if output.adapts:
@@ -146,7 +146,7 @@ class Rates(nn.Module):
     def __init__(self, kind: str, lr: float, steps: int, shapes: Sequence[Shape]):
         super().__init__()
         if kind == "layer" and steps < 1:
-            raise UsageError("expected head.rates=layer to have steps, got head.steps=0: type head.steps=1")
+            raise UsageError("expected at least one step for head.rates=layer, got head.steps=0: type head.steps=1")
         self.kind, self.names = kind, [shape.name for shape in shapes]
         if kind != "fixed":
             for shape in shapes:

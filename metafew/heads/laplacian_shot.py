@@ -1,4 +1,4 @@
-"""Nearest prototypes that agree among neighbouring queries, LaplacianShot (Ziko et al. 2020)."""
+"""Nearest prototypes, with labels that agree among neighbouring queries, LaplacianShot (Ziko et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from metafew.heads.simpleshot import SimpleShot
 class LaplacianShot(SimpleShot):
     """Nearest prototype, regularised so that queries have the labels of their nearest neighbours among the queries.
 
-    From ``a_qm``, the squared distance of query ``q``, transformed, from the prototype of class ``m``, labels ``y``
-    follow by repeated updates ``y_q = softmax(-a_q + weight sum_p w_qp y_p)``, where ``w_qp`` is 1 for the ``p`` among
-    the nearest neighbours of ``q``, else 0 (Algorithm 1). Each update minimises a bound of ``sum_q y_q (a_q + log y_q)
+    With ``a_qm`` the squared distance of the transformed query ``q`` to the prototype of class ``m``, labels ``y``
+    result from repeated updates ``y_q = softmax(-a_q + weight sum_p w_qp y_p)``, where ``w_qp`` is 1 for the ``p``
+    among the nearest neighbours of ``q``, else 0 (Algorithm 1). Each update minimises a bound on ``sum_q y_q (a_q + log
+    y_q)
     - weight / 2 sum_qp w_qp y_q y_p``, which decreases if ``w`` is symmetric and positive semidefinite. A ``w`` of
     nearest neighbours is neither; the authors, too, use it as it is. Logits are those of the last update.
 
-    Nothing assumes balanced classes but the shift of ``rectify``. Departures: by default features are not centred by
-    the mean of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of
-    updates is fixed.
+    Only the shift of ``rectify`` assumes balanced classes. Departures: by default features are not centred by the mean
+    of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of updates is
+    fixed.
 
     Args:
         weight: ``lambda``, which the authors choose on validation tasks among 0.1 to 1.5; 0 is the nearest prototype.
@@ -61,7 +62,7 @@ class LaplacianShot(SimpleShot):
 
 
 def affinity(rows: Tensor, neighbours: int) -> Tensor:
-    """Return 1 where a row of ``rows`` ``(t, n, d)`` has another one among its nearest, else 0, ``(t, n, n)``."""
+    """Return 1 where a row of ``rows`` ``(t, n, d)`` has another as a nearest neighbour, else 0, ``(t, n, n)``."""
     closeness = negative_distances(rows.detach(), rows.detach())
     closeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     count = min(neighbours, rows.shape[1] - 1)
@@ -69,7 +70,7 @@ def affinity(rows: Tensor, neighbours: int) -> Tensor:
 
 
 def updated(logits: Tensor, affinity: Tensor, steps: int) -> Tensor:
-    """Return logits ``(t, q, w)`` after ``steps`` updates with an affinity ``(t, q, q)``, times its weight."""
+    """Return logits ``(t, q, w)`` after ``steps`` updates with a weighted affinity ``(t, q, q)``."""
     result = logits
     for _ in range(steps):
         result = logits + affinity @ result.softmax(-1)

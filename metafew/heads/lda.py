@@ -23,7 +23,7 @@ class LDA(FeatureHead):
     - ``class``: ``S_m + beta I``, and ``-1/2 log det Q_m`` is added to the logit: quadratic discriminant analysis;
 
     with the unbiased covariances ``S_m`` of the features of the class, 0 for a single row, and ``S`` of all support
-    features. All classes are equally probable. As in the paper, ``blended`` has no determinants. The published code of
+    features. All classes have the same prior. As in the paper, ``blended`` has no determinants. The published code of
     Simple CNAPS leaves out the factor 1/2, and takes for a class of one row the variance over the elements of its
     feature. This is the classifier on its own, without the networks that adapt the backbone of Simple CNAPS.
 
@@ -32,7 +32,7 @@ class LDA(FeatureHead):
 
     Args:
         covariance: ``blended``, ``pooled`` or ``class``.
-        beta: weight of the identity, relative to the scale of the features; 1 in the paper.
+        beta: weight of the identity, whose effect depends on the scale of the features; 1 in the paper.
     """
 
     exemptions: ClassVar = {"onnx": "ONNX has no operation that factors a matrix"}
@@ -44,7 +44,7 @@ class LDA(FeatureHead):
         self.covariance, self.beta = covariance, beta
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
-        """Return minus half the squared Mahalanobis distances ``(t, q, w)``, minus determinants if classes have any."""
+        """Return log-likelihoods ``(t, q, w)`` up to a constant; log-determinants count for ``covariance=class``."""
         rows, queries = support.double(), query.double()
         centre = rows.mean(1, keepdim=True)
         rows, queries = rows - centre, queries - centre

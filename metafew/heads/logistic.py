@@ -23,7 +23,7 @@ class Logistic(FeatureHead):
         scale: initial value of the learned scale of the logits.
     """
 
-    exemptions: ClassVar = {"host_waits": "the solver reads after each Newton step whether a task still moves"}
+    exemptions: ClassVar = {"host_waits": "the solver checks after each Newton step whether all tasks have converged"}
 
     def __init__(self, c: float = 1.0, scale: float = 1.0):
         super().__init__()

@@ -29,14 +29,14 @@ class MAML(AdaptingHead):
     head that was not trained, the layer is that of the class means before adaptation. With ``first_order`` the outer
     gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned by the outer gradient only.
 
-    The inner learning rate is on the mean over support rows. Finn et al. sum over classes: their rate times the way is
-    ours, so their 0.4 on 5-way Omniglot is 2.0 here.
+    The inner learning rate applies to the mean loss over support rows. Finn et al. sum over classes: their rate times
+    the way is ours, so their 0.4 on 5-way Omniglot is 2.0 here.
 
     In evaluation ``lr`` and ``test_steps`` may be lists: each pair is measured on the validation tasks, and the best
     one is tested.
 
     Args:
-        backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
+        backbone: the backbone to adapt; only the names and shapes of its weights are used here.
         trained: whether the head is, or will be, trained.
         way: number of classes of every task, for ``output="linear"``.
         steps: gradient steps in training.
@@ -55,7 +55,8 @@ class MAML(AdaptingHead):
             :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``
+        (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
             Bronskill et al. (2020) report.
     """
@@ -130,7 +131,7 @@ class MAML(AdaptingHead):
         return [f"step{step}" for step in range(1, self.evaluation_setting[1] + 1)] if self.each_step else []
 
     def readout(self, extra: Sequence[str]) -> Readout:
-        """Return when the result and the readings ``extra`` are taken."""
+        """Return at which learning rate and step the result and the readings ``extra`` are taken."""
         readout = super().readout(extra)
         (lr,) = readout
         for name in extra:

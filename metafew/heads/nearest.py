@@ -20,7 +20,7 @@ class Nearest(FeatureHead):
     among several neighbours, classes with more support rows have an advantage.
 
     Args:
-        k: number of neighbours; all rows vote in a task of fewer.
+        k: number of neighbours; in a task with fewer rows, all of them vote.
         metric: ``euclidean``; or ``cosine``, the Euclidean distance of features of unit length.
     """
 

@@ -18,19 +18,19 @@ class Output(nn.Module):
     """The weight ``(w, d)`` and bias ``(w,)`` of an output layer before adaptation.
 
     Args:
-        kind: ``linear``, a meta-learned layer for tasks of one way; ``shared``, one meta-learned row that all classes
-            start from; ``zero``; ``prototype``, the layer that classifies by the nearest class mean of the support
-            set, ``weight_m = 2 p_m`` and ``bias_m = -||p_m||^2`` (Proto-MAML, Triantafillou et al. 2020); or ``auto``:
-            ``zero`` in a head that was not trained, else ``linear`` if tasks have one way, else ``shared``; of a layer
-            that does not adapt, ``linear`` in a trained head for tasks of one way, else ``prototype``. All but
-            ``linear`` take any way.
-        way: number of classes of the tasks of training, or a range of them.
+        kind: ``linear``, a meta-learned layer for tasks with a fixed number of classes; ``shared``, one meta-learned
+            row that all classes start from; ``zero``; ``prototype``, the layer that classifies by the nearest class
+            mean of the support set, ``weight_m = 2 p_m`` and ``bias_m = -||p_m||^2`` (Proto-MAML, Triantafillou et al.
+            2020); or ``auto``: ``zero`` in a head that was not trained, else ``linear`` if all tasks have the same way,
+            else ``shared``; for a layer that does not adapt, ``linear`` in a trained head if all tasks have the same
+            way, else ``prototype``. All but ``linear`` take any way.
+        way: number of classes of the training tasks, or a range.
         features: dimension of the features.
         trained: whether the head is, or will be, trained.
         std: standard deviation of the normal distribution that initializes a meta-learned weight; None initializes it
             as :class:`torch.nn.Linear`, uniformly within ``1 / sqrt(features)``.
-        adapts: whether the layer adapts to a task. If not, classes need rows that differ: the gradient of the loss in
-            the features is zero if all rows are equal.
+        adapts: whether the layer adapts to a task. If not, classes need rows that differ: the gradient of the loss with
+            respect to the features is zero if all rows are equal.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Output(nn.Module):
             raise UsageError(f"expected head.output to be one of {', '.join(KINDS)}, got {kind}: type head.output=auto")
         if std is not None and kind in ("zero", "prototype"):
             raise UsageError(
-                f"expected no head.output_std for head.output={kind}, which is not drawn, got {std}: "
+                f"expected no head.output_std for head.output={kind}, whose initial values are not random, got {std}: "
                 "type head.output_std=null"
             )
         if std is not None and not (isinstance(std, int | float) and 0 < std < inf):
             raise UsageError(f"expected head.output_std to be a positive number, got {std}: type head.output_std=1")
         if not adapts and kind in ("zero", "shared"):
             raise UsageError(
-                "expected an output layer whose rows differ, from which gradients reach the features, for "
+                "expected an output layer whose rows differ, so that gradients reach the features, for "
                 f"head.adapt=body, got head.output={kind}: type head.output=prototype"
             )
         if kind == "auto" and not adapts:

@@ -18,20 +18,20 @@ EPS = 1e-6
 
 
 class PTMAP(FeatureHead):
-    """Power transform, then centres that alternate with a balanced soft assignment of the queries to classes.
+    """Power transform, then alternating updates of class centres and of a balanced soft assignment of queries.
 
     Features become ``(f + 1e-6)^power``, of unit length; then the support set and the queries are each centred at their
-    own mean and scaled to unit length again. From the class means on, each step assigns the queries to classes by the
-    transport plan ``P`` of :func:`balanced`, and moves each centre by ``rate`` of its way to the mean of the support
-    rows of the class and of all queries, weighted by ``P`` (Algorithm 1). Logits are the logarithms of a last ``P``, up
-    to a constant for each query.
+    own mean and scaled to unit length again. Starting from the class means, each step assigns the queries to classes by
+    the transport plan ``P`` of :func:`balanced`, and moves each centre a fraction ``rate`` of the way to the mean of
+    the support rows of the class and of all queries, weighted by ``P`` (Algorithm 1). Logits are the logarithms of a
+    last ``P``, up to a constant for each query.
 
     ``P`` gives every class the same number of queries. This prior is an assumption about the task: it raises the
     accuracy of balanced tasks and costs accuracy on unbalanced ones (Veilleux et al. 2021), and with one query per task
     it leaves no preference for any class.
 
     Defaults are those of the authors' code. Departures: features may be negative, where the power keeps the sign;
-    iterations of the plan go on from those of the step before, and their number is fixed. QR decomposition, by which
+    Sinkhorn iterations continue from those of the previous step, and their number is fixed. QR decomposition, by which
     the authors reduce the dimension, changes no distance and is left out.
 
     Args:
@@ -74,11 +74,11 @@ class PTMAP(FeatureHead):
 
 
 def balanced(scores: Tensor, offsets: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Return ``scores + offsets``, whose softmax gives every class as many queries, and the ``offsets`` ``(t, 1, w)``.
+    """Return ``scores + offsets``, whose softmax gives all classes equally many queries, and these ``offsets``.
 
     The softmax over classes is the plan ``P`` that maximises ``sum P scores + H(P)`` where the rows of ``P`` sum to 1
     and its columns to the number of queries divided by the number of classes. Each iteration of Sinkhorn's algorithm
-    sets the columns right, in logarithms, so that no score is too small.
+    normalizes the columns, in log space, so that small scores do not underflow.
 
     Args:
         scores: ``(t, q, w)``, minus the cost of a query in a class, divided by the weight of the entropy.

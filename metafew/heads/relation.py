@@ -51,7 +51,7 @@ class Relation(MapHead):
             sides[:] = [side // 2 if pooled else side for side in sides]
             return [nn.GroupNorm(1, width), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
 
-        # A convolution of concatenated maps is the sum of one of each.
+        # A convolution of concatenated maps is the sum of separate convolutions of each.
         self.of_class, self.of_query = conv(channels), conv(channels)
         self.blocks = nn.Sequential(*end(), conv(width), *end(), nn.Flatten())
         size = width * sides[0] * sides[1]

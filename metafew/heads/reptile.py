@@ -32,7 +32,7 @@ class Reptile(MAML):
     processes; this is a deviation. With ``fresh`` every task starts from zero.
 
     Args:
-        backbone: the backbone that it will adapt.
+        backbone: the backbone to adapt.
         trained: whether the head is, or will be, trained.
         way: number of classes of every task, for ``output="linear"``.
         steps: inner steps in training.
@@ -46,9 +46,10 @@ class Reptile(MAML):
         output: ``linear``, ``zero`` or ``prototype`` (:class:`~metafew.heads.output.Output`).
         inner: how the tasks of a meta-batch are batched; ``objective=reptile`` advances those of a ``batch`` together.
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``
+        (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation.
-        seed: of the minibatches of training.
+        seed: seed of the minibatches in training.
     """
 
     evaluation_options = ("test_steps", "each_step", "test_batch")
@@ -118,7 +119,7 @@ class Reptile(MAML):
         return super().loss(model, SupportSet(images, labels, tasks.way), step, weights)
 
     def rows(self, step: int, count: int, task: int | None = None) -> Tensor:
-        """Return which of ``count`` support rows step ``step`` uses; ``task`` is the number of a task of training."""
+        """Return which of ``count`` support rows step ``step`` uses; ``task`` is the index of a training task."""
         seed = () if task is None else (self.seed, task)
         size = min(self.batch if self.training else self.test_batch, count)
         first, last = step * size, (step + 1) * size
@@ -136,7 +137,7 @@ class Reptile(MAML):
             self.pending = total if self.pending is None else self.pending + total
 
     def absorb(self, total: Tensor) -> None:
-        """Set the buffers to the mean over tasks of ``total``, their sums with the number of tasks at the end."""
+        """Set the buffers to their means, from ``total``: their sums over tasks, then the number of tasks."""
         mean = total[:-1] / total[-1]
         buffers = [getattr(self, entry(name)) for name in self.lasting]
         for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):

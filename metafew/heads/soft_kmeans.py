@@ -13,12 +13,12 @@ from metafew.heads.head import FeatureHead, class_means, negative_distances, wei
 class SoftKMeans(FeatureHead):
     """Nearest prototype, where queries refine the prototypes: soft k-means that starts from the class means.
 
-    In each step a query ``x`` belongs to class ``m`` by ``z_m``, the softmax of ``-||f(x) - p_m||^2`` over the classes,
-    and ``p_m`` becomes the mean of the support rows of class ``m``, which count 1, and of all queries, which count
-    ``z_m`` (Section 3.1.1). Logits are the negative squared distances to the last prototypes.
+    In each step a query ``x`` belongs to class ``m`` with weight ``z_m``, the softmax of ``-||f(x) - p_m||^2`` over the
+    classes, and ``p_m`` becomes the mean of the support rows of class ``m``, with weight 1, and of all queries, with
+    weight ``z_m`` (Section 3.1.1). Logits are the negative squared distances to the last prototypes.
 
-    Ren et al. refine by a separate set of unlabelled images; here, as in their transductive setting, these are the
-    queries. Their distractor classes are left out. Nothing assumes balanced classes.
+    Ren et al. refine with a separate set of unlabelled images; here, as in their transductive setting, these are the
+    queries. Their distractor classes are left out. Balanced classes are not assumed.
 
     Args:
         steps: refinements. Ren et al. find no gain after the first; 0 is ProtoNet.

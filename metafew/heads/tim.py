@@ -20,8 +20,8 @@ class TIM(FeatureHead):
     With ``z`` the features at unit length and ``p_im`` the softmax of ``-temperature / 2 ||z_i - w_m||^2`` over the
     classes, ``w`` starts at the class means and minimises ``support_weight CE - H(Y) + conditional_weight H(Y|X)``: the
     mean cross-entropy of the support set, the entropy of the mean ``p`` of the queries, and the mean entropy of their
-    ``p`` (Equations 1 to 3). ``H(Y)`` is largest where every class has as many queries: the head assumes balanced
-    classes, and unbalanced queries cost accuracy (Veilleux et al. 2021).
+    ``p`` (Equations 1 to 3). ``H(Y)`` is largest where every class has the same number of queries: the head assumes
+    balanced classes, and unbalanced queries cost accuracy (Veilleux et al. 2021).
 
     ``solver="adm"`` alternates :func:`assigned_labels` of the queries, in closed form, and a step of ``w`` (TIM-ADM,
     Proposition 1); ``"gradient"`` takes steps of Adam (TIM-GD). Defaults are those of the authors' code. As published,
@@ -91,7 +91,7 @@ class TIM(FeatureHead):
         return weights
 
     def gradient(self, weights: Tensor, support: Tensor, members: Tensor, query: Tensor) -> Tensor:
-        """Return the gradient ``(t, w, d)`` of the objective in the weights."""
+        """Return the gradient ``(t, w, d)`` of the objective with respect to the weights."""
         rows, counts = torch.cat([support, query], 1), (support.shape[1], query.shape[1])
         given, found = self.logits(rows, weights).log_softmax(-1).split(counts, 1)
         p = found.exp()

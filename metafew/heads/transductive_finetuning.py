@@ -20,19 +20,19 @@ from metafew.precision import precise
 
 
 class TransductiveFinetuning(AdaptingHead):
-    """Fine-tune all weights, in turns by the cross-entropy of the support set and the entropy of the queries.
+    """Fine-tune all weights, alternating between the cross-entropy of the support set and the entropy of the queries.
 
     The logits are ``w f / ||f|| + b``, with ``f`` the features after a ReLU. ``w`` starts at the class means of ``f``,
     scaled to unit length, and ``b`` at 0 (Equations 6 and 7). Each epoch takes two steps of Adam: one descends the mean
     cross-entropy of the support set, the other the mean Shannon entropy of the predictions on the queries (Equation 8).
-    Nothing assumes balanced classes.
+    Balanced classes are not assumed.
 
-    Departures: ``f`` are the features of the backbone, where Dhillon et al. append their layer to the logits of its
-    classes in pre-training; the support set, not each batch, provides the moments of norms. In training, which Dhillon
-    et al. do without tasks, the outer gradient is first-order.
+    Departures: ``f`` are the features of the backbone, whereas Dhillon et al. append their layer to its logits over the
+    pre-training classes; the support set, not each batch, provides the moments of norms. In training, which Dhillon et
+    al. do without tasks, the outer gradient is first-order.
 
     Args:
-        backbone: the backbone that it will adapt; only names and shapes of its weights matter here.
+        backbone: the backbone to adapt; only the names and shapes of its weights are used here.
         trained: whether the head is, or will be, trained.
         steps: steps in training, two for each epoch.
         test_steps: steps in evaluation; the 25 epochs of Dhillon et al. are 50.
@@ -40,7 +40,7 @@ class TransductiveFinetuning(AdaptingHead):
         adapt: ``all`` weights; ``no_norm``, all but scales and shifts of norms; or only the ``output`` layer.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto``.
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``.
     """
 
     transductive = True

@@ -35,8 +35,8 @@ class TSA(AdaptingHead):
     stride, and features become ``L f(x)``. The network itself does not change, frozen or not. Adapters start from the
     identity times 1e-4, and ``L`` from the identity. Steps of Adadelta minimize the mean cross-entropy of the support
     set under the nearest centroid by cosine, ``logit_m = 10 cos(L f(x), p_m)`` with ``p_m`` the mean of ``L f`` over
-    the support images of class ``m``, and queries are labelled in the same way. Adding ``A`` to the central position of
-    ``W`` is the same, and is what is computed.
+    the support images of class ``m``, and queries are labelled in the same way. This equals adding ``A`` to the central
+    position of ``W``, which is how it is computed.
 
     Li et al. place adapters beside the 3x3 convolutions in the residual blocks of a ResNet-18; here, they are beside
     all 3x3 convolutions of any network. The default rates are theirs for domains that are new to the network; in those
@@ -44,11 +44,11 @@ class TSA(AdaptingHead):
     network without 3x3 convolutions, only the map is fitted, on features that are computed once (URL, Li et al. 2021,
     with the same rates). The map has ``d^2`` entries for each task.
 
-    The authors adapt only in evaluation, so that with the default ``steps=0`` training is that of a nearest centroid by
-    cosine.
+    The authors adapt only in evaluation, so that with the default ``steps=0`` the head trains as a nearest-centroid
+    classifier by cosine.
 
     Args:
-        backbone: the backbone, beside whose convolutions the adapters are.
+        backbone: the backbone whose convolutions get adapters.
         trained: whether the head is, or will be, trained.
         steps: steps in training.
         test_steps: steps in evaluation.
@@ -57,7 +57,8 @@ class TSA(AdaptingHead):
         adapt: ``all``, or only the ``linear`` map.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: MiB that tasks may need together, or ``auto`` (:class:`~metafew.heads.batching.BatchingHead`).
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``
+            (:class:`~metafew.heads.batching.BatchingHead`).
     """
 
     evaluation_options = ("test_steps",)
@@ -93,7 +94,7 @@ class TSA(AdaptingHead):
         return for_each(start, len(tasks.images))
 
     def of_network(self, model: Model, weights: Weights) -> Weights:
-        """Return the kernels with the adapters in their central positions, and the biases beside them."""
+        """Return the kernels with the adapters added at their central positions, and the biases unchanged."""
         network = for_each(model.weights(self.names), len(weights[LINEAR]))
         for name, value in network.items():
             if value.ndim == 5:
@@ -102,7 +103,7 @@ class TSA(AdaptingHead):
         return network
 
     def embed(self, model: Model, weights: Weights, *images: Tensor, **options) -> tuple[Tensor, ...]:
-        """Return the features ``(t, n, d)`` of context and targets, with adapters and mapped."""
+        """Return the features ``(t, n, d)`` of context and targets, under the adapters and the linear map."""
         embedded = super().embed(model, weights, *images, **options)
         with torch.autocast(weights[LINEAR].device.type, enabled=False):
             return tuple(precise(features) @ weights[LINEAR].mT for features in embedded)

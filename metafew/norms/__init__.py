@@ -1,7 +1,7 @@
 """Normalization schemes, one per file, each defined by ``moments(own, context)``.
 
-``from metafew.norms import TaskNorm`` finds the class of every file in ``conf/norm``, and the base class; the module
-of a class is imported with it.
+``from metafew.norms import TaskNorm`` works for the class of every file in ``conf/norm`` and for the base class.
+Modules are imported lazily, when a class is first accessed.
 """
 
 from __future__ import annotations

@@ -25,16 +25,16 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "group": (nn.GroupNorm,),
     "instance": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 }
-"""Layers that can be replaced, by the words for them."""
+"""Layers that can be replaced, by kind."""
 LAYERS = tuple(kind for kinds in KINDS.values() for kind in kinds)
 FORWARDS = {layer.forward for layer in (*LAYERS, nn.SyncBatchNorm)}
-"""What they compute; a subclass may compute more."""
+"""Their ``forward`` methods; a subclass with another ``forward`` may compute more."""
 EPS, MOMENTUM = 1e-5, 0.1
 """Defaults of all schemes and of PyTorch."""
 
 
 def convert(network: nn.Module, norm: Callable[[int], Norm], norms: str | Iterable[str] = "batch") -> nn.Module:
-    """Replace normalization layers of any network by a scheme, in place, as ``SyncBatchNorm.convert_sync_batchnorm``.
+    """Replace normalization layers of any network by a scheme, in place, like ``SyncBatchNorm.convert_sync_batchnorm``.
 
     The new layers have the weight, bias, running moments and mode of those that they replace, and also their ``eps``
     and ``momentum`` unless ``norm`` sets values other than the defaults. They take rows, sequences, maps and volumes.
@@ -47,14 +47,14 @@ def convert(network: nn.Module, norm: Callable[[int], Norm], norms: str | Iterab
     Args:
         network: any network.
         norm: makes a layer from its number of channels: a class of :mod:`metafew.norms`, or a ``partial`` of one.
-        norms: what to replace: ``batch``, ``layer``, ``group`` or ``instance`` norms, or names of modules, such as
-            ``layer4`` or ``layer4.0.bn1``, for all of these in them; one, or a list.
+        norms: what to replace: ``batch``, ``layer``, ``group`` or ``instance`` norms, or the names of modules, such as
+            ``layer4`` or ``layer4.0.bn1``, in which norms of all these kinds are replaced. A single one or a list.
 
     Returns:
         ``network``, or the new layer if ``network`` is a layer to be replaced.
 
     Raises:
-        metafew.errors.UsageError: if there is nothing to replace, a name is that of no such layer, or a layer cannot be
+        metafew.errors.UsageError: if there is nothing to replace, a name matches no such layer, or a layer cannot be
             replaced.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, LAYERS)}
@@ -79,8 +79,8 @@ def construct(
 ) -> nn.Module:
     """Return ``network(**arguments)``, converted.
 
-    A network with the argument ``norm_layer`` gets ``norm`` there, unless ``arguments`` set it, if it makes batch norms
-    by default (:func:`makes_batch_norms`) and ``norms`` names only kinds, batch norms among them.
+    If ``network`` has an argument ``norm_layer`` whose default makes batch norms (:func:`makes_batch_norms`), and
+    ``norms`` names only kinds, including ``batch``, then ``norm_layer`` is ``norm`` unless ``arguments`` set it.
 
     Args:
         network: a class or function that makes the network.
@@ -113,10 +113,10 @@ def makes_batch_norms(default: Any) -> bool:
 
 
 def choose_layers(layers: Mapping[str, nn.Module], norms: Iterable[str]) -> list[str]:
-    """Return the names of the layers that ``norms`` chooses: those that train of a kind, and all in a named module.
+    """Return the names of the layers that ``norms`` chooses: trainable ones of a kind, and all in a named module.
 
     Raises:
-        UsageError: if a name is that of no such layer, and of no module with one.
+        UsageError: if a name matches no such layer and no module that contains one.
     """
     kinds = tuple(kind for word in norms for kind in KINDS.get(word, ()))
     chosen = {name for name, layer in layers.items() if isinstance(layer, kinds) and trains(layer)}
@@ -207,7 +207,7 @@ def channels(layer: Any) -> int:
 
 
 def check_replaceable(name: str, layer: Any) -> None:
-    """Check that a layer computes what its kind does, on channels, and only the modules in it after that.
+    """Check that a layer computes what its kind does, over channels, followed by nothing but its child modules.
 
     Raises:
         UsageError: if not.
@@ -230,7 +230,7 @@ def check_replaceable(name: str, layer: Any) -> None:
 def is_followed_batch_norm(layer: nn.Module) -> bool:
     """Return whether a layer of another class computes a batch norm and then the modules in it, in their order.
 
-    Those of timm (``BatchNormAct2d``) end with dropout and an activation. They are compared on some numbers.
+    Those of timm (``BatchNormAct2d``) end with dropout and an activation. The results are compared on sample inputs.
     """
     if not isinstance(layer, _BatchNorm):
         return False
@@ -242,22 +242,22 @@ def is_followed_batch_norm(layer: nn.Module) -> bool:
         y = follower(y)
     try:
         return torch.allclose(trial(x), y, atol=1e-5)
-    except Exception:  # custom code may raise anything, such as for rows where maps are given
+    except Exception:  # custom code may raise anything, such as when it expects rows but gets maps
         return False
 
 
 def channels_second(layer: nn.Module, inputs: tuple) -> tuple:
-    """Return the input ``(b, *, c)`` of an ``nn.LayerNorm`` as ``(b, c, *)``; a hook before the layer."""
+    """Return the input ``(b, *, c)`` of an ``nn.LayerNorm`` as ``(b, c, *)``; a forward pre-hook."""
     return inputs[0].movedim(-1, 1), *inputs[1:]
 
 
 def channels_last(layer: nn.Module, inputs: tuple, result: Tensor) -> Tensor:
-    """Return the result ``(b, c, *)`` as ``(b, *, c)``; a hook after the layer."""
+    """Return the result ``(b, c, *)`` as ``(b, *, c)``; a forward hook."""
     return result.movedim(1, -1)
 
 
 def follow(names: tuple[str, ...], layer: nn.Module, inputs: tuple, result: Tensor) -> Tensor:
-    """Return the result of the modules ``names`` in a layer, one after the other; a hook after the layer."""
+    """Return the result of the modules ``names`` in a layer, one after the other; a forward hook."""
     for name in names:
         result = layer.get_submodule(name)(result)
     return result

@@ -15,7 +15,7 @@ _vectors: ContextVar[Vectors | None] = ContextVar("vectors", default=None)
 
 @contextmanager
 def modulated(vectors: Vectors) -> Iterator[None]:
-    """Make every :class:`FiLM` layer scale and shift the rows of each task by its vectors ``(t, c)``, inside."""
+    """Make all :class:`FiLM` layers in this context scale and shift the rows of each task by its vectors ``(t, c)``."""
     token = _vectors.set(vectors)
     try:
         yield

@@ -7,7 +7,7 @@ from metafew.norms.running import RunningNorm
 
 
 class FrozenNorm(RunningNorm):
-    """Running moments of an earlier training with ``norm=batch``, never updated.
+    """Running moments of an earlier training run with ``norm=batch``, never updated.
 
     Args:
         channels: number of channels.

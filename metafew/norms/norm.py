@@ -63,7 +63,7 @@ class Norm(nn.Module):
     couples_tasks = False
     """Whether, in training, the tasks of a meta-batch change one another's results."""
     needs_positions = False
-    """Whether the moments of a single position leave nothing of it."""
+    """Whether rows without positions cannot be normalized, as a single value minus its own mean is 0."""
     hooked = False
     """Whether hooks change the input or the result, so that a pooling after the layer cannot run inside it."""
     exemptions: ClassVar[dict[str, str]] = {}
@@ -97,7 +97,7 @@ class Norm(nn.Module):
         return False
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Return whether running moments must come from an earlier training; ``fit`` is whether this run trains."""
+        """Return whether running moments must come from an earlier training run; ``fit`` is whether this run trains."""
         return False
 
     def moments(self, own: Moments, context: int) -> Moments:
@@ -105,7 +105,7 @@ class Norm(nn.Module):
 
         Args:
             own: mean and variance ``(t, n, c)`` of every image and channel, over positions, in float32 or better;
-                None for a scheme with :attr:`fixed_moments`. :func:`pool` combines them to moments of a group.
+                None for a scheme with :attr:`fixed_moments`. :func:`pool` combines them into the moments of a group.
             context: number of context rows; rows ``[:, :context]`` are context, the others target.
 
         Returns:
@@ -144,7 +144,7 @@ class Norm(nn.Module):
             )
         if x.ndim == 2 and self.needs_positions:
             raise UsageError(
-                f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, of which moments of each image and channel "
-                "leave nothing: type norm=layer, or name the layers to replace in backbone.norms"
+                f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, which normalization per image and "
+                "channel would set to 0: type norm=layer, or name the layers to replace in backbone.norms"
             )
         return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)

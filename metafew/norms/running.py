@@ -134,7 +134,7 @@ def kept_finite(new: Tensor, old: Tensor) -> Tensor:
 
 @contextmanager
 def task_scope(n_tasks: int, n_context: int) -> Iterator[None]:
-    """Divide the rows of all batches inside into tasks, so that schemes can be used in a training loop of one's own.
+    """Divide the rows of all batches inside into tasks, so that schemes can be used in your own training loop.
 
     A batch ``(n_tasks * n, ...)`` holds ``n`` rows of each task, task by task. The first ``n_context`` of these are its
     context, from which norms may take moments, and the others its targets. Running moments are updated when the scope

@@ -71,7 +71,7 @@ class Reptile(Objective):
         if not isinstance(optimizer, SGD) or group["momentum"] or group["weight_decay"]:
             log.warning(
                 "objective=reptile is a step of plain SGD towards adapted weights, which momentum, weight decay or "
-                "Adam make something else: type optimizer=plain_sgd"
+                "Adam would change: type optimizer=plain_sgd"
             )
 
     def batch_losses(self, backbone: Backbone, head: Head, batch: list[Episode]) -> StepLoss:
@@ -136,7 +136,7 @@ class Reptile(Objective):
 
 
 def mean_over_tasks(weights: Sequence[Weights], names: Sequence[str]) -> Weights:
-    """Return the weights ``names``, the mean over the tasks of all processes."""
+    """Return the means of the weights ``names`` over the tasks of all processes."""
     means = {name: torch.cat([value[name] for value in weights]).mean(0) for name in names}
     flat = mean_over_processes(torch.cat([mean.flatten() for mean in means.values()]))
     parts = flat.split([mean.numel() for mean in means.values()])

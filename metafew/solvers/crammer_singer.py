@@ -6,8 +6,8 @@ With the Gram matrix K = X Xᵀ of the n support rows, one-hot labels Y and boun
 
 The identity is MetaOptNet's: it makes K positive definite, and changes the solution of the original SVM, which has K
 only. MetaOptNet stops an interior-point solver after 15 iterations in training and 3 at test; here α is optimal. The
-active-set method ends when a projected gradient step changes no entry by more than 1e-10 C; its fallback is counted as
-unsolved if a KKT residual exceeds 1e-6 (:mod:`metafew.solvers.unsolved`).
+active-set method ends when a projected gradient step changes no entry by more than 1e-10 C; a task left to the fallback
+is counted as unsolved if its KKT residual exceeds 1e-6 (:mod:`metafew.solvers.unsolved`).
 
 An entry is free where α < U. Given the free set, the solution is linear in Y, so the solver searches for that set, and
 the gradient solves the same linear system. All computation is in float64, regardless of autocast.

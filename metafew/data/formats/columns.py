@@ -105,7 +105,7 @@ def _find_columns(file: Path, header: Sequence[str], roles: Sequence[str], named
     if all(len(places) == 1 for places in found.values()):
         for role in roles:
             if role in named and not typed[role]:
-                log.warning("%s has no column %s, so that %s is read", file, named[role], header[found[role][0]])
+                log.warning("%s has no column %s, so %s is read instead", file, named[role], header[found[role][0]])
         return [place for (place,) in found.values()]
     taken = {place for places in found.values() for place in places}
     free = iter([name for place, name in enumerate(header) if place not in taken])

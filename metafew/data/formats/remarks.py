@@ -17,7 +17,7 @@ def remarks(seen: Mapping[str, Any]) -> list[str]:
         found.append(
             f"expected images that are almost square for dataset.fit=crop, got {seen['cropped']} of {images} that are "
             f"cropped: {seen['cut_away']:.0%} of an image is cut away on average, and {seen['most_cut_away']:.0%} of "
-            "one: type dataset.fit=stretch or dataset.fit=pad to keep all of them"
+            "the most cropped one: type dataset.fit=stretch or dataset.fit=pad to keep whole images"
         )
     if seen.get("deep"):
         found += _remarks_on_range(seen)

@@ -67,7 +67,7 @@ class Scan:
 
     @property
     def empty(self) -> list[str]:
-        """The folders without images in them or below, without folders inside such folders."""
+        """The topmost folders that have no images in or below them."""
         holding = {"."} | {str(path) for folder in self.images for path in (folder, *PurePosixPath(folder).parents)}
         return [f for f in self._folders if f not in holding and str(PurePosixPath(f).parent) in holding]
 

@@ -118,7 +118,7 @@ class Features(Source):
             found = [f"x_{split} {shape}" for split, shape in shapes.items()] or names or ["nothing"]
             raise UsageError(
                 f"expected x_SPLIT and y_SPLIT for train, val or test in {self.root}, vectors of one length and their "
-                f"classes, got {', '.join(found)}: write the file by numpy.savez"
+                f"classes, got {', '.join(found)}: write the file with numpy.savez"
             )
         return Content(next(iter(shapes.values()))[1], classes, ignored)
 
@@ -127,7 +127,7 @@ class Features(Source):
         with open_npz(self.root) as file:
             x, y = (read_array(file, f"{letter}_{split}", self.root) for letter in "xy")
         where = f"x_{split} and y_{split} in {self.root}"
-        return labelled_vectors(x, y, where, f"y_{split} of {self.root}", "write them by numpy.savez")
+        return labelled_vectors(x, y, where, f"y_{split} of {self.root}", "write them with numpy.savez")
 
 
 def labelled_vectors(x: np.ndarray, y: Any, where: str, labels: str, advice: str) -> tuple[np.ndarray, np.ndarray]:

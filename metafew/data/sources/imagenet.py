@@ -44,8 +44,8 @@ class ImageNetSubset(Collected):
             published: the WordNet ids of each published split.
 
         Raises:
-            UsageError: if a collection has a class of another split, or a different number of numbered classes from
-                that published.
+            UsageError: if a collection has a class of another split, or another number of numbered classes than the
+                published split.
         """
         names = {}
         for split, collection in collections.items():

@@ -68,7 +68,7 @@ class Mixture(Source):
         return self.sources + self.test_sources if split == "test" else self.sources
 
     def splits(self) -> dict[str, list[Category]]:
-        """Raise UsageError: classes belong to the components, and no objective trains on several datasets at once."""
+        """Raise UsageError: ``objective=classical``, which needs the classes, trains on one dataset."""
         raise UsageError(
             "expected the classes of one dataset for objective=classical, but dataset=mixture has several datasets: "
             "type objective=episodic, or train with dataset=NAME and load its backbone by backbone.weights=CKPT"

@@ -51,7 +51,7 @@ class GroupMoments(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, None, None]:
-        """Return ``grad + (grad_mean + 2 grad_var (x - mean)) / n`` with ``n`` the values of a group."""
+        """Return ``grad + (grad_mean + 2 grad_var (x - mean)) / n`` with ``n`` the number of values in a group."""
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
             return GroupMomentsBackward.apply(grad, grad_mean, grad_var, x, mean), None, None

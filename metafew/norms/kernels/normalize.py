@@ -64,7 +64,7 @@ class NormalizeBackward(Function):
 
     @staticmethod
     def backward(ctx, v: Tensor, of_mean: Tensor, of_var: Tensor, of_weight: Tensor, of_bias: Tensor, of_sums: Tensor):
-        """Return the gradients of the sum of products of the outputs and the gradients that came back for each."""
+        """Return the gradients of the sum of the products of each output and its incoming gradient."""
         grad, x, mean, var, weight, (dots, sums) = ctx.saved_tensors
         inverse = torch.rsqrt(var + ctx.eps)
         scale, half = weight * inverse, of_var * inverse.square() * -0.5

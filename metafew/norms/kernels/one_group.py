@@ -28,7 +28,7 @@ class OneGroup(Function):
 
     ``mean`` and ``var`` must be the mean and the population variance ``(c,)`` of ``x`` itself; derivatives treat them
     as functions of ``x``. No weight may be negative where there is a pooling, which comes first: it commutes with
-    functions that do not fall.
+    non-decreasing functions.
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class OneGroupBackward(Function):
 
     @staticmethod
     def backward(ctx, v: Tensor, of_weight: Tensor, of_bias: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the sum of products of the outputs and the gradients that came back for each.
+        """Return the gradients of the sum of the products of each output and its incoming gradient.
 
         With means over the ``n`` values of the group, ``scale = weight / sqrt(var + eps)`` and ``u`` the sum over
         pooled values of ``v grad``, where ``v`` is read at the maxima, the sum of products is

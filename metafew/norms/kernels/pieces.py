@@ -15,7 +15,7 @@ POSITIONS = (2, 3)
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Return whether ``x`` lies in the memory of a processor, for which the fast paths of this room are made."""
+    """Return whether ``x`` is on a CPU, for which the fast paths of this package are written."""
     return x.device.type == "cpu"
 
 
@@ -45,7 +45,7 @@ def to_rows(value: Tensor, x: Tensor) -> Tensor:
     """Broadcast ``value``, ``(c,)`` or ``(t, n, c)``, to the rows of ``x``.
 
     Returns:
-        ``(b, c, 1, 1)``, with ``b = 1`` where all rows have the same.
+        ``(b, c, 1, 1)``, with ``b = 1`` where all rows share one value.
     """
     groups, rows = value.numel() // x.shape[1], x.shape[0]
     value = value.reshape(groups, -1, 1, 1)
@@ -72,7 +72,7 @@ def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tens
 
 
 def add_affine(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
-    """Add ``slope x + level`` to ``grad`` in place, piece by piece; both are of rows, or of one row for all."""
+    """Add ``slope x + level`` to ``grad`` in place, by pieces; both have one entry per row, or one for all rows."""
 
     def part(value: Tensor, piece: slice) -> Tensor:
         return value if value.shape[0] == 1 else value[piece]

@@ -17,8 +17,8 @@ COMMANDS = ("predict", "report", "prepare", "search", "export", "reproduce", "da
 
 
 def main() -> None:
-    """Run the command that the first word names; without one, an experiment: ``metafew head=svm``."""
-    if os.getcwd() not in sys.path:  # where ``python -m metafew`` finds heads and networks of one's own, too
+    """Run the command named by the first word; if there is none, as in ``metafew head=svm``, run an experiment."""
+    if os.getcwd() not in sys.path:  # so that ``metafew`` finds the user's classes, as ``python -m metafew`` does
         sys.path.append(os.getcwd())
     first = sys.argv[1] if len(sys.argv) > 1 else TRAIN
     if first in COMMANDS:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def describe_commands() -> dict[str, str]:
-    """Return the first line about each command, read from its module without importing it."""
+    """Return the first line of each command's docstring, read from its module without importing it."""
     described = {TRAIN: "Run an experiment, or a sweep of several; may be left out."}
     for name in COMMANDS:
         text = (Path(cli.__file__).parent / "commands" / f"{name}.py").read_text(encoding="utf-8")

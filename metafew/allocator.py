@@ -22,9 +22,9 @@ def use_huge_pages() -> None:
     """Request huge pages for tensors, and keep freed memory; call it before torch allocates its first tensor.
 
     Every training step allocates and frees the same hundreds of megabytes. By default, the kernel maps and clears pages
-    of 4 KiB in every step, and the processor caches the addresses of only a few of them. With this setting, tensors of
-    2 MiB or more use pages of 2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed blocks of any
-    size for the next step, so that the process stays at its peak size. Results do not change.
+    of 4 KiB in every step, and the TLB of the processor holds only a few of them. With this setting, tensors of 2 MiB
+    or more use pages of 2 MiB (torch's own THP_MEM_ALLOC_ENABLE, on Linux), and glibc keeps freed blocks of any size
+    for the next step, so that the process stays at its peak size. Results do not change.
 
     Settings in the environment take precedence: ``THP_MEM_ALLOC_ENABLE=0`` disables huge pages, and
     ``MALLOC_TRIM_THRESHOLD_=131072`` (or any other setting of malloc) leaves freed memory to malloc.
@@ -35,13 +35,13 @@ def use_huge_pages() -> None:
     configured |= any(f"MALLOC_{name}" in os.environ for name in SETTINGS)
     if platform.libc_ver()[0] == "glibc" and not configured:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(TRIM_THRESHOLD, -1)  # never
+        libc.mallopt(TRIM_THRESHOLD, -1)  # never return freed memory at the top of the heap
         libc.mallopt(MMAP_MAX, 0)  # separately mapped blocks return to the kernel as soon as they are freed
 
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Import packages without garbage collection, which would pass over all that they define, again and again."""
+    """Pause garbage collection while packages are imported: it would scan all that they define again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

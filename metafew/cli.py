@@ -49,7 +49,7 @@ def main(program: str = "python train.py", commands: Mapping[str, str] | None = 
     """Parse the command line of this process and run it.
 
     Args:
-        program: how it was started, for ``--help``.
+        program: how the program was started, for ``--help``.
         commands: the other commands of ``program``, each with its description.
     """
     print_any_character()
@@ -75,7 +75,7 @@ def main(program: str = "python train.py", commands: Mapping[str, str] | None = 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: DictConfig) -> None:
     """Run one configuration: an experiment, a single run, or a cell of a sweep."""
-    use_huge_pages()  # a process of joblib does not call main()
+    use_huge_pages()  # joblib's worker processes do not call main()
     print_any_character()
     print_on_rank_zero()
     if "experiment" in cfg:
@@ -87,10 +87,10 @@ def job(cfg: DictConfig) -> None:
 
 
 def show_help(hydra: Hydra, program: str, commands: Mapping[str, str], config_name: str, args: Any, **_: Any) -> None:
-    """Print what ``--help`` shows: the options of the groups that are chosen next to it, or all groups.
+    """Print what ``--help`` shows: the values of the options that are chosen on the same command line, or all groups.
 
     Args:
-        hydra: Hydra, which knows in which folders options are found.
+        hydra: the Hydra object, which knows the config search path.
         program: how the run was started.
         commands: the other commands of ``program``, each with its description.
         config_name: the main configuration.
@@ -102,8 +102,8 @@ def show_help(hydra: Hydra, program: str, commands: Mapping[str, str], config_na
 
 
 def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConfig:
-    """Return what ``--cfg`` shows: the configuration of the run, with ``ckpt`` on top of that of the checkpoint."""
-    if OmegaConf.is_readonly(cfg.hydra):  # of a run, for the log of hydra.verbose
+    """Return what ``--cfg`` shows: the run's configuration; with ``ckpt``, composed on top of the checkpoint's."""
+    if OmegaConf.is_readonly(cfg.hydra):  # the configuration of a started run, logged with hydra.verbose
         return sanitize(hydra, cfg, cfg_type)
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.output_dir = RunMode.RUN, cfg.hydra.run.dir

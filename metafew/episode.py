@@ -46,13 +46,13 @@ class Episode(NamedTuple):
     """A stack of ``t`` tasks with the same way and the same numbers of support and query rows.
 
     A meta-batch, the input of one Lightning step, is a list of episodes: one if all tasks have the same shape, several
-    if way or shot is drawn per task. Nothing is padded, so no statistic can include a missing row.
+    if way or shot is drawn per task. Nothing is padded, so no statistic includes padding.
 
     Attributes:
         support: the labelled examples, ``(t, s, ...)``.
         query: the examples to label, with their true labels, ``(t, q, ...)``.
         way: number of classes per task.
-        index: ``(t,)`` indices of the tasks in their split, on the CPU, where they are read.
+        index: ``(t,)`` indices of the tasks in their split, kept on the CPU, where they are used.
         views: random views that have not been applied yet, or None.
         source: index of the dataset of all tasks, in a mixture of several.
         ids: ``(t, s)`` and ``(t, q)`` int64 that identify support and query images in their split, so that their

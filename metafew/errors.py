@@ -10,5 +10,5 @@ class Diverged(UsageError):
 
 
 def reason(error: BaseException) -> str:
-    """Return the message of ``error`` in one line, to quote in another; the name of its class if it has none."""
+    """Return the message of ``error`` on one line, to quote in another message; its class name if it has none."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

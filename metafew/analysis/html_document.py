@@ -1,4 +1,4 @@
-"""A self-contained HTML document with a list of contents."""
+"""A self-contained HTML document with a table of contents."""
 
 from __future__ import annotations
 

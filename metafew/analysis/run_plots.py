@@ -136,5 +136,5 @@ def draw_image(axes: Axes, image: Tensor) -> None:
 
 
 def in_lines(name: str) -> str:
-    """Break the name of a class into lines, first after slashes."""
+    """Break the name of a class into lines, preferably after slashes."""
     return fill(shorten(name).replace("/", "/ "), 15).replace("/ ", "/")

@@ -1,4 +1,4 @@
-"""Styles of all figures, distinguishable with colour vision deficiencies and in grey, and saving of figures."""
+"""Styles of all figures, distinguishable with colour vision deficiencies and in grey, and a function to save them."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from metafew.solvers.unsolved import so_far
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically, whereas Lightning's own writer moves them here from another disk.
+    """Write checkpoints atomically. Lightning's own writer moves them from a temporary folder, perhaps on another disk.
 
-    The file is composed in memory, as torch ends with an internal error when it writes to a full disk.
+    The content is serialized in memory first, as torch fails with an internal error when it writes to a full disk.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -36,7 +36,7 @@ class ClusteringMonitor(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure if due; every process measures the same tasks."""
         step = trainer.global_step
-        # Derived from the step, so that a resumed run agrees.
+        # Derived from the step, so that a resumed run measures at the same steps.
         before = step - trainer.val_check_interval // trainer.accumulate_grad_batches
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not training or step // self.every == before // self.every:

@@ -16,7 +16,7 @@ from metafew.evaluation.evaluator import Evaluator
 class MonitorCheck(Callback):
     """Check at validations that what callbacks such as EarlyStopping monitor is logged.
 
-    Any callback may log further names, so that all of them are known only then.
+    Any callback may log further names, so the complete list is only known at a validation.
     """
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

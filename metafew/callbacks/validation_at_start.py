@@ -12,10 +12,10 @@ class ValidationAtStart(Callback):
     """Log what Lightning's validation before training measures, which by itself is only a check for errors.
 
     Lightning restores the random state after it, does not repeat it when a training is resumed, and does not count it
-    as a validation. As all rows of metrics.csv, the row holds the index of the last step, here -1.
+    as a validation. Like all rows of metrics.csv, the row contains the index of the last step, here -1.
 
     Attributes:
-        seconds: its duration, which is no part of that of training.
+        seconds: the duration of this validation, which does not count as training time.
     """
 
     def __init__(self):

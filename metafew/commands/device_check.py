@@ -31,7 +31,7 @@ SECTIONS = ("steps", "solvers", "norms", "peers")
 QUICK_HEADS, QUICK_SECTIONS = ("maml", "protonet", "svm"), ("solvers",)
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 LONGEST = 150
-"""Most seconds of a process."""
+"""Maximum run time of a process, in seconds."""
 LAST = 2000
 """Characters of a process's output that are kept."""
 
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Failed(Exception):
-    """Raised by a row with what it found."""
+    """Raised when the process of a row fails or takes too long."""
 
 
 class Report:
@@ -74,7 +74,7 @@ class Report:
             begin = time.monotonic()
             try:
                 rows[name] = measure()
-            except Exception as error:  # the other rows are worth as much without this one
+            except Exception as error:  # the other rows are still useful without this one
                 rows[name] = {"error": f"{type(error).__name__}: {error}"[:LAST]}
                 self.content["failed"].append(f"{group} {name}")
             print(f"{time.monotonic() - begin:6.1f} s  {group} {name}", flush=True)
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options.
 
     Raises:
-        UsageError: if there is no such option, or this is no checkout.
+        UsageError: if there is no such option, or this is not a checkout.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default="cuda")
@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def describe(device: Any) -> dict[str, Any]:
-    """Return the name of a device, and of a GPU what decides its speed."""
+    """Return the name of a device and, for a GPU, the properties that determine its speed."""
     import torch
 
     if device.type != "cuda":

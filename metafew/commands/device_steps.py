@@ -24,19 +24,19 @@ HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """By ``trainer.precision``."""
 SMALLEST = {"32": 0.999, "bf16-mixed": 0.9, "16-mixed": 0.97}
-"""The smallest cosine of a gradient to that in float32 on the CPU, by precision: where rounding changes which values a
-ReLU or a max-pooling passes, gradients differ by more than rounding."""
+"""The smallest allowed cosine between a gradient and that in float32 on the CPU, by precision: where rounding changes
+which values a ReLU or a max-pooling passes, gradients differ by more than rounding."""
 LARGEST = {"32": 1e-3, "bf16-mixed": 0.1, "16-mixed": 0.02}
-"""The largest difference of a loss to that in float32 on the CPU, relative to it, by precision."""
+"""The largest allowed relative difference of a loss from that in float32 on the CPU, by precision."""
 SCALE = 1024.0
-"""The factor of losses in float16."""
+"""The loss scale in float16."""
 REPEATED = 5
-"""Steps that are timed."""
+"""Number of steps that are timed."""
 MIB = 2**20
 
 
 def make_step_learner(head: str, words: list[str]) -> Learner:
-    """Return what a run with these words trains, with the same weights each time."""
+    """Return the learner of a run with these overrides, with the same initial weights each time."""
     cfg = compose_overrides([f"head={head}", "backbone.width=16", "train.way=5", *words])
     if "lr" in cfg.head:  # larger inner steps carry weights across kinks of ReLU and pooling, where gradients jump
         cfg.head.steps, cfg.head.lr = 2, 0.001
@@ -67,10 +67,10 @@ class DeviceStep:
     """A training step of a head.
 
     Args:
-        head: its word.
+        head: the option of the group ``head``.
         device: where the step runs.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
-        words: further options of the run.
+        words: further overrides of the run.
         tasks: tasks of the meta-batch.
     """
 
@@ -104,7 +104,7 @@ class DeviceStep:
         return torch.cat([grad.flatten() for grad in grads]).cpu().double() / self.scale
 
     def milliseconds(self) -> float:
-        """Return the mean time of a step; the first, which has been taken, is not part of it."""
+        """Return the mean time of a step in milliseconds, without the first step, which has already been taken."""
         wait_for(self.device)
         begin = time.perf_counter()
         for _ in range(REPEATED):
@@ -113,7 +113,7 @@ class DeviceStep:
         return 1e3 * (time.perf_counter() - begin) / REPEATED
 
     def peak(self) -> float:
-        """Return the largest memory of tensors on a GPU during a step, in MiB beyond that before it."""
+        """Return the peak memory of tensors on a GPU during a step, in MiB above that before the step."""
         wait_for(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -153,9 +153,9 @@ def compare(head: str, device: torch.device, precision: str) -> dict[str, Any]:
     cosine = torch.nn.functional.cosine_similarity(step.gradient, reference.gradient, 0).item()
     if not (math.isfinite(error) and error <= LARGEST[precision] and cosine >= SMALLEST[precision]):
         raise UsageError(
-            f"expected the step of head={head} in precision {precision} to have the loss {exact:.6g} to "
-            f"{LARGEST[precision]:g} and a gradient of cosine {SMALLEST[precision]} to that of the CPU, got the loss "
-            f"{found:.6g} and {cosine:.6g}: type trainer.precision=32"
+            f"expected the step of head={head} in precision {precision} to have the loss {exact:.6g} to within "
+            f"{LARGEST[precision]:g} and a gradient with a cosine of at least {SMALLEST[precision]} to that of the "
+            f"CPU, got the loss {found:.6g} and {cosine:.6g}: type trainer.precision=32"
         )
     row = {"loss": found, "relative_error": error, "cosine": cosine, "ms": step.milliseconds()}
     return row | ({"MiB": step.peak(), "waits": step.waits()} if device.type == "cuda" else {})

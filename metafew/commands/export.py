@@ -2,14 +2,14 @@
 
   metafew export ckpt=PATH [support=DIR] [out=model.pt2]
 
-Without support, the file computes features, which only norms allow that need no context. With support, one folder of
-example images per class as metafew predict takes it, it computes logits of these classes, whose softmax are the
-probabilities; any norm and any head that is not transductive can be exported so. The suffix of out chooses the format:
-.pt2 for torch.export, or .onnx, which needs the extra metafew[export]. Input are images (n, c, h, w) in float32 from 0
-to 1, for any n, as model.conversion makes them of image files; the file contains their size and the names of the
-classes as metadata. The images of support are converted as in training, unless you type fit=crop|stretch|pad,
-invert=true|false, white=NUMBER or background=white|black. A model with a custom network (backbone=module) requires
-trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head.
+Without support, the file computes features, which requires a norm that needs no context. With support, one folder of
+example images per class as metafew predict takes it, it computes the logits of these classes, whose softmax gives the
+probabilities; this works with any norm and head that are not transductive. The suffix of out chooses the format: .pt2
+for torch.export, or .onnx, which needs the extra metafew[export]. The input is a batch of images (n, c, h, w) in
+float32 from 0 to 1, for any n: what model.conversion makes of image files, divided by 255; the file contains their size
+and the names of the classes as metadata. The images of support are converted as in training, unless you type
+fit=crop|stretch|pad, invert=true|false, white=NUMBER or background=white|black. A model with a custom network
+(backbone=module) requires trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def choose_conversion(model: Model, values: Mapping[str, str], examples: Tree | 
         conversion.invert = is_inverted(model, conversion, examples)
     elif model.trained_conversion is None and not model.drawings and not {"fit", "invert"} <= typed.keys():
         dataset, used = model.choices["dataset"], f"fit={conversion.fit} and invert={str(conversion.invert).lower()}"
-        unlike = ", whose datasets differ in it" if dataset == "mixture" else ""
+        unlike = ", whose datasets are converted in different ways" if dataset == "mixture" else ""
         print_message(
             f"{used} are used, as the checkpoint does not say how dataset={dataset} converts image files{unlike}: type "
             "fit= or invert= for others"
@@ -73,7 +73,7 @@ def is_inverted(model: Model, conversion: Conversion, examples: Tree | None) -> 
 
 def has_light_background(examples: Tree, conversion: Conversion) -> bool:
     """Return whether more than half of the pixels are light in more than half of the first examples of each class."""
-    again = Conversion(conversion.channels, conversion.size, **conversion.options)  # conversion counts what it sees
+    again = Conversion(conversion.channels, conversion.size, **conversion.options)  # a copy: conversion keeps counts
     first = examples.open([keys[0] for keys in examples.classes.values()])
     light = [float(np.median(image)) > 127 for image in readable(map(again, first), [])]
     return sum(light) > len(light) / 2

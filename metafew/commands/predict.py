@@ -2,9 +2,9 @@
 
   metafew predict ckpt=PATH support=DIR query=DIR|FILE [out=predictions.csv]
 
-support contains one folder of example images per class; query is a folder of images to label, or one image. Where
-folders of query are named after classes, their accuracy is measured. A contact sheet and a page are written beside
-predictions.csv, as predictions.png and predictions.html.
+support contains one folder of example images per class; query is a folder of images to label, or one image. If folders
+inside query are named after classes, the accuracy on their images is measured. A contact sheet and a page are written
+beside predictions.csv, as predictions.png and predictions.html.
 
 Images are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on
 paper), white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(action: Callable[[Sequence[str]], None], arguments: Sequence[str] | None, usage: str) -> int:
-    """Run a command as :func:`run_command` does, with options of a conversion in messages as it takes them."""
+    """Run a command as :func:`run_command` does, with conversion options in messages as the command takes them."""
 
     def translated(words: Sequence[str]) -> None:
         try:
@@ -117,7 +117,7 @@ def parse(
         arguments: the command line.
         required: keys that must have a value.
         defaults: the values of the other keys, those of a conversion included.
-        usage: what to type, for messages.
+        usage: the usage line for messages.
     """
     values, keys = dict(defaults), (*required, *defaults)
     for argument in arguments:
@@ -174,7 +174,7 @@ def predict(values: dict[str, str]) -> None:
     print(*labelling.lines(), sep="\n")
     print(f"{labelling.answered} of {len(files)} images are labelled in {out}")
     sheet, page = (out.with_suffix(suffix) for suffix in PICTURES)
-    print(f"the images with their labels are in {page}, a page for a browser, and on the contact sheet {sheet}")
+    print(f"the images with their labels are in {page}, an HTML page, and on the contact sheet {sheet}")
     if unanswered := len(found) - labelling.answered:
         raise UsageError(
             f"expected finite logits for every image, got NaN or infinity for {unanswered} of {len(files)}, whose rows "
@@ -197,7 +197,7 @@ def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:
 
 
 def describe(model: Model) -> list[str]:
-    """Return lines on a model, for the page."""
+    """Return lines that describe a model, for the page."""
     choices = " ".join(f"{group}={word}" for group, word in model.choices.items())
     of_option = f" for {model.head.chosen}" if model.head.chosen else ""
     return [
@@ -230,7 +230,7 @@ def read_examples(support: Path) -> Tree:
     if lacking:
         raise UsageError(
             f"expected examples of every class in {support}, got no image that can be read ({', '.join(SUFFIXES)}) in "
-            f"{', '.join(sorted(lacking))}: convert the images, or move what is no class elsewhere"
+            f"{', '.join(sorted(lacking))}: convert the images, or move folders that are not classes elsewhere"
         )
     if not rows:
         raise UsageError(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Number of queries in memory at a time."""
 PICTURES = (".png", ".html")
-"""Suffixes of the contact sheet and the page, which stand beside the CSV file."""
+"""Suffixes of the contact sheet and the page, which are written next to the CSV file."""
 
 
 def list_images(query: Path, sheet: Path) -> dict[str, Path]:
@@ -109,7 +109,7 @@ def write_predictions(
                 start = [prediction.file, *([prediction.truth or ""] if with_truth else [])]
                 writer.writerow([*start, *cells(prediction, row)])
             if not found:
-                raise UsageError("expected at least one query that can be read, got none: type query=PATH of others")
+                raise UsageError("expected at least one query that can be read, got none: type another query=PATH")
     return found
 
 
@@ -168,14 +168,14 @@ def write_pictures(
         examples: the converted examples of each class.
         files: the image files by their names in the CSV file.
         conversion: converts an image file.
-        model: lines on the model.
+        model: lines that describe the model.
         command: the command line.
         out: the CSV file.
 
     Raises:
         UsageError: if one of them cannot be written.
     """
-    again = Conversion(conversion.channels, conversion.size, **conversion.options)  # conversion counts what it sees
+    again = Conversion(conversion.channels, conversion.size, **conversion.options)  # a copy: conversion keeps counts
 
     def image(name: str) -> np.ndarray:
         return as_colours(again(files[name]), again.invert)

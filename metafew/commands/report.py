@@ -5,10 +5,10 @@
 RUNS are folders of runs or sweeps, or folders above them, results.json files, or patterns such as 'outputs/2026-*'.
 Runs that differ only in seed share a row. rows=head columns=norm makes a table with a row for each head and a column
 for each norm. Each row is compared with the best of its column, or with the row given by WORDS, such as
-against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. Outputs in DIR (default
-report), in place of an earlier report, are table.md, table.tex, table.csv with full precision, runs.csv with one line
-per run and measure, figures as PNG and SVG, and a self-contained index.html. For runs with stages=[analyze], tested or
-not, the figures show their analyses side by side.
+against="head=protonet norm=batch". spread=se prints standard errors instead of 95 % intervals. DIR (default report)
+receives table.md, table.tex, table.csv with full precision, heads.csv if runs have several heads, runs.csv with one
+line per run and measure, figures as PNG and SVG, and a self-contained index.html; they replace an earlier report. For
+runs with stages=[analyze], tested or not, the figures show their analyses side by side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the unfinished published tables and figures, and write the page of their results.
+"""Reproduce the published tables and figures that are not finished yet, and write the page of results.
 
   metafew reproduce all [out=DIR] [overrides for each of them]
   metafew reproduce NAMES... [out=DIR] [overrides for each of them]
@@ -6,8 +6,8 @@
 
 NAMES are experiments. Overrides, such as seeds=[0,1,2], budget=paper, jobs=4 or data_dir=PATH, apply to each of them.
 DIR (default outputs) receives one folder per experiment, and cells/, which keeps finished runs: repeating the command
-resumes it. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is written from
-them, also of what was finished before an interruption; page only writes docs/reproduction.md.
+resumes it. Results are copied to docs/results and figures to docs/pictures, and docs/reproduction.md is generated from
+them, including what was finished before an interruption; page only generates docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from metafew.io import atomic_write, read_json
 
 NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 REFUSED = 2
-"""Exit code of an experiment that was not run, whose folder contains the results of an earlier command."""
+"""Exit code of an experiment that did not run; its folder contains the results of an earlier command."""
 
 
 def main(arguments: Sequence[str] | None = None, docs: Path = Path("docs")) -> int:

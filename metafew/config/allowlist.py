@@ -52,7 +52,7 @@ def check_called_paths(
         config: the configuration to be instantiated.
         path: the checkpoint.
         trusted: dotted paths that the user allows in addition to those of metafew's own YAML files.
-        advise: returns the advice on how to allow further dotted paths, which it takes by their keys.
+        advise: takes further dotted paths by their keys, and returns advice on how to allow them.
 
     Raises:
         UsageError: if ``config`` calls other code.

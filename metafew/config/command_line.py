@@ -21,7 +21,7 @@ FLAGS = {
 }  # fmt: skip
 """Hydra's own flags that take a value; their hyphens are not those of a W&B agent."""
 INFO = {"info", "i"}
-"""Hydra's flags with a value that may be left out."""
+"""Hydra's flags with an optional value."""
 SWITCHES = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m", "shell-completion", "sc"}
 """Hydra's flags without a value."""
 LISTS_OF_OPTIONS = ("evaluate", "logger")
@@ -30,14 +30,14 @@ VALUES = {
     "cfg": ("job", "hydra", "all"),
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-"""The values of flags with a few."""
+"""The values of flags that accept only a few."""
 
 
 def readable(words: Sequence[str]) -> list[str]:
     """Return the words of a command line in a form that Hydra can parse.
 
     A value that its grammar cannot read, such as a path with letters of other scripts, parentheses or ``=``, is quoted,
-    and ``~`` is the home folder. Words that are read already stay the same; flags follow all other words.
+    and ``~`` is the home folder. Words that Hydra can already parse are unchanged; flags are moved to the end.
 
     >>> readable(["dataset.root=数据/鸟", "ckpt=o/head=svm/best.ckpt", "dataset.root=2024", "seed=2024", "-m"])
     ["dataset.root='数据/鸟'", "ckpt='o/head=svm/best.ckpt'", "dataset.root='2024'", 'seed=2024', '-m']
@@ -63,13 +63,13 @@ def readable(words: Sequence[str]) -> list[str]:
 
 
 def flags_last(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with Hydra's flags, which it cannot read between others, after all of them.
+    """Return the words of a command line with Hydra's flags at the end: Hydra cannot parse flags between other words.
 
     >>> flags_last(["head=svm", "-m", "seed=0,1", "--config-name", "mine", "norm=batch"])
     ['head=svm', 'seed=0,1', 'norm=batch', '-m', '--config-name', 'mine']
 
     Raises:
-        UsageError: if a word with hyphens is no flag of Hydra's, or has a value that it does not take.
+        UsageError: if a word with hyphens is not one of Hydra's flags, or has a value that the flag does not accept.
     """
     others: list[str] = []
     flags: list[str] = []
@@ -146,7 +146,7 @@ def check_deleted(word: str) -> None:
 
 
 def check_hyphens(word: str) -> None:
-    """Raise the error for ``--key=value``, and for anything else with hyphens that is no flag."""
+    """Raise the error for ``--key=value``, and for anything else with hyphens that is not a flag."""
     name = word.partition("=")[0]
     if name.lstrip("-") in SWITCHES:
         raise UsageError(f"expected {name} without a value, got {word}: type {name}")

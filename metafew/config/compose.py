@@ -50,7 +50,7 @@ def compose_overrides(overrides: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def initialized_hydra() -> Iterator[None]:
-    """Initialize Hydra with the configurations of metafew inside this context, within an application of Hydra too."""
+    """Initialize Hydra with metafew's configurations inside this context, also inside a Hydra application."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -102,7 +102,7 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
 def carried_by(saved: dict) -> Composition:
     """Return the composition in a checkpoint, or for an earlier version, compose it from the overrides there.
 
-    Options added since, which can be typed on top of it, are completed.
+    Options that were added since are filled in, so that they can be overridden.
     """
     if "config" in saved:
         before = Composition(carried(saved["config"]), carried(saved["choices"]))
@@ -157,7 +157,7 @@ def compose_plain(main: str, overrides: Sequence[str]) -> Composition:
 
 
 def chosen_options(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the option of each group, metafew's own first, of what Hydra says is chosen.
+    """Return the option that Hydra has chosen for each group, metafew's groups first.
 
     >>> chosen = chosen_options({"preset": "mine", "hydra/launcher": "basic", "evaluate": "[]", "head": "svm"})
     >>> chosen["head"], chosen["preset"], len(chosen) - len(describe_groups())
@@ -217,7 +217,7 @@ def options(given: Sequence[str], before: Sequence[str]) -> list[str]:
 
 
 def as_typed(name: str, choice: Any, words: Sequence[str]) -> list[str]:
-    """Return the override that makes a choice; none for a group of the user's own of which nothing is chosen.
+    """Return the override that makes a choice; none for a group of the user's own without a chosen option.
 
     Args:
         name: the group.

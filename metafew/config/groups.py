@@ -16,11 +16,11 @@ INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 """The folder: inside an installed package, and next to the package in a checkout."""
 ALL = "all"
-"""The option of ``evaluate`` for all heads that fit; in a configuration, a key next to theirs, with the heads that stay
-in any case."""
+"""The option of ``evaluate`` for all heads that fit; in a configuration, a key next to those of the heads, whose value
+lists the heads that are always kept."""
 SEARCH_PATH = "hydra.searchpath="
 NOT_COMMON = ("defaults", "hydra")
-"""Parts of conf/train.yaml that are no options of metafew's."""
+"""Parts of conf/train.yaml that are not options of metafew."""
 
 
 @cache
@@ -92,7 +92,7 @@ def register_evaluation_heads(words: Sequence[str] = ()) -> None:
     heads = register_own_heads()
     further = {file.stem: file for folder in search_folders(words) for file in sorted((folder / "head").glob("*.yaml"))}
     for name, file in further.items():
-        if name not in heads:  # of an option in several folders, Hydra takes that of metafew
+        if name not in heads:  # if several folders have an option, Hydra uses metafew's
             register_head(name, file)
     everything: dict[str, Any] = {"defaults": sorted({*heads, *further}), ALL: list(named_with_all(words))}
     ConfigStore.instance().store(group="evaluate", name=ALL, node=everything, package="evaluate")

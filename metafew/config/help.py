@@ -18,8 +18,8 @@ metafew: few-shot meta-learning experiments.
 """
 COMMAND_HELP = "metafew COMMAND --help describes a command."
 GROUPS = """\
-Each group takes one of the options below; --help with one of them, such as {program} --help head=svm, shows what can
-be set. Every other value that --cfg job prints can be set as key=value.
+Each group takes one of the options below; adding one of them to --help, as in {program} --help head=svm, lists
+the values that it has. Every value that --cfg job prints can be set as key=value.
 """
 FOOTER = """\
 More examples
@@ -90,13 +90,13 @@ def help_text(program: str, commands: Mapping[str, str], found: Iterable[Folder]
         width = max(map(len, words))
         lines += [group, *(f"  {word:<{width}}  {text}" for word, text in words.items())]
     heads = ",".join(sorted(groups["head"]))
-    lines += ["evaluate", f"  evaluate=[{heads}]  heads to evaluate in addition to the one that trains"]
-    lines += ["  evaluate=all  all heads on features that need no training, and otherwise fit", ""]
+    lines += ["evaluate", f"  evaluate=[{heads}]  heads to evaluate in addition to the trained one"]
+    lines += ["  evaluate=all  all feature heads that need no training and fit the backbone", ""]
     return "\n".join([*lines, FOOTER.format(program=program)])
 
 
 def help_on(words: Iterable[str], found: Iterable[Folder]) -> str:
-    """Return the descriptions of the options of groups that a command line chooses, with all that they can set.
+    """Return the descriptions of the options of groups that a command line chooses, with all values that they have.
 
     Args:
         words: the command line.

@@ -28,7 +28,7 @@ NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
 LIKELIEST = ("folder", "maml", "ridge", "batch")
 """Options to suggest for a key that several options of a group have."""
 SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
-"""The least similarity, from 0 to 1, of a key or of one of a few options to be suggested."""
+"""Minimum similarity, from 0 to 1, for suggesting a key, or an option of a group."""
 REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for details", re.DOTALL)
 """Text that Hydra adds to its messages."""
 
@@ -45,7 +45,7 @@ def in_one_line(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        # Hydra itself raises ValueError for two flags that exclude one another, for example.
+        # For example, Hydra itself raises ValueError for mutually exclusive flags.
         if not (isinstance(error, HydraException | OmegaConfBaseException | YAMLError) or raised_by_hydra(error)):
             raise
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

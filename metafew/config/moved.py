@@ -27,7 +27,7 @@ ADDED: dict[str, dict[str, Any]] = {
 }
 """Options added since earlier versions, by group, with values that reproduce the results of these versions.
 
-Those of the path of a component precede those of its group.
+Options listed under the dotted path of a component take precedence over those of its group.
 """
 OWN_NORMS = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
 

@@ -12,9 +12,9 @@ import yaml
 from metafew.config.groups import describe_file
 
 NOT_SHOWN = ("defaults", "hydra", "experiment")
-"""Keys of a file that are no options of a component."""
+"""Keys of a file that are not options of a component."""
 WIDEST = 40
-"""Most characters of a key with its value that comments of other lines are aligned with."""
+"""Maximum width, in characters, of ``key=value`` that comments are aligned to."""
 PACKAGE = re.compile(r"# @package (\S+)")
 CHOICE = re.compile(r"(?:override )?/?(?P<group>[^@\s]+)")
 
@@ -24,7 +24,7 @@ class Value(NamedTuple):
 
     Attributes:
         text: as it is typed on the command line; empty for a part with values of its own.
-        comment: the comment in its line; empty if there is none.
+        comment: the comment on its line; empty if there is none.
     """
 
     text: str
@@ -59,7 +59,7 @@ def commented(file: Path, package: str) -> dict[str, Value]:
 
     Args:
         file: the file.
-        package: the key that its content is below, unless the file names another.
+        package: the key under which its content is placed, unless the file names another.
     """
     text = file.read_text("utf-8")
     root = yaml.compose(text)

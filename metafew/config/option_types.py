@@ -39,7 +39,7 @@ KINDS = {
 OTHERS = ("torch", "pytorch_lightning", "wandb", "hydra")
 """Packages that check their arguments themselves."""
 NUMBER = re.compile(r"\b(int|float)\b")
-"""In an annotation."""
+"""A number type in an annotation."""
 
 
 def check_option_types(node: DictConfig, path: str = "") -> None:
@@ -88,13 +88,13 @@ def argument_annotations(target: Any) -> dict[str, str]:
 
 
 def numbers_of_others(target: Any) -> set[str]:
-    """Return the numbers among the arguments of a class of :data:`OTHERS`, which takes true for 1 without a word."""
+    """Return the names of the numeric arguments of a class of :data:`OTHERS`, which silently accepts true as 1."""
     annotations = annotations_of(target) if is_of_others(target) else {}
     return {name for name, kind in annotations.items() if NUMBER.search(kind) and "bool" not in kind}
 
 
 def numbers_in_tuples(target: Any) -> dict[str, int]:
-    """Return how many numbers the tuples have among the arguments of a class of :data:`OTHERS`, such as ``betas``."""
+    """Return the length of each argument of a class of :data:`OTHERS` that is a tuple of numbers, as ``betas`` is."""
     arguments = parameters_of(target) if is_of_others(target) else {}
     tuples = {name: get_args(kind) for name, kind in arguments.items() if get_origin(kind) is tuple}
     texts = {name: [str(part) for part in parts] for name, parts in tuples.items()}

@@ -61,6 +61,6 @@ def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
 
 
 def typed_in() -> Path:
-    """Return the launch directory of this run, from which ``hydra.job.chdir`` changes."""
+    """Return the directory from which this run was launched, before ``hydra.job.chdir`` changes it."""
     hydra: Any = HydraConfig.get()
     return Path(OmegaConf.select(hydra, "runtime.cwd") or Path.cwd())  # missing in a composed configuration

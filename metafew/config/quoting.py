@@ -33,7 +33,7 @@ def parsed(value: str) -> tuple[Any, ...]:
 
 
 def can_be_read(word: str) -> bool:
-    """Return whether Hydra's grammar has a word of a command line.
+    """Return whether Hydra's grammar can parse a word of a command line.
 
     >>> can_be_read("head=svm"), can_be_read("~augment.views.flip"), can_be_read("head =svm"), can_be_read("head")
     (True, True, False, False)

@@ -29,7 +29,7 @@ def launched_world_size() -> int:
     """Return the number of processes that torchrun or srun launched for this run; 0 if neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    # A shell of srun --pty has these variables too, but what is typed in it is one process unless srun starts it.
+    # A shell of srun --pty has these variables, too, but a command in it is a single process unless srun starts it.
     if "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_TASK_PID") != str(os.getpid()):
         return 0
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))  # SLURM_NTASKS is also set in a batch script without srun
@@ -45,7 +45,7 @@ def job_of_queue() -> str | None:
 
 
 def is_restarted() -> bool:
-    """Return whether this job may have been started before. SLURM, whose jobs can be shells, counts the starts."""
+    """Return whether this job may have been started before. SLURM jobs can be shells, so its restart count decides."""
     return "SUBMITIT_LOCAL_JOB_ID" in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
@@ -68,7 +68,7 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
 
     from metafew.distributed.srun import SrunEnvironment
 
-    if launched_world_size() < 2 and (nodes == 1 or "NODE_RANK" in os.environ):  # with which the user starts each
+    if launched_world_size() < 2 and (nodes == 1 or "NODE_RANK" in os.environ):  # NODE_RANK: the user starts each node
         return [LightningEnvironment()]
     count = launched_world_size()
     each = devices if isinstance(devices, int) and devices > 0 else max(1, count // nodes)
@@ -77,9 +77,9 @@ def cluster_environment(devices: int | str | list, nodes: int) -> list[ClusterEn
     if count < 2 or started != layout:
         raise UsageError(
             f"expected srun to start a process for each of trainer.devices={devices} on trainer.num_nodes={nodes}, "
-            f"{layout} in its words, got {started if count > 1 else 'one process'}: type srun --nodes={nodes} "
+            f"{layout} in its notation, got {started if count > 1 else 'one process'}: type srun --nodes={nodes} "
             f"--ntasks-per-node={each} before python, or trainer.devices={each} trainer.num_nodes={nodes} with the "
-            "numbers that srun starts"
+            "numbers of processes that srun starts"
         )
     return [SrunEnvironment()]
 
@@ -121,8 +121,8 @@ def require_one_process(what: str) -> None:
     """
     if (count := launched_world_size()) > 1:
         raise UsageError(
-            f"expected one process, as {what} is many runs, each of which launches its own processes, and torchrun or "
-            f"SLURM started {count}: type python train.py in place of torchrun or srun"
+            f"expected one process, as {what} consists of many runs, each of which launches its own processes, and "
+            f"torchrun or SLURM started {count}: type python train.py in place of torchrun or srun"
         )
 
 

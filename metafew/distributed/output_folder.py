@@ -51,7 +51,7 @@ def named_by_clock(config: DictConfig, key: str) -> bool:
 
 
 def require_named(key: str, by_clock: bool, ckpt: str | None) -> None:
-    """Check that a run or sweep with ``ckpt=last`` has a folder to go on in, which the clock does not name anew.
+    """Check that a run or sweep with ``ckpt=last`` names the folder to resume in, which must not contain the time.
 
     Args:
         key: the option that names the folder, ``hydra.run.dir`` or ``hydra.sweep.dir``.

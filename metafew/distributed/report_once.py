@@ -38,7 +38,7 @@ def first_to_report() -> Iterator[bool]:
 
 
 def print_on_rank_zero() -> None:
-    """Print messages below errors on rank zero only; those of the other ranks are in their log files."""
+    """Print messages less severe than errors on rank zero only; those of the other ranks are in their log files."""
     if not is_rank_zero():
         for handler in logging.root.handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -7,15 +7,15 @@ import os
 from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 STRIDE = 1009
-"""Distance of the ports of a job's steps: prime, so that they rarely are those of the jobs that follow it."""
+"""Distance between the ports of a job's steps: prime, so that they rarely collide with those of later jobs."""
 
 
 class SrunEnvironment(ClusterEnvironment):
     """The tasks of one step of a SLURM job.
 
-    Lightning's own class goes by what a job asked for: it takes no ``--ntasks`` without ``--ntasks-per-node``, no srun
-    in an interactive allocation, and gives all steps of a job one port, although they may run side by side. This one
-    goes by the variables that srun sets for each task.
+    Lightning's own class relies on what the job requested: it rejects ``--ntasks`` without ``--ntasks-per-node``,
+    ignores srun in an interactive allocation, and gives all steps of a job the same port, although they may run
+    concurrently. This class relies on the variables that srun sets for each task.
     """
 
     @property
@@ -24,14 +24,14 @@ class SrunEnvironment(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        """The first node of the step, unless ``MASTER_ADDR`` names it."""
+        """The first node of the step, unless ``MASTER_ADDR`` names another."""
         return os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(
             os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
         )
 
     @property
     def main_port(self) -> int:
-        """A port between 15000 and 24999 that job and step decide, unless ``MASTER_PORT`` names it."""
+        """A port between 15000 and 24999, derived from job and step, unless ``MASTER_PORT`` names another."""
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
         return int(os.environ.get("MASTER_PORT") or 15000 + (job + STRIDE * step) % 10_000)
 

@@ -20,7 +20,7 @@ class ReportFailedCells(Callback):
     """Hydra callback that lists the failed cells of a sweep, and then exits with 1."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the cells of an earlier sweep in the same folder, and divide the cores among those at a time."""
+        """Record the cells of an earlier sweep in the same folder, and divide the cores among concurrent cells."""
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             share_cores(config.hydra.launcher.n_jobs)
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
@@ -39,7 +39,7 @@ class ReportFailedCells(Callback):
 
 
 def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
-    """Return the start times of the runs of a sweep, in ns by the clock of their file system.
+    """Return the start times of the runs of a sweep, in nanoseconds, by the clock of their file system.
 
     ``subdir`` is ``hydra.output_subdir``; without it, these are the times of the runs' results or errors.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 VARIABLE = "OMP_NUM_THREADS"
 """The environment variable from which torch takes the number of threads of a process."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The CPU time that a container may use: microseconds, or ``max``, in each period of so many microseconds."""
+"""The CPU quota of a container: microseconds of CPU time, or ``max``, and the period in microseconds."""
 
 
 def usable_cores() -> int:
@@ -22,8 +22,8 @@ def usable_cores() -> int:
 def threads_of_each(processes: int) -> str:
     """Return ``OMP_NUM_THREADS`` of each of several processes: the user's, or a share of the cores.
 
-    Processes with more threads than cores wait for one another in every operation: two with two threads each, on two
-    cores, can take 18 times as long for a step as one.
+    Processes with more threads than cores wait for one another in every operation: on two cores, a step can take 18
+    times as long in each of two processes with two threads as in a single one.
     """
     return os.environ.get(VARIABLE) or str(max(1, usable_cores() // processes))
 

@@ -1,4 +1,4 @@
-"""The tables that open docs/reproduction.md: each claim of a paper, published, here, and at which scale."""
+"""The first tables of docs/reproduction.md: each claim with published values, ours, and the scale of our runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ["in", "published", "here", "scale", "verdict", "experiment"]
 def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequence[Mapping]]) -> Iterator[TextTable]:
     """Yield a table for each paper.
 
-    The results of a claim are those of the largest budget with which all of its rows were run. The figures are those of
+    The results of a claim are those of the largest budget with which all of its rows were run. The values are those of
     its first comparison.
 
     Args:
@@ -41,7 +41,7 @@ def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequ
 
 
 def describe_claim(claim: Mapping, report: Mapping, totals: Mapping[str, int | None]) -> list[str]:
-    """Return the figures of the first comparison of a claim, published and here, its scale and its verdict.
+    """Return the published values and ours of the first comparison of a claim, its scale and its verdict.
 
     Args:
         claim: the claim, with its evidence.
@@ -62,7 +62,7 @@ def describe_claim(claim: Mapping, report: Mapping, totals: Mapping[str, int | N
 
 
 def published_figure(report: Mapping, row: str, column: str) -> str:
-    """Return the published figure of a row in a column, or in the only one that was published."""
+    """Return the published value of a row in a column, or in the only column that was published."""
     published = published_rows(report)
     columns = published.get("columns", list(report["columns"]))
     if name_in_panel(row) not in published["rows"] or (column not in columns and len(columns) > 1):

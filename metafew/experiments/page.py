@@ -19,10 +19,10 @@ INTRO = """\
 
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
-The claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and two of
-Veilleux et al. 2021 with tables of all heads, checked on freely available data with one command for each table. `make
-reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command resumes after an
-interruption. To run a single experiment:
+This page checks the claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al.
+2020), and two claims of Veilleux et al. 2021 with tables of all heads, on freely available data, with one command for
+each table. `make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command
+resumes after an interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml
@@ -38,8 +38,8 @@ share them. Omniglot, mini-ImageNet and Caltech-101 (`caltech101/101_ObjectCateg
 A comparison holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, excludes zero; otherwise it is undecided. With one seed, the verdict applies to that one training. A claim is
 reproduced if all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small:
-a claim that is not reproduced here is not refuted. The figures in the two tables are those of its first comparison, in
-percent where they are accuracies; all comparisons follow below.
+a claim that is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first
+comparison, in percent where they are accuracies; all comparisons follow below.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 
@@ -63,7 +63,7 @@ def reproduction_page(results: Path) -> str:
 
 
 def read_reports(results: Path, name: str) -> list[Mapping]:
-    """Return the results of an experiment with each budget, the largest, which its YAML names last, first."""
+    """Return the results of an experiment with each budget, largest first; its YAML lists them from small to large."""
     files = [results_file(results, name, budget) for budget in reversed(read_yaml(name)["budgets"])]
     return [read_json(file) for file in files if file.is_file()]
 
@@ -79,7 +79,7 @@ def read_yaml(name: str) -> Mapping:
 
 
 def experiment_section(name: str, report: Mapping) -> list[str]:
-    """Return the paragraphs on one experiment."""
+    """Return the paragraphs about one experiment."""
     about = report or read_yaml(name)
     command = report.get("command", f"python train.py experiment={name}")
     setting = wrap(f"{about['paper']}: {about['setting'].strip()}")
@@ -93,7 +93,7 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
     seeds = len(report["seeds"])
     parts.append(
         f"{', '.join(f'{count:,}' for count in steps)} training steps, {seeds} {'seeds' if seeds > 1 else 'seed'}, "
-        f"{report['minutes']:.0f} minutes of runs."
+        f"{report['minutes']:.0f} minutes of run time."
     )
     tables = [table.markdown() for table in (*panel_tables(report), *published_only(report))]
     parts += map(with_italic_title, [*tables, *report.get("heads", [])])

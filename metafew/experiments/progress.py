@@ -1,4 +1,4 @@
-"""How far the trainings of an experiment are, and the time that they take. Imports no torch."""
+"""The progress of the trainings of an experiment, and the time that they take. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def planned_steps(training: Command) -> int | None:
 
 
 def steps_so_far(cell: Cell) -> str | None:
-    """Return how far a training is, such as ``12,000 of 60,000 steps``; None before its first step and after its last.
+    """Return a training's progress, such as ``12,000 of 60,000 steps``; None before its first step and after its last.
 
     A training whose overrides set no number of steps has none either.
     """
@@ -64,7 +64,7 @@ def describe_cost(trainings: int, jobs: int, minutes: float | None) -> str:
     Args:
         trainings: their number.
         jobs: how many run at a time, each on one core.
-        minutes: the time of one, as measured; None if it was not.
+        minutes: the measured time of one training with its tests; None if it was not measured.
 
     >>> describe_cost(7, 2, 180), describe_cost(2, 1, None)
     ('about 12 h at 180 minutes a training', 'time not measured yet')

@@ -59,10 +59,10 @@ def check_experiment_options(cfg: DictConfig, mode: RunMode | None) -> None:
     if main := main_words():
         raise UsageError(
             f"expected conf/train.yaml, to which the cells of an experiment add their options, got {main[0]}: "
-            "type what it sets as options"
+            "type the options that it sets"
         )
     require_one_process("an experiment")
     if type(cfg.jobs) is not int or cfg.jobs < 1:
-        raise UsageError(f"expected jobs, the runs at a time, to be at least 1, got {cfg.jobs}: type jobs=2")
+        raise UsageError(f"expected jobs, the number of runs at a time, to be at least 1, got {cfg.jobs}: type jobs=2")
     if not isinstance(cfg.cells, str):
         raise UsageError(f"expected cells to be the folder of all runs, got {cfg.cells}: type cells=outputs/cells")

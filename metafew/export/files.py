@@ -67,10 +67,10 @@ def save(network: nn.Module, path: Path, model: Model, description: dict[str, An
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore what torch warns of while it exports, on which the user cannot act."""
+    """Suppress warnings of torch during the export that the user cannot act on."""
     log = logging.getLogger("torch.onnx")
     before = log.level
-    log.setLevel(logging.ERROR)  # torchvision is not installed
+    log.setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

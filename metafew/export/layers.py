@@ -18,7 +18,7 @@ from metafew.precision import precise
 
 
 class ContextNorm(nn.Module):
-    """A normalization layer whose context is the one of a task, for which it keeps the moments of each image.
+    """A normalization layer with the context of one task, of which it keeps the moments of each image.
 
     Args:
         norm: the layer.
@@ -144,7 +144,7 @@ class Fitted(nn.Module):
 
 
 class Given:
-    """A stand-in for a backbone that returns features which are computed already.
+    """A stand-in for a backbone that returns precomputed features.
 
     Args:
         context: features ``(1, s, d)`` of the support set.

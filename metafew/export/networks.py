@@ -20,9 +20,9 @@ from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.precision import precise
 
 PROBES = 1024
-"""Most features of a head that are measured at once, which bounds memory."""
+"""Maximum number of features on which a head is measured at once, which bounds memory."""
 LINEAR = 1e-6
-"""Largest deviation of a head, in float64 and relative to its logits, that counts as linear."""
+"""Largest deviation of a head from linearity, in float64 and relative to its logits, at which it counts as linear."""
 
 
 class Probed:
@@ -74,7 +74,7 @@ def feature_network(model: Model) -> nn.Module:
 def task_network(task: Task) -> nn.Module:
     """Return the network from images to the logits of a task, divided by the temperature, as :func:`save` takes it.
 
-    The head adapts in float64, so that logits differ from those of :meth:`Task.predict` by rounding.
+    The head adapts in float64, so that logits differ from those of :meth:`Task.predict` only by rounding.
 
     Raises:
         UsageError: if predictions depend on one another.
@@ -87,7 +87,7 @@ def task_network(task: Task) -> nn.Module:
             f"{model.choices[part]}, which is transductive: type ckpt=PATH of a training with another {part}"
         )
     if isinstance(model.head, AdaptingHead):
-        model.head.inner = "loop"  # the others hide the adapted weights
+        model.head.inner = "loop"  # other ways of batching hide the adapted weights
     backbone = model.backbone
     decelerate(backbone)
     support = Labelled(task.support.images.cpu().double(), task.support.labels.cpu())
@@ -123,7 +123,7 @@ def linear_layer(measure: Any, features: int) -> nn.Linear | None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(8, features, dtype=torch.float64, generator=generator)
     expected, found = measure(points), points @ weight + bias
-    # Not "greater": logits of a diverged head are NaN, which no layer computes.
+    # Not ``>``, which is False for NaN, the logits of a diverged head.
     if not (expected - found).abs().max() <= LINEAR * expected.abs().max():
         return None
     layer = nn.Linear(features, len(bias), dtype=torch.float64)
@@ -151,7 +151,7 @@ def modulate(backbone: Backbone, vectors: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_context(backbone: Backbone, images: Tensor) -> None:
-    """Replace the norms of a backbone that need a context by ones that keep that of support images ``(1, s, ...)``."""
+    """Replace norms of a backbone that need a context with layers that keep that of support images ``(1, s, ...)``."""
     names = [name for name, module in backbone.named_modules() if isinstance(module, Norm) and needs_context(module)]
     own: dict[str, Moments] = {}
 

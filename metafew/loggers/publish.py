@@ -55,7 +55,7 @@ def publish(
             to_wandb(logger, report, figures, table, out)
         elif isinstance(logger, TensorBoardLogger):
             to_tensorboard(logger, report, figures)
-        elif not isinstance(logger, MetricsFile):  # beside which results.json lies
+        elif not isinstance(logger, MetricsFile):  # results.json is next to it
             logger.log_metrics(measured(report), report["steps"])
             logger.save()
 

@@ -67,9 +67,9 @@ def checked(checkpoint: Any, path: str | PathLike) -> dict:
         )
     saved = update_record(checkpoint["metafew"])
     saved = {"temperatures": {}, "base_mean": None} | saved  # earlier versions have none
-    of_drawings = saved["choices"].get("dataset") == "glyphs"  # where earlier versions do not say it
+    of_drawings = saved["choices"].get("dataset") == "glyphs"  # earlier versions do not record it
     saved["model"] = {"drawings": of_drawings} | saved["model"]
-    if "config" in saved:  # earlier versions carry ``training`` itself
+    if "config" in saved:  # checkpoints of earlier versions contain ``training`` itself
         saved["training"] = training_options(saved["config"])
     return checkpoint | {"metafew": saved}
 
@@ -88,7 +88,7 @@ def trained_state(checkpoint: dict) -> dict[str, Tensor]:
 
 @contextmanager
 def explain_channels(learner: Learner, checkpoint: dict, path: str) -> Iterator[None]:
-    """Raise the error of a checkpoint that does not fit as one of channels, if its images had another number of them.
+    """Raise an error about channels if a checkpoint does not fit and its images had a different number of them.
 
     Args:
         learner: the model of this run.
@@ -106,7 +106,7 @@ def explain_channels(learner: Learner, checkpoint: dict, path: str) -> Iterator[
 
 
 def other_channels(learner: Learner, channels: int, path: str, dataset: str) -> UsageError:
-    """Return the error for weights that were trained on images of another number of channels.
+    """Return the error for weights that were trained on images with a different number of channels.
 
     Args:
         learner: the model of this run.
@@ -164,7 +164,7 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
     if unknown:
         raise UsageError(
             f"expected the architecture of this model, and the checkpoint {path} also holds {unknown[0]}: "
-            "type backbone=... with the options that it was trained with, or leave them out to use those"
+            "type backbone=... with the options of the checkpoint, or leave it out to use them"
         )
     if untrained:
         log.warning("%d values of the norm are not in %s and start untrained", len(untrained), path)
@@ -178,5 +178,5 @@ def misfit(key: str, value: Tensor, state: dict[str, Tensor], path: str, norms: 
     group = next((group for prefix, group in groups.items() if key.startswith(prefix)), "backbone")
     return UsageError(
         f"expected {key} of shape {tuple(value.shape)}, and the checkpoint {path} holds {got}: "
-        f"type {group}=... with the options that it was trained with, or leave them out to use those"
+        f"type {group}=... with the options of the checkpoint, or leave it out to use them"
     )

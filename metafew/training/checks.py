@@ -60,9 +60,10 @@ TRUTHS = ("val.at_start", "save.keep", "trainer.enable_progress_bar")
 SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 """Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
 OF_OBJECTIVE = "train.batch_size"
-"""The option of such a part that an objective adds."""
+"""The option that an objective adds to one of :data:`SECTIONS`."""
 OF_TASKS = ("train.way", "train.shot", "train.support")
-"""Options of training tasks, which minibatches lack; published tables that compare objectives set ``train.query``."""
+"""Options of training tasks that have no effect on minibatches, without ``train.query``, which published tables that
+compare objectives set."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -100,7 +101,7 @@ def check_stages(stages: list) -> None:
 
 
 def check_section(section: str, options: Any) -> None:
-    """Check that ``train``, ``test`` and the like have no option that nothing reads, which ``+`` can add."""
+    """Check that ``train``, ``test`` and the like have no unknown option, which ``+`` could add."""
     known = list(common_options()[section])
     if not OmegaConf.is_dict(options):
         raise UsageError(
@@ -137,7 +138,7 @@ def check_path(key: str, value: Any) -> None:
 def check_test_shots(shots: list) -> None:
     """Check that tests with several shots can share classes and queries, as tests with natural shots cannot."""
     if not shots:
-        raise UsageError("expected test.shot to be a number or a list of some, got an empty list: type test.shot=1")
+        raise UsageError("expected test.shot to be a number or a list of numbers, got an empty list: type test.shot=1")
     if NATURAL in shots and len(shots) > 1:
         raise UsageError(
             f"expected test.shot to be a list of numbers, measured on the same classes and queries, or natural, "
@@ -180,7 +181,7 @@ def check_model_is_trained(parts: Parts) -> None:
     if any(p.requires_grad for name, p in backbone.named_parameters() if name not in meta_parameters(backbone)):
         raise UsageError(
             f"expected a checkpoint for stages=[{','.join(parts.stages)}], got none: type ckpt=PATH, or "
-            "backbone.weights=FILE of a pretrained network, or backbone.freeze=all if it is one without"
+            "backbone.weights=FILE of a pretrained network, or backbone.freeze=all if the network is already pretrained"
         )
 
 

@@ -26,7 +26,7 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
     """
     model = start["metafew"]["model"]
     conversion, trained_on = model.get("conversion"), start["metafew"]["training"]["dataset"]
-    if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # whose store is used again
+    if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # the same dataset and store
         return
     typed = {override.lstrip("+").partition("=")[0] for override in overrides}
     for option, value in {**model["images"], **conversion}.items():
@@ -45,7 +45,7 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
 
 
 def images_of_training(data: FewShot) -> dict[str, Any]:
-    """Return what checkpoints store on the training images.
+    """Return what checkpoints store about the training images.
 
     This is their ``conversion``, None if they have no files or the components do not share one, and whether all are
     ``drawings``.

@@ -77,6 +77,6 @@ def warn_of_other_data(start: dict, summaries: dict[str, dict]) -> None:
     for title, before in start["metafew"].get("data", {}).items():
         if title in summaries and before != recorded(summaries[title]):
             log.warning(
-                "the checkpoint was trained with other images (%s): some that are tested may have been trained on",
+                "the checkpoint was trained with other images (%s): some test images may have been used in training",
                 describe_change(title, before, summaries[title]),
             )

@@ -127,7 +127,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
-    """Return the backbone, frozen as ``backbone.freeze`` says, or if it has ``backbone.weights``, loaded later."""
+    """Return the backbone, frozen as ``backbone.freeze`` says; null freezes it if it has ``backbone.weights``."""
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in ("weights", "freeze")])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
     backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
@@ -164,8 +164,8 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
 
     if (queries := cfg.test.queries) == "class" and cfg.test.balance != "balanced":
         raise UsageError(
-            f"expected as many queries of each class with test.queries={queries}, got test.balance={cfg.test.balance}: "
-            "type test.queries=single"
+            f"expected the same number of queries of each class with test.queries={queries}, got "
+            f"test.balance={cfg.test.balance}: type test.queries=single"
         )
     total = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches * cfg.train.tasks
     if objective.minibatches:
@@ -174,7 +174,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
     else:
         if "batch_size" in cfg.train:
             raise UsageError(
-                f"expected no train.batch_size with an objective of tasks, got {cfg.train.batch_size}: "
+                f"expected no train.batch_size with an objective that trains on tasks, got {cfg.train.batch_size}: "
                 "type objective=classical, or train.tasks=4 for the tasks of a step"
             )
         train = make_spec("train", total, cfg.seed)

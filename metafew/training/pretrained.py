@@ -93,7 +93,7 @@ def read(path: str) -> Mapping[str, Any]:
     """Return the content of a file of weights without executing any code in it.
 
     Raises:
-        UsageError: if there is no such file, or it cannot be read so.
+        UsageError: if there is no such file, or it cannot be read in this way.
     """
     if not Path(path).is_file():
         raise UsageError(f"{EXPECTED}, and there is no file {path}: type backbone.weights=FILE")
@@ -104,7 +104,7 @@ def read(path: str) -> Mapping[str, Any]:
     except Exception as error:  # torch does not document the errors for other files
         first = str(error).split(". ")[0] if "weights_only" in str(error) else reason(error)
         raise UsageError(
-            f"{EXPECTED}, and {path} cannot be read as one ({first}): write it anew with torch.save("
+            f"{EXPECTED}, and {path} cannot be read as one ({first}): save it again with torch.save("
             "network.state_dict(), FILE), and type backbone.weights=FILE"
         ) from error
     return content if isinstance(content, Mapping) else {}
@@ -172,7 +172,7 @@ def tensors(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the values below the prefix with which most names of ``own`` are in ``state``; the first one of equals.
+    """Return the values under the prefix with which most names of ``own`` are in ``state``; the first in a tie.
 
     >>> list(without_prefix({"module.a": torch.ones(1), "fc": torch.ones(1)}, {"a": torch.ones(1)}))
     ['a']

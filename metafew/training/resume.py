@@ -198,7 +198,7 @@ def copy_history(ckpt: Path, step: int, out: Path) -> None:
 
 
 def exit_after_signal(out: Path) -> NoReturn:
-    """Report how to resume the run in ``out`` after a signal stopped it, and exit with the code of that signal."""
+    """Report how to resume the run in ``out`` after a signal stopped it, and exit with :data:`TERMINATED`."""
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
     message = f"a signal stopped the run before its end: type the same command again with {advice(out)}"

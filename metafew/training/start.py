@@ -87,13 +87,14 @@ def train(words: Sequence[str], options: Mapping[str, Any]) -> Run:
 
     Args:
         words: words of the command line.
-        options: further ones by key, with Python values.
+        options: further overrides by key, with Python values.
     """
     typed = [*words, *overrides(options)]
     several = [word for word in typed if word.startswith("-") or key(word) == "hydra.mode"]
     if several:
         raise UsageError(
-            f"expected the words of one run, such as head=svm, got {several[0]}: call metafew.train once for each run"
+            f"expected the overrides of one run, such as head=svm, got {several[0]}: call metafew.train "
+            "once for each run"
         )
     register_evaluation_heads(typed)
     with in_one_line(typed), initialized_hydra(), unchanged_logging(), warnings.catch_warnings():
@@ -118,7 +119,7 @@ def run_here(cfg: DictConfig) -> Run | UsageError:
     try:
         if "experiment" in cfg:
             raise UsageError(
-                "expected one run, got an experiment, which is many: type python train.py "
+                "expected one run, got an experiment, which consists of many: type python train.py "
                 f"experiment={HydraConfig.get().runtime.choices['experiment']}"
             )
         composed = compose_run(cfg)

@@ -12,7 +12,7 @@ from metafew.errors import UsageError
 from metafew.training.parts import Parts
 
 SHARES: dict[int, list[float]] = {1: [1], 2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
-"""Fractions of classes for one to three splits, with which each gets two of at least two classes a split."""
+"""Fractions of classes for one to three splits; each gets at least two classes if there are two per split."""
 PARTS = {"val": "validation", "test": "test", "analyze": "analysis"}
 """Optional parts of a run, in words."""
 

@@ -62,7 +62,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         )
     if cfg.val.at_start:
         callbacks.append(ValidationAtStart())
-    # The check comes first, as those of the user act on what they monitor.
+    # The check comes before the user's callbacks, which act on what they monitor.
     callbacks += [MonitorCheck(), *make_added("callbacks", options.get("callbacks"), Callback)]
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(Progress())

@@ -67,11 +67,11 @@ OWNED = {
 
 
 class Words(NamedTuple):
-    """The words that an option of the Trainer has as its values.
+    """The words that an option of the Trainer accepts.
 
     Attributes:
-        values: these words; the first is advised unless another is near to what was typed.
-        refused: further words that Lightning has.
+        values: these words; the first is suggested unless another is close to what was typed.
+        refused: further words that Lightning accepts.
         reason: why they are refused.
     """
 
@@ -94,7 +94,7 @@ WORDS = {
     "gradient_clip_algorithm": Words(("norm", "value")),
     "profiler": Words(("simple", "advanced", "pytorch")),
 }
-"""Options for which Lightning's annotation is any word."""
+"""Options that Lightning annotates as any string."""
 ADDED = ("callbacks", "logger", "plugins")
 """Options that are checked where they are made."""
 
@@ -103,8 +103,8 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     """Check the name and the value of each option of the Trainer, and that the machine has the devices.
 
     Raises:
-        UsageError: if an option is none of the Trainer's or one of :data:`OWNED`, its value is of another type or none
-            of :data:`WORDS`, or there are fewer devices.
+        UsageError: if the Trainer has no such option or it is one of :data:`OWNED`, its value has the wrong type or is
+            not one of :data:`WORDS`, or the machine has fewer devices.
     """
     arguments = inspect.signature(pl.Trainer).parameters
     defaults = load_option(CONF / "trainer" / "default.yaml")
@@ -175,7 +175,7 @@ def check_value(name: str, value: Any, annotation: Any, default: Any) -> None:
         name, Words(tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part)))
     )
     names = {part.__name__.removesuffix("Type") for part in parts if isinstance(part, type)}
-    # In the order of KINDS: that of a union depends on the equal unions that typing has seen before.
+    # In the order of KINDS: typing caches unions, so their order depends on equal unions created before.
     kinds = [KINDS[kind] for kind in KINDS if kind in names and (kind, name in WORDS) != ("str", True)]
     if OmegaConf.is_config(value) or value in allowed.values or any(kind.accepts(value) for kind in kinds):
         return

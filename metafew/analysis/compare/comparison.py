@@ -33,7 +33,7 @@ class Measurement:
             seeds.
         seeds: the mean for each seed.
         task_stream: the values of :data:`TASK_STREAM`, or another key that identifies the test tasks; None if unknown.
-        lower_bound: whether some seed would have measured more if its training had continued.
+        lower_bound: whether the mean is only a lower bound, as a seed had not reached its target when training ended.
         failed: the number of test tasks that failed, over all seeds; 0 if unknown.
         transductive: whether the prediction of a query may depend on other queries.
         seconds_per_task: of the head, without the embedding; the mean over seeds, or None if unknown.
@@ -123,7 +123,7 @@ def rank_rows(comparison: Comparison, reference: int | None = None, least: int =
     Args:
         comparison: the comparison, with measurements.
         reference: the row to which differences are taken; None for the best of each column.
-        least: the number of columns from which on ranks are averaged.
+        least: the minimum number of columns for average ranks.
     """
     cells = comparison.cells
     for column in comparison.columns:

@@ -55,7 +55,7 @@ OF_TESTS = ("test.way", "test.shot", "dataset.root")
 
 
 def measurements(run: Run) -> Iterator[dict]:
-    """Yield what each metric and baseline of a run measured, in which shot and dataset."""
+    """Yield the value of each metric and baseline of a run, with its shot and dataset."""
     found = {name.removeprefix("test/"): value for name, value in run.report.get("metrics", {}).items()}
     found |= {f"{name}/accuracy": value for name, value in run.report.get("baselines", {}).items()}
     for name, value in found.items():

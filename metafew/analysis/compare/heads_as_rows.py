@@ -60,7 +60,7 @@ def in_groups(lines: list[list[str]], transductive: Sequence[bool]) -> list[list
 
     Args:
         lines: the cells of each head, with inductive heads first.
-        transductive: whether each head is transductive; empty if rows are no heads.
+        transductive: whether each head is transductive; empty if the rows are not heads.
     """
     if len(set(transductive)) < 2:
         return lines
@@ -69,7 +69,7 @@ def in_groups(lines: list[list[str]], transductive: Sequence[bool]) -> list[list
 
 
 def times_of_heads(comparison: Comparison) -> list[str]:
-    """Return the milliseconds per task of each row, averaged over columns; empty texts where rows are no heads."""
+    """Return the milliseconds per task of each row, averaged over columns; empty strings if the rows are not heads."""
     times: list[str] = []
     for i, row in enumerate(comparison.rows):
         seconds = [cell.seconds_per_task for (own, _), cell in comparison.cells.items() if own == i and row.head]

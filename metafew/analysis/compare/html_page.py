@@ -12,7 +12,7 @@ from metafew.analysis.html_document import figure
 
 CURVE = "learning_curve.png"
 WIDTH = 140
-"""Characters of a table that fit in a window of 1280 pixels."""
+"""Width of a table, in characters, that fits in a window of 1280 pixels."""
 
 
 def report_sections(

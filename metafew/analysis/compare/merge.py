@@ -15,13 +15,14 @@ MEASURED = {"metrics", "baselines", "unsolved", "chosen", "tested_on"}
 def merge_runs(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
     """Merge runs that differ only in the heads that they evaluate, or in whether they analyze features.
 
-    Of what several of them measured, the newest counts. A run that only measured what newer ones did is left out.
+    If several of them measured the same, the newest measurement counts. A run that measured nothing but what newer ones
+    did is left out.
 
     Args:
         runs: all runs that were found.
 
     Returns:
-        The runs, in which merged ones are one, and the runs that are left out.
+        The runs after merging, and the runs that are left out.
     """
     newest_first = sorted(runs, key=lambda run: run.file.stat().st_mtime, reverse=True)
     merged, repeated = {}, []

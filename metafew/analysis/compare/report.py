@@ -59,7 +59,7 @@ def make_report(
         spread: ``"ci95"``, or ``"se"`` for standard errors.
 
     Raises:
-        UsageError: as these functions do, and :func:`write_report`.
+        UsageError: as raised by these functions and by :func:`write_report`.
     """
     runs, omitted = find_runs(places)
     comparison = compare_runs([run for run in runs if run.heads], against)
@@ -77,7 +77,7 @@ def write_report(
     omitted: Sequence[Omitted],
     command: str,
 ) -> tuple[list[str], list[Omitted]]:
-    """Write the :data:`TABLES` of tested runs, that of several :data:`HEADS`, the figures of all runs, and index.html.
+    """Write the :data:`TABLES` of tested runs, :data:`HEADS` for several heads, figures of all runs, and index.html.
 
     Args:
         folder: the folder to write.

@@ -40,7 +40,7 @@ class Row:
 
     @property
     def transductive(self) -> bool:
-        """Whether all predictions of a query may depend on other queries."""
+        """Whether predictions may depend on other queries in all runs of the row."""
         return all(run.is_transductive(self.head) for run in self.runs)
 
 

@@ -20,7 +20,7 @@ NOT_COMPARED = re.compile(
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|memory|seed))"
 )
-"""Keys of the seed, and of where and how a run computes, which does not affect results."""
+"""Keys that are not compared: the seed, and where and how a run computes, which does not affect results."""
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

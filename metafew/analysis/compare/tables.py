@@ -16,7 +16,7 @@ from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_difference, format_percent
 
 TIE = "≈"
-UNPAIRED = "‡ unpaired, as the test tasks may differ: an interval of two means, wider than one of paired differences"
+UNPAIRED = "‡ unpaired, as the test tasks may differ: the interval of a difference of means, wider than a paired one"
 TOP = f"bold: the best; {TIE}: the 95 % interval of its difference from the best contains 0"
 
 Texts = Mapping[tuple[int, Column], str]
@@ -72,7 +72,7 @@ def report_tables(
     """
     title, heads = f"Difference from {against or 'the best'} (points)", heads_as_rows(comparison)
     if arrangement is None and len(comparison.rows) == 1:
-        tables = [] if heads else [accuracy_table(comparison, spread, "Accuracy")]  # heads have tables with all of it
+        tables = [] if heads else [accuracy_table(comparison, spread, "Accuracy")]  # the tables of heads show all of it
     elif arrangement is None:
         accuracy = accuracy_table(comparison, spread, "Accuracy", baselines=heads is None)
         tables = [accuracy, difference_table(comparison, title)]
@@ -90,7 +90,7 @@ def report_tables(
 def accuracy_table(comparison: Comparison, spread: str, title: str, baselines: bool = True) -> TextTable:
     """Return a table of accuracies in percent, with a row for each combination of settings, or head.
 
-    Those of ``baselines`` that all rows share have rows, too, where columns of heads would not repeat them.
+    With ``baselines``, the baselines that all rows share get rows of their own; without, another table shows them.
     """
     texts, seeds, times = accuracy_texts(comparison, spread), seed_counts(comparison), times_of_heads(comparison)
     shared, marked = shared_baselines(comparison), comparison.transductive_columns
@@ -206,7 +206,7 @@ def format_cell(cell: Measurement | None, spread: str) -> str:
 
 
 def shared_baselines(comparison: Comparison) -> dict[Column, Measurement]:
-    """Return the baselines that are the same for all rows that have them, as on the same tasks."""
+    """Return the baselines that are the same for all rows that have them, as they are on the same tasks."""
     found = {}
     for column in comparison.columns:
         cells = [cell for (_, own), cell in comparison.cells.items() if own == column]
@@ -269,7 +269,7 @@ def difference_notes(comparison: Comparison) -> list[str]:
     """Return the notes of the table of differences."""
     notes = ["mean ± 95 % confidence interval of the differences on the same test tasks"]
     if any(len(cell.runs) > 1 for cell in comparison.cells.values()):
-        notes.append("rows with the same seeds, two or more: the t-interval over the difference of each seed")
+        notes.append("rows with the same seeds (two or more): the t-interval over the differences for each seed")
     if not all(difference.paired for difference in comparison.differences.values()):
         notes.append(UNPAIRED)
     return notes

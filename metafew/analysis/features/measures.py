@@ -16,7 +16,7 @@ from metafew.objectives.clustering import class_clustering, variance_ratio
 from metafew.predictions import NO_ANSWER
 
 BY_NAME = 25
-"""The largest number of classes in a confusion matrix by name; pairs of more classes rarely occur in the same task."""
+"""The largest number of classes in a confusion matrix by name; with more, two of them rarely occur in the same task."""
 CONTEXT_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
 """Context sizes for which alpha is reported."""
 
@@ -76,8 +76,9 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
     With few classes, ``counts[i][j]`` is the number of queries of class ``i`` classified as class ``j``, and ``names``
     are the class names. With many classes, of which two rarely occur in the same task, ``i`` and ``j`` are positions in
     the task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered
-    queries of ``i``, which are not in ``counts``. ``most_confused`` names classes in either case, with the number of
-    their queries that were confused, ``of`` all in tasks with both classes, and their class numbers.
+    queries of ``i``, which are not in ``counts``. In either case, ``most_confused`` lists pairs of classes: their names
+    and numbers, how many queries of the true class were confused (``queries``), and how many it had in tasks with both
+    classes (``of``).
     """
     by_name = len(names) <= BY_NAME
     mistakes: Counter[tuple[int, int]] = Counter()

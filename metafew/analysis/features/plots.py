@@ -36,7 +36,7 @@ def draw_sufficient_condition(points: Sequence[tuple[float, float]], split: str,
 def draw_bounds(axes: Axes, points: np.ndarray) -> None:
     """Draw both lower bounds of one-shot accuracy over the variance ratio, and chance.
 
-    The title is the number of pairs for which a bound exceeds chance: below, it is vacuous.
+    The title is the number of pairs for which the tighter bound exceeds chance; otherwise the bound is vacuous.
 
     Args:
         axes: the axes to draw on.

@@ -57,11 +57,10 @@ def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -
     """Project onto the two directions ``(n, 2)`` that maximise between-class over within-class variance.
 
     This is a linear discriminant analysis. Features often have more dimensions than rows, in which case some projection
-    separates any classes of the rows to which it is fitted. Unlike in the figures of Goldblum et al. (2020), the rows
-    to look at are others, therefore. The within-class covariance is shrunk by a tenth towards a multiple of the
-    identity, in the span of the rows.
-    scikit-learn's estimator shrinks in the space of all ``d`` dimensions, which weakens the shrinkage by a factor of
-    ``rank / d``.
+    separates any classes of the rows to which it is fitted. Therefore, unlike in the figures of Goldblum et al. (2020),
+    the rows that are shown are not those that it is fitted to. The within-class covariance is shrunk by a tenth towards
+    a multiple of the identity, in the span of the rows. scikit-learn's estimator shrinks in the space of all ``d``
+    dimensions, which weakens the shrinkage by a factor of ``rank / d``.
 
     Args:
         features: ``(n, d)``.
@@ -86,7 +85,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -
 
 
 def take_plane(columns: np.ndarray) -> np.ndarray:
-    """Return the first two of ``columns`` ``(n, k)``, padded with zeros and with positive largest entries."""
+    """Return the first two of ``columns`` ``(n, k)``, padded with zeros; signs make the largest entries positive."""
     shown = np.zeros((len(columns), 2))
     shown[:, : columns.shape[1]] = columns[:, :2]
     largest = shown[np.abs(shown).argmax(0), [0, 1]]

@@ -18,8 +18,8 @@ from metafew.analysis.style import ORANGE
 CLASSES, EXAMPLES, IMAGES = 20, 3, 10
 CELL, EDGE = 0.8, 0.15  # inches: an image, and the margins
 LONGEST = 12
-"""Most characters of a line of a caption."""
-CAPTION, GAP = 0.4, 0.5  # in images: the space for a caption, and between examples and labelled images
+"""Maximum number of characters in a line of a caption."""
+CAPTION, GAP = 0.4, 0.5  # in image sizes: the space for a caption, and between examples and labelled images
 
 
 def draw_labelled_images(
@@ -76,7 +76,7 @@ def heading(shown: Mapping[str, Sequence[Prediction]], found: Mapping[str, Seque
 
 
 def spread(row: Sequence[Prediction]) -> list[Prediction]:
-    """Return up to ten predictions at equal distances in the order of their probability, highest first."""
+    """Return up to ten predictions, evenly spaced by rank, in descending order of probability."""
     ordered = sorted(row, key=lambda p: -p.probability)
     return [ordered[k] for k in np.linspace(0, len(ordered) - 1, min(len(ordered), IMAGES)).round().astype(int)]
 

@@ -16,7 +16,7 @@ from metafew.evaluation.statistics import share_interval
 NONE = "none"
 """The prediction shown for an image with non-finite logits."""
 MOST = 20
-"""Most classes of a confusion matrix, and most confusions listed."""
+"""Maximum number of classes in a confusion matrix, and of listed confusions."""
 
 
 class Prediction(NamedTuple):

@@ -1,4 +1,4 @@
-"""A page on a labelled folder: accuracy, classes, confusion, a contact sheet, and the images that need a look."""
+"""A page about a labelled folder: accuracy, classes, confusion, a contact sheet, and the images to check first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metafew.analysis.html_document import document, figure
 from metafew.analysis.labelling.labelling import NONE, Labelling, Prediction
 
 IMAGES = 200
-"""Most images of a page."""
+"""Maximum number of images on a page."""
 
 
 def labelling_page(
@@ -25,7 +25,7 @@ def labelling_page(
 
     Args:
         labelling: the predictions.
-        model: lines on the model.
+        model: lines that describe the model.
         image: returns the image of a file, uint8 ``(h, w, 3)``.
         sheet: the PNG of :func:`~metafew.analysis.labelling.labelled_images.draw_labelled_images`.
         command: the command that labels the folder.

@@ -163,6 +163,7 @@ def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
     assert heads["svm"]["seconds_per_task"] > 0.025 > heads["protonet"]["seconds_per_task"]
 
 
+@pytest.mark.slow
 def test_heads_that_nobody_trains_are_named(tmp_path):
     tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
 

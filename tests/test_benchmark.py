@@ -162,6 +162,7 @@ def test_plain_steps_are_ours(doubles, algorithm, downsample):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_exact_step_has_the_weights_and_tasks_of_all_others():
     single, double = (Problem(TINY, torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64))
     for one, other in zip(*(plain.network(each).parameters() for each in (single, double)), strict=True):

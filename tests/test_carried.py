@@ -119,6 +119,7 @@ def test_another_choice_brings_its_own_options_and_takes_away_what_the_old_one_b
     )
 
 
+@pytest.mark.slow
 def test_a_group_of_the_users_own_is_a_choice_too():
     saved = typed("+preset=three", "head.divide=true")
     assert saved["choices"]["preset"] == "three" and saved["config"]["train"]["way"] == 3
@@ -138,6 +139,7 @@ def test_a_head_in_another_place_is_another_choice_than_the_head():
     assert later["config"]["evaluate"]["second"]["penalty"] == 50.0
 
 
+@pytest.mark.slow
 def test_heads_to_evaluate_are_a_choice_too():
     saved = typed("evaluate=[svm,ridge]", "evaluate.svm.c=2")
     assert typed("evaluate=[svm,ridge]", saved=saved)["config"]["evaluate"]["svm"]["c"] == 2
@@ -159,6 +161,7 @@ def test_a_misspelt_option_is_a_usage_error(word, named):
         typed(word, saved=saved)
 
 
+@pytest.mark.slow
 def test_a_main_configuration_of_the_users_own_is_what_was_trained():
     saved = typed("head.penalty=7", main="mine")
     assert saved["choices"]["head"] == "ridge" and saved["config"]["test"]["total"] == 44
@@ -175,6 +178,7 @@ def test_a_main_configuration_of_the_users_own_is_what_was_trained():
     assert typed("head=svm", main="mine", saved=saved)["choices"]["head"] == "svm"
 
 
+@pytest.mark.slow
 def test_what_another_main_configuration_says_counts_as_typed():
     saved = typed("head=svm", "head.c=2")
     assert changes(saved, typed(main="tests", saved=saved)) == {"test.way": 7}
@@ -188,6 +192,7 @@ def test_what_another_main_configuration_says_counts_as_typed():
     assert typed(main="mine", saved=mine)["config"]["seed"] == 8  # the file was edited
 
 
+@pytest.mark.slow
 def test_a_choice_of_the_users_own_needs_its_folder_only_where_it_changes(tmp_path):
     (tmp_path / "head").mkdir()
     file = tmp_path / "head" / "own.yaml"

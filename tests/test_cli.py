@@ -19,6 +19,7 @@ def test_help_lists_every_group_without_importing_torch(tmp_path):
     assert "c: 0.1" in shown and "max_steps:" in shown and "momentum" not in shown
 
 
+@pytest.mark.slow
 def test_a_checkpoint_carries_its_choices(tmp_path):
     metafew(*TINY, "head=ridge", "head.penalty=7", "norm=batch", "hydra.run.dir=fit", cwd=tmp_path)
     trained = json.loads((tmp_path / "fit/results.json").read_text())
@@ -41,6 +42,7 @@ def test_a_checkpoint_carries_its_choices(tmp_path):
     assert "type backbone=..." in done.stderr and "error" in json.loads((tmp_path / "wide/results.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     done = metafew(*TINY, "test.way=999", "hydra.run.dir=out", cwd=tmp_path, code=2, process=True)
     assert "Traceback" not in done.stdout + done.stderr

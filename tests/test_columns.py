@@ -33,7 +33,7 @@ def test_named_columns(tmp_path, caplog):
     table = read(tmp_path, "x,y,file,class\n1,2,3,4\n", **{"file": "y", "class": "x"})
     assert table.rows == [(2, ("2", "1"))] and table.unused == ["file", "class"] and not caplog.messages
     assert read(tmp_path, "file,class\na,b\n", **{"class": "kind"}).rows == [(2, ("a", "b"))]
-    assert "has no column kind, so that class is read" in caplog.text
+    assert "has no column kind, so class is read instead" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from contracts import files, node, norm
+from contracts import files, node, norm, sampled
 from contracts.devices import (
     DEVICE,
     SIZE,
@@ -57,12 +57,12 @@ def check_steps(*size, **words):
     assert exempt(learner) or (not training and not testing)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", sampled(HEADS, 10))
 def test_steps_of_every_head(head):
     check_steps(head=head, objective="reptile" if head in LOCK_STEP else "episodic")
 
 
-@pytest.mark.parametrize("word", SCHEMES)
+@pytest.mark.parametrize("word", sampled(SCHEMES, 5))
 def test_steps_of_every_norm(word):
     check_steps(head="maml", scheme=word)
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from contracts import sampled
 from filelock import FileLock
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -499,7 +500,7 @@ def seen():
     return set()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(NAMES, 4))
 def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path):
     """Every word and every choice is in a run that composes; runs that only mix words of others are left out."""
     whole, options = composed_of(name)
@@ -534,7 +535,7 @@ def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path
 
 
 @pytest.mark.parametrize("budget", ["small", pytest.param("paper", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(NAMES, 3))
 def test_every_published_table_starts(name, budget, launch, tmp_path):
     """Train and test its first row at a tiny size, on glyphs instead of its data."""
     whole = composed_of(name)[0]

@@ -107,7 +107,12 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
 
 
 @pytest.mark.parametrize(
-    ("precision", "words"), [("64", []), ("bf16-mixed", []), ("64", ["test.shot=[1,2]", "test.queries=single"])]
+    ("precision", "words"),
+    [
+        ("64", []),
+        ("bf16-mixed", []),
+        pytest.param("64", ["test.shot=[1,2]", "test.queries=single"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_measures_the_same_either_way(launch, monkeypatch, precision, words):
     """In float64, or rounding decides answers that are nearly a tie."""

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from contracts import sampled
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from runs import compose_in
@@ -77,14 +78,17 @@ def follow(check, words, steps=STEPS):
 @pytest.mark.parametrize("classes", range(2, 9))
 @pytest.mark.parametrize(
     "words",
-    [
-        [],
-        ["dataset.fractions=[0.5,0,0.5]"],
-        ["dataset.fractions=[0.9,0,0.1]", "stages=fit"],
-        ["stages=[fit,test,analyze]", "train.way=2..20", "test.shot=[1,5]"],
-        ["train.shot=natural", "train.way=5..50"],
-        ["objective=classical", "regularizer=feature_clustering"],
-    ],
+    sampled(
+        [
+            [],
+            ["dataset.fractions=[0.5,0,0.5]"],
+            ["dataset.fractions=[0.9,0,0.1]", "stages=fit"],
+            ["stages=[fit,test,analyze]", "train.way=2..20", "test.shot=[1,5]"],
+            ["train.shot=natural", "train.way=5..50"],
+            ["objective=classical", "regularizer=feature_clustering"],
+        ],
+        3,
+    ),
     ids=" ".join,
 )
 def test_every_advice_leads_to_a_run(check, dataset, classes, words):

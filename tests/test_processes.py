@@ -202,7 +202,7 @@ def test_another_number_of_processes_than_were_launched_is_a_usage_error(monkeyp
         with pytest.raises(UsageError, match=f"started {count}: type trainer.devices={count} "):
             launcher.check_world_size(devices, 1, devices)
     if count > 1:
-        with pytest.raises(UsageError, match="a sweep is many runs"):
+        with pytest.raises(UsageError, match="a sweep consists of many runs"):
             launcher.require_one_process("a sweep")
 
 
@@ -393,7 +393,7 @@ def test_two_nodes_measure_what_one_process_does(tmp_path, launch, process):
 
 @pytest.mark.parametrize(
     ("at", "process"),
-    [("start", False), *(pytest.param(at, True, marks=pytest.mark.slow) for at in ("start", "step"))],
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("start", False), ("start", True), ("step", True))],
 )
 def test_an_error_of_one_node_ends_both(tmp_path, process, at):
     own = ["backbone=module", f"backbone.target={__name__}.Breaks", f"backbone.arguments={{at:{at}}}"]

@@ -134,7 +134,8 @@ def trial(whole, out, head, workers, moment, count):
 
 
 @pytest.mark.parametrize(
-    ("head", "workers", "moment", "count"), [("protonet", 0, "writing", 9), ("maml", 2, "validation", 2)]
+    ("head", "workers", "moment", "count"),
+    [("protonet", 0, "writing", 9), pytest.param("maml", 2, "validation", 2, marks=pytest.mark.slow)],
 )
 def test_killed_and_typed_again_it_ends_as_if_it_had_never_stopped(whole, tmp_path, head, workers, moment, count):
     trial(whole, tmp_path, head, workers, moment, count)
@@ -152,7 +153,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_never_stopped(whole, tmp_path
 @pytest.mark.parametrize(
     ("moment", "count", "act", "done"),
     # In the middle of step 8; in the validations after step 5 and, the last, after step 10, which adds nothing to save.
-    [("step", 8, terminate, 8), ("validation", 1, press_ctrl_c, 5)],
+    [("step", 8, terminate, 8), pytest.param("validation", 1, press_ctrl_c, 5, marks=pytest.mark.slow)],
 )
 def test_asked_to_end_it_saves_says_how_to_go_on_and_goes_on(whole, tmp_path, capfd, moment, count, act, done):
     words = [*HEADS["protonet"], "data.num_workers=2"]
@@ -194,6 +195,7 @@ def test_a_job_of_slurm_counts_its_starts(monkeypatch):
     assert job_of_queue() == "SLURM 30_2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "count"),
     [("trainer.accumulate_grad_batches=2", 15), pytest.param("trainer.precision=64-true", 8, marks=pytest.mark.slow)],
@@ -207,6 +209,7 @@ def test_steps_of_several_batches_and_of_double_precision_go_on_too(tmp_path, wo
     check_equal(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_training_without_validation_goes_on_too(tmp_path):
     words = [*HEADS["protonet"], "val.total=0", "val.every=3"]  # a validation would be due after step 6
     command(*words, out=tmp_path / "whole")
@@ -230,6 +233,7 @@ def test_a_finished_run_is_only_tested_again(whole, tmp_path, monkeypatch):
     assert all(path.read_bytes() == before[path] for path in before if path.name != "tasks.csv")
 
 
+@pytest.mark.slow
 def test_in_another_folder_the_best_and_the_curve_come_along(whole, tmp_path):
     words, first, second = HEADS["maml"], tmp_path / "first", tmp_path / "moved"
     interrupted(*words, "optimizer.lr=0", out=first, moment="step", count=8, act=die)
@@ -267,6 +271,7 @@ def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_erro
     assert command("test.total=3", "ckpt=last", out=tmp_path)["metrics"]["test/protonet/accuracy"]["tasks"] == 3
 
 
+@pytest.mark.slow
 def test_words_that_name_other_values_are_the_same_words_again(tmp_path):
     words = ["optimizer.weight_decay=${train.query}"]
     first = command(*words, out=tmp_path)
@@ -276,6 +281,7 @@ def test_words_that_name_other_values_are_the_same_words_again(tmp_path):
     assert first["config"]["optimizer"]["weight_decay"] == first["config"]["train"]["query"]
 
 
+@pytest.mark.slow
 def test_another_kind_of_step_is_another_training(tmp_path):
     command(out=tmp_path)
     for word in ("accumulate_grad_batches=2", "gradient_clip_val=1.0", "precision=64"):
@@ -283,6 +289,7 @@ def test_another_kind_of_step_is_another_training(tmp_path):
             command("trainer.max_steps=20", f"trainer.{word}", "ckpt=last", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_tasks_that_a_solver_gave_up_before_are_counted_after(tmp_path, monkeypatch):
     monkeypatch.setattr(unsolved, "TOLERANCE", -1)
     words = ["head=logistic", "trainer.max_steps=4", "val.every=2", "save.every=1"]
@@ -336,6 +343,7 @@ def test_a_training_goes_on_with_its_own_images_only(tmp_path, caplog):
     assert "the checkpoint was trained with other images (dataset=folder has 8 instead" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_schedule_follows_more_steps(tmp_path, caplog):
     """The learning rate of a longer training goes on as if it had been typed from the beginning."""
     command(out=tmp_path)

@@ -43,6 +43,7 @@ def started(monkeypatch):
     return words
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_its_own_images_only(tmp_path, started, capsys, monkeypatch):
     words = [*SPACE, f"out={tmp_path}/found"]
     assert search.main([*words, "trials=1"]) == 0
@@ -132,6 +133,7 @@ def test_what_cannot_be_searched_is_an_error_before_any_run(tmp_path, started, c
     assert not started and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_overrides_in_the_same_folder_and_only_failures_are_errors(tmp_path, started):
     search.search([*SPACE, "trials=1", f"out={tmp_path}"])
     with pytest.raises(UsageError, match=r"was started \(head=svm .*type out="):

@@ -340,6 +340,7 @@ def test_sanity_steps_validate_before_training_and_change_nothing(launch, tmp_pa
     assert all(torch.equal(value, weights[name]) for name, value in state(checked).items())
 
 
+@pytest.mark.slow
 def test_validation_before_the_first_step_is_logged_and_changes_nothing(launch, tmp_path):
     """Only the log has it, also when dropout and the order of tasks draw random numbers, and a resumed run has one."""
     words = ["trainer.log_every_n_steps=1", "head=cnaps", "analyze.every=2", "analyze.tasks=2", "seed=3"]

@@ -17,13 +17,16 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["head=protonet"],
-        ["head=svm", "norm=batch", "schedule=linear", "train.way=2..4", "trainer.gradient_clip_val=0.1"],
-        ["head=maml", "norm=batch_renorm", *STEPS],
-        ["head=reptile", "norm=transductive", *STEPS, "head.steps=2"],
-        ["head=cnaps", "head.width=4", "norm=tasknorm_r"],
-    ],
+    sampled(
+        [
+            ["head=protonet"],
+            ["head=svm", "norm=batch", "schedule=linear", "train.way=2..4", "trainer.gradient_clip_val=0.1"],
+            ["head=maml", "norm=batch_renorm", *STEPS],
+            ["head=reptile", "norm=transductive", *STEPS, "head.steps=2"],
+            ["head=cnaps", "head.width=4", "norm=tasknorm_r"],
+        ],
+        3,
+    ),
     ids=lambda words: words[0],
 )
 def test_accumulated_batches_equal_one_larger_batch(launch, tmp_path, caplog, words):

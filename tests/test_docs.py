@@ -21,6 +21,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from contracts import sampled
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -287,7 +288,9 @@ def marks(page):
     return [pytest.mark.figures] * drawn + [pytest.mark.slow] * slow
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in QUICK], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sampled([page for page in PAGES if page.stem not in QUICK], 4), ids=lambda page: page.stem
+)
 def test_what_a_page_trains_composes(page):
     for command in commands([page]):
         if command.startswith("python train.py") and find(command).check is train:

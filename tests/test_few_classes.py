@@ -75,7 +75,7 @@ def follow(check, words, steps=STEPS):
         return [parts for way in ways for parts in follow(check, [*words, *way], steps - 1)]
 
 
-@pytest.mark.parametrize("classes", range(2, 9))
+@pytest.mark.parametrize("classes", sampled(range(2, 9), 3))
 @pytest.mark.parametrize(
     "words",
     sampled(

@@ -180,7 +180,7 @@ def test_the_suite_meets_every_pair_of_choices():
 
 
 @pytest.mark.parametrize(
-    ("head", "norm", "backbone"), sampled(PAIRS + [(head, "tasknorm", "conv4") for head in sorted(ALIKE)], 40)
+    ("head", "norm", "backbone"), sampled(PAIRS + [(head, "tasknorm", "conv4") for head in sorted(ALIKE)], 30)
 )
 def test_every_pair_of_choices_takes_steps_of_training_and_of_a_test(built, head, norm, backbone):
     parts = built(head, norm, backbone)
@@ -201,14 +201,14 @@ def test_every_head_norm_and_backbone_go_together(carry_out, configured, tmp_pat
     assert report["transductive"] == (norm == "transductive" or MADE[head].transductive) and report["steps"] == 1
 
 
-@pytest.mark.parametrize(("head", "norm", "backbone"), [cell for cell in CELLS if sentence(*cell)])
+@pytest.mark.parametrize(("head", "norm", "backbone"), sampled([cell for cell in CELLS if sentence(*cell)], 40))
 def test_what_does_not_go_together_is_refused(built, head, norm, backbone):
     with pytest.raises(UsageError, match=sentence(head, norm, backbone)):
         built(head, norm, backbone)
 
 
 UNEQUAL = [(head, norm) for head, norm in product(HEADS, SCHEMES) if norm not in COUPLING]
-DIAGONAL = {(head, SCHEMES[i % len(SCHEMES)]) for i, head in enumerate(HEADS * 2) if head not in ALIKE}
+DIAGONAL = {(head, SCHEMES[i % len(SCHEMES)]) for i, head in enumerate(HEADS) if head not in ALIKE}
 NATURAL = [
     f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..4", "shot=natural", "support=9")
 ]

@@ -56,12 +56,12 @@ def seen(composed, *overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("head=protonet", "norm=tasknorm"),
+        pytest.param(("head=protonet", "norm=tasknorm"), marks=pytest.mark.slow),
         ("head=svm", "norm=batch", "evaluate=[maml]", "evaluate.maml.test_steps=1"),
         ("head=maml", "norm=transductive", "head.lr=0.1", "head.steps=2", "head.test_steps=3"),
         ("head=maml", "train.way=3..5", "head.rates=layer", "head.steps=1", "head.test_steps=[1,3]"),
-        ("head=anil", "norm=tasknorm", "objective=classical"),
-        ("head=reptile", "norm=batch", "head.test_steps=5"),
+        pytest.param(("head=anil", "norm=tasknorm", "objective=classical"), marks=pytest.mark.slow),
+        pytest.param(("head=reptile", "norm=batch", "head.test_steps=5"), marks=pytest.mark.slow),
         ("head=cnaps", "norm=tasknorm", "head.width=4"),
     ],
     ids=" ".join,

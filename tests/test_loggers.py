@@ -89,6 +89,7 @@ def wandb_files(out):
     return sorted(out.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 @pytest.mark.filterwarnings("ignore:codecs.open:DeprecationWarning")  # wandb on Python 3.14
 def test_a_run_can_be_read_back_from_both(offline, launch):

@@ -42,7 +42,7 @@ def same(a, b):
     ("words", "task", "step", "kept"),
     [
         (["train.tasks=2"], 5, 3, 2),
-        (["train.tasks=1", "trainer.accumulate_grad_batches=2"], 4, 3, 2),
+        pytest.param(["train.tasks=1", "trainer.accumulate_grad_batches=2"], 4, 3, 2, marks=pytest.mark.slow),
         (["train.tasks=1", "trainer.accumulate_grad_batches=2"], 7, 4, 2),  # within a step: what was there stays
         (["train.tasks=2", "head=maml", "head.steps=1", "head.test_steps=1"], 5, 3, 2),
     ],

@@ -83,6 +83,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_usage_error(tmp_path, monkeypat
 CLOCK = ["hydra.run.dir=outputs/${now:%Y}", "hydra.sweep.dir=multirun/${now:%Y}"]
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_of_one_moment_have_folders_of_their_own(tmp_path):
     """Every run ends with an error before it reads images."""
     for _ in range(2):

@@ -129,6 +129,7 @@ COPIES_OR_PROCESSES = pytest.mark.parametrize(
 """Copies of this process have imported everything, which takes a new process seconds."""
 
 
+@pytest.mark.slow
 @COPIES_OR_PROCESSES
 def test_a_sweep_over_several_processes_makes_exactly_its_runs(tmp_path, monkeypatch, process):
     """Each of two cells is a process, from which Lightning starts a second one."""

@@ -311,6 +311,7 @@ def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tm
     assert not finished(tmp_path, config | {"seed": 1}, pytest.fail)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_its_own_images_only(tmp_path, caplog):
     def draw(name):
         (tmp_path / "d" / name).mkdir(parents=True)

@@ -279,7 +279,8 @@ def test_predict_inverts_ink_on_paper_for_a_model_of_drawings(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "reason"), [("folder", "files: type"), ("mixture", "files, whose datasets are converted in different ways")]
+    ("dataset", "reason"),
+    [("folder", "files: type"), ("mixture", "files, whose datasets are converted in diff")],
 )
 def test_a_conversion_that_the_checkpoint_does_not_contain_is_stated(dataset, reason, capsys):
     model = SimpleNamespace(

@@ -110,8 +110,8 @@ def evaluate(
             better on centred features of unit length.
         labels: ``n`` integers or strings.
         heads: names of heads on the command line, or instances, such as ``metafew.heads.SVM(c=1.0)``; or a dictionary
-        from names in the table to these; or ``"all"`` for all heads on features that need no training. Heads given by
-        name are untrained: their parameters have their initial values.
+            from names in the table to these; or ``"all"`` for all heads on features that need no training. Heads given
+            by name are untrained: their parameters have their initial values.
         way: number of classes per task, or ``"5..20"`` for a number drawn per task.
         shot: number of support examples per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
         query: number of queries per class.
@@ -149,7 +149,7 @@ def classify(
 
     Args:
         head: the name of a head on the command line, or an instance, such as ``metafew.heads.SVM(c=1.0)``. A name
-        creates a new head in each call.
+            creates a new head in each call.
         support: features ``(n, d)`` in floating point.
         labels: ``n`` strings, numbers or other hashable values; classes may have different numbers of examples.
         query: features ``(q, d)``.
@@ -202,9 +202,9 @@ def episodes(
             uint8 or floating point, or of vectors ``(n, d)``.
         labels: the classes of an array: ``n`` integers or strings. None with the name of a dataset.
         split: ``train``, ``val`` or ``test``. For an array, every split uses all classes; the split only changes which
-        tasks are drawn.
+            tasks are drawn.
         way: number of classes per task, or ``"5..20"`` for a number drawn per task. For ``way``, ``shot`` and
-        ``query``, None uses the value of a run with this dataset; for an array, 5, 1 and 15.
+            ``query``, None uses the value of a run with this dataset; for an array, 5, 1 and 15.
         shot: number of support images per class, a range, or ``"natural"`` for a number per class as in Meta-Dataset.
         query: number of query images per class.
         tasks: number of tasks per step.

@@ -41,7 +41,7 @@ class Wrapped(Backbone):
         std: their standard deviation.
         output: which of its outputs are the features (:class:`~metafew.backbones.network_output.NetworkOutput`).
         readout: ``flatten`` them, or their ``mean`` over positions or tokens; ``map`` flattens too, but accepts only
-        maps.
+            maps.
         norms: ``convert`` batch norms to layers of ``norm``, keep the network's ``own``, or names of norms to convert,
             as in :func:`~metafew.norms.convert.convert`.
     """

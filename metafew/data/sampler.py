@@ -22,7 +22,7 @@ class DrawnRows(NamedTuple):
 
     Attributes:
         rows: ``(n,)`` rows of the split's images.
-        classes: ``(n,)`` classes of the images in the split, which determine their rotation.
+        classes: ``(n,)`` index of each image's class in the split, which determines its rotation.
         labels: ``(n,)`` int64.
         views: ``(n, k)`` parameters of their views; ``k`` is 0 without views.
     """
@@ -158,7 +158,7 @@ class Sampler:
         Args:
             index: index of the task.
             query: the mean number per class.
-            room: the images of each class that are not in the support set.
+            room: the number of images of each class that are not in the support set.
         """
         if self.spec.balance == "balanced":
             return np.full(len(room), query)
@@ -183,10 +183,10 @@ class Sampler:
     def _draw_natural_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """Draw classes of one group, and sizes, as in Meta-Dataset (Triantafillou et al. 2020, section 3 and appendix).
 
-        With ``n_c`` the images of class ``c``: ``q = min(query, floor(min n_c / 2))`` queries of each class; support
-        size ``S = min(support, sum_c ceil(beta min(100, n_c - q)))`` with ``beta ~ U(0, 1]``; shots
-        ``min(floor(R_c (S - way)) + 1, n_c - q)`` with ``R_c`` proportional to ``n_c exp(a_c)``,
-        ``a_c ~ U[ln 1/2, ln 2)``.
+        With ``n_c`` the number of images of class ``c``: ``q = min(query, floor(min n_c / 2))`` queries of each class;
+        support size ``S = min(support, sum_c ceil(beta min(100, n_c - q)))`` with ``beta ~ U(0, 1]``; shots
+        ``min(floor(R_c (S - way)) + 1, n_c - q)`` with ``R_c`` proportional to ``n_c exp(a_c)``, ``a_c ~ U[ln 1/2, ln
+        2)``.
         """
         low, high = self.spec.bounds("way")
         members = self._groups[rng.integers(len(self._groups))]
@@ -209,7 +209,7 @@ class Sampler:
 def apportion(proportions: np.ndarray, total: int, room: np.ndarray) -> np.ndarray:
     """Return integers close to ``total * proportions`` whose sum is ``total``, by the method of largest remainders.
 
-    None exceeds its ``room``: what is lacking there is divided evenly among the others.
+    None exceeds its ``room``: what does not fit is divided evenly among the others.
 
     >>> share = np.array([0.52, 0.29, 0.19])
     >>> apportion(share, 10, np.array([9, 9, 9])).tolist(), apportion(share, 10, np.array([3, 9, 9])).tolist()

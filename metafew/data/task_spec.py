@@ -52,7 +52,7 @@ class TaskSpec:
         seed: seed of the sequence of tasks.
         support: maximum number of support images of a task with natural shots.
         balance: ``balanced`` for equal numbers of queries of each class, or ``dirichlet`` for the same total, divided
-        in proportions that are drawn per task.
+            in proportions that are drawn per task.
         dirichlet: concentration of the symmetric Dirichlet distribution of these proportions.
     """
 

@@ -82,7 +82,7 @@ class Evaluator(pl.LightningModule):
 
     @property
     def transductive(self) -> dict[str, bool]:
-        """Whether, in evaluation, one query can change the logits of another under a head, by its name."""
+        """For each head, by name, whether one query can change the logits of another in evaluation."""
         return {name: self.backbone.transductive or head.transductive for name, head in self.heads.items()}
 
     @property
@@ -228,7 +228,7 @@ class Evaluator(pl.LightningModule):
         """Set every head with candidates to the best candidate of the last validation, and return the selection.
 
         Candidates are compared by :func:`~metafew.evaluation.statistics.score`: one with failed tasks is selected only
-        if all others have failed tasks, too, which logs a warning.
+        if all others have failed tasks, too, and then a warning is logged.
         """
         chosen = {}
         for name, head in self.heads.items():
@@ -251,7 +251,7 @@ class Evaluator(pl.LightningModule):
 
 
 def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: torch.device) -> int:
-    """Return how many of the largest tasks of ``spec`` a head adapts together; 1 if it does not adapt the backbone."""
+    """Return how many of the largest tasks of ``spec`` a head adapts to at once; 1 if it adapts no backbone."""
     if not head.adapts_backbone:
         return 1
     (_, support), (_, images), size = spec.contexts, spec.images, backbone.image_size

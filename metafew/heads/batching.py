@@ -29,10 +29,11 @@ Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
 MEMORY = 300
-"""Largest memory, in MiB, of the tasks in a batch on a CPU."""
+"""Default memory limit, in MiB, for the tasks of a batch on a CPU."""
 VALUES_PER_MIB = 2**24 // 300
 """How many values of feature maps and weights take up 1 MiB, by a rough estimate that ignores the network's depth:
-training conv4 with the defaults needs 230 to 300 MiB for as many tasks as 300 MiB allow, and 30 to 55 for one."""
+with the defaults and ``memory=300``, training conv4 needs 230 to 300 MiB for the tasks that are processed together, and
+30 to 55 MiB for a single task."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
 EXECUTIONS = ("auto", "loop", "batch", "chunk", "vmap")
@@ -54,7 +55,7 @@ class BatchingHead(Head):
             ``batch``, as many at a time as ``memory`` allows, by layers with weights for each task
             (:mod:`metafew.backbones.task_weights`); ``chunk``, a fixed number at a time, by ``vmap``; ``vmap``, as many
             at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
-            ``loop`` if that cannot process the network. In training, only one such batch is held in memory at a time.
+            ``loop`` for networks that cannot be batched. In training, only one such batch is held in memory at a time.
         chunk: tasks in a chunk.
         memory: limit, in MiB, of the estimated memory of the tasks that ``batch`` or ``vmap`` processes together; at
             least one task is processed. ``auto`` is :data:`MEMORY`, or a quarter of the memory of a GPU.
@@ -135,7 +136,9 @@ class BatchingHead(Head):
             return (self._batch if execution == "batch" else self._vmap)(model, way, readout, *tasks)
         except (UsageError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # torch documents no class of errors for what vmap cannot batch
+        except (
+            Exception
+        ) as error:  # torch does not document which errors vmap raises for operations that it cannot batch
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
             # If the loop fails too, its error comes from the network itself.
             results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])

@@ -95,7 +95,7 @@ def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str]
     Args:
         backbone: the feature extractor.
         adapt: ``all`` or ``body``, all weights; ``no_norm``, all but those of norms; ``output``, none, as only the
-        output layer adapts.
+            output layer adapts.
         freeze: prefixes of further names that do not adapt, such as ``blocks.0``.
 
     Raises:

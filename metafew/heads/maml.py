@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning, second order and first (Finn et al. 2017)."""
+"""Second-order and first-order model-agnostic meta-learning (Finn et al. 2017)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MAML(AdaptingHead):
     """Fit the backbone and a linear output layer to the support set by a few steps of gradient descent.
 
     With ``adapt="output"`` only the layer is fitted (ANIL, Raghu et al. 2020), on features that are computed once. With
-    ``adapt="body"`` only the backbone is (BOIL, Oh et al. 2021), under a layer that the outer gradient learns; in a
-    head that was not trained, the layer is that of the class means before adaptation. With ``first_order`` the outer
+    ``adapt="body"`` only the backbone is fitted (BOIL, Oh et al. 2021), and the outer gradient learns the output layer;
+    in an untrained head, this layer is made from the class means before adaptation. With ``first_order`` the outer
     gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned by the outer gradient only.
 
     The inner learning rate applies to the mean loss over support rows. Finn et al. sum over classes: their rate times
@@ -55,10 +55,9 @@ class MAML(AdaptingHead):
             :class:`torch.nn.Linear`. Finn et al. use 1 on Omniglot, where inner gradients are then ten times as large.
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
-        memory: memory limit in MiB for tasks that are processed together, or ``auto``
-        (:class:`~metafew.heads.batching.BatchingHead`).
-        each_step: also measure after every step of evaluation. The best of these is a selection on test data, which
-            Bronskill et al. (2020) report.
+        memory: memory limit in MiB for tasks that are processed together, or ``auto``.
+        each_step: also measure after every step of evaluation. The best of these results, which Bronskill et al. (2020)
+            report, is selected on test data.
     """
 
     evaluation_options: tuple[str, ...] = ("test_steps", "each_step")
@@ -131,7 +130,7 @@ class MAML(AdaptingHead):
         return [f"step{step}" for step in range(1, self.evaluation_setting[1] + 1)] if self.each_step else []
 
     def readout(self, extra: Sequence[str]) -> Readout:
-        """Return at which learning rate and step the result and the readings ``extra`` are taken."""
+        """Return the learning rate and the step at which the result and each of the readings ``extra`` are taken."""
         readout = super().readout(extra)
         (lr,) = readout
         for name in extra:

@@ -47,7 +47,7 @@ class Reptile(MAML):
         inner: how the tasks of a meta-batch are batched; ``objective=reptile`` advances those of a ``batch`` together.
         chunk: tasks in a chunk.
         memory: memory limit in MiB for tasks that are processed together, or ``auto``
-        (:class:`~metafew.heads.batching.BatchingHead`).
+            (:class:`~metafew.heads.batching.BatchingHead`).
         each_step: also measure after every step of evaluation.
         seed: seed of the minibatches in training.
     """

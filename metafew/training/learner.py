@@ -28,7 +28,7 @@ class Learner(Evaluator):
         heads: heads by name; the first one is trained, the others are frozen and only evaluate.
         objective: what a training step minimises.
         optimizer: makes an optimizer from parameter groups.
-        schedule: makes a learning-rate schedule from the optimizer; stepped once per training step.
+        schedule: makes a learning-rate schedule from the optimizer; stepped once per optimizer step.
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
         provenance: plain values stored in every checkpoint to describe it.
     """
@@ -65,7 +65,7 @@ class Learner(Evaluator):
 
     @property
     def logs_this_step(self) -> bool:
-        """Whether loggers receive the values of this step; others are not computed."""
+        """Whether loggers receive the values of this step; otherwise, values that are only logged are not computed."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning's constructor sets it
         return (self.trainer.global_step + 1) % every == 0
 
@@ -82,7 +82,7 @@ class Learner(Evaluator):
             self.log("train/gradient_norm", torch.stack(norms).norm() if norms else 0.0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimizer and a schedule that is stepped once per training step."""
+        """Return the optimizer and a schedule that is stepped once per optimizer step."""
         undecayed = {id(p) for p in meta_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in trainable if id(p) not in undecayed]

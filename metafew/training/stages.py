@@ -81,7 +81,7 @@ def run_stages(parts: Parts) -> Outcome:
 
 @contextmanager
 def suitable_callbacks() -> Iterator[None]:
-    """Raise UsageError if a callback of Lightning cannot work in this run, which only its first steps show."""
+    """Raise UsageError if a Lightning callback cannot work in this run, which shows only in the first steps."""
     try:
         yield
     except Exception as error:

@@ -170,7 +170,7 @@ def run_in_process(
 
 
 def draw_figures(experiment: dict, cells: Sequence[Cell], out: Path, console: Console) -> Iterator[str]:
-    """Draw the figures with finished rows, from folders of trainings (``from: fit``) or of tests.
+    """Draw each figure for which every label has a finished row, from folders of trainings (``from: fit``) or of tests.
 
     ``rows`` maps labels to rows; the default is one label per row or, with ``by: panel``, per panel.
 

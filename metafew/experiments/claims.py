@@ -7,9 +7,9 @@ A claim consists of comparisons, each a line such as
     batch[accuracy] < 0.25                     with a number
     single = together within 0.01              equality up to a tolerance
 
-An inequality is decided if the 95 % interval of the difference excludes 0, an equality if the interval lies within the
-tolerance. Differences are paired by seed if the seeds are equal, else by test task if the tasks are, else unpaired. A
-diverged training counts as worse than all others.
+An inequality is decided if the 95 % interval of the difference excludes 0, an equality if the interval lies entirely
+within the tolerance or entirely outside it. Differences are paired by seed if the seeds are equal, else by test task if
+the tasks are, else unpaired. A diverged training counts as worse than all others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evidence:
 
 
 def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: Sequence[str]) -> list[Evidence]:
-    """Return the evidence for every comparison, which is one per column if the comparison names none.
+    """Return the evidence for every comparison: one for each column if the comparison names none.
 
     Raises:
         UsageError: if a line is not a comparison.

@@ -83,7 +83,7 @@ def scale(report: Mapping, rows: Sequence[str], totals: Mapping[str, int | None]
 
 
 def span(numbers: Sequence[int | None]) -> str:
-    """Return the range of some numbers; untrained networks, with 1 step, and unknown numbers do not count.
+    """Return the range of numbers of steps, without unknown ones and without 1, which is an untrained network.
 
     >>> span([300, 1000, 1]), span([60000, 60000, None])
     ('300 to 1,000', '60,000')

@@ -19,10 +19,10 @@ INTRO = """\
 
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
-This page checks the claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al.
-2020), and two claims of Veilleux et al. 2021 with tables of all heads, on freely available data, with one command for
-each table. `make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same command
-resumes after an interruption. To run a single experiment:
+This page checks claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and
+two claims of Veilleux et al. 2021, which come with tables of all heads. The data are freely available, and one command
+makes each table. `make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same
+command resumes after an interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml
@@ -35,11 +35,12 @@ networks below; `seeds=[0,1,2]` trains three times, `jobs=2` runs two trainings 
 to every run of the table. Runs are kept in `outputs/cells`, in folders named after their overrides, so that tables
 share them. Omniglot, mini-ImageNet and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
 
-A comparison holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
-tasks, excludes zero; otherwise it is undecided. With one seed, the verdict applies to that one training. A claim is
-reproduced if all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small:
-a claim that is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first
-comparison, in percent where they are accuracies; all comparisons follow below.
+An inequality holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
+tasks, excludes zero; an equality holds if the interval lies within the tolerance, and fails if it lies outside.
+Otherwise a comparison is undecided. With one seed, the verdict applies to that one training. A claim is reproduced if
+all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small: a claim that
+is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in
+percent where they are accuracies; all comparisons follow below.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

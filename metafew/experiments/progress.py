@@ -42,14 +42,14 @@ def recorded_steps(training: Command) -> int:
 
 
 def planned_steps(training: Command) -> int | None:
-    """Return the number of steps that the overrides of a training set; None if none does."""
+    """Return the number of steps set by the overrides of a training, or None if none of them sets it."""
     return next((int(match[1]) for word in reversed(training.overrides) if (match := MAX_STEPS.fullmatch(word))), None)
 
 
 def steps_so_far(cell: Cell) -> str | None:
     """Return a training's progress, such as ``12,000 of 60,000 steps``; None before its first step and after its last.
 
-    A training whose overrides set no number of steps has none either.
+    It is also None if no override of the training sets the number of steps.
     """
     total = planned_steps(cell.fit)
     if total is None or cell.fit.finished:

@@ -140,7 +140,7 @@ def panel_tables(report: Mapping) -> Iterator[TextTable]:
 
 
 def marked_figures(results: Mapping) -> set[str]:
-    """Return the columns of a row that are transductive, unless all of the row is."""
+    """Return the transductive columns of a row; empty if the row itself is transductive."""
     figures = results["figures"].items()
     return set() if results["transductive"] else {column for column, figure in figures if figure.get("transductive")}
 

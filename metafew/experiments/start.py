@@ -20,7 +20,7 @@ from metafew.experiments.cells import run_experiment
 from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
 
 PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
-"""Overrides of where and how an experiment computes, which do not affect results."""
+"""Overrides that set where and how an experiment runs, and do not affect results."""
 
 
 def start_experiment(cfg: DictConfig) -> int:

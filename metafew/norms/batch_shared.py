@@ -10,9 +10,9 @@ from metafew.norms.running import GroupedNorm, group_moments
 class BatchShared(GroupedNorm):
     """Moments of the context rows of all tasks, and of all target rows, in training; running moments in evaluation.
 
-    Tasks of a meta-batch are flattened into one batch, once for support sets and once for queries, over all processes
-    and with gradient. All tasks must have the same way and shot. Running moments, as in every scheme, are means over
-    tasks of per-task moments, so their variance excludes the variance between task means.
+    The tasks of a meta-batch are treated as one batch, once for support sets and once for queries. Its moments are over
+    all processes, with gradient. All tasks must have the same way and shot. Running moments, as in every scheme, are
+    means over tasks of per-task moments, so their variance excludes the variance between task means.
 
     Args:
         channels: number of channels.

@@ -164,7 +164,7 @@ def replacement(name: str, layer: Any, norm: Callable[[int], Norm], like: Tensor
         name: its name in the network, for errors.
         layer: a layer of :data:`KINDS`.
         norm: makes the new one.
-        like: a tensor with the device and precision of the new layer, if ``layer`` has none.
+        like: a tensor with the device and precision of the new layer, if ``layer`` has neither weights nor buffers.
 
     Raises:
         UsageError: if ``layer`` does more than a layer of its kind.
@@ -175,7 +175,7 @@ def replacement(name: str, layer: Any, norm: Callable[[int], Norm], like: Tensor
     scheme.to(own[0] if own else like)
     for key in ("weight", "bias"):
         value = getattr(layer, key)
-        if value is None:  # it neither scales nor shifts
+        if value is None:  # it does not scale, or does not shift
             getattr(scheme, key).requires_grad_(False)
         else:
             setattr(scheme, key, value)

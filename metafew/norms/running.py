@@ -22,7 +22,8 @@ class RunningNorm(Norm):
 
     They are updated once per step, in :func:`commit`: ``running <- (1 - momentum) running + momentum mean``, where the
     mean of per-task moments is over the meta-batch and all processes. The moments of a task are the mean over groups of
-    rows, weighted by their sizes; variances are population variances within a group, without those between groups.
+    rows, weighted by their sizes; variances are population variances within a group, and exclude the variance between
+    groups.
 
     Args:
         channels: number of channels.

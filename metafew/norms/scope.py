@@ -15,7 +15,7 @@ class Rows(NamedTuple):
         tasks: number of tasks; task ``i`` owns the ``i``-th contiguous block of rows.
         context: number of context rows, which are the first rows of each task; the others are targets.
         record: whether norms record this pass for their running moments (not in inner steps of an adapting head); or,
-            for passes inside ``vmap``, a dictionary from norm to moments in which they record it.
+            for passes inside ``vmap`` or in a ``task_scope``, a dictionary from norm to moments in which they do.
         share: the fraction of each task's rows in this pass, if context and targets are passed separately.
     """
 

@@ -41,8 +41,8 @@ def hyperplane_variation(pairs: Tensor) -> Tensor:
     """Return the hyperplane variation ``(2 R_HV)^2``, the mean over pairs: the form of the authors' code.
 
     ``(|d1 - d2| / ((|d1| + |d2|) / 2 + 1e-4))^2``, from 0 to 4, where ``d_i = x_i - y_i`` is the normal of the plane
-    that separates image ``i`` of both classes: how much a one-shot classifier changes when its support is redrawn.
-    In expectation ``4 / (2 + r)``. The square and the 1e-4 are those of the authors' code.
+    that separates image ``i`` of both classes. It measures how much a one-shot classifier changes when its support set
+    is redrawn. In expectation ``4 / (2 + r)``. The square and the 1e-4 are those of the authors' code.
 
     Args:
         pairs: features ``(..., p, 2, 2, d)``.

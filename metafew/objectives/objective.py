@@ -45,7 +45,7 @@ class Objective(nn.Module):
     """The loss that a training step minimises. Subclasses implement :meth:`task_losses`, with one loss per task.
 
     The loss of a meta-batch is the mean over its tasks, plus the penalty of the trained head. Tasks are differentiated
-    a few at a time if a head adapts the backbone (by its option ``inner``), and on a CPU (:data:`PIXELS`), so that
+    a few at a time if a head adapts the backbone (see its option ``inner``), and on a CPU (:data:`PIXELS`), so that
     memory does not grow with the meta-batch; norms that couple tasks require all tasks at once.
 
     A regularizer of features uses pairs of classes from each task (:meth:`pairs`), with the features that enter the

@@ -22,7 +22,7 @@ CONTEXT_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
 
 
 def finite_mean(values: Sequence[float], unit: str) -> dict[str, float | int | None]:
-    """Return mean and ci95 of the finite values, and their number under ``unit``; None if there are none."""
+    """Return mean and ci95 of the finite values, which are None if there are none, and their number under ``unit``."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if not len(finite):
         return {"mean": None, "ci95": None, unit: 0}
@@ -58,7 +58,7 @@ def pair_conditions(tasks: Sequence[Observed]) -> dict:
 
 
 def layer_distances(tasks: Sequence[Observed]) -> dict[str, dict]:
-    """Return the mean distance over tasks that adaptation moves the weights, for each layer and for ``all`` layers.
+    """Return how far adaptation moves the weights, as a mean over tasks, for each layer and for ``all`` layers.
 
     Tasks whose weights diverged are neither included nor counted.
     """

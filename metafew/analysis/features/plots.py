@@ -36,7 +36,8 @@ def draw_sufficient_condition(points: Sequence[tuple[float, float]], split: str,
 def draw_bounds(axes: Axes, points: np.ndarray) -> None:
     """Draw both lower bounds of one-shot accuracy over the variance ratio, and chance.
 
-    The title is the number of pairs for which the tighter bound exceeds chance; otherwise the bound is vacuous.
+    The title is the number of pairs for which the tighter bound exceeds chance, or says that both bounds are vacuous if
+    there are none.
 
     Args:
         axes: the axes to draw on.

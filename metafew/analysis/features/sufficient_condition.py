@@ -30,8 +30,8 @@ def epsilon(x: ArrayLike, y: ArrayLike) -> float:
 def one_shot_accuracy(x: ArrayLike, y: ArrayLike) -> float:
     """Return the leave-one-out 1-NN accuracy with one example per class, over all choices of examples and query.
 
-    The query is never one of the examples, and ties count one half. This is the max-margin classifier of the theorem.
-    Memory is quadratic, not cubic, in the number of rows.
+    The query is never one of the examples, and ties count one half. With one example per class, 1-NN is the max-margin
+    classifier of the theorem. Memory is quadratic, not cubic, in the number of rows.
 
     Args:
         x: features ``(n, d)`` of one class, at least two.

@@ -104,6 +104,7 @@ def test_options_added_since_the_checkpoint_can_be_typed():
     assert typed(saved=saved)["config"]["head"]["memory"] == "auto"
 
 
+@pytest.mark.slow
 def test_another_choice_brings_its_own_options_and_takes_away_what_the_old_one_brought():
     saved = typed("head=reptile", "head.steps=3", "norm=batch", "norm.eps=0.1", "optimizer.lr=0.5", "train.shot=2")
     assert saved["choices"]["objective"] == "reptile" and saved["choices"]["schedule"] == "linear"

@@ -289,7 +289,7 @@ def marks(page):
 
 
 @pytest.mark.parametrize(
-    "page", sampled([page for page in PAGES if page.stem not in QUICK], 4), ids=lambda page: page.stem
+    "page", sampled([page for page in PAGES if page.stem not in QUICK], 3), ids=lambda page: page.stem
 )
 def test_what_a_page_trains_composes(page):
     for command in commands([page]):
@@ -336,7 +336,7 @@ def test_nothing_is_excused_that_is_on_no_page():
         assert any(word in shlex.split(command) for command in commands()), f"{word} is on no page"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize("page", sampled(PAGES, 6), ids=IDS)
 def test_commands_within_a_text_are_known(page):
     prose = FENCE.sub("", page.read_text())
     for span in re.findall(r"`((?:python|make|metafew) [^`]+)`", prose):

@@ -110,7 +110,7 @@ def test_a_module_is_in_its_own_mode_after_it_was_evaluated():
     ("precision", "words"),
     [
         ("64", []),
-        ("bf16-mixed", []),
+        pytest.param("bf16-mixed", [], marks=pytest.mark.slow),
         pytest.param("64", ["test.shot=[1,2]", "test.queries=single"], marks=pytest.mark.slow),
     ],
 )

@@ -67,6 +67,7 @@ def assert_disjoint(splits):
 # glyphs
 
 
+@pytest.mark.slow
 def test_glyphs_letters_follow_from_the_rule():
     assert glyphs.choose_letters() == shipped_split("glyphs")
 

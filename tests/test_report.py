@@ -20,7 +20,7 @@ from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
 from metafew.analysis.compare.csv_files import measurements
-from metafew.analysis.compare.find import find_runs, read_run
+from metafew.analysis.compare.find import find_results, find_runs, read_run
 from metafew.analysis.compare.published import published_results
 from metafew.analysis.compare.rows_and_columns import TRAINED, Column
 from metafew.analysis.compare.runs import Run
@@ -109,6 +109,14 @@ def test_the_script_writes_its_files_and_lists_what_it_left_out(mixed, tmp_path,
         row = next(row for words, row in rows.items() if words.split()[0] == label)
         assert float(row["mean"]) == measure["mean"] and float(row["ci95"]) == measure["ci95"]
         assert f"{100 * measure['mean']:.2f} ± {100 * measure['ci95']:.2f}" in printed
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_the_runs_of_a_sweep_are_found_in_their_order(tmp_path, pattern):
+    for number in (10, 9, 0):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.json").write_text("{}")
+    assert [path.parent.name for path in find_results(str(tmp_path / pattern))] == ["0", "9", "10"]
 
 
 def test_places_are_folders_files_and_patterns_and_each_run_counts_once(mixed):

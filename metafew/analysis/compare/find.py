@@ -11,6 +11,7 @@ from pathlib import Path
 from metafew.analysis.compare.merge import merge_runs
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.config.moved import update_record
+from metafew.data.formats.names import natural_order
 from metafew.errors import UsageError
 
 
@@ -43,8 +44,9 @@ def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
 
 
 def find_results(place: str) -> Iterator[Path]:
-    """Yield each results.json in a place, including its expected path in folders of unfinished runs."""
-    paths = [Path(place)] if Path(place).exists() else [Path(path) for path in sorted(glob.glob(place, recursive=True))]
+    """Yield each results.json in a place in natural order, including its path in folders of unfinished runs."""
+    found = [place] if Path(place).exists() else sorted(glob.glob(place, recursive=True), key=natural_order)
+    paths = [*map(Path, found)]
     if not paths:
         raise UsageError(f"expected RUNS to be folders or results.json files, got {place}: type outputs or multirun")
     for path in paths:
@@ -53,7 +55,8 @@ def find_results(place: str) -> Iterator[Path]:
         for folder, inside, files in os.walk(path):
             if "results.json" in files or ".hydra" in inside or "metrics.csv" in files:
                 yield Path(folder) / "results.json"
-            inside[:] = sorted(name for name in inside if name != "checkpoints" and not name.startswith("."))
+            kept = [name for name in inside if name != "checkpoints" and not name.startswith(".")]
+            inside[:] = sorted(kept, key=natural_order)
 
 
 def read_run(file: Path) -> Run | Omitted:

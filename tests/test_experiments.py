@@ -143,9 +143,9 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
         accuracy = good["metrics"]["test/protonet/accuracy"]
         assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}" in text
         assert f"bad failed: {report['panel/bad']['errors'][0]}" in text
-    page = Path("out/report/index.html").read_text()
+    page = Path("out/report/panel/index.html").read_text()
     assert "python train.py experiment=x" in page and "Difference from the best head" in page
-    assert Path("out/report/heads.csv").is_file()
+    assert Path("out/report/panel/heads.csv").is_file()
     accuracies, differences = recorded["heads"]
     assert all(re.search(rf"\| {head} \| .*±", accuracies) for head in ("protonet", "ridge"))
     assert re.search(r"\| (protonet|ridge) \| \+0\.00", differences)

@@ -19,7 +19,7 @@ from metafew.analysis.compare.report import make_report
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.distributed.threads import VARIABLE, threads_of_each
 from metafew.errors import UsageError
-from metafew.experiments.head_tables import head_tables
+from metafew.experiments.head_tables import head_tables, tests_by_panel
 from metafew.experiments.plan import Cell, Command
 from metafew.experiments.progress import Progress, describe_cost
 from metafew.experiments.record import collect_results, panel_of, result_tables
@@ -30,7 +30,7 @@ REPORT_EVERY = 600.0
 
 
 def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int = 1) -> int:
-    """Run the unfinished commands, and write results.json, table.md and figures to ``out``, and its report, if any.
+    """Run the unfinished commands, and write results.json, table.md, figures and reports by panel to ``out``.
 
     A failed run does not stop the others, and interrupted runs are resumed. results.json is updated after every
     training. Concurrent experiments can share runs.
@@ -60,10 +60,9 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
             console.print(part.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
-    tests = [str(cell.test.folder) for cell in cells if cell.finished]
-    if experiment.get("report") and tests:
-        made = make_report(tests, out / "report", experiment["command"])
-        print(f"the report on all heads is in {out / 'report'}: {', '.join(made.files)}")
+    for panel, tests in tests_by_panel(cells).items() if experiment.get("report") else ():
+        made = make_report(tests, out / "report" / panel, experiment["command"])
+        print(f"the report on all heads is in {out / 'report' / panel}: {', '.join(made.files)}")
     return int(any(cell.error for cell in cells))
 
 

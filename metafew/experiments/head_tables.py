@@ -21,15 +21,20 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
     Args:
         cells: the cells of the experiment; unfinished ones are left out.
     """
-    panels: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.finished:
-            panels.setdefault(panel_of(cell.row), []).append(str(cell.test.folder))
     tables = []
-    for panel, tested in panels.items():
+    for panel, tested in tests_by_panel(cells).items():
         heads = heads_as_rows(compare_runs([run for run in find_runs(tested)[0] if run.heads], None))
         if heads:
             where = f": {panel}" if panel else ""
             tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))
             tables.append(difference_table(heads, f"Difference from the best head{where} (points)"))
     return tables
+
+
+def tests_by_panel(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the folders of the finished tests of each panel."""
+    panels: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.finished:
+            panels.setdefault(panel_of(cell.row), []).append(str(cell.test.folder))
+    return panels

@@ -69,6 +69,15 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
     assert "cnaps" in left_out[1] and "svm" not in "".join(left_out)
 
 
+def test_a_sweep_measures_heads_that_a_finished_run_left_out(tmp_path):
+    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1", "seed=0,1"]
+    measured = []
+    for choice in ("evaluate=all", "evaluate=[all,anil]"):
+        typed("-m", *tiny, choice, f"hydra.sweep.dir={tmp_path}")
+        measured.append(json.loads((tmp_path / "1" / "results.json").read_text())["metrics"])
+    assert "test/anil/accuracy" not in measured[0] and "test/anil/accuracy" in measured[1]
+
+
 def test_heads_named_with_all_stay_though_they_take_images(tmp_path, capsys):
     tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
     typed("evaluate=[all,maml]", "evaluate.maml.test_steps=1", *tiny, f"hydra.run.dir={tmp_path}")

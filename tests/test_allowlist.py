@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from contracts import sampled
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
@@ -103,7 +102,7 @@ def compose_changes(words):
     return {group: composed[group] for group in ("head", "backbone", "trainer")}
 
 
-@pytest.mark.parametrize("edit", sampled([of_words, of_configuration], 1))
+@pytest.mark.parametrize("edit", [pytest.param(of_words, marks=pytest.mark.slow), of_configuration])
 @pytest.mark.parametrize(
     ("words", "key"),
     [

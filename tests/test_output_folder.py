@@ -163,7 +163,7 @@ def test_a_run_without_validation_tests_its_own_weights_in_any_folder(launch, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subdir", [pytest.param(".hydra", marks=pytest.mark.slow), "null"])
+@pytest.mark.parametrize("subdir", [".hydra", "null"])
 def test_failed_cells_are_reported_without_the_folder_of_hydra_too(tmp_path, subdir):
     words = [
         "-m",

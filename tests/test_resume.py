@@ -198,7 +198,7 @@ def test_a_job_of_slurm_counts_its_starts(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "count"),
-    [("trainer.accumulate_grad_batches=2", 15), pytest.param("trainer.precision=64-true", 8, marks=pytest.mark.slow)],
+    [("trainer.accumulate_grad_batches=2", 15), ("trainer.precision=64-true", 8)],
 )
 def test_steps_of_several_batches_and_of_double_precision_go_on_too(tmp_path, word, count):
     words = [*HEADS["protonet"], word]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from metafew.training.instantiate import make_head
 from metafew.training.run import silence_lightning
 
 Heads = Sequence[str | Head] | Mapping[str, str | Head]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -229,9 +232,7 @@ def make_one(word: str, backbone: Identity, way: int | str, seed: int) -> Head:
         raise UsageError(no_option("head", word))
     head = make_head(default_nodes([word], way, seed)[word], backbone, trained=False)
     if head.requires_training:
-        warnings.warn(
-            f"head={word} must be trained, and its initial weights are measured: pass a trained head", stacklevel=4
-        )
+        log.warning("head=%s must be trained, but its initial weights are used: pass a trained head", word)
     return head
 
 

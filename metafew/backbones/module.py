@@ -144,9 +144,8 @@ class Wrapped(Backbone):
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""
         # Contiguous, as networks that call ``view`` require, and a copy, which they may change in place.
         features = self.read(self.standardize(images.clone(memory_format=torch.contiguous_format)))
-        return (
-            features.to(images.dtype) if features.dtype == torch.float64 else features
-        )  # the precision that heads use
+        # Heads compute in the precision of the images.
+        return features.to(images.dtype) if features.dtype == torch.float64 else features
 
     @property
     def per_image(self) -> bool:

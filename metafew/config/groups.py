@@ -11,6 +11,8 @@ from typing import Any, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.overrides import key
+
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
@@ -94,7 +96,7 @@ def register_evaluation_heads(words: Sequence[str] = ()) -> None:
     for name, file in further.items():
         if name not in heads:  # if several folders have an option, Hydra uses metafew's
             register_head(name, file)
-    everything: dict[str, Any] = {"defaults": sorted({*heads, *further}), ALL: list(named_with_all(words))}
+    everything: dict[str, Any] = {"defaults": sorted({*heads, *further}), ALL: []}
     ConfigStore.instance().store(group="evaluate", name=ALL, node=everything, package="evaluate")
 
 
@@ -111,15 +113,15 @@ def register_head(name: str, file: Path) -> None:
     ConfigStore.instance().store(group="evaluate", name=name, node=load_option(file), package=f"evaluate.{name}")
 
 
-def named_with_all(words: Sequence[str]) -> Iterator[str]:
-    """Yield the heads that a command line evaluates whether or not ``all`` includes them.
+def named_with_all(words: Sequence[str]) -> list[str]:
+    """Return the heads that the overrides of a run evaluate whether or not ``all`` includes them.
 
-    >>> list(named_with_all(["head=svm", "evaluate=[all,maml,tsa]"]))
-    ['maml', 'tsa']
+    >>> named_with_all(["head=svm", "evaluate=[all,maml,my-head]"])
+    ['maml', 'my-head']
     """
-    for word in words:
-        if word.startswith("evaluate="):
-            yield from (name for name in re.findall(r"\w+", word.removeprefix("evaluate=")) if name != ALL)
+    chosen = [word.partition("=")[2] for word in words if key(word) == "evaluate"]
+    names = [name.strip("'\" ") for value in chosen[-1:] for name in value.strip("[]").split(",")]
+    return [name for name in names if name != ALL]
 
 
 def search_folders(words: Sequence[str]) -> Iterator[Path]:
@@ -128,7 +130,7 @@ def search_folders(words: Sequence[str]) -> Iterator[Path]:
     >>> list(search_folders(["evaluate=all", "hydra.searchpath=[file://mine, pkg://theirs]"]))
     [PosixPath('mine')]
     """
-    if any(word.startswith("evaluate=") for word in words):
+    if any(key(word) == "evaluate" for word in words):
         for word in words:
             if word.startswith(SEARCH_PATH):
                 yield from map(Path, re.findall(r"file://([^\],'\"]+)", word.removeprefix(SEARCH_PATH)))

@@ -71,12 +71,16 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
 def without_left_out(config: dict, before: dict) -> dict:
     """Return ``config``, with ``evaluate=all`` restricted to the heads that a run with ``before`` did not leave out.
 
-    >>> without_left_out({"evaluate": {"svm": {"c": 1}, "maml": {}, "all": True}}, {"evaluate": {"svm": {"c": 2}}})
-    {'evaluate': {'svm': {'c': 1}}}
+    Heads that are named with ``all`` stay, as that run did not evaluate them.
+
+    >>> heads = {"svm": {"c": 1}, "maml": {}, "tsa": {}, "all": ["tsa"]}
+    >>> without_left_out({"evaluate": heads}, {"evaluate": {"svm": {"c": 2}}})
+    {'evaluate': {'svm': {'c': 1}, 'tsa': {}}}
     """
     evaluated, kept = config.get("evaluate") or {}, before.get("evaluate") or {}
     if ALL not in evaluated:
         return config
+    kept = {*kept, *evaluated[ALL]}
     return config | {"evaluate": {name: head for name, head in evaluated.items() if name in kept}}
 
 

@@ -203,9 +203,8 @@ class Evaluator(pl.LightningModule):
         for episode in batch:
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
             if any(isinstance(head, FeatureHead) for head in self.heads.values()):
-                shared.embed(
-                    episode.support.images, episode.query.images
-                )  # so that its time is not attributed to the first head
+                # Here, so that its time is not attributed to the first head.
+                shared.embed(episode.support.images, episode.query.images)
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
                 with timed(seconds[name] if seconds else None, episode):

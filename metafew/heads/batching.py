@@ -136,9 +136,7 @@ class BatchingHead(Head):
             return (self._batch if execution == "batch" else self._vmap)(model, way, readout, *tasks)
         except (UsageError, MemoryError, torch.OutOfMemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # torch does not document which errors vmap raises for operations that it cannot batch
+        except Exception as error:  # torch does not document which errors vmap raises for what it cannot batch
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
             # If the loop fails too, its error comes from the network itself.
             results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])

@@ -18,10 +18,10 @@ class LaplacianShot(SimpleShot):
 
     With ``a_qm`` the squared distance of the transformed query ``q`` to the prototype of class ``m``, labels ``y``
     result from repeated updates ``y_q = softmax(-a_q + weight sum_p w_qp y_p)``, where ``w_qp`` is 1 for the ``p``
-    among the nearest neighbours of ``q``, else 0 (Algorithm 1). Each update minimises a bound on ``sum_q y_q (a_q + log
-    y_q)
-    - weight / 2 sum_qp w_qp y_q y_p``, which decreases if ``w`` is symmetric and positive semidefinite. A ``w`` of
-    nearest neighbours is neither; the authors, too, use it as it is. Logits are those of the last update.
+    among the nearest neighbours of ``q``, else 0 (Algorithm 1). Each update minimises a bound on
+    ``sum_q y_q (a_q + log y_q) - weight / 2 sum_qp w_qp y_q y_p``, which decreases if ``w`` is symmetric and positive
+    semidefinite. A ``w`` of nearest neighbours is neither; the authors, too, use it as it is. Logits are those of the
+    last update.
 
     Only the shift of ``rectify`` assumes balanced classes. Departures: by default features are not centred by the mean
     of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of updates is

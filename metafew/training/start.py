@@ -23,7 +23,7 @@ from metafew.config.compose import (
     initialized_hydra,
     main_words,
 )
-from metafew.config.groups import register_evaluation_heads
+from metafew.config.groups import ALL, named_with_all, register_evaluation_heads
 from metafew.config.mistakes import in_one_line
 from metafew.config.overrides import key, verbatim
 from metafew.config.paths import resolve_paths
@@ -168,5 +168,7 @@ def compose_run(cfg: DictConfig) -> ComposedRun:
 
             cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
             resolve_paths(cfg)
+        if ALL in (cfg.get("evaluate") or {}):
+            cfg.evaluate[ALL] = named_with_all(overrides)
         OmegaConf.to_container(cfg, resolve=True)  # refuses unknown ${name}s
     return ComposedRun(cfg, overrides)

@@ -136,7 +136,7 @@ class HeadContract:
         images = episode.support, episode.query.images, W
         assert torch.equal(head(SharedFeatures(backbone, episode), *images), head(backbone, *images))
 
-    @pytest.mark.parametrize("scheme", sampled(files("norm"), 4))
+    @pytest.mark.parametrize("scheme", sampled(files("norm"), 5))
     def test_gradient_reaches_every_weight(self, file, scheme, episode):
         backbone = network(scheme.stem)
         head = make_tested(file, backbone)

@@ -31,6 +31,7 @@ from metafew.training.evaluated_heads import fitting_heads, misfit
 
 MEASURED = ("protonet", "svm", "ridge", "pixels_1nn")
 OWN = "defaults: [svm, _self_]\nc: 0.5\n"
+ONE_STEP = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
 
 
 def feature_heads() -> set[str]:
@@ -55,7 +56,7 @@ def typed(*words):
 
 def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, tmp_path, caplog, capsys):
     caplog.set_level(logging.INFO)
-    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1", "head=svm"]
+    tiny = [*ONE_STEP, "head=svm"]
     typed(*words, *tiny, f"hydra.run.dir={tmp_path}")
     report = json.loads((tmp_path / "results.json").read_text())
     expected = feature_heads() | {"wide"}
@@ -70,7 +71,7 @@ def test_all_heads_that_fit_are_evaluated_and_the_checkpoint_lists_them(words, t
 
 
 def test_a_sweep_measures_heads_that_a_finished_run_left_out(tmp_path):
-    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1", "seed=0,1"]
+    tiny = [*ONE_STEP, "seed=0,1"]
     measured = []
     for choice in ("evaluate=all", "evaluate=[all,anil]"):
         typed("-m", *tiny, choice, f"hydra.sweep.dir={tmp_path}")
@@ -79,8 +80,7 @@ def test_a_sweep_measures_heads_that_a_finished_run_left_out(tmp_path):
 
 
 def test_heads_named_with_all_stay_though_they_take_images(tmp_path, capsys):
-    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
-    typed("evaluate=[all,maml]", "evaluate.maml.test_steps=1", *tiny, f"hydra.run.dir={tmp_path}")
+    typed("evaluate=[all,maml]", "evaluate.maml.test_steps=1", *ONE_STEP, f"hydra.run.dir={tmp_path}")
     measured = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert {name.split("/")[1] for name in measured} == feature_heads() | {"maml"}
     (left_out,) = re.findall("leaves out heads: (.*) take images", " ".join(capsys.readouterr().out.split()))
@@ -174,7 +174,6 @@ def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
 
 @pytest.mark.slow
 def test_heads_that_nobody_trains_are_named(tmp_path):
-    tiny = [*(word for word in TINY if "steps" not in word), "trainer.max_steps=1", "val.every=1"]
 
     def named(*overrides, out):
         typed(*overrides, f"hydra.run.dir={tmp_path / out}")
@@ -182,12 +181,12 @@ def test_heads_that_nobody_trains_are_named(tmp_path):
         return re.findall(r"head=(\w+) must be trained, and this run measures its initial weights", log)
 
     last, test = "ckpt={}/checkpoints/last.ckpt", ["stages=[test]", "test.total=2"]
-    assert named(*tiny, "head=svm", "evaluate=[feat,matching]", "test.total=2", out="svm") == ["feat"]
+    assert named(*ONE_STEP, "head=svm", "evaluate=[feat,matching]", "test.total=2", out="svm") == ["feat"]
     assert named(*test, last.format(tmp_path / "svm"), "head=feat", out="other") == ["feat"]
-    assert named(*tiny, "head=feat", "evaluate=[svm]", "test.total=2", out="feat") == []
+    assert named(*ONE_STEP, "head=feat", "evaluate=[svm]", "test.total=2", out="feat") == []
     assert named(*test, last.format(tmp_path / "feat"), "evaluate=[protonet]", out="own") == []
     assert named(*test, last.format(tmp_path / "feat"), "head=svm", "evaluate=[feat]", out="with_its_weights") == []
-    assert named(*tiny, "head=feat", "objective=classical", "stages=[fit]", out="classical") == ["feat"]
+    assert named(*ONE_STEP, "head=feat", "objective=classical", "stages=[fit]", out="classical") == ["feat"]
     assert named(*test, last.format(tmp_path / "classical"), out="again") == ["feat"]
     context = ["head=matching", "evaluate=[svm]", "head.context=full"]
-    assert named(*tiny, *context, "stages=[fit]", "objective=classical", out="matching") == ["matching"]
+    assert named(*ONE_STEP, *context, "stages=[fit]", "objective=classical", out="matching") == ["matching"]

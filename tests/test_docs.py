@@ -190,7 +190,7 @@ INSTEAD = [
     Instead("metafew search ", MANY, searches, slow=True),
 ]
 QUICK = ("README", "train", "head")
-"""Pages whose commands the quick tests run; those of the others only have to compose there."""
+"""Pages whose commands the quick tests run; there, those of a sample of the others only have to compose."""
 RUN = {"python train.py": train, "metafew ": run_subcommand}
 
 

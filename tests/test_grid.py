@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from contracts import SCHEMES, is_alike, node, quick_heads, sampled, takes_steps
+from contracts import SCHEMES, is_alike, node, sampled, takes_steps
 from contracts import norm as make_norm
 from contracts.steps import evaluate, make_episode, prepare_tables, train, without_loops
 from runs import TINY
@@ -231,7 +231,7 @@ def test_shots_that_differ_is_refused_where_all_tasks_are_one_batch(quick):
 
 
 @pytest.mark.parametrize("network", [pytest.param("Plain", marks=pytest.mark.slow), "BatchNormed"])
-@pytest.mark.parametrize("head", quick_heads(HEADS))
+@pytest.mark.parametrize("head", [pytest.param(head, marks=[pytest.mark.slow] * (head in ALIKE)) for head in HEADS])
 def test_every_head_takes_a_network_of_the_user(quick, head, network):
     words = [f"head={head}", "backbone=module", f"backbone.target={__name__}.{network}"]
     said = {"cnaps": "expected a backbone with FiLM layers for head=cnaps, got Wrapped"}

@@ -185,8 +185,8 @@ class Sampler:
 
         With ``n_c`` the number of images of class ``c``: ``q = min(query, floor(min n_c / 2))`` queries of each class;
         support size ``S = min(support, sum_c ceil(beta min(100, n_c - q)))`` with ``beta ~ U(0, 1]``; shots
-        ``min(floor(R_c (S - way)) + 1, n_c - q)`` with ``R_c`` proportional to ``n_c exp(a_c)``, ``a_c ~ U[ln 1/2, ln
-        2)``.
+        ``min(floor(R_c (S - way)) + 1, n_c - q)`` with ``R_c`` proportional to ``n_c exp(a_c)``,
+        ``a_c ~ U[ln 1/2, ln 2)``.
         """
         low, high = self.spec.bounds("way")
         members = self._groups[rng.integers(len(self._groups))]

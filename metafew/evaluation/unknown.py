@@ -35,11 +35,11 @@ def limit(support: Tensor, labels: Tensor, way: int) -> Tensor:
     """Return the distance from the nearest class mean beyond which a query is unlike the support set.
 
     An example ``x`` of a class with ``n`` examples and mean ``m`` stands for a new image of this class. Its distance
-    ``|x - m|`` is multiplied by ``sqrt((n + 1) / (n - 1))``, so that its expected square is that of a new image: ``(1 +
-    1 / n) v`` for a variance ``v``. With ``k`` such distances, the limit is the one of rank ``0.95 (k + 1)``, rounded
-    up, or the largest if ``k`` is less than 19. It is then exceeded by 1 in 20 new images of the classes, or by 1 in
-    ``k + 1``. Classes with a single example have no spread; if there are no others, the limit is the median distance of
-    a class to the nearest other.
+    ``|x - m|`` is multiplied by ``sqrt((n + 1) / (n - 1))``, so that its expected square is that of a new image:
+    ``(1 + 1 / n) v`` for a variance ``v``. With ``k`` such distances, the limit is the one of rank ``0.95 (k + 1)``,
+    rounded up, or the largest if ``k`` is less than 19. It is then exceeded by 1 in 20 new images of the classes, or by
+    1 in ``k + 1``. Classes with a single example have no spread; if there are no others, the limit is the median
+    distance of a class to the nearest other.
 
     Args:
         support: features ``(s, d)``.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _pytest.mark.structures import ParameterSet
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -69,14 +68,9 @@ def is_alike(head: str) -> bool:
 def sampled(values, count: int) -> list:
     """Return values, or tuples of them, as parameters, of which all but ``count``, evenly spaced, are slow."""
     tuples = [each if isinstance(each, tuple) else (each,) for each in values]
-    parameters = [each if isinstance(each, ParameterSet) else pytest.param(*each) for each in tuples]
+    parameters = [each if isinstance(each, type(pytest.param())) else pytest.param(*each) for each in tuples]
     quick = {round(number * (len(parameters) - 1) / max(count - 1, 1)) for number in range(count)}
     return [
         each if number in quick else pytest.param(*each.values, id=each.id, marks=[*each.marks, pytest.mark.slow])
         for number, each in enumerate(parameters)
     ]
-
-
-def quick_heads(heads) -> list:
-    """Return heads as parameters, of which those like others are slow."""
-    return [pytest.param(head, marks=[pytest.mark.slow] * is_alike(head)) for head in sorted(heads)]

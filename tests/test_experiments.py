@@ -245,6 +245,22 @@ def test_a_backbone_that_was_trained_before(tmp_path, started):
     )
 
 
+def test_heads_are_trained_on_the_frozen_network_of_a_row(tmp_path, started):
+    rows = {"a/one": {"train": ["norm=layer", "head=svm", "head.c=1"]}, "a/two": {"test": ["test.way=3"]}}
+    whole = table(rows=rows, panels={"a": {"test": ["evaluate=[all]"], "heads": ["cnaps", "feat"]}})
+    one, two = cells = planned(whole, tmp_path)
+    network, test, *further = one.commands
+    assert further == [*one.further] and one.tests_of_heads == (further[1], further[3])
+    for fit, tested, head in zip(further[::2], further[1::2], ("cnaps", "feat"), strict=True):
+        assert {f"head={head}", "norm=layer"} <= {*fit.overrides} and "head.c=1" not in fit.overrides
+        assert f"backbone.weights={network.folder}/checkpoints/last.ckpt" in fit.overrides
+        assert {"evaluate=[]", f"ckpt={fit.folder}/checkpoints/last.ckpt"} <= {*tested.overrides}
+    assert "evaluate=[all]" in test.overrides and "test.way=3" in two.further[1].overrides
+    assert run_experiment(whole, cells, tmp_path / "out") == 0
+    folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
+    assert folders == [str(command.folder) for cell in cells for command in cell.commands] and len(set(folders)) == 12
+
+
 def test_several_at_a_time_run_each_training_once(tmp_path, started, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     rows = {f"row{n}": {"train": [f"x={n % 3}"], "test": [f"y={n}"]} for n in range(6)}
@@ -473,7 +489,7 @@ def test_invalid_arguments_raise(tmp_path):
         with pytest.raises(UsageError, match=message):
             plan_cells(table(), typed, budget, seeds, tmp_path, group_names())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
-        with pytest.raises(UsageError, match="have the entries train, test, small, paper, got from: leave out from"):
+        with pytest.raises(UsageError, match="have the entries train, test, heads, small, paper, got from: leave out from"):
             plan_cells(table(**changes), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
         plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())

@@ -4,6 +4,7 @@ import csv
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from run_folders import accuracies, comparison_of, finished
 
@@ -13,7 +14,7 @@ from metafew.analysis.compare.tables import arrange, report_tables
 from metafew.analysis.compare.text_table import DAGGER, Bold
 from metafew.commands import report
 from metafew.evaluation.statistics import format_difference, interval
-from metafew.experiments.head_tables import head_tables
+from metafew.experiments.head_tables import head_tables, runs_by_panel
 
 HEADS = {"protonet": accuracies(0), "tim": accuracies(0, 0.1), "svm": accuracies(1)}
 SECONDS = {"protonet": 1e-3, "tim": 0.5, "svm": 2e-3}
@@ -112,13 +113,29 @@ def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_pat
     for norm in ("batch", "layer"):
         finished(tmp_path / norm, HEADS, norm=norm, heads=entries())
     cells = [
-        SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm))
+        SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm), tests_of_heads=())
         for row, norm, done in (("a/x", "batch", True), ("a/y", "layer", True), ("b/x", "none", False))
     ]
     accuracy, gaps = head_tables(cells)
     assert accuracy.title == "All heads: a" and gaps.title == "Difference from the best head: a (points)"
     assert accuracy.columns[:2] == gaps.columns == ["norm=batch", "norm=layer"]
     assert [row[0] for row in gaps.rows] == ["inductive", "protonet", "svm", "transductive", "tim †"]
-    alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test)]
+    alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test, tests_of_heads=())]
     assert [table.title for table in head_tables(alone)] == ["All heads", "Difference from the best head (points)"]
     assert head_tables(cells[2:]) == []
+
+
+def test_heads_trained_on_the_network_of_a_row_are_in_its_column(tmp_path):
+    finished(tmp_path / "network", HEADS, heads=entries())
+    finished(tmp_path / "cnaps", {"cnaps": 0.8 + 0.01 * np.arange(-6, 6)}, head="cnaps")
+    further = (SimpleNamespace(folder=tmp_path / "cnaps"),)
+    cell = SimpleNamespace(
+        row="x", finished=True, test=SimpleNamespace(folder=tmp_path / "network"), tests_of_heads=further
+    )
+    ((run,),) = runs_by_panel([cell]).values()
+    assert run.heads == [*HEADS, "cnaps"] and run.trained_head == next(iter(HEADS))
+    accuracy, gaps = head_tables([cell])
+    names = [row[0] for row in accuracy.rows]
+    assert names[:6] == ["inductive", "protonet", "svm", "cnaps", "transductive", "tim †"]
+    assert next(row for row in accuracy.rows if row[0] == "cnaps")[1].startswith("79.50")
+    assert not any("unpaired" in value for row in gaps.rows for value in row)

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.report import make_report
 from metafew.commands.command_line import run_command
 from metafew.errors import UsageError
@@ -46,7 +47,7 @@ def report(arguments: Sequence[str]) -> None:
     command = shlex.join(["metafew", "report", *arguments])
     folder = Path(options.pop("out"))
     replaced = " (in place of an earlier report)" * (folder / "index.html").is_file()
-    made = make_report(places, folder, command, **options)
+    made = make_report(*find_runs(places), folder, command, **options)
     console = Console()
     for table in made.tables:
         for part in table.fitting(console.width):

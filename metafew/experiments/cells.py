@@ -19,7 +19,7 @@ from metafew.analysis.compare.report import make_report
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.distributed.threads import VARIABLE, threads_of_each
 from metafew.errors import UsageError
-from metafew.experiments.head_tables import head_tables, tests_by_panel
+from metafew.experiments.head_tables import head_tables, runs_by_panel
 from metafew.experiments.plan import Cell, Command
 from metafew.experiments.progress import Progress, describe_cost
 from metafew.experiments.record import collect_results, panel_of, result_tables
@@ -60,8 +60,8 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
             console.print(part.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
-    for panel, tests in tests_by_panel(cells).items() if experiment.get("report") else ():
-        made = make_report(tests, out / "report" / panel, experiment["command"])
+    for panel, tests in runs_by_panel(cells).items() if experiment.get("report") else ():
+        made = make_report(tests, [], out / "report" / panel, experiment["command"])
         print(f"the report on all heads is in {out / 'report' / panel}: {', '.join(made.files)}")
     return int(any(cell.error for cell in cells))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from metafew.analysis.compare.comparison import compare_runs
 from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.heads_as_rows import heads_as_rows
+from metafew.analysis.compare.merge import merge
+from metafew.analysis.compare.runs import Run
 from metafew.analysis.compare.tables import accuracy_table, difference_table
 from metafew.analysis.compare.text_table import TextTable
 from metafew.experiments.plan import Cell
@@ -22,8 +25,8 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
         cells: the cells of the experiment; unfinished ones are left out.
     """
     tables = []
-    for panel, tested in tests_by_panel(cells).items():
-        heads = heads_as_rows(compare_runs([run for run in find_runs(tested)[0] if run.heads], None))
+    for panel, runs in runs_by_panel(cells).items():
+        heads = heads_as_rows(compare_runs([run for run in runs if run.heads], None))
         if heads:
             where = f": {panel}" if panel else ""
             tables.append(accuracy_table(heads, "ci95", f"All heads{where}"))
@@ -31,10 +34,19 @@ def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
     return tables
 
 
-def tests_by_panel(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Return the folders of the finished tests of each panel."""
-    panels: dict[str, list[str]] = {}
+def runs_by_panel(cells: Sequence[Cell]) -> dict[str, list[Run]]:
+    """Return the finished tests of each panel, each with those of further heads on its network."""
+    panels: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.finished:
-            panels.setdefault(panel_of(cell.row), []).append(str(cell.test.folder))
-    return panels
+            panels.setdefault(panel_of(cell.row), []).append(cell)
+    return {panel: with_further_heads(own) for panel, own in panels.items()}
+
+
+def with_further_heads(cells: Sequence[Cell]) -> list[Run]:
+    """Return the tests of finished cells, merged with those of the heads that were trained on their networks."""
+    further = {cell.test.folder.resolve(): cell.tests_of_heads for cell in cells}
+    return [
+        reduce(merge, (Run.in_folder(test.folder) for test in further[run.folder]), run)
+        for run in find_runs([str(cell.test.folder) for cell in cells])[0]
+    ]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from metafew.config.overrides import merge
@@ -59,6 +60,7 @@ class Cell:
         fit: the training, which several cells may share.
         test: the run that tests or analyzes it.
         pretraining: the training of its frozen backbone, if any.
+        further: trainings of further heads on its network, frozen, each followed by its test.
     """
 
     row: str
@@ -66,11 +68,17 @@ class Cell:
     fit: Command
     test: Command
     pretraining: Command | None = None
+    further: tuple[Command, ...] = ()
 
     @property
     def commands(self) -> list[Command]:
         """Its runs, in order."""
-        return [*([self.pretraining] if self.pretraining else []), self.fit, self.test]
+        return [*([self.pretraining] if self.pretraining else []), self.fit, self.test, *self.further]
+
+    @property
+    def tests_of_heads(self) -> tuple[Command, ...]:
+        """The tests of further heads."""
+        return self.further[1::2]
 
     @property
     def error(self) -> str | None:
@@ -104,7 +112,8 @@ def plan_cells(
     after the prefix of rows) and of its row, each with ``train`` and its budget, followed by those of the command line;
     later ones take precedence. The overrides of a test are ``test`` of the same three, followed by the evaluation
     settings of their budgets. ``from`` is a pretraining with its own overrides, whose frozen backbone every row uses.
-    The folder of a run is named after its overrides, so that tables can share runs.
+    ``heads`` of the same three are heads that are trained, too, each on the frozen network of the row, and tested like
+    it. The folder of a run is named after its overrides, so that tables can share runs.
 
     Args:
         experiment: the node ``experiment`` of the YAML.
@@ -128,24 +137,38 @@ def plan_cells(
         training = [part for layer in layers for part in (layer.get("train"), layer.get(budget))]
         evaluation = filter(EVALUATION.match, merge_parts([layer.get(budget) for layer in layers], groups))
         test = merge_parts([*(layer.get("test") for layer in layers), list(evaluation), overrides], groups)
+        heads = [head for layer in layers for head in layer.get("heads", [])]
+
+        def fit_and_test(*changes: Sequence[str], evaluated: Sequence[str] = test) -> tuple[Command, Command]:
+            fit = training_command(merge_parts([*training, overrides, *changes], groups), seed, folder)
+            tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *evaluated)
+            return fit, Command(fit.folder / fingerprint([stages, *evaluated]), tested)
+
         for seed in seeds:
             pretraining, weights = None, []
             if first := experiment.get("from"):
                 parts = [first["train"], first.get(budget), overrides]
                 pretraining = training_command(merge_parts(parts, groups), seed, folder)
-                weights = [override("backbone.weights", pretraining.folder / "checkpoints" / checkpoint)]
-            fit = training_command(merge_parts([*training, overrides, weights], groups), seed, folder)
-            tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *test)
-            cells.append(Cell(row, seed, fit, Command(fit.folder / fingerprint([stages, *test]), tested), pretraining))
+                weights = weights_of(pretraining, checkpoint)
+            fit, tested = fit_and_test(weights)
+            alone = merge_parts([test, ["evaluate=[]"]], groups)
+            further = [fit_and_test([f"head={head}"], weights_of(fit, checkpoint), evaluated=alone) for head in heads]
+            cells.append(Cell(row, seed, fit, tested, pretraining, tuple(chain.from_iterable(further))))
     return cells
+
+
+def weights_of(training: Command, checkpoint: str) -> list[str]:
+    """Return the override that starts from the network of a training, frozen."""
+    return [override("backbone.weights", training.folder / "checkpoints" / checkpoint)]
 
 
 def check_experiment(experiment: dict, overrides: Sequence[str], budget: str, seeds: Sequence[int]) -> None:
     """Raise UsageError if an experiment, or its overrides, budget or seeds are invalid."""
     budgets, checkpoint = experiment["budgets"], experiment.get("checkpoint", {})
     for name, layer in [*experiment.get("panels", {}).items(), *experiment["rows"].items()]:
-        if unknown := layer.keys() - {"train", "test", *budgets}:
-            given, entries = ", ".join(sorted(unknown)), ", ".join(["train", "test", *budgets])
+        allowed = ["train", "test", "heads", *budgets]
+        if unknown := layer.keys() - {*allowed}:
+            given, entries = ", ".join(sorted(unknown)), ", ".join(allowed)
             raise UsageError(f"expected {name} to have the entries {entries}, got {given}: leave out {given}")
     if budget not in budgets:
         options = " or ".join(budgets)

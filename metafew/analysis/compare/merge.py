@@ -73,14 +73,15 @@ def adds_to(run: Run, other: Run) -> bool:
 
 
 def merge(run: Run, other: Run) -> Run:
-    """Return a run with what an older one adds to it."""
+    """Return a run with what another one, of the same network and tests, adds to it."""
     tested, analyzed = (run, other) if run.heads else (other, run)
     report = analyzed.report | tested.report
     for key in MEASURED & report.keys():
-        report[key] = (other.report.get(key) or {}) | (run.report.get(key) or {})
+        own, others = (each.report.get(key) or {} for each in (run, other))
+        report[key] = own | {name: value for name, value in others.items() if name not in own}
     report["analysis"] = run.report.get("analysis") or other.report.get("analysis")
-    config, older = run.report.get("config", {}), other.report.get("config", {})
-    report["config"] = config | {"evaluate": (older.get("evaluate") or {}) | (config.get("evaluate") or {})}
+    config, before = run.report.get("config", {}), other.report.get("config", {})
+    report["config"] = config | {"evaluate": (before.get("evaluate") or {}) | (config.get("evaluate") or {})}
     report["heads"] = other.head_entries | run.head_entries
     report["transductive"] = any(each.report.get("transductive") for each in (run, other))
     return Run(run.file, report, (*run.merged, other))

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from metafew.analysis.compare.comparison import Comparison, compare_runs
 from metafew.analysis.compare.comparison_plots import draw_comparison
 from metafew.analysis.compare.csv_files import write_cells, write_runs
-from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
@@ -39,7 +38,8 @@ class Report(NamedTuple):
 
 
 def make_report(
-    places: Sequence[str],
+    runs: Sequence[Run],
+    omitted: Sequence[Omitted],
     folder: Path,
     command: str,
     rows: str | None = None,
@@ -47,10 +47,11 @@ def make_report(
     against: str | None = None,
     spread: str = "ci95",
 ) -> Report:
-    """Compare the runs in some places, and write the report.
+    """Compare runs, and write the report.
 
     Args:
-        places: as for :func:`~metafew.analysis.compare.find.find_runs`.
+        runs: finished runs, from :func:`~metafew.analysis.compare.find.find_runs`.
+        omitted: folders and files without one.
         folder: the folder to write.
         command: the command of the report.
         rows: settings that are rows, as for :func:`~metafew.analysis.compare.tables.arrange`.
@@ -61,7 +62,6 @@ def make_report(
     Raises:
         UsageError: as raised by these functions and by :func:`write_report`.
     """
-    runs, omitted = find_runs(places)
     comparison = compare_runs([run for run in runs if run.heads], against)
     arrangement = arrange(comparison, rows, columns)
     tables = report_tables(comparison, against, spread, arrangement) if comparison.rows else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -66,6 +67,16 @@ class Episode(NamedTuple):
     views: Views | None = None
     source: int = 0
     ids: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: torch.device) -> Episode:
+        """Return the tasks with everything but :attr:`index` on ``device``; copies of pinned memory do not wait."""
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        return self._replace(
+            support=Labelled(*map(move, self.support)),
+            query=Labelled(*map(move, self.query)),
+            views=self.views and self.views._replace(support=move(self.views.support), query=move(self.views.query)),
+            ids=self.ids and (move(self.ids[0]), move(self.ids[1])),
+        )
 
     def grouped_by_class(self) -> Episode:
         """Return the tasks with queries grouped by class, in the order of the first query of each class.

@@ -166,6 +166,7 @@ class Instead(NamedTuple):
     """Whether the slow test below runs them, in processes of their own."""
 
 
+GPU = "it needs a GPU"
 MANY, WEIGHTS = "it starts processes", "it takes weights of others"
 INSTEAD = [
     Instead("make ", "it installs", is_a_target),
@@ -186,6 +187,7 @@ INSTEAD = [
     Instead(
         "python train.py -m head=protonet,maml trainer.accelerator=cpu trainer.devices=2 ", MANY, composes, slow=True
     ),
+    Instead("python train.py head=fomaml head.steps=1 train.query=1 train.tasks=32 cuda_graph=true ", GPU, composes),
     Instead("python train.py -m hydra/launcher=joblib ", MANY, composes, slow=True),
     Instead("metafew search ", MANY, searches, slow=True),
 ]

@@ -489,7 +489,7 @@ def test_invalid_arguments_raise(tmp_path):
         with pytest.raises(UsageError, match=message):
             plan_cells(table(), typed, budget, seeds, tmp_path, group_names())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
-        with pytest.raises(UsageError, match="have the entries train, test, heads, small, paper, got from: leave out from"):
+        with pytest.raises(UsageError, match="entries train, test, heads, small, paper, got from: leave out from"):
             plan_cells(table(**changes), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
         plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ class DropBlock(nn.Module):
         drop: fraction of positions dropped after :data:`RAMP` calls.
         size: width of the squares.
     """
+
+    exemptions: ClassVar = {"cuda_graph": "the fraction that DropBlock drops changes in every step"}
 
     def __init__(self, drop: float, size: int):
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-MACHINE = ("hydra", "defaults", "logger", "experiment", "ckpt", "stages", "data_dir", "cache_dir")
+MACHINE = ("hydra", "defaults", "logger", "experiment", "ckpt", "stages", "data_dir", "cache_dir", "cuda_graph")
 """Parts that belong to one command on one machine; ``defaults`` would make Hydra load further files."""
 OF_ONE_COMMAND = ("callbacks", "logger", "profiler", "max_time")
 """Trainer options that do not affect the model, and that could name any code."""

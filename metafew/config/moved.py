@@ -29,6 +29,8 @@ ADDED: dict[str, dict[str, Any]] = {
 
 Options listed under the dotted path of a component take precedence over those of its group.
 """
+TOP = {"cuda_graph": False}
+"""Options added outside of groups."""
 OWN_NORMS = {"norm": {"_target_": "metafew.norms.own.OwnNorms"}}
 
 
@@ -56,7 +58,7 @@ def add_options(saved: dict, current: dict) -> dict:
     if heads := saved.get("evaluate"):
         now = current.get("evaluate") or {}
         completed["evaluate"] = {name: completion("head", now.get(name)) | head for name, head in heads.items()}
-    return saved | completed
+    return {option: value for option, value in TOP.items() if option in current} | saved | completed
 
 
 def completion(group: str, current: Mapping[str, Any] | None) -> dict[str, Any]:

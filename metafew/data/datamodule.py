@@ -187,8 +187,7 @@ class FewShot(pl.LightningDataModule):
         self, batch: list[Episode], device: torch.device, dataloader_idx: int
     ) -> list[Episode]:
         """Move everything but the numbers of the tasks, which only the host reads."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return [episode._replace(index=own.index) for episode, own in zip(moved, batch, strict=True)]
+        return [episode.to(device) for episode in batch]
 
     def on_after_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
         """Convert images to floating point and apply their views, on the device."""

@@ -127,14 +127,15 @@ class Sampler:
         rng, classes, query, shots = self._draw_classes(index)
         # Shuffle all images and draw all views, so that later draws do not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
-        views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
+        views = self.views and [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
 
         def select(places: list[np.ndarray]) -> DrawnRows:
             def cut(by_class: list[np.ndarray]) -> np.ndarray:
                 return np.concatenate([x[part] for x, part in zip(by_class, places, strict=True)])
 
             labels = np.repeat(np.arange(len(classes)), [len(part) for part in places])
-            return DrawnRows(cut(rows), classes[labels], labels, cut(views))
+            parameters = cut(views) if views else np.empty((len(labels), 0), np.float32)
+            return DrawnRows(cut(rows), classes[labels], labels, parameters)
 
         counts = self._count_queries(index, query, np.array([len(r) for r in rows]) - shots)
         # Queries beyond ``query`` come from the end, so that they do not depend on the shot, as long as the class has
@@ -173,12 +174,17 @@ class Sampler:
     def _draw_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """Draw the classes of a task, and the number of queries and the shot of each class."""
         # Always draw both sizes, so that classes do not depend on whether way and shot are fixed.
-        (way_low, way_high), (shot_low, shot_high) = self.spec.bounds("way"), self.spec.bounds("shot")
+        (way_low, way_high), (shot_low, shot_high) = self._bounds
         sizes = rng.random(2)
         way = way_low + int(sizes[0] * (way_high - way_low + 1))
         shot = shot_low + int(sizes[1] * (shot_high - shot_low + 1))
         classes = rng.permutation(len(self.split.rows))[:way]
         return classes, self.spec.query, np.full(way, shot)
+
+    @cached_property
+    def _bounds(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The smallest and largest way and shot."""
+        return self.spec.bounds("way"), self.spec.bounds("shot")
 
     def _draw_natural_sizes(self, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """Draw classes of one group, and sizes, as in Meta-Dataset (Triantafillou et al. 2020, section 3 and appendix).

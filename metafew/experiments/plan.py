@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from metafew.config.overrides import merge
@@ -138,22 +137,20 @@ def plan_cells(
         evaluation = filter(EVALUATION.match, merge_parts([layer.get(budget) for layer in layers], groups))
         test = merge_parts([*(layer.get("test") for layer in layers), list(evaluation), overrides], groups)
         heads = [head for layer in layers for head in layer.get("heads", [])]
-
-        def fit_and_test(*changes: Sequence[str], evaluated: Sequence[str] = test) -> tuple[Command, Command]:
-            fit = training_command(merge_parts([*training, overrides, *changes], groups), seed, folder)
-            tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *evaluated)
-            return fit, Command(fit.folder / fingerprint([stages, *evaluated]), tested)
-
+        alone = merge_parts([test, ["evaluate=[]"]], groups)
         for seed in seeds:
             pretraining, weights = None, []
             if first := experiment.get("from"):
                 parts = [first["train"], first.get(budget), overrides]
                 pretraining = training_command(merge_parts(parts, groups), seed, folder)
                 weights = weights_of(pretraining, checkpoint)
-            fit, tested = fit_and_test(weights)
-            alone = merge_parts([test, ["evaluate=[]"]], groups)
-            further = [fit_and_test([f"head={head}"], weights_of(fit, checkpoint), evaluated=alone) for head in heads]
-            cells.append(Cell(row, seed, fit, tested, pretraining, tuple(chain.from_iterable(further))))
+            fit = training_command(merge_parts([*training, overrides, weights], groups), seed, folder)
+            further: list[Command] = []
+            for head in heads:
+                parts = [*training, overrides, [f"head={head}"], weights_of(fit, checkpoint)]
+                own = training_command(merge_parts(parts, groups), seed, folder)
+                further += [own, test_command(own, stages, checkpoint, alone)]
+            cells.append(Cell(row, seed, fit, test_command(fit, stages, checkpoint, test), pretraining, tuple(further)))
     return cells
 
 
@@ -187,6 +184,12 @@ def training_command(overrides: Sequence[str], seed: int, folder: Path) -> Comma
     overrides = [*overrides, f"seed={seed}", "stages=[fit]", "ckpt=last"]
     name = fingerprint([word for word in overrides if not EVALUATION.match(word)])
     return Command(folder / name, tuple(overrides))
+
+
+def test_command(fit: Command, stages: str, checkpoint: str, overrides: Sequence[str]) -> Command:
+    """Return the test, or other stages, of a training's checkpoint."""
+    tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *overrides)
+    return Command(fit.folder / fingerprint([stages, *overrides]), tested)
 
 
 def merge_parts(parts: Sequence[Sequence[str | list[str]] | None], groups: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ class Ridge(FeatureHead):
         learn_penalty: learn the logarithm of the penalty, starting from ``penalty``.
         scale: initial value of the learned scale of the logits.
     """
+
+    exemptions: ClassVar = {"cuda_graph": "torch solves its equations with MAGMA, which a CUDA graph cannot record"}
 
     def __init__(self, penalty: float = 50.0, learn_penalty: bool = False, scale: float = 1.0):
         super().__init__()

@@ -169,11 +169,16 @@ def commit(model: nn.Module) -> None:
 
     Such a module has sums over tasks and their number in ``pending``; ``absorb`` receives the total over all processes.
     """
-    recorders: list[Any] = [module for module in model.modules() if getattr(module, "pending", None) is not None]
-    if not recorders:
+    modules = recorders(model)
+    if not modules:
         return
-    total = torch.cat([module.pending.flatten() for module in recorders])
+    total = torch.cat([module.pending.flatten() for module in modules])
     if distributed():
         dist.all_reduce(total)
-    for module, part in zip(recorders, total.split([m.pending.numel() for m in recorders]), strict=True):
+    for module, part in zip(modules, total.split([m.pending.numel() for m in modules]), strict=True):
         module.absorb(part.view_as(module.pending))
+
+
+def recorders(model: nn.Module) -> list[Any]:
+    """Return the modules of ``model`` that recorded something for :func:`commit`."""
+    return [module for module in model.modules() if getattr(module, "pending", None) is not None]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.optim import SGD, Optimizer
 
 from metafew.backbones.backbone import Backbone
@@ -193,8 +195,7 @@ def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> 
 def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:
     """Return the sum of ``losses`` with its gradient, differentiating one loss at a time.
 
-    The graph of a loss is freed before the next loss is computed. The gradients ``g`` are attached through ``sum((p -
-    stopgrad(p)) * g)``, whose value is 0.
+    The graph of a loss is freed before the next loss is computed.
 
     Args:
         losses: computed one at a time.
@@ -207,11 +208,36 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
         parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
         values.append(loss.detach())
-    total = reduce(torch.add, values)
-    for p, g in zip(weights, grads, strict=True):
-        if g is not None:
-            total = total + ((p - p.detach()) * (g / scale)).sum()
-    return total
+    unscaled = [None if g is None else g / scale for g in grads]
+    return with_gradients(reduce(torch.add, values), weights, unscaled)
+
+
+def with_gradients(value: Tensor, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return ``value`` as a function of ``weights`` with these gradients; None for weights that it does not depend on.
+
+    Args:
+        value: a scalar.
+        weights: what it is differentiated with respect to, once.
+        gradients: of the shapes of the weights.
+    """
+    pairs = [(p, g) for p, g in zip(weights, gradients, strict=True) if g is not None]
+    return GivenGradients.apply(value, [g for _, g in pairs], *(p for p, _ in pairs))
+
+
+class GivenGradients(Function):
+    """See :func:`with_gradients`."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, gradients: list[Tensor], *weights: Tensor) -> Tensor:
+        """Return the value."""
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, multiplied by that of the value."""
+        return None, None, *(grad * each for each in ctx.gradients)
 
 
 def check_one_rate(head: Head) -> None:

@@ -42,7 +42,10 @@ class Reptile(Objective):
 
     needs_queries = False
     regularizes_weights = True
-    exemptions: ClassVar = {"gradient": "the gradient is that of a distance to adapted weights, not of the value"}
+    exemptions: ClassVar = {
+        "cuda_graph": "the number of a task determines its minibatches",
+        "gradient": "the gradient is that of a distance to adapted weights, not of the value",
+    }
 
     def prepare(self, backbone: Backbone, head: Head) -> None:
         """Freeze what no task adapts.

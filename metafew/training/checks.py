@@ -24,6 +24,7 @@ from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
+from metafew.training.cuda_graph import check_graph
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer_options import check_clipping, check_trainer_options
@@ -55,7 +56,7 @@ LEAST = {
 """Options that are integers, with their smallest values."""
 RANGES = {"norm.eps": (0, math.inf), "norm.momentum": (0, 1)}
 """Options that are numbers, where the norm has them, with their bounds."""
-TRUTHS = ("val.at_start", "save.keep", "trainer.enable_progress_bar")
+TRUTHS = ("val.at_start", "save.keep", "trainer.enable_progress_bar", "cuda_graph")
 """Options that are true or false."""
 SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 """Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
@@ -161,10 +162,10 @@ def check_parts(parts: Parts) -> None:
         check_options_of_tasks(parts)
         check_objective_has_queries(parts)
         check_tasks_form_one_batch(parts)
+        check_something_trains(parts)
+        check_graph(parts.learner, parts.trainer)
     check_fixed_ways(parts)
     warn_of_context_sizes(parts)
-    if parts.fits:
-        check_something_trains(parts)
     check_ranks(parts)
 
 

@@ -112,6 +112,7 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
         schedule,
         queries=cfg.test.queries,
         provenance=provenance,
+        cuda_graph=fit and cfg.get("cuda_graph", False),  # checkpoints of earlier versions have none
     )
     if fit:
         objective.prepare(backbone, heads[learner.trained])

@@ -16,7 +16,8 @@ from metafew.evaluation.evaluator import Evaluator
 from metafew.heads.head import Head
 from metafew.meta_parameters import meta_parameters
 from metafew.norms.running import commit
-from metafew.objectives.objective import Objective
+from metafew.objectives.objective import Objective, StepLoss
+from metafew.training.cuda_graph import GraphedStep
 from metafew.training.schedules import follow
 
 
@@ -31,6 +32,7 @@ class Learner(Evaluator):
         schedule: makes a learning-rate schedule from the optimizer; stepped once per optimizer step.
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
         provenance: plain values stored in every checkpoint to describe it.
+        cuda_graph: whether training steps are recorded once and replayed (:mod:`metafew.training.cuda_graph`).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Learner(Evaluator):
         schedule: Callable,
         queries: str,
         provenance: dict,
+        cuda_graph: bool = False,
     ):
         super().__init__(backbone, heads, queries)
         self.objective = objective
@@ -51,17 +54,23 @@ class Learner(Evaluator):
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.provenance = provenance
+        self.graphed = GraphedStep(self, self.batch_loss) if cuda_graph else None
 
     def training_step(self, batch: list[Episode], _: int) -> Tensor:
         """Return the loss of a meta-batch."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.objective.loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        self.objective.measures_accuracy = self.logs_this_step
-        loss, self.task_losses = self.objective(self.backbone, self.heads[self.trained], batch)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
-        if self.objective.accuracy is not None:
+        self.objective.measures_accuracy = self.graphed is not None or self.logs_this_step
+        loss, self.task_losses = (self.graphed or self.batch_loss)(batch)
+        if self.graphed is None or self.logs_this_step:  # logging a step takes as long as replaying it
+            self.log("train/loss", loss, prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        if self.objective.accuracy is not None and self.logs_this_step:
             self.log("train/accuracy", self.objective.accuracy, sync_dist=self.trainer.world_size > 1)
         return loss
+
+    def batch_loss(self, batch: list[Episode]) -> StepLoss:
+        """Return the loss of a meta-batch, computed directly."""
+        return self.objective(self.backbone, self.heads[self.trained], batch)
 
     @property
     def logs_this_step(self) -> bool:

@@ -69,8 +69,8 @@ class Episode(NamedTuple):
     ids: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> Episode:
-        """Return the tasks with everything but :attr:`index` on ``device``; copies of pinned memory do not wait."""
-        move = partial(Tensor.to, device=device, non_blocking=True)
+        """Return the tasks with everything but :attr:`index` on ``device``; a copy to a GPU of CUDA does not wait."""
+        move = partial(Tensor.to, device=device, non_blocking=device.type not in ("cpu", "mps"))
         return self._replace(
             support=Labelled(*map(move, self.support)),
             query=Labelled(*map(move, self.query)),

@@ -92,7 +92,7 @@ def started(monkeypatch):
         if "train.way=999" in typed:
             write_json(out / "results.json", {"error": "too many classes: type train.way=5"})
             return Child(2)
-        if "diverges=true" in typed:
+        if {"diverges=true", "head=diverges"} & {*typed}:
             write_json(out / "results.json", {"error": "not finite", "diverged": True})
             return Child(2)
         if "train.way=crash" in typed:
@@ -245,20 +245,35 @@ def test_a_backbone_that_was_trained_before(tmp_path, started):
     )
 
 
-def test_heads_are_trained_on_the_frozen_network_of_a_row(tmp_path, started):
+def table_with_heads(**settings):
     rows = {"a/one": {"train": ["norm=layer", "head=svm", "head.c=1"]}, "a/two": {"test": ["test.way=3"]}}
-    whole = table(rows=rows, panels={"a": {"test": ["evaluate=[all]"], "heads": ["cnaps", "feat"]}})
-    one, two = cells = planned(whole, tmp_path)
-    network, test, *further = one.commands
-    assert further == [*one.further] and one.tests_of_heads == (further[1], further[3])
-    for fit, tested, head in zip(further[::2], further[1::2], ("cnaps", "feat"), strict=True):
+    panel = {"test": ["evaluate=[all]", "head.each_step=true"], "heads": ["cnaps", "feat"]}
+    return table(rows=rows, panels={"a": panel}, **settings)
+
+
+def test_heads_are_trained_on_the_frozen_network_of_a_row(tmp_path, started):
+    whole = table_with_heads()
+    one, two = cells = planned(whole, tmp_path, ["head=ridge"])
+    for (fit, test), head in zip(one.further, ("cnaps", "feat"), strict=True):
         assert {f"head={head}", "norm=layer"} <= {*fit.overrides} and "head.c=1" not in fit.overrides
-        assert f"backbone.weights={network.folder}/checkpoints/last.ckpt" in fit.overrides
-        assert {"evaluate=[]", f"ckpt={fit.folder}/checkpoints/last.ckpt"} <= {*tested.overrides}
-    assert "evaluate=[all]" in test.overrides and "test.way=3" in two.further[1].overrides
+        assert f"backbone.weights={one.fit.folder}/checkpoints/last.ckpt" in fit.overrides
+        assert {"evaluate=[]", f"head={head}", f"ckpt={fit.folder}/checkpoints/last.ckpt"} <= {*test.overrides}
+        assert not {"head=ridge", "head.each_step=true"} & {*fit.overrides, *test.overrides}
+    assert "evaluate=[all]" in one.test.overrides and "test.way=3" in two.further[0][1].overrides
     assert run_experiment(whole, cells, tmp_path / "out") == 0
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
-    assert folders == [str(command.folder) for cell in cells for command in cell.commands] and len(set(folders)) == 12
+    assert sorted(folders) == sorted(str(command.folder) for cell in cells for command in cell.all_commands)
+    assert all(folders.index(str(cell.fit.folder)) < folders.index(str(cell.further[0][0].folder)) for cell in cells)
+
+
+def test_a_head_that_fails_leaves_out_only_itself(tmp_path, started):
+    whole = table_with_heads()
+    whole["panels"]["a"]["heads"] = ["diverges", "feat"]
+    one, two = cells = planned(whole, tmp_path)
+    assert run_experiment(whole, cells, tmp_path / "out") == 1
+    assert one.finished and two.finished and not one.diverged and one.error == "not finite"
+    (fit, test), (other, its_test) = one.further
+    assert other.finished and its_test.finished and not fit.finished and not test.folder.exists()
 
 
 def test_several_at_a_time_run_each_training_once(tmp_path, started, monkeypatch, capsys):
@@ -491,6 +506,8 @@ def test_invalid_arguments_raise(tmp_path):
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
         with pytest.raises(UsageError, match="entries train, test, heads, small, paper, got from: leave out from"):
             plan_cells(table(**changes), [], "small", [0], tmp_path, group_names())
+    with pytest.raises(UsageError, match=r"expected heads of a/one to be a list, got cnaps: write heads: \[cnaps\]"):
+        plan_cells(table(rows={"a/one": {"heads": "cnaps"}}), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
         plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())
 

@@ -113,14 +113,14 @@ def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_pat
     for norm in ("batch", "layer"):
         finished(tmp_path / norm, HEADS, norm=norm, heads=entries())
     cells = [
-        SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm), tests_of_heads=())
+        SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm), further=())
         for row, norm, done in (("a/x", "batch", True), ("a/y", "layer", True), ("b/x", "none", False))
     ]
     accuracy, gaps = head_tables(cells)
     assert accuracy.title == "All heads: a" and gaps.title == "Difference from the best head: a (points)"
     assert accuracy.columns[:2] == gaps.columns == ["norm=batch", "norm=layer"]
     assert [row[0] for row in gaps.rows] == ["inductive", "protonet", "svm", "transductive", "tim †"]
-    alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test, tests_of_heads=())]
+    alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test, further=())]
     assert [table.title for table in head_tables(alone)] == ["All heads", "Difference from the best head (points)"]
     assert head_tables(cells[2:]) == []
 
@@ -128,10 +128,9 @@ def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_pat
 def test_heads_trained_on_the_network_of_a_row_are_in_its_column(tmp_path):
     finished(tmp_path / "network", HEADS, heads=entries())
     finished(tmp_path / "cnaps", {"cnaps": 0.8 + 0.01 * np.arange(-6, 6)}, head="cnaps")
-    further = (SimpleNamespace(folder=tmp_path / "cnaps"),)
-    cell = SimpleNamespace(
-        row="x", finished=True, test=SimpleNamespace(folder=tmp_path / "network"), tests_of_heads=further
-    )
+    done, failed = (SimpleNamespace(folder=tmp_path / "cnaps", finished=finished) for finished in (True, False))
+    test = SimpleNamespace(folder=tmp_path / "network")
+    cell = SimpleNamespace(row="x", finished=True, test=test, further=((done, done), (done, failed)))
     ((run,),) = runs_by_panel([cell]).values()
     assert run.heads == [*HEADS, "cnaps"] and run.trained_head == next(iter(HEADS))
     accuracy, gaps = head_tables([cell])

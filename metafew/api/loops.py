@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
 from metafew.config.compose import compose_overrides
@@ -104,8 +103,7 @@ def draw(sampler: Sampler, steps: int | None, device: torch.device) -> Iterator[
     tasks = sampler.spec.tasks
     for step in itertools.count() if steps is None else range(steps):
         for episode in sampler.batch(range(step * tasks, (step + 1) * tasks)):
-            moved = move_data_to_device(episode, device)._replace(index=episode.index)
-            yield to_model_input(moved, torch.float32)
+            yield to_model_input(episode.to(device), torch.float32)
 
 
 def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str, Any]) -> Sampler:

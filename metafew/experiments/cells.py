@@ -60,8 +60,8 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
             console.print(part.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
-    for panel, tests in runs_by_panel(cells).items() if experiment.get("report") else ():
-        made = make_report(tests, [], out / "report" / panel, experiment["command"])
+    for panel, runs in runs_by_panel(cells).items() if experiment.get("report") else ():
+        made = make_report(runs, [], out / "report" / panel, experiment["command"])
         print(f"the report on all heads is in {out / 'report' / panel}: {', '.join(made.files)}")
     return int(any(cell.error for cell in cells))
 
@@ -113,10 +113,16 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
 
 
 def pending_commands(cells: Sequence[Cell]) -> Iterator[list[Command]]:
-    """Yield the unfinished commands of each training in order: pretraining, training, tests."""
+    """Yield the unfinished commands of each training in order: pretraining, training, tests.
+
+    Those of a further head start with the training of its network, which is run only once.
+    """
     found: dict[Command, list[Command]] = {}
     for cell in cells:
         found.setdefault(cell.fit, []).extend(cell.commands)
+    for cell in cells:
+        for fit, test in cell.further:
+            found.setdefault(fit, []).extend([*cell.commands[:-1], fit, test])
     for commands in found.values():
         if pending := [command for command in dict.fromkeys(commands) if not command.finished]:
             yield pending

@@ -45,8 +45,9 @@ def runs_by_panel(cells: Sequence[Cell]) -> dict[str, list[Run]]:
 
 def with_further_heads(cells: Sequence[Cell]) -> list[Run]:
     """Return the tests of finished cells, merged with those of the heads that were trained on their networks."""
-    further = {cell.test.folder.resolve(): cell.tests_of_heads for cell in cells}
-    return [
-        reduce(merge, (Run.in_folder(test.folder) for test in further[run.folder]), run)
-        for run in find_runs([str(cell.test.folder) for cell in cells])[0]
-    ]
+    tests = {
+        cell.test.folder.resolve(): [test for fit, test in cell.further if fit.finished and test.finished]
+        for cell in cells
+    }
+    runs, _ = find_runs([str(cell.test.folder) for cell in cells])
+    return [reduce(merge, (Run.in_folder(test.folder) for test in tests[run.folder]), run) for run in runs]

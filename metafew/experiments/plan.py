@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from metafew.config.overrides import merge
@@ -59,7 +60,7 @@ class Cell:
         fit: the training, which several cells may share.
         test: the run that tests or analyzes it.
         pretraining: the training of its frozen backbone, if any.
-        further: trainings of further heads on its network, frozen, each followed by its test.
+        further: for each further head, its training on the network of ``fit``, frozen, and its test.
     """
 
     row: str
@@ -67,22 +68,22 @@ class Cell:
     fit: Command
     test: Command
     pretraining: Command | None = None
-    further: tuple[Command, ...] = ()
+    further: tuple[tuple[Command, Command], ...] = ()
 
     @property
     def commands(self) -> list[Command]:
-        """Its runs, in order."""
-        return [*([self.pretraining] if self.pretraining else []), self.fit, self.test, *self.further]
+        """Its runs, in order, without those of further heads."""
+        return [*([self.pretraining] if self.pretraining else []), self.fit, self.test]
 
     @property
-    def tests_of_heads(self) -> tuple[Command, ...]:
-        """The tests of further heads."""
-        return self.further[1::2]
+    def all_commands(self) -> list[Command]:
+        """Its runs, in order, and then those of further heads."""
+        return [*self.commands, *chain.from_iterable(self.further)]
 
     @property
     def error(self) -> str | None:
-        """The error message of its first failed run."""
-        for report in (each.report for each in self.commands):
+        """The error message of its first failed run, including those of further heads."""
+        for report in (each.report for each in self.all_commands):
             if "error" in report:
                 return report["error"]
             if not report.get("finished", True):
@@ -93,12 +94,12 @@ class Cell:
 
     @property
     def diverged(self) -> bool:
-        """Whether a training diverged."""
+        """Whether its training or pretraining diverged."""
         return any(each.report.get("diverged") for each in self.commands)
 
     @property
     def finished(self) -> bool:
-        """Whether all of its runs are finished."""
+        """Whether its runs, except those of further heads, are finished."""
         return all(command.finished for command in self.commands)
 
 
@@ -137,7 +138,6 @@ def plan_cells(
         evaluation = filter(EVALUATION.match, merge_parts([layer.get(budget) for layer in layers], groups))
         test = merge_parts([*(layer.get("test") for layer in layers), list(evaluation), overrides], groups)
         heads = [head for layer in layers for head in layer.get("heads", [])]
-        alone = merge_parts([test, ["evaluate=[]"]], groups)
         for seed in seeds:
             pretraining, weights = None, []
             if first := experiment.get("from"):
@@ -145,11 +145,12 @@ def plan_cells(
                 pretraining = training_command(merge_parts(parts, groups), seed, folder)
                 weights = weights_of(pretraining, checkpoint)
             fit = training_command(merge_parts([*training, overrides, weights], groups), seed, folder)
-            further: list[Command] = []
-            for head in heads:
-                parts = [*training, overrides, [f"head={head}"], weights_of(fit, checkpoint)]
+            further = []
+            for choice in (f"head={head}" for head in heads):
+                parts = [*training, overrides, [choice], weights_of(fit, checkpoint)]
                 own = training_command(merge_parts(parts, groups), seed, folder)
-                further += [own, test_command(own, stages, checkpoint, alone)]
+                alone = merge_parts([test, [choice, "evaluate=[]"]], groups)
+                further.append((own, test_command(own, stages, checkpoint, alone)))
             cells.append(Cell(row, seed, fit, test_command(fit, stages, checkpoint, test), pretraining, tuple(further)))
     return cells
 
@@ -167,6 +168,8 @@ def check_experiment(experiment: dict, overrides: Sequence[str], budget: str, se
         if unknown := layer.keys() - {*allowed}:
             given, entries = ", ".join(sorted(unknown)), ", ".join(allowed)
             raise UsageError(f"expected {name} to have the entries {entries}, got {given}: leave out {given}")
+        if not isinstance(heads := layer.get("heads", []), list):
+            raise UsageError(f"expected heads of {name} to be a list, got {heads}: write heads: [{heads}]")
     if budget not in budgets:
         options = " or ".join(budgets)
         raise UsageError(f"expected budget to be {options}, got {budget}: type budget={next(iter(budgets))}")

@@ -37,7 +37,7 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
     for text, lines in experiment.get("claims", {}).items():
         evidence = gather_evidence(lines, measurements, list(columns))
         claims.append({"text": text, "verdict": claim_verdict(evidence), "evidence": list(map(asdict, evidence))})
-    reports = {command.folder: command.report for cell in cells for command in cell.commands if command.finished}
+    reports = {command.folder: command.report for cell in cells for command in cell.all_commands if command.finished}
     return {
         **{key: experiment[key] for key in ("name", "title", "paper", "setting", "budget", "command")},
         "columns": {name: column_unit(column) for name, column in columns.items()},

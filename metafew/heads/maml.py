@@ -29,8 +29,8 @@ class MAML(AdaptingHead):
     in an untrained head, this layer is made from the class means before adaptation. With ``first_order`` the outer
     gradient treats the inner gradients as constant (FOMAML). TaskNorm's scalars are learned by the outer gradient only.
 
-    The inner learning rate applies to the mean loss over support rows. Finn et al. sum over classes: their rate times
-    the way is ours, so their 0.4 on 5-way Omniglot is 2.0 here.
+    The inner learning rate applies to the mean loss over support rows. Finn et al. sum over classes, so that their rate
+    must be multiplied by the way: their 0.4 on 5-way Omniglot is 2.0 here.
 
     In evaluation ``lr`` and ``test_steps`` may be lists: each pair is measured on the validation tasks, and the best
     one is tested.
@@ -56,8 +56,8 @@ class MAML(AdaptingHead):
         inner: ``auto``, ``loop``, ``batch``, ``chunk`` or ``vmap`` (:class:`~metafew.heads.batching.BatchingHead`).
         chunk: tasks in a chunk.
         memory: memory limit in MiB for tasks that are processed together, or ``auto``.
-        each_step: also measure after every step of evaluation. The best of these results, which Bronskill et al. (2020)
-            report, is selected on test data.
+        each_step: also measure after every inner step in evaluation. The best of these results, which Bronskill et al.
+            (2020) report, is selected on test data.
     """
 
     evaluation_options: tuple[str, ...] = ("test_steps", "each_step")
@@ -124,7 +124,7 @@ class MAML(AdaptingHead):
 
     @property
     def extra_readings(self) -> list[str]:
-        """Candidates until one is chosen; then each step, with ``each_step``."""
+        """The candidates, until one is chosen; after that every step, with ``each_step``."""
         if len(self.candidates) > 1 and self.chosen is None:
             return [*self.candidates]
         return [f"step{step}" for step in range(1, self.evaluation_setting[1] + 1)] if self.each_step else []

@@ -88,7 +88,7 @@ class Norm(nn.Module):
     def pooled_moments(self, context: int, rows: int) -> bool:
         """Return whether :meth:`moments` only needs the pooled moments of all rows of a task.
 
-        It may then be called with these, ``(t, 1, c)``, and a context of 1.
+        If so, :meth:`moments` may be called with pooled moments ``(t, 1, c)`` and a context of 1.
 
         Args:
             context: number of context rows per task.
@@ -97,7 +97,7 @@ class Norm(nn.Module):
         return False
 
     def requires_running_moments(self, fit: bool) -> bool:
-        """Return whether running moments must come from an earlier training run; ``fit`` is whether this run trains."""
+        """Return whether an earlier training must provide running moments; ``fit``: whether this run trains."""
         return False
 
     def moments(self, own: Moments, context: int) -> Moments:

@@ -20,9 +20,10 @@ from metafew.precision import precise
 def feature_clustering(pairs: Tensor) -> Tensor:
     """Return the feature clustering ratio ``R_FC``, the mean over pairs.
 
-    ``(|x1 - x2|^2 + |y1 - y2|^2) / (|m_x - m_y|^2 + 1e-6)`` with the class means ``m``: the general formula of
+    ``(|x1 - x2|^2 + |y1 - y2|^2) / (|m_x - m_y|^2 + 2e-6)`` with the class means ``m``: the general formula of
     :func:`class_clustering` for two classes of two images, with numerator and denominator multiplied by 2. It is 0 if
-    every class is a point, and ``4 / (1 + r)`` in expectation. The 1e-6 is that of the authors' code.
+    every class is a point, and ``4 / (1 + r)`` in expectation. The paper has no epsilon; the authors'
+    code adds 1e-6 to a denominator that is half of this one.
 
     Args:
         pairs: features ``(..., p, 2, 2, d)``.
@@ -34,7 +35,7 @@ def feature_clustering(pairs: Tensor) -> Tensor:
     within = (pairs[..., 0, :] - pairs[..., 1, :]).square().sum((-1, -2))
     means = pairs.mean(-2)
     between = (means[..., 0, :] - means[..., 1, :]).square().sum(-1)
-    return (within / (between + 1e-6)).mean(-1)
+    return (within / (between + 2e-6)).mean(-1)
 
 
 def hyperplane_variation(pairs: Tensor) -> Tensor:

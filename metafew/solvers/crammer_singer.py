@@ -43,7 +43,7 @@ def crammer_singer(gram: Tensor, labels: Tensor, way: int, c: float = 0.1) -> Te
     gets NaN and does not affect other tasks. Unsolved tasks are reported (:mod:`metafew.solvers.unsolved`).
 
     Args:
-        gram: ``(t, n, n)``, symmetric and positive semi-definite; float64 unless the features are small.
+        gram: ``(t, n, n)``, symmetric and positive semi-definite; in float64, unless its entries are small.
         labels: ``(t, n)``, the class of each support row, int64 in ``0..way-1``.
         way: number of classes ``w``; a class may have no rows.
         c: the bound C on the dual variable of a row's own class.
@@ -113,7 +113,8 @@ class _CrammerSinger(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # On the free set (K + I) dα + dν = -dK α, whose matrix is symmetric: <grad, dα> = -<u, dK α>.
+        # On the free set, (K + I) dα + dν = -dK α. With u the solution of the same symmetric system for grad,
+        # <grad, dα> = -<u, dK α>.
         gram, alpha, free, factor = ctx.saved_tensors
         product = _solve_free(gram, factor, free, grad) @ alpha.mT
         return (product + product.mT) / -2, None, None
@@ -133,7 +134,7 @@ def _solve(gram: Tensor, target: Tensor, c: float) -> tuple[Tensor, Tensor, Tens
     beta = _solve_free(gram, factor, free, target)
     if factor is not None and (beta < c * target).all():  # bounds are rarely active in high dimensions
         return beta, free, factor
-    for _ in range(60):  # 0 to 20 suffice, unless the free sets cycle, as with few features of large norm
+    for _ in range(60):  # 0 to 20 suffice, except where the free sets cycle: few features of large norm
         alpha, free = _descend(gram, target, c, beta)
         unsettled = (beta - alpha).abs().amax((1, 2)) > 1e-10 * c
         if not unsettled.any():
@@ -169,7 +170,7 @@ def _interior_point(gram: Tensor, target: Tensor, c: float) -> Tensor:
 
 
 def _descend(gram: Tensor, target: Tensor, c: float, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Take a projected gradient step from β, whose only fixed point is the solution."""
+    """Take a projected gradient step from β. The only fixed point of these steps is the solution."""
     # Steps well below 1 / curvature need the fewest linear solves and rarely cycle.
     rate = 0.3 / (1 + gram.diagonal(dim1=1, dim2=2)[..., None].abs())
     slope = torch.baddbmm(beta - target, gram, beta)
@@ -241,7 +242,7 @@ def _solve_weighted(gram: Tensor, weight: Tensor, rhs: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
     chunk = max(1, _BLOCK // (tasks * size**2))
 
-    @functools.lru_cache(maxsize=1)  # factors a single chunk once for both passes, and caches no more
+    @functools.lru_cache(maxsize=1)  # if there is a single chunk, it is factored once for both passes
     def system(first: int) -> tuple[slice, Tensor, Tensor, Tensor]:
         some = slice(first, first + chunk)
         pairs = weight[:, some, :, None] * weight[:, some, None, :]

@@ -148,11 +148,7 @@ def check_test_shots(shots: list) -> None:
 
 
 def check_parts(parts: Parts) -> None:
-    """Check that the parts of a run fit together.
-
-    Raises:
-        UsageError: if they do not.
-    """
+    """Raise UsageError if the parts of a run do not fit together."""
     check_model_is_trained(parts)
     for head in parts.untrained_heads:
         log.warning("head=%s must be trained, and this run measures its initial weights", head)
@@ -163,7 +159,7 @@ def check_parts(parts: Parts) -> None:
         check_objective_has_queries(parts)
         check_tasks_form_one_batch(parts)
         check_something_trains(parts)
-        check_graph(parts.learner, parts.trainer)
+        check_graph(parts.learner, parts.data.train, parts.trainer)
     check_fixed_ways(parts)
     warn_of_context_sizes(parts)
     check_ranks(parts)

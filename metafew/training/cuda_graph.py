@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.memory import is_oom_error
 from torch import Tensor, nn
 
+from metafew.data.minibatches import Minibatches
+from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.norms.running import recorders
@@ -20,7 +23,6 @@ WARM_UP = 3
 """Steps before one is recorded, in which libraries choose their kernels and allocate their workspaces."""
 EXEMPTIONS = ("cuda_graph", "host_waits")
 """Exemptions of modules whose steps cannot be recorded."""
-DIRECTLY = "type cuda_graph=false"
 
 
 @runtime_checkable
@@ -30,94 +32,107 @@ class Exempt(Protocol):
     exemptions: ClassVar[dict[str, str]]
 
 
+class Results(NamedTuple):
+    """What a training step computes.
+
+    Attributes:
+        loss: the loss of the meta-batch and those of its tasks.
+        gradients: the gradient of each weight, None where the loss does not depend on it.
+        accuracy: on the rows that enter the loss, or None.
+        moments: what modules record for the update of their running state.
+    """
+
+    loss: StepLoss
+    gradients: Sequence[Tensor | None]
+    accuracy: Tensor | None
+    moments: dict[Any, Tensor]
+
+
 @dataclass
 class Recorded:
     """A recorded step.
 
     Attributes:
+        shape: that of its meta-batch.
         inputs: the tensors that it reads.
-        graph: computes everything below from them, into the same memory each time.
-        loss: the loss of the meta-batch and those of its tasks.
-        gradients: the gradient of each parameter, None where the loss does not depend on it.
-        moments: what modules record for the update of their running state.
+        weights: the parameters that it differentiates.
+        results: where it writes.
+        graph: computes the results.
     """
 
+    shape: tuple
     inputs: list[Tensor]
+    weights: list[nn.Parameter]
+    results: Results
     graph: torch.cuda.CUDAGraph
-    loss: StepLoss
-    gradients: Sequence[Tensor | None]
-    moments: dict[Any, Tensor]
 
 
 class GraphedStep:
     """Compute the loss of a meta-batch and its gradients by replaying a CUDA graph.
 
-    A step of a small network consists of hundreds of short operations, and Python takes longer to issue them than a GPU
-    to compute them. The first step with a meta-batch of a given shape is recorded; all steps of that shape replay it.
-    Numbers that Python computes during a step are recorded too, and stay what they were.
+    A step of a small network consists of about a thousand short operations, and Python takes longer to issue them than
+    a GPU to compute them. The first step is recorded, and all steps of its shape replay it; steps of another shape are
+    computed directly. Numbers that Python computes during a step are recorded too, and stay what they were.
 
     Args:
         model: the module whose parameters are differentiated and whose running state is updated.
-        loss_of: computes the loss of a meta-batch.
+        direct: computes the loss of a meta-batch.
+        objective: measures the accuracy while ``direct`` runs.
     """
 
-    def __init__(self, model: nn.Module, loss_of: Callable[[list[Episode]], StepLoss]):
-        self.model, self.loss_of = model, loss_of
-        self.recorded: dict[tuple, Recorded] = {}
-        self.pool: Any = None
+    def __init__(self, model: nn.Module, direct: Callable[[list[Episode]], StepLoss], objective: Any):
+        self.model, self.direct, self.objective = model, direct, objective
+        self.recorded: Recorded | None = None
 
     def __call__(self, batch: list[Episode]) -> StepLoss:
         """Return the loss of a meta-batch.
 
         Raises:
-            UsageError: if a step cannot be recorded.
+            UsageError: if the step cannot be recorded.
         """
-        shape = tuple(
-            (episode.way, episode.source, *((x.shape, x.dtype) for x in inputs_of([episode]))) for episode in batch
-        )
-        if shape not in self.recorded:
-            self.recorded[shape] = self._record(batch)
-        step = self.recorded[shape]
+        if self.recorded is None:
+            self.recorded = self._record(batch)
+        step = self.recorded
+        if step.shape != shape_of(batch):
+            return self.direct(batch)
         for kept, value in zip(step.inputs, inputs_of(batch), strict=True):
             kept.copy_(value)
         step.graph.replay()
-        for module, sums in step.moments.items():
+        loss, gradients, accuracy, moments = step.results
+        for module, sums in moments.items():
             module.gather(sums.clone())
-        loss = with_gradients(step.loss.loss, self._parameters, step.gradients)
-        return StepLoss(loss, step.loss.task_losses.clone())
+        self.objective.accuracy = None if accuracy is None else accuracy.clone()
+        return StepLoss(with_gradients(loss.loss, step.weights, gradients), loss.task_losses.clone())
 
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+    def free(self) -> None:
+        """Free the memory of the recorded step."""
+        self.recorded = None
 
     def _record(self, batch: list[Episode]) -> Recorded:
         kept = [copied(episode) for episode in batch]
+        weights = [p for p in self.model.parameters() if p.requires_grad]
 
-        def step() -> tuple[StepLoss, Sequence[Tensor | None], dict[Any, Tensor]]:
+        def step() -> Results:
             for module in recorders(self.model):
                 module.pending = None
             torch.clear_autocast_cache()  # so that the graph itself converts the weights
-            loss, task_losses = self.loss_of(kept)
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            loss, task_losses = self.direct(kept)
+            with torch.autocast(loss.device.type, enabled=False):  # as in Lightning's backward pass
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             moments = {module: module.pending for module in recorders(self.model)}
-            return StepLoss(loss.detach(), task_losses), gradients, moments
+            return Results(StepLoss(loss.detach(), task_losses), gradients, self.objective.accuracy, moments)
 
         before = {module: module.pending for module in recorders(self.model)}
-        try:
-            with unchanged_buffers(self.model):
-                results, graph = record(step, self.pool)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(
-                f"expected a step that a CUDA graph can record for cuda_graph=true, got one that it cannot ({reason}): "
-                f"{DIRECTLY}"
-            ) from error
-        for module in [*before, *results[2]]:
+        with unchanged_state(self.model):
+            results, graph = record(step)
+        for module in [*before, *results.moments]:
             module.pending = before.get(module)
-        self.pool = graph.pool()
-        return Recorded([*inputs_of(kept)], graph, *results)
+        return Recorded(shape_of(batch), [*inputs_of(kept)], weights, results, graph)
+
+
+def shape_of(batch: list[Episode]) -> tuple:
+    """Return what meta-batches must share for the same recorded step."""
+    return tuple((episode.way, *((x.shape, x.dtype) for x in inputs_of([episode]))) for episode in batch)
 
 
 def copied(episode: Episode) -> Episode:
@@ -132,12 +147,11 @@ def inputs_of(batch: list[Episode]) -> Iterator[Tensor]:
         yield from (*episode.support, *episode.query)
 
 
-def record(step: Callable[[], Any], pool: Any) -> tuple[Any, torch.cuda.CUDAGraph]:
+def record(step: Callable[[], Results]) -> tuple[Results, torch.cuda.CUDAGraph]:
     """Return the results of ``step``, whose values each replay of the graph computes, and the graph.
 
-    Args:
-        step: issues the operations, without reading a value of the GPU.
-        pool: memory that graphs which are not replayed at the same time share; None for new memory.
+    Raises:
+        UsageError: if the operations cannot be recorded.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -146,46 +160,70 @@ def record(step: Callable[[], Any], pool: Any) -> tuple[Any, torch.cuda.CUDAGrap
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Meanwhile, other threads, such as one that pins memory, may call what a recording does not allow.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        results = step()
+    try:
+        # Meanwhile, other threads, such as one that pins memory, may call what a recording does not allow.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = step()
+    except RuntimeError as error:
+        first: BaseException = error
+        while first.__context__ is not None:  # ending a failed recording raises another error
+            first = first.__context__
+        if is_oom_error(first):
+            raise
+        reason = " ".join(str(first).split("\n")[0].split()) or type(first).__name__
+        raise UsageError(
+            f"expected a step that a CUDA graph can record for cuda_graph=true, got one that it cannot ({reason}): "
+            "type cuda_graph=false"
+        ) from error
     return results, graph
 
 
 @contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+def unchanged_state(model: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``model``, such as the running moments of ``nn.BatchNorm2d``, and the random numbers."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield
     for buffer, value in buffers:
         buffer.copy_(value)
 
 
-def check_graph(learner: Any, trainer: pl.Trainer) -> None:
+def check_graph(learner: Any, tasks: TaskSpec | Minibatches, trainer: pl.Trainer) -> None:
     """Check that the training steps of a run can be recorded, if it is to record them.
 
+    Args:
+        learner: the LightningModule.
+        tasks: what it trains on.
+        trainer: the Trainer.
+
     Raises:
-        UsageError: if there is no GPU, or a step reads its values or computes with numbers that change.
+        UsageError: if there is no GPU, steps differ in shape, or a step reads values of the GPU or computes with
+            numbers that change.
     """
     if learner.graphed is None:
         return
     if (kind := trainer.strategy.root_device.type) != "cuda":
-        raise UsageError(f"expected a GPU for cuda_graph=true, got {kind}: {DIRECTLY}")
+        raise UsageError(f"expected a GPU for cuda_graph=true, got {kind}: type cuda_graph=false")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise UsageError(
             f"expected a precision without a gradient scaler for cuda_graph=true, got {trainer.precision}: type "
             "trainer.precision=bf16-mixed"
         )
+    if isinstance(tasks, TaskSpec) and len({*tasks.images}) > 1:
+        raise UsageError(
+            f"expected training tasks of one shape for cuda_graph=true, got train.way={tasks.way} and "
+            f"train.shot={tasks.shot}: type train.way=5 train.shot=1, or cuda_graph=false"
+        )
     check_recordable(learner)
 
 
-def check_recordable(model: nn.Module) -> None:
-    """Raise UsageError if a module gives a reason why its training steps cannot be recorded."""
-    for module in model.modules():
+def check_recordable(learner: Any) -> None:
+    """Raise UsageError if a module gives a reason why the training steps that it takes part in cannot be recorded."""
+    trained = [learner.heads[learner.trained]] * learner.objective.trains_head
+    for module in (m for part in (learner.backbone, learner.objective, *trained) for m in part.modules()):
         reasons = module.exemptions if isinstance(module, Exempt) else {}
         if found := [reasons[key] for key in EXEMPTIONS if key in reasons]:
             raise UsageError(
-                f"expected training steps that a CUDA graph can record for cuda_graph=true, got "
-                f"{type(module).__name__} ({found[0]}): {DIRECTLY}"
+                "expected training steps that a CUDA graph can record for cuda_graph=true, got "
+                f"{type(module).__name__} ({found[0]}): type cuda_graph=false"
             )

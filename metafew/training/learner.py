@@ -54,7 +54,7 @@ class Learner(Evaluator):
             head.requires_grad_(name == self.trained)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.provenance = provenance
-        self.graphed = GraphedStep(self, self.batch_loss) if cuda_graph else None
+        self.graphed = GraphedStep(self, self.batch_loss, objective) if cuda_graph else None
 
     def training_step(self, batch: list[Episode], _: int) -> Tensor:
         """Return the loss of a meta-batch."""
@@ -103,6 +103,11 @@ class Learner(Evaluator):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
         }
+
+    def on_fit_end(self) -> None:
+        """Free the memory of a recorded step."""
+        if self.graphed is not None:
+            self.graphed.free()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Add the provenance, the temperatures and the mean feature of training images to the checkpoint."""

@@ -33,7 +33,7 @@ class Outcome:
     """The results of the stages of a run, except the metrics that the learner collects.
 
     Attributes:
-        seconds: duration of each stage, without the validation before the first step.
+        seconds: duration of each stage, excluding the validation before the first step.
         finished: False if ``trainer.max_time`` ended training before its last step.
         selected: whether the ``best`` or the ``last`` checkpoint is tested after training.
         chosen: for each head with candidates, the best options on validation tasks.
@@ -81,7 +81,7 @@ def run_stages(parts: Parts) -> Outcome:
 
 @contextmanager
 def suitable_callbacks() -> Iterator[None]:
-    """Raise UsageError if a Lightning callback cannot work in this run, which shows only in the first steps."""
+    """Raise UsageError if a Lightning callback turns out, in the first steps, not to work in this run."""
     try:
         yield
     except Exception as error:

@@ -29,6 +29,8 @@ ROWS = 10
 EXECUTIONS = tuple(name for name in batching.EXECUTIONS if name != "auto")
 TOGETHER = ("loop", "batch")
 """The executions of ``objective=reptile``, and of CNAPs, which has no ``head.inner``: tasks one by one, or together."""
+RECORDED = ", recorded"
+"""End of the names of executions with ``cuda_graph=true``, which are measured on a GPU."""
 ADAPTS = {head: EXECUTIONS for head in steps.GRADIENT} | {"reptile": TOGETHER, "cnaps": TOGETHER}
 
 
@@ -56,7 +58,8 @@ def rows(bench: Bench, title: str, problem: Problem, head: str, norm: str, make:
     ms = {name: cells["ms"] for name, cells in bench.measure("inner", calls).items()}
     chosen, found = auto(problem, head, norm), {}
     for suffix in bench.precisions:
-        own = {name: ms[name + suffix] for name in (FLOOR, *ADAPTS[head])}
+        names = (FLOOR, *ADAPTS[head], *(name + RECORDED for name in ADAPTS[head]))
+        own = {name: ms[name + suffix] for name in names if name + suffix in ms}
         best = min(own[name] for name in ADAPTS[head])
         compared = {"auto / best": own[chosen] / best, "auto / floor": own[chosen] / own[FLOOR]}
         found[title + suffix] = {**own, "auto": chosen, **compared}
@@ -72,6 +75,10 @@ def takes(problem: Problem, head: str, norm: str, bf16: bool) -> Takes:
         executions = {
             name: steps.step(problem, head, norm, f"head.inner={name}", bf16=bf16).take for name in ADAPTS[head]
         }
+        if problem.device.type == "cuda" and head in steps.GRADIENT:
+            for name in ("batch", "vmap"):
+                words = f"head.inner={name}", "cuda_graph=true"
+                executions[name + RECORDED] = steps.step(problem, head, norm, *words, bf16=bf16).take
     return {FLOOR: floor(problem, head, bf16), **executions}
 
 

@@ -62,7 +62,7 @@ def step(problem: Problem, head: str, norm: str, *more: str, bf16: bool = False)
     def take() -> Tensor:
         optimizer.zero_grad()
         with autocast(problem, bf16):
-            loss = learner.objective(learner.backbone, learner.heads[head], [episode]).loss
+            loss = (learner.graphed or learner.batch_loss)([episode]).loss
         loss.backward()
         commit(learner)
         optimizer.step()

@@ -77,8 +77,8 @@ def merge(run: Run, other: Run) -> Run:
     tested, analyzed = (run, other) if run.heads else (other, run)
     report = analyzed.report | tested.report
     for key in MEASURED & report.keys():
-        own, others = (each.report.get(key) or {} for each in (run, other))
-        report[key] = own | {name: value for name, value in others.items() if name not in own}
+        own = run.report.get(key) or {}
+        report[key] = own | (other.report.get(key) or {}) | own
     report["analysis"] = run.report.get("analysis") or other.report.get("analysis")
     config, before = run.report.get("config", {}), other.report.get("config", {})
     report["config"] = config | {"evaluate": (before.get("evaluate") or {}) | (config.get("evaluate") or {})}

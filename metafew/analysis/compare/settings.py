@@ -15,7 +15,7 @@ from metafew.data.formats.names import natural_order
 GROUP_ORDER = ("head", "norm", "backbone", "dataset", "objective", "regularizer")
 """Groups in the order in which labels name them."""
 NOT_COMPARED = re.compile(
-    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|(val|test)\.tasks|val\.at_start|"
+    r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|cuda_graph|(val|test)\.tasks|val\.at_start|"
     r"(analyze|data|logger|save)\..*|logger|evaluate|"
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|memory|seed))"

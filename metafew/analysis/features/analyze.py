@@ -87,7 +87,7 @@ def summarize(content: dict) -> dict:
 def confused_images(confusion: dict, sampler: Sampler) -> list[tuple[dict, np.ndarray, np.ndarray]]:
     """Return images of the classes that are confused most often, if there are too many classes for a matrix.
 
-    Without images, or without a mistake, there are none.
+    The list is empty if the data are not images, or no query is misclassified.
     """
     if confusion["by"] == "class" or parts(sampler)[0].split.images.shape[-1] == 1:
         return []

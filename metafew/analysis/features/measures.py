@@ -16,13 +16,13 @@ from metafew.objectives.clustering import class_clustering, variance_ratio
 from metafew.predictions import NO_ANSWER
 
 BY_NAME = 25
-"""The largest number of classes in a confusion matrix by name; with more, two of them rarely occur in the same task."""
+"""The largest number of classes in a confusion matrix by name; of more classes, any two rarely share a task."""
 CONTEXT_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
 """Context sizes for which alpha is reported."""
 
 
 def finite_mean(values: Sequence[float], unit: str) -> dict[str, float | int | None]:
-    """Return mean and ci95 of the finite values, which are None if there are none, and their number under ``unit``."""
+    """Return mean and ci95 of the finite values, None if there are none, and under ``unit`` how many there are."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if not len(finite):
         return {"mean": None, "ci95": None, unit: 0}
@@ -74,8 +74,8 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
     """Return the confusion matrix of the queries of all tasks.
 
     With few classes, ``counts[i][j]`` is the number of queries of class ``i`` classified as class ``j``, and ``names``
-    are the class names. With many classes, of which two rarely occur in the same task, ``i`` and ``j`` are positions in
-    the task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered
+    are the class names. With many classes, any two of which rarely share a task, ``i`` and ``j`` are positions in the
+    task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered
     queries of ``i``, which are not in ``counts``. In either case, ``most_confused`` lists pairs of classes: their names
     and numbers, how many queries of the true class were confused (``queries``), and how many it had in tasks with both
     classes (``of``).

@@ -17,13 +17,13 @@ from metafew.analysis.features.sufficient_condition import bound, published_boun
 from metafew.analysis.style import BLUE, CLASSES, LIGHT, LINES, MARKERS, ORANGE, as_colours, save
 
 PLANES = {"principal": "principal components", "discriminant": "linear discriminant"}
-CHANCE = 0.5  # of pairs of classes
+CHANCE = 0.5  # accuracy of guessing between two classes
 LONGEST = 28  # characters of a class or layer name
 NUMBERED = 10  # the largest confusion matrix with numbers in its cells
 
 
 def draw_sufficient_condition(points: Sequence[tuple[float, float]], split: str, path: Path) -> None:
-    """Draw one-shot accuracy over the variance ratio ``eps``, a point for each pair of classes, and its bounds."""
+    """Draw one-shot accuracy against the variance ratio ``eps``, a point for each pair of classes, and its bounds."""
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     eps, accuracy = np.asarray(points).T
@@ -34,14 +34,15 @@ def draw_sufficient_condition(points: Sequence[tuple[float, float]], split: str,
 
 
 def draw_bounds(axes: Axes, points: np.ndarray) -> None:
-    """Draw both lower bounds of one-shot accuracy over the variance ratio, and chance.
+    """Draw both lower bounds of one-shot accuracy against the variance ratio, and chance.
 
     The title is the number of pairs for which the tighter bound exceeds chance, or says that both bounds are vacuous if
     there are none.
 
     Args:
         axes: the axes to draw on.
-        points: the ratios of pairs of classes; the bounds start at the smallest of them, or at 0.01.
+        points: the ratios of pairs of classes; the bounds start at the smallest one, but at least at 0.001 and at
+            most at 0.01.
     """
     low = np.clip(points.min(), 1e-3, 1e-2)
     eps = np.geomspace(low, 1.9999, 400)
@@ -106,7 +107,7 @@ def class_legend(figure: Figure, drawn: Sequence[PathCollection], names: Sequenc
 def draw_alphas(
     axes: Axes, layers: Sequence[Mapping[float, float]], trained: Sequence[int], marked: bool = False
 ) -> None:
-    """Draw alpha over the size of the context.
+    """Draw alpha against the size of the context.
 
     Args:
         axes: the axes to draw on.

@@ -54,7 +54,7 @@ def every_second(classes: np.ndarray) -> np.ndarray:
 
 
 def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """Project onto the two directions ``(n, 2)`` that maximise between-class over within-class variance.
+    """Return coordinates ``(n, 2)`` along the two directions that maximise between-class over within-class variance.
 
     This is a linear discriminant analysis. Features often have more dimensions than rows, in which case some projection
     separates any classes of the rows to which it is fitted. Therefore, unlike in the figures of Goldblum et al. (2020),
@@ -65,7 +65,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -
     Args:
         features: ``(n, d)``.
         labels: ``(n,)``.
-        fitted: ``(n,)``, whether directions are fitted to a row; these have at least two classes.
+        fitted: ``(n,)``, which rows the directions are fitted to; they must belong to at least two classes.
     """
     centred = features - features[fitted].mean(0)
     _, lengths, axes = np.linalg.svd(centred[fitted], full_matrices=False)
@@ -85,7 +85,7 @@ def discriminant(features: np.ndarray, labels: np.ndarray, fitted: np.ndarray) -
 
 
 def take_plane(columns: np.ndarray) -> np.ndarray:
-    """Return the first two of ``columns`` ``(n, k)``, padded with zeros; signs make the largest entries positive."""
+    """Return two of ``columns`` ``(n, k)``, padded with zeros, with signs that make their largest entries positive."""
     shown = np.zeros((len(columns), 2))
     shown[:, : columns.shape[1]] = columns[:, :2]
     largest = shown[np.abs(shown).argmax(0), [0, 1]]

@@ -1,4 +1,4 @@
-"""The sufficient condition for one-shot classification of two classes (Goldblum et al. 2020, Theorem 1). No torch.
+"""The sufficient condition for one-shot classification of two classes (Goldblum et al. 2020, Theorem 1).
 
 ``X`` and ``Y`` are the features of two classes, ``U`` is ``X`` or ``Y`` with equal probability, and a variance is the
 trace of the covariance. If ``eps = (Var X + Var Y) / Var U`` is small, a random ``x`` and ``y`` classify a random third
@@ -53,7 +53,7 @@ def _accuracy(own: np.ndarray, other: np.ndarray) -> float:
 
 
 def published_bound(eps: ArrayLike) -> np.ndarray:
-    """Return the bound reported as Theorem 1, ``1 - 32 eps / (1 - eps)``, and 0 where it is vacuous."""
+    """Return the bound of Theorem 1 as reported elsewhere, ``1 - 32 eps / (1 - eps)``, and 0 where it is vacuous."""
     eps = np.asarray(eps, float)
     return np.where(eps < 1, 1 - 32 * eps / np.maximum(1 - eps, 1e-12), 0.0).clip(0)
 
@@ -63,8 +63,8 @@ def bound(eps: ArrayLike) -> np.ndarray:
 
     If both examples and the query lie within ``D / 4`` of their class means, the example of the right class is nearer.
     By Chebyshev's inequality this fails with probability at most ``16 (2 Var X + Var Y) / D^2``, hence, whichever class
-    is ``X``, at most ``32 (Var X + Var Y) / D^2``, where ``(Var X + Var Y) / D^2 = eps / (4 - 2 eps)``. Averaged over
-    both classes, as in :func:`one_shot_accuracy`, three quarters of this would suffice.
+    is ``X``, at most ``32 (Var X + Var Y) / D^2``, where ``(Var X + Var Y) / D^2 = eps / (4 - 2 eps)``. For the
+    average over both classes, as in :func:`one_shot_accuracy`, three quarters of this bound hold too.
     """
     eps = np.asarray(eps, float)
     return np.where(eps < 2, 1 - 16 * eps / np.maximum(2 - eps, 1e-12), 0.0).clip(0)

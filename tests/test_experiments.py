@@ -615,6 +615,7 @@ def test_tables_share_their_trainings(budget, tmp_path):
 
 def test_the_command_line_hands_over(composed, monkeypatch):
     typed = ["experiment=unraveling_table1", "seeds=[1,2]", "jobs=3", "trainer.max_steps=4", "data_dir=/private"]
+    typed += ["cuda_graph=true", "+trainer.benchmark=true", "data.num_workers=2"]
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
     chosen |= {"job": {"config_name": "train", "chdir": None}}
     hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
@@ -627,7 +628,9 @@ def test_the_command_line_hands_over(composed, monkeypatch):
     assert whole["title"].endswith(", with trainer.max_steps=4") and out == Path("here") and jobs == 3
     assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.overrides
     assert "data_dir=/private" in cells[0].fit.overrides and "/private" not in json.dumps(collect_results(whole, cells))
-    assert whole["command"] == "python train.py experiment=unraveling_table1 seeds=[1,2] trainer.max_steps=4"
+    assert {"cuda_graph=true", "++trainer.benchmark=true"} <= {*cells[0].fit.overrides}
+    words = [word for word in typed if not word.startswith(("jobs", "data_dir"))]
+    assert whole["command"] == " ".join(["python train.py", *words])
 
 
 @pytest.mark.parametrize("word, code", [("ckpt=some.ckpt", 2), ("-m", 2)])

@@ -21,6 +21,11 @@ from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
 
 PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
 """Overrides that set where and how an experiment runs, and do not affect results."""
+SPEED = re.compile(
+    r"\+*(cuda_graph|data\.num_workers|optimizer\.fused|save\.\w+|val\.every|"
+    r"trainer\.(benchmark|log_every_n_steps|enable_progress_bar))="
+)
+"""Overrides of runs that only affect their speed and how often they log; titles leave them out."""
 
 
 def start_experiment(cfg: DictConfig) -> int:
@@ -37,7 +42,8 @@ def start_experiment(cfg: DictConfig) -> int:
         "command": " ".join(["python train.py", *shown]),
     }
     of_runs = [override for override in overrides if override.split("=")[0] not in EXPERIMENT_KEYS]
-    if changed := [override for override in of_runs if override in shown]:  # differs from the YAML's table
+    # The table differs from that of the YAML.
+    if changed := [override for override in of_runs if override in shown and not SPEED.match(override)]:
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
     out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
-from runs import TINY
+from runs import PATIENCE, TINY
 
 from metafew import cli
 from metafew.config.groups import CONF, describe_groups
@@ -64,6 +64,7 @@ def interrupted(*words, out, moment, count, act):
         return os.waitpid(pid, 0)[1]
     try:
         os.setsid()
+        signal.alarm(PATIENCE)
         if multiprocessing.get_start_method() == "forkserver":  # a copy cannot use that of its original
             multiprocessing.set_start_method("fork", force=True)
         owner, name = MOMENTS[moment]
@@ -74,6 +75,15 @@ def interrupted(*words, out, moment, count, act):
         os._exit(end.code)
     finally:
         os._exit(99)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Compute with one thread: a copy has none of the other threads of its original, and would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def die():

@@ -80,7 +80,8 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     progress = Progress(cells, begin)
     todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {at_once} at a time{each}"
     minutes = experiment.get("minutes", {}).get(experiment["budget"])
-    print_plain(console, f"{todo}: {describe_cost(len(waiting), jobs, minutes)}" if waiting else todo)
+    trainings = {cell.fit for cell in cells if runs.intersection(cell.all_commands)}
+    print_plain(console, f"{todo}: {describe_cost(len(trainings), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
     failed: set[Command] = set()
     with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool:

@@ -59,12 +59,12 @@ def steps_so_far(cell: Cell) -> str | None:
 
 
 def describe_cost(trainings: int, jobs: int, minutes: float | None) -> str:
-    """Return the time that trainings with their tests will take, a few at a time.
+    """Return the time that trainings with their tests and further heads will take, a few at a time.
 
     Args:
         trainings: their number.
         jobs: how many run at a time, each on one core.
-        minutes: the measured time of one training with its tests; None if it was not measured.
+        minutes: the measured time of one training with these; None if it was not measured.
 
     >>> describe_cost(7, 2, 180), describe_cost(2, 1, None)
     ('about 12 h at 180 minutes a training', 'time not measured yet')

@@ -4,7 +4,6 @@ import copy
 import gc
 import pickle
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from metafew.norms.batch import BatchNorm
 from metafew.norms.fast import accelerate, decelerate
 from metafew.norms.kernels.group_moments import GroupMoments
 from metafew.norms.kernels.normalize import Normalize
-from metafew.norms.kernels.one_group import OneGroup
-from metafew.norms.kernels.pooling import pooling
 from metafew.norms.norm import Norm, pool
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
@@ -130,103 +127,6 @@ def test_a_forward_of_a_subclass_stays(x):
     norm = accelerate(nn.Sequential(Doubled(C).double(), MAX))
     with rows(1, S + Q, record=False):
         torch.testing.assert_close(norm(x[0]), MAX(2 * BatchNorm(C).double()(x[0])), rtol=1e-12, atol=1e-12)
-
-
-def of_ordinary_operations(x, weight, bias, eps, pool):
-    """What OneGroup computes, pooling first, since a weight of 0 leaves all values of a window alike."""
-    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-    return weight[:, None, None] * (pool(x) - mean) / (var + eps).sqrt() + bias[:, None, None]
-
-
-def one_group(x, weight, bias, eps, pool):
-    """Call OneGroup, with the moments of ``x``."""
-    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
-    return OneGroup.apply(x, mean, var, weight, bias, eps, pooling(pool))
-
-
-POOLS = [None, MAX, torch.nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)]
-
-
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("zero", [0.3, 0.0])
-def test_one_group_and_its_derivatives_of_three_orders(pool, layout, zero):
-    torch.manual_seed(0)
-    x = torch.randn(3, 2, 4, 5, dtype=torch.double).to(memory_format=layout).requires_grad_()
-    weight, bias = torch.tensor([[zero, 0.7], [0.2, -0.3]], dtype=torch.double).unbind()
-    inputs = x, weight.requires_grad_(), bias.requires_grad_()
-
-    def ours(*inputs):
-        return one_group(*inputs, 0.1, pool)
-
-    def slope(*inputs):
-        return torch.autograd.grad(ours(*inputs).sin().sum(), inputs, create_graph=True)
-
-    reference = of_ordinary_operations(*inputs, 0.1, pool or torch.nn.Identity())
-    torch.testing.assert_close(ours(*inputs), reference, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(ours, inputs)
-    assert torch.autograd.gradcheck(slope, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(slope, inputs, fast_mode=True)
-
-
-@pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
-def test_one_group_where_something_is_frozen(frozen):
-    torch.manual_seed(0)
-    values = {"x": torch.randn(3, 2, 4, 4), "weight": torch.tensor([0.0, 0.7]), "bias": torch.rand(2)}
-    inputs = [value.double().requires_grad_(name != frozen) for name, value in values.items()]
-    free = [value for value in inputs if value.requires_grad]
-    orders = []
-    for f in (lambda *a: one_group(*a, 0.1, MAX), lambda *a: of_ordinary_operations(*a, 0.1, MAX)):
-        grads = torch.autograd.grad(f(*inputs).sin().sum(), free, create_graph=True)
-        second = torch.autograd.grad(sum(g.sin().sum() for g in grads), free, create_graph=True)
-        third = torch.autograd.grad(sum(g.sin().sum() for g in second), free)
-        orders.append([*grads, *second, *third])
-    for one, other in zip(*orders, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_second_derivatives_of_one_group_in_half_precision(dtype):
-    torch.manual_seed(0)
-    x = torch.randn(6, 3, 8, 8)
-    weight, bias = torch.rand(3, requires_grad=True), torch.zeros(3, requires_grad=True)
-    results = []
-    for cast in (dtype, torch.float32):
-        inputs = x.to(dtype).to(cast).requires_grad_(), weight, bias
-        y = one_group(*inputs, 1e-5, MAX)
-        assert y.dtype == cast
-        grads = torch.autograd.grad(y.float().square().mean(), inputs, create_graph=True)
-        assert grads[0].dtype == cast
-        results.append([*grads, *torch.autograd.grad(sum(g.float().square().sum() for g in grads), inputs[:2])])
-    for half, full in zip(*results, strict=True):
-        torch.testing.assert_close(half.float(), full.float(), rtol=0.1, atol=0.1 * full.abs().max().item())
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The calls of OneGroup."""
-    seen = []
-    spy = SimpleNamespace(apply=lambda *args: seen.append(args) or OneGroup.apply(*args))
-    monkeypatch.setattr("metafew.norms.fast.OneGroup", spy)
-    return seen
-
-
-@pytest.mark.parametrize("word", SCHEMES)
-@pytest.mark.parametrize("pool", [None, MAX])
-def test_rows_of_one_task_that_share_their_own_moments_pass_as_one_group(word, pool, x, calls):
-    layers = accelerate(nn.Sequential(scheme(word).train(), *([pool] if pool else [])))
-    with rows(1, S + Q):
-        layers(x[0])
-        assert bool(calls) == (word in ("batch", "transductive", "reptile", "meta_batch"))
-        calls.clear()
-        if pool:
-            layers[0].weight.data[0] *= -1
-            layers(x[0])
-    with rows(T, S + Q):
-        layers(x.flatten(0, 1))
-    torch.func.grad(lambda images: run(layers, images).sum())(x[0])
-    assert not calls
 
 
 def run(layers, images):

@@ -4,19 +4,15 @@
 run their definition, and :func:`decelerate` restores it for a comparison. The first applicable path is used, and each
 can pool first:
 
-- One task whose rows share their moments (batch norm in an inner step of MAML), on a CPU, outside the transforms of
-  ``torch.func``, with weights in float32 or better: :class:`~metafew.norms.kernels.one_group.OneGroup`, which takes few
-  calls.
-- Several tasks whose rows share their moments: moments per group in one pass, instead of moments per image.
+- Tasks whose rows share their moments, as with batch norm: moments per group in one pass, instead of moments per image.
 - Everything else: moments per image and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
   CPU, with hand-written first and second derivatives.
 
 On a CPU, a max-pooling directly after a norm without negative weights runs before it, which leaves a quarter of the
 values to normalize. (On a GPU, checking the weights would synchronize with the host.)
 
-With one thread, a step of ``scripts/benchmark.py steps`` takes 1.8 (ProtoNet, TaskNorm) and 1.55 (MAML, batch norm)
-times as long with the definition; MAML takes 1.07 to 1.1 times as long without ``OneGroup``, and 1.16 times without
-pooling first.
+With one thread, a step of ``scripts/benchmark.py steps`` takes 1.8 (ProtoNet, TaskNorm) and 1.5 (MAML, batch norm)
+times as long with the definition, and 1.04 to 1.06 times as long without pooling first.
 """
 
 from __future__ import annotations
@@ -29,13 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from metafew.norms.film import FiLM
-from metafew.norms.kernels.group_moments import GroupMoments, batch_moments
+from metafew.norms.kernels.group_moments import GroupMoments
 from metafew.norms.kernels.normalize import Normalize
-from metafew.norms.kernels.one_group import OneGroup
 from metafew.norms.kernels.pieces import on_cpu
-from metafew.norms.kernels.pooling import is_plain_pooling, pooling
 from metafew.norms.norm import Moments, Norm
-from metafew.norms.scope import current, rows
+from metafew.norms.scope import current
 
 
 def accelerate(network: nn.Module) -> nn.Module:
@@ -118,8 +112,6 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
     tasks, context, *_ = current()
     one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
     pool_first = pool is not None and _monotone(norm, x)
-    if one_moment and tasks == 1 and _in_one_function(norm, x, pool, pool_first):
-        return _normalize_one_group(norm, x, pool)
     own: Any = None
     if not norm.fixed_moments:
         # The scheme treats a group that shares its moments as one context image.
@@ -132,20 +124,6 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
     return y if pool is None or pool_first else pool(y)
 
 
-def _normalize_one_group(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None) -> Tensor:
-    """Return ``pool(norm(x))`` of rows that share their moments and that :class:`OneGroup` supports."""
-    mean, var = batch_moments(x.detach())
-    own = mean.view(1, 1, -1), var.view(1, 1, -1)
-    given = norm.moments(own, 1)
-    if given[0] is own[0] and given[1] is own[1]:
-        return OneGroup.apply(x, mean, var, norm.weight, norm.bias, norm.eps, pooling(pool))
-    # The scheme changes the moments, so autograd needs them as functions of x. Do not record them twice.
-    x, *own = GroupMoments.apply(x, 1, 1)
-    with rows(1, 1, record=False):
-        moments = _per_task(*norm.moments(own, 1), 1)
-    return Normalize.apply(x if pool is None else pool(x), *moments, norm.weight, norm.bias, norm.eps)
-
-
 def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
     """Broadcast moments to one shape, with one row per task unless all tasks share them."""
     if mean.shape != var.shape:
@@ -153,15 +131,6 @@ def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:
     if mean.shape[:-1].numel() > 1 and mean.shape[:-2] != (tasks,):
         mean, var = mean.expand(tasks, -1, -1), var.expand(tasks, -1, -1)
     return mean, var
-
-
-def _in_one_function(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None, pool_first: bool) -> bool:
-    """Return whether :class:`OneGroup` supports these tensors and this pooling."""
-    return (
-        (is_plain_pooling(pool) and pool_first if pool is not None else _has_memory(norm.weight, norm.bias, x))
-        and on_cpu(x)
-        and norm.weight.dtype == norm.bias.dtype == torch.promote_types(x.dtype, torch.float32)
-    )
 
 
 def _monotone(norm: Norm, x: Tensor) -> bool:

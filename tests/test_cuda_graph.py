@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from metafew.commands.device_steps import make_step_learner, make_tasks
+from metafew.config.carried import carried
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
@@ -128,8 +129,7 @@ def test_several_episodes_and_batch_norms_of_the_network(device, monkeypatch):
     for number in range(3):
         for learner in (direct, recorded):
             train(learner, *make_batch(number, device, dtype, episodes=2))
-        if device == "cuda":  # Rerun updates running moments once more when it records
-            check_equal(recorded, direct, dtype)
+        check_equal(recorded, direct, dtype)
     assert recorded.graphed.recorded.shape[0] == recorded.graphed.recorded.shape[1]
 
 
@@ -207,7 +207,11 @@ def test_runs_that_cannot_be_recorded_are_refused(device, scaler, changes, messa
     check_graph(learner, tasks, trainer)
 
 
-def test_a_run_without_a_gpu_is_refused_before_it_starts_and_its_checkpoint_does_not_record(tmp_path):
+def test_a_run_without_a_gpu_is_refused_before_it_starts(tmp_path):
     done = metafew(*TINY, "cuda_graph=true", f"hydra.run.dir={tmp_path / 'one'}", cwd=tmp_path, code=2)
     assert "expected a GPU for cuda_graph=true, got cpu" in done.stderr
     assert not (tmp_path / "one" / "checkpoints").exists()
+
+
+def test_a_checkpoint_does_not_make_later_runs_record():
+    assert carried({"seed": 1, "cuda_graph": True}) == {"seed": 1}

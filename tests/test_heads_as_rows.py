@@ -116,13 +116,16 @@ def test_an_experiment_has_two_tables_for_each_panel_with_finished_cells(tmp_pat
         SimpleNamespace(row=row, finished=done, test=SimpleNamespace(folder=tmp_path / norm), further=())
         for row, norm, done in (("a/x", "batch", True), ("a/y", "layer", True), ("b/x", "none", False))
     ]
-    accuracy, gaps = head_tables(cells)
+    accuracy, gaps = head_tables(runs_by_panel(cells))
     assert accuracy.title == "All heads: a" and gaps.title == "Difference from the best head: a (points)"
     assert accuracy.columns[:2] == gaps.columns == ["norm=batch", "norm=layer"]
     assert [row[0] for row in gaps.rows] == ["inductive", "protonet", "svm", "transductive", "tim †"]
     alone = [SimpleNamespace(row="x", finished=True, test=cells[0].test, further=())]
-    assert [table.title for table in head_tables(alone)] == ["All heads", "Difference from the best head (points)"]
-    assert head_tables(cells[2:]) == []
+    assert [table.title for table in head_tables(runs_by_panel(alone))] == [
+        "All heads",
+        "Difference from the best head (points)",
+    ]
+    assert head_tables(runs_by_panel(cells[2:])) == []
 
 
 def test_heads_trained_on_the_network_of_a_row_are_in_its_column(tmp_path):
@@ -131,9 +134,10 @@ def test_heads_trained_on_the_network_of_a_row_are_in_its_column(tmp_path):
     done, failed = (SimpleNamespace(folder=tmp_path / "cnaps", finished=finished) for finished in (True, False))
     test = SimpleNamespace(folder=tmp_path / "network")
     cell = SimpleNamespace(row="x", finished=True, test=test, further=((done, done), (done, failed)))
-    ((run,),) = runs_by_panel([cell]).values()
+    panels = runs_by_panel([cell])
+    ((run,),) = panels.values()
     assert run.heads == [*HEADS, "cnaps"] and run.trained_head == next(iter(HEADS))
-    accuracy, gaps = head_tables([cell])
+    accuracy, gaps = head_tables(panels)
     names = [row[0] for row in accuracy.rows]
     assert names[:6] == ["inductive", "protonet", "svm", "cnaps", "transductive", "tim †"]
     assert next(row for row in accuracy.rows if row[0] == "cnaps")[1].startswith("79.50")

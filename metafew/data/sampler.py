@@ -134,7 +134,7 @@ class Sampler:
                 return np.concatenate([x[part] for x, part in zip(by_class, places, strict=True)])
 
             labels = np.repeat(np.arange(len(classes)), [len(part) for part in places])
-            parameters = cut(views) if views else np.empty((len(labels), 0), np.float32)
+            parameters = cut(views) if views else self._draw_views(rng, labels)  # which draws nothing without views
             return DrawnRows(cut(rows), classes[labels], labels, parameters)
 
         counts = self._count_queries(index, query, np.array([len(r) for r in rows]) - shots)

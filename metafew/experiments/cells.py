@@ -50,8 +50,9 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
         return 130
     report = collect_results(experiment, cells)
     report["figures"] = list(draw_figures(experiment, cells, out, console))
+    panels = runs_by_panel(cells) if experiment.get("report") else {}
     if experiment.get("report"):
-        report["heads"] = [table.markdown() for table in head_tables(cells)]
+        report["heads"] = [table.markdown() for table in head_tables(panels)]
     write_json(out / "results.json", report)
     tables = result_tables(report)
     (out / "table.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
@@ -60,7 +61,7 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
             console.print(part.rich())
         print_plain(console, "\n".join([*table.notes, ""]))
     print(f"the table, results and figures are in {out}")
-    for panel, runs in runs_by_panel(cells).items() if experiment.get("report") else ():
+    for panel, runs in panels.items():
         made = make_report(runs, [], out / "report" / panel, experiment["command"])
         print(f"the report on all heads is in {out / 'report' / panel}: {', '.join(made.files)}")
     return int(any(cell.error for cell in cells))

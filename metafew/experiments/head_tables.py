@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 from metafew.analysis.compare.comparison import compare_runs
@@ -16,16 +16,16 @@ from metafew.experiments.plan import Cell
 from metafew.experiments.record import panel_of
 
 
-def head_tables(cells: Sequence[Cell]) -> list[TextTable]:
+def head_tables(panels: Mapping[str, Sequence[Run]]) -> list[TextTable]:
     """Return two tables for each panel, of accuracies and of paired differences from the best: each head has a row.
 
     A row of the experiment's own table is a column here, which is named after the settings that differ.
 
     Args:
-        cells: the cells of the experiment; unfinished ones are left out.
+        panels: the tests of each panel, from :func:`runs_by_panel`.
     """
     tables = []
-    for panel, runs in runs_by_panel(cells).items():
+    for panel, runs in panels.items():
         heads = heads_as_rows(compare_runs([run for run in runs if run.heads], None))
         if heads:
             where = f": {panel}" if panel else ""

@@ -111,17 +111,16 @@ def normalize(norm: Norm, x: Tensor, pool: nn.MaxPool2d | None = None) -> Tensor
         return y if pool is None else pool(y)
     tasks, context, *_ = current()
     one_moment = norm.pooled_moments(context, x.shape[0] // tasks)
-    pool_first = pool is not None and _monotone(norm, x)
     own: Any = None
     if not norm.fixed_moments:
         # The scheme treats a group that shares its moments as one context image.
         groups, context = (tasks, 1) if one_moment else (x.shape[0], context)
         x, *own = GroupMoments.apply(x, tasks, groups)
     moments = _per_task(*norm.moments(own, context), tasks)
-    if pool is not None and pool_first:
-        x = pool(x)
+    if pool is not None and _monotone(norm, x):
+        x, pool = pool(x), None
     y = Normalize.apply(x, *moments, norm.weight, norm.bias, norm.eps)
-    return y if pool is None or pool_first else pool(y)
+    return y if pool is None else pool(y)
 
 
 def _per_task(mean: Tensor, var: Tensor, tasks: int) -> Moments:

@@ -22,8 +22,8 @@ def feature_clustering(pairs: Tensor) -> Tensor:
 
     ``(|x1 - x2|^2 + |y1 - y2|^2) / (|m_x - m_y|^2 + 2e-6)`` with the class means ``m``: the general formula of
     :func:`class_clustering` for two classes of two images, with numerator and denominator multiplied by 2. It is 0 if
-    every class is a point, and ``4 / (1 + r)`` in expectation. The paper has no epsilon; the authors'
-    code adds 1e-6 to a denominator that is half of this one.
+    every class is a point, and ``4 / (1 + r)`` in expectation. The paper has no epsilon; the authors' code adds 1e-6 to
+    a denominator that is half of this one.
 
     Args:
         pairs: features ``(..., p, 2, 2, d)``.

@@ -17,7 +17,7 @@ from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.norms.running import recorders
-from metafew.objectives.objective import StepLoss, with_gradients
+from metafew.objectives.objective import Objective, StepLoss, with_gradients
 
 WARM_UP = 3
 """Steps before one is recorded, in which libraries choose their kernels and allocate their workspaces."""
@@ -80,7 +80,7 @@ class GraphedStep:
         objective: measures the accuracy while ``direct`` runs.
     """
 
-    def __init__(self, model: nn.Module, direct: Callable[[list[Episode]], StepLoss], objective: Any):
+    def __init__(self, model: nn.Module, direct: Callable[[list[Episode]], StepLoss], objective: Objective):
         self.model, self.direct, self.objective = model, direct, objective
         self.recorded: Recorded | None = None
 

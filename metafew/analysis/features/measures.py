@@ -75,9 +75,9 @@ def confusion(tasks: Sequence[Observed], names: Sequence[str]) -> dict:
 
     With few classes, ``counts[i][j]`` is the number of queries of class ``i`` classified as class ``j``, and ``names``
     are the class names. With many classes, any two of which rarely share a task, ``i`` and ``j`` are positions in the
-    task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered
-    queries of ``i``, which are not in ``counts``. In either case, ``most_confused`` lists pairs of classes: their names
-    and numbers, how many queries of the true class were confused (``queries``), and how many it had in tasks with both
+    task, which reveal a head that prefers some of its outputs. ``unanswered[i]`` is the number of unanswered queries of
+    ``i``, which are not in ``counts``. In either case, ``most_confused`` lists pairs of classes: their names and
+    numbers, how many queries of the true class were confused (``queries``), and how many it had in tasks with both
     classes (``of``).
     """
     by_name = len(names) <= BY_NAME

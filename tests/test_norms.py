@@ -19,8 +19,10 @@ from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.fast import accelerate, decelerate
+from metafew.norms.kernels import pieces
 from metafew.norms.kernels.group_moments import GroupMoments
 from metafew.norms.kernels.normalize import Normalize
+from metafew.norms.kernels.pooled_moments import PooledMoments, Pooling
 from metafew.norms.norm import Norm, pool
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
@@ -219,6 +221,42 @@ def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
 
     assert torch.autograd.gradcheck(f, x)
     assert torch.autograd.gradgradcheck(f, x, fast_mode=True)
+
+
+POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 1), dilation=(2, 1), ceil_mode=True)]
+
+
+@pytest.mark.parametrize("pool", POOLINGS, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 10])
+@pytest.mark.parametrize("rows", [1, 2, 10])
+def test_pooled_moments_are_moments_and_maxima_with_derivatives_of_both_orders(pool, groups, rows, monkeypatch):
+    monkeypatch.setattr(pieces, "CACHED", rows * 2 * 5 * 5)  # groups of 5 in pieces of 2, 2 and 1
+    torch.manual_seed(0)
+    x = torch.randn(10, 2, 5, 5, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
+    scales = torch.rand(2, 1, groups, 2, dtype=torch.double)
+
+    def derivatives(maxima, mean, var):
+        y = maxima.sin().sum() + (scales[0] * mean).sin().sum() + (scales[1] * var).sin().sum()
+        (first,) = torch.autograd.grad(y, x, create_graph=True)
+        (plain,) = torch.autograd.grad(y, x, retain_graph=True)  # by pieces
+        return maxima, mean, var, first, plain, *torch.autograd.grad(first.sin().sum(), x)
+
+    ours = derivatives(*PooledMoments.apply(x, 1, groups, Pooling.of(pool)))
+    parts = x.unflatten(0, (groups, -1))
+    mean, var = parts.mean((1, 3, 4)), parts.var((1, 3, 4), correction=0)
+    for one, other in zip(ours, derivatives(pool(x), mean[None], var[None]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_hooked_pooling_and_one_with_indices_come_after_the_norm(x):
+    norm, seen = BatchNorm(C).double(), []
+    hooked, indexed = nn.MaxPool2d(2), nn.MaxPool2d(2, return_indices=True)
+    hooked.register_forward_pre_hook(lambda layer, inputs: seen.append(*inputs))
+    with rows(1, S + Q, record=False):
+        accelerate(nn.Sequential(norm, hooked))(x[0])
+        result, _ = accelerate(nn.Sequential(norm, indexed))(x[0])
+        torch.testing.assert_close(seen[0], norm(x[0]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result, MAX(norm(x[0])), rtol=1e-12, atol=1e-12)
 
 
 SHAPES = [((3,), (3,)), ((2, 2, 3), (2, 2, 3)), ((2, 2, 1), (2, 2, 1)), ((2, 1, 3), (2, 1, 3)), ((2, 4, 3), (2, 4, 3))]

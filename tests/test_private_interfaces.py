@@ -47,6 +47,14 @@ ATEN = {
     "batch_norm_update_stats": (
         "(Tensor input, Tensor? running_mean, Tensor? running_var, float momentum) -> (Tensor, Tensor)"
     ),
+    "max_pool2d_with_indices": (
+        "(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
+        "bool ceil_mode=False) -> (Tensor, Tensor)"
+    ),
+    "max_pool2d_with_indices_backward": (
+        "(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+        "bool ceil_mode, Tensor indices) -> Tensor"
+    ),
 }
 """Operators of torch that have no documented name, and how the package calls them."""
 
@@ -112,6 +120,13 @@ def batch_norm():
     assert issubclass(nn.BatchNorm2d, base)
     assert not issubclass(nn.InstanceNorm2d, base)
     assert isinstance(base(1).running_mean, torch.Tensor)
+
+
+def hooks():
+    for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        pool = nn.MaxPool2d(2)
+        getattr(pool, f"register_{kind}_hook")(print)
+        assert sum(len(value) for name, value in vars(pool).items() if name.endswith("_hooks")) == 1
 
 
 def unpickler():
@@ -212,6 +227,7 @@ PRIVATE = [
     Private("DistStoreError", "torch", "a process that fails on its own is silent", store_timeout),
     Private("_NormBase", "torch", "head.adapt=no_norm adapts the norms of a network from elsewhere", norm_base),
     Private("_BatchNorm", "torch", "the batch norms of a network from elsewhere are not recognised", batch_norm),
+    Private('name.endswith("_hooks")', "torch", "hooks of a max-pooling after a norm are not called", hooks),
     Private("THP_MEM_ALLOC_ENABLE", "torch", "tensors do not get huge pages: steps are slower", huge_pages),
     Private("pickle._Unpickler", "the standard library", "pickled data sets cannot be read safely", unpickler),
     Private("_frombuffer", "numpy", "pickled arrays are refused", numpy_pickles),

@@ -32,17 +32,9 @@ class GroupMoments(Function):
     @staticmethod
     def forward(x: Tensor, tasks: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``x`` ``(b, c, h, w)``, means and variances ``(tasks, groups of a task, c)``, in float32 or better."""
-        rows = x.shape[0] // groups
-        if rows == 1:
-            mean, var = by_piece(_image_moments, x)
-        elif on_cpu(x):
-            mean, var = concatenate([batch_moments(group) for group in x.split(rows)])
-        else:
-            parts = precise(x).unflatten(0, (groups, rows))
-            mean = parts.mean(IN_GROUP, keepdim=True)
-            var = (parts - mean).square().mean(IN_GROUP)
+        mean, var = moments_of_groups(x, groups)
         shape = (tasks, groups // tasks, x.shape[1])
-        return x.view_as(x), mean.reshape(shape), var.view(shape)
+        return x.view_as(x), mean.view(shape), var.view(shape)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, int, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -55,7 +47,7 @@ class GroupMoments(Function):
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
             return GroupMomentsBackward.apply(grad, grad_mean, grad_var, x, mean), None, None
-        return add_affine(grad, x, *_slope_and_level(grad_mean, grad_var, x, mean)), None, None
+        return add_affine(grad, x, *slope_and_level(grad_mean, grad_var, x, mean)), None, None
 
     @staticmethod
     def vmap(info, dims: tuple[int, None, None], x: Tensor, tasks: int, groups: int):
@@ -73,7 +65,7 @@ class GroupMomentsBackward(Function):
     @staticmethod
     def forward(grad: Tensor, grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         """Return ``grad + slope x + level``."""
-        slope, level = _slope_and_level(grad_mean, grad_var, x, mean)
+        slope, level = slope_and_level(grad_mean, grad_var, x, mean)
         return torch.addcmul(grad, x, slope).add_(level).to(x.dtype)
 
     @staticmethod
@@ -92,12 +84,24 @@ class GroupMomentsBackward(Function):
         return v, sums / count, torch.addcmul(dots, mean, sums, value=-1) * (2 / count), of_x, None
 
 
+def moments_of_groups(x: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Return means and variances of equally large groups of consecutive rows, one group after the other."""
+    rows = x.shape[0] // groups
+    if rows == 1:
+        return by_piece(image_moments, x)
+    if on_cpu(x):
+        return concatenate([batch_moments(group) for group in x.split(rows)])
+    parts = precise(x).unflatten(0, (groups, rows))
+    mean = parts.mean(IN_GROUP, keepdim=True)
+    return mean.flatten(), (parts - mean).square().mean(IN_GROUP)
+
+
 def batch_moments(group: Tensor) -> tuple[Tensor, Tensor]:
     """Return means and variances ``(c,)`` over rows and positions, by the fastest kernel on a CPU."""
     return torch.ops.aten.batch_norm_update_stats(precise(group), None, None, 0.0)
 
 
-def _image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
+def image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
     """Return means and variances ``(b, c)`` over positions."""
     part = precise(part)
     mean = part.mean(POSITIONS, keepdim=True)
@@ -105,7 +109,7 @@ def _image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
     return mean[..., 0, 0], distance.mul_(distance).mean(POSITIONS)  # in place: no second temporary tensor
 
 
-def _slope_and_level(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+def slope_and_level(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean``, broadcast to the rows of ``x``."""
     count = group_size(x, mean)
     slope = grad_var * (2 / count)

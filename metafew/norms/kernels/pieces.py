@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def pieces(x: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def concatenate(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def concatenate(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Concatenate each of the results that were computed for parts of the rows."""
     return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
@@ -73,13 +73,14 @@ def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tens
 
 def add_affine(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     """Add ``slope x + level`` to ``grad`` in place, by pieces; both have one entry per row, or one for all rows."""
-
-    def part(value: Tensor, piece: slice) -> Tensor:
-        return value if value.shape[0] == 1 else value[piece]
-
     for piece in pieces(x):
-        grad[piece].addcmul_(x[piece], part(slope, piece)).add_(part(level, piece))
+        grad[piece].addcmul_(x[piece], piece_of(slope, piece)).add_(piece_of(level, piece))
     return grad
+
+
+def piece_of(value: Tensor, piece: slice) -> Tensor:
+    """Return the entries of a piece; ``value`` has one entry per row, or one for all rows."""
+    return value if value.shape[0] == 1 else value[piece]
 
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:

@@ -1,0 +1,101 @@
+"""Moments of groups of rows, and a max-pooling, a few rows at a time while they are in the processor's cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from metafew.norms.kernels.group_moments import (
+    GroupMomentsBackward,
+    batch_moments,
+    image_moments,
+    moments_of_groups,
+    slope_and_level,
+)
+from metafew.norms.kernels.pieces import add_affine, concatenate, piece_of, pieces
+
+aten = torch.ops.aten
+
+
+class Pooling(NamedTuple):
+    """The arguments of a max-pooling."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+    @classmethod
+    def of(cls, pool: nn.MaxPool2d) -> Pooling:
+        """Return those of a layer."""
+        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        kernel_size, stride, padding, dilation = ((size,) if isinstance(size, int) else tuple(size) for size in sizes)
+        return cls(kernel_size, stride, padding, dilation, pool.ceil_mode)
+
+
+class PooledMoments(Function):
+    """The moments of :class:`~metafew.norms.kernels.group_moments.GroupMoments`, with the maxima of ``x`` for ``x``.
+
+    As :class:`GroupMoments`, it adds the gradients of both in one pass; it cannot be used inside ``torch.func``.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, tasks: int, groups: int, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
+        """Return maxima ``(b, c, h, w)``, and means and variances ``(tasks, groups of a task, c)``."""
+        if len(pieces(x)) == 1:
+            maxima, where = aten.max_pool2d_with_indices(x, *pooling)
+            mean, var = moments_of_groups(x, groups)
+        else:
+            maxima, where, mean, var = _by_piece(x, groups, pooling)
+        ctx.save_for_backward(x, mean := mean.view(tasks, groups // tasks, -1), where)
+        ctx.pooling = pooling
+        return maxima, mean, var.view_as(mean)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of ``x``, as :class:`GroupMoments` does."""
+        x, mean, where = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            of_x = aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.pooling, where)
+            return GroupMomentsBackward.apply(of_x, grad_mean, grad_var, x, mean), None, None, None
+        slope, level = slope_and_level(grad_mean, grad_var, x, mean)
+        of_x = torch.empty_like(x)
+        for piece in pieces(x):
+            rows = grad[piece], x[piece], *ctx.pooling, where[piece]
+            aten.max_pool2d_with_indices_backward.grad_input(*rows, grad_input=of_x[piece])
+            add_affine(of_x[piece], x[piece], piece_of(slope, piece), piece_of(level, piece))
+        return of_x, None, None, None
+
+
+def _by_piece(x: Tensor, groups: int, pooling: Pooling) -> tuple[Tensor, ...]:
+    """Return maxima and their indices, and means and variances of the groups."""
+    memory = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    maxima, where = (
+        torch.empty(len(x), *one.shape[1:], dtype=one.dtype, device=x.device, memory_format=memory)
+        for one in aten.max_pool2d_with_indices(x[:1], *pooling)
+    )
+    of_images, found = groups == len(x), []
+    parts = (each.chunk(1 if of_images else groups) for each in (x, maxima, where))
+    for rows, out, indices in zip(*parts, strict=True):
+        moments, sizes = [], []
+        for piece in pieces(rows):
+            aten.max_pool2d_with_indices.out(rows[piece], *pooling, out=out[piece], indices=indices[piece])
+            moments.append((image_moments if of_images else batch_moments)(rows[piece]))
+            sizes.append(len(rows[piece]))
+        found.append(concatenate(moments) if of_images else union(moments, sizes))
+    return maxima, where, *concatenate(found)
+
+
+def union(moments: list[tuple[Tensor, Tensor]], sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the moments of the union of parts with moments ``(c,)`` and numbers of rows ``sizes``, as ``(1, c)``.
+
+    As :func:`metafew.norms.norm.pool`, for parts of different size.
+    """
+    mean, var = (torch.stack(parts) for parts in zip(*moments, strict=True))
+    share = (mean.new_tensor(sizes) / sum(sizes)).unsqueeze(1)
+    of_all = (share * mean).sum(0, keepdim=True)
+    return of_all, (share * (var + (mean - of_all).square())).sum(0, keepdim=True)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from PIL import Image
 from runs import TINY
 from scipy import stats
 
@@ -85,6 +86,18 @@ def test_heads_named_with_all_stay_though_they_take_images(tmp_path, capsys):
     assert {name.split("/")[1] for name in measured} == feature_heads() | {"maml"}
     (left_out,) = re.findall("leaves out heads: (.*) take images", " ".join(capsys.readouterr().out.split()))
     assert "anil, boil, fomaml, meta_curvature" in left_out
+
+
+def test_heads_that_use_training_images_are_left_out_where_there_are_none(tmp_path, capsys):
+    for number in range(5 * 3):
+        file = tmp_path / "images" / "test" / f"class{number // 3}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), 10 * number, np.uint8)).save(file)
+    data = ["dataset=folder", f"dataset.root={tmp_path}/images", "stages=[test]", "test.query=2", "test.total=2"]
+    typed("evaluate=all", "backbone.width=4", "backbone.freeze=all", *data, f"hydra.run.dir={tmp_path}/out")
+    measured = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert {name.split("/")[1] for name in measured} == feature_heads() - {"simpleshot"}
+    assert "simpleshot uses the mean feature of training images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):

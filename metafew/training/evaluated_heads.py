@@ -21,7 +21,7 @@ from metafew.training.instantiate import make_head
 log = logging.getLogger(__name__)
 
 
-def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> dict[str, Head]:
+def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone, base: bool = True) -> dict[str, Head]:
     """Return the heads of ``evaluate`` by name; an entry that names the trained head adds no second head.
 
     With ``evaluate=all``, heads that do not fit are left out, also of the configuration; ``evaluate=[all,maml]`` keeps
@@ -31,6 +31,7 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
         evaluated: the configuration of ``evaluate``.
         trained: the name of the trained head.
         backbone: the backbone.
+        base: whether the mean feature of training images is available.
     """
     check_no_options_of_trained_head(trained, evaluated)
     with (
@@ -40,7 +41,8 @@ def make_evaluated_heads(evaluated: Any, trained: str, backbone: Backbone) -> di
         named = evaluated.pop(ALL, evaluated.keys())
         nodes = {name: node for name, node in evaluated.items() if name != trained}
         heads = {name: make_head(node, backbone, False) for name, node in nodes.items() if name in named}
-        rest, left_out = fitting_heads({name: node for name, node in nodes.items() if name not in named}, backbone)
+        others = {name: node for name, node in nodes.items() if name not in named}
+        rest, left_out = fitting_heads(others, backbone, base)
         heads |= rest
         for name in nodes.keys() - heads.keys():
             del evaluated[name]

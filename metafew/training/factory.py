@@ -16,7 +16,7 @@ from torch import nn
 from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
-from metafew.config.groups import CONF
+from metafew.config.groups import ALL, CONF
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
@@ -83,7 +83,9 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
     return source
 
 
-def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool) -> Learner:
+def make_learner(
+    cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool, base_mean: bool = False
+) -> Learner:
     """Return the LightningModule.
 
     Args:
@@ -93,13 +95,16 @@ def make_learner(cfg: DictConfig, source: Source, provenance: dict, trained: boo
         trained: whether the main head is, or will be, trained; if not, it only evaluates, like the heads of
             ``evaluate``.
         fit: whether it will be trained.
+        base_mean: whether a checkpoint has the mean feature of training images, which some heads use.
     """
     backbone = make_backbone(cfg, source)
     objective = make_objective(cfg, source, backbone)
     trained = trained and objective.trains_head
     name = provenance["choices"]["head"]
     heads = {name: make_head(cfg.head, backbone, trained)}
-    heads |= make_evaluated_heads(cfg.get("evaluate") or OmegaConf.create(), name, backbone)
+    evaluated = cfg.get("evaluate") or OmegaConf.create()
+    base = ALL not in evaluated or base_mean or all(part.splits()["train"] for part in source.components("train"))
+    heads |= make_evaluated_heads(evaluated, name, backbone, base)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])

@@ -109,8 +109,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     Raises:
         UsageError: if a component rejects its options, or the checkpoint does not fit the model.
     """
-    stages = as_list(cfg.stages)
-    fits = "fit" in stages
+    fits = "fit" in (stages := as_list(cfg.stages))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     start = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
     if start is not None and not fits:
@@ -123,7 +122,8 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
-    learner = make_learner(cfg, source, provenance, trained, fits)
+    base_mean = None if start is None else start["metafew"]["base_mean"]
+    learner = make_learner(cfg, source, provenance, trained, fits, base_mean is not None)
     written: Any = OmegaConf.to_container(cfg, resolve=False)
     learner.provenance["config"] = carried(written)
     learner.provenance["model"] = {  # everything that metafew.load needs to build the model

@@ -223,14 +223,16 @@ def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
     assert torch.autograd.gradgradcheck(f, x, fast_mode=True)
 
 
-POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 1), dilation=(2, 1), ceil_mode=True)]
+POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 1), (3, 2), dilation=(2, 1), ceil_mode=True)]
 
 
 @pytest.mark.parametrize("pool", POOLINGS, ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 10])
-@pytest.mark.parametrize("rows", [1, 2, 10])
-def test_pooled_moments_are_moments_and_maxima_with_derivatives_of_both_orders(pool, groups, rows, monkeypatch):
-    monkeypatch.setattr(pieces, "CACHED", rows * 2 * 5 * 5)  # groups of 5 in pieces of 2, 2 and 1
+@pytest.mark.parametrize("rows_of_piece", [1, 2, 10])
+def test_pooled_moments_are_moments_and_maxima_with_derivatives_of_both_orders(
+    pool, groups, rows_of_piece, monkeypatch
+):
+    monkeypatch.setattr(pieces, "CACHED", rows_of_piece * 2 * 5 * 5)
     torch.manual_seed(0)
     x = torch.randn(10, 2, 5, 5, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
     scales = torch.rand(2, 1, groups, 2, dtype=torch.double)
@@ -241,22 +243,46 @@ def test_pooled_moments_are_moments_and_maxima_with_derivatives_of_both_orders(p
         (plain,) = torch.autograd.grad(y, x, retain_graph=True)  # by pieces
         return maxima, mean, var, first, plain, *torch.autograd.grad(first.sin().sum(), x)
 
-    ours = derivatives(*PooledMoments.apply(x, 1, groups, Pooling.of(pool)))
+    maxima, *moments, _ = PooledMoments.apply(x, 1, groups, Pooling.of(pool))
     parts = x.unflatten(0, (groups, -1))
     mean, var = parts.mean((1, 3, 4)), parts.var((1, 3, 4), correction=0)
-    for one, other in zip(ours, derivatives(pool(x), mean[None], var[None]), strict=True):
+    references = derivatives(pool(x), mean[None], var[None])
+    for one, other in zip(derivatives(maxima, *moments), references, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_hooked_pooling_and_one_with_indices_come_after_the_norm(x):
+def test_a_norm_and_a_pooling_in_transforms_of_something_else(x):
+    layers = accelerate(nn.Sequential(BatchNorm(C).double(), MAX))
+
+    def f(images):
+        with rows(1, S + Q, record=False):
+            return layers(images)
+
+    images, scales = x[0].clone().requires_grad_(), torch.rand(3, dtype=torch.double)
+    y = f(images)
+    torch.testing.assert_close(torch.vmap(lambda scale: scale * f(images))(scales), scales.view(-1, 1, 1, 1, 1) * y)
+    slope = torch.func.grad(lambda scale: (scale * f(images)).sum())(scales[0])
+    torch.testing.assert_close(slope, y.sum())
+    weights = torch.rand(3, *y.shape, dtype=torch.double)
+    (batched,) = torch.autograd.grad(y, images, weights, is_grads_batched=True, retain_graph=True)
+    for one, weight in zip(batched, weights, strict=True):
+        torch.testing.assert_close(one, *torch.autograd.grad(y, images, weight, retain_graph=True))
+
+
+def test_a_pooling_with_hooks_or_indices_or_a_forward_of_its_own_comes_after_the_norm(x):
     norm, seen = BatchNorm(C).double(), []
-    hooked, indexed = nn.MaxPool2d(2), nn.MaxPool2d(2, return_indices=True)
+    hooked, indexed, changed = nn.MaxPool2d(2), nn.MaxPool2d(2, return_indices=True), nn.MaxPool2d(2)
     hooked.register_forward_pre_hook(lambda layer, inputs: seen.append(*inputs))
+    changed.forward = lambda maps: MAX(maps) + 100
     with rows(1, S + Q, record=False):
+        normalized = norm(x[0])
         accelerate(nn.Sequential(norm, hooked))(x[0])
-        result, _ = accelerate(nn.Sequential(norm, indexed))(x[0])
-        torch.testing.assert_close(seen[0], norm(x[0]), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(result, MAX(norm(x[0])), rtol=1e-12, atol=1e-12)
+        results = [accelerate(nn.Sequential(norm, indexed))(x[0])[0], accelerate(nn.Sequential(norm, changed))(x[0])]
+        norm.register_forward_hook(lambda layer, inputs, result: -result)
+        results.append(accelerate(nn.Sequential(norm, MAX))(x[0]))
+    references = normalized, MAX(normalized), MAX(normalized) + 100, MAX(-normalized)
+    for one, other in zip((*seen, *results), references, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 SHAPES = [((3,), (3,)), ((2, 2, 3), (2, 2, 3)), ((2, 2, 1), (2, 2, 1)), ((2, 1, 3), (2, 1, 3)), ((2, 4, 3), (2, 4, 3))]

@@ -51,9 +51,17 @@ ATEN = {
         "(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
         "bool ceil_mode=False) -> (Tensor, Tensor)"
     ),
+    "max_pool2d_with_indices.out": (
+        "(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
+        "bool ceil_mode=False, *, Tensor(a!) out, Tensor(b!) indices) -> (Tensor(a!), Tensor(b!))"
+    ),
     "max_pool2d_with_indices_backward": (
         "(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
         "bool ceil_mode, Tensor indices) -> Tensor"
+    ),
+    "max_pool2d_with_indices_backward.grad_input": (
+        "(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+        "bool ceil_mode, Tensor indices, *, Tensor(a!) grad_input) -> Tensor(a!)"
     ),
 }
 """Operators of torch that have no documented name, and how the package calls them."""
@@ -254,16 +262,17 @@ def test_a_private_interface_is_as_it_was(private):
 
 @cache
 def aten_operators() -> set[str]:
-    """Return the operators that the package calls, as ``aten.name`` or ``torch.ops.aten.name``."""
+    """Return the operators that the package calls, as ``aten.name`` or ``torch.ops.aten.name``, and overloads."""
     trees = [ast.parse(text) for text in SOURCES.values() if "aten" in text]
-    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    return {node.attr for node in nodes if ast.unparse(node.value).split(".")[-1] == "aten"}
+    names = [ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return {match[1] for name in names if (match := re.fullmatch(r"(?:torch\.ops\.)?aten\.(\w+(?:\.\w+)?)", name))}
 
 
 @pytest.mark.parametrize("name", sorted(aten_operators()))
 def test_an_operator_without_a_documented_name_is_as_it_was(name):
     assert name in ATEN, f"add {name} with its schema to ATEN"
-    schema = str(getattr(torch.ops.aten, name).default._schema)
+    operator, _, overload = name.partition(".")
+    schema = str(getattr(getattr(torch.ops.aten, operator), overload or "default")._schema)
     assert schema == f"aten::{name}{ATEN[name]}", (
         f"torch {torch.__version__} has changed an operator that the kernels of the norms call: they must be adapted, "
         "or not be used"

@@ -189,13 +189,11 @@ def replacement(name: str, layer: Any, norm: Callable[[int], Norm], like: Tensor
     if isinstance(layer, nn.LayerNorm):
         scheme.register_forward_pre_hook(channels_second)
         scheme.register_forward_hook(channels_last)
-        scheme.hooked = True
     followers = dict(layer.named_children())
     if followers:
         for key, follower in followers.items():
             scheme.add_module(key, follower)
         scheme.register_forward_hook(partial(follow, tuple(followers)))
-        scheme.hooked = True
     return scheme
 
 

@@ -64,8 +64,6 @@ class Norm(nn.Module):
     """Whether, in training, the tasks of a meta-batch change one another's results."""
     needs_positions = False
     """Whether rows without positions cannot be normalized, as a single value minus its own mean is 0."""
-    hooked = False
-    """Whether hooks change the input or the result, so that max-pooling after the layer cannot be fused."""
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/norms.py that the scheme does not keep, each with the reason."""
 

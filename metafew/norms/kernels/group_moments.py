@@ -85,7 +85,7 @@ class GroupMomentsBackward(Function):
 
 
 def moments_of_groups(x: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Return means and variances of equally large groups of consecutive rows, one group after the other."""
+    """Return means and variances, ``(groups * c,)`` or ``(groups, c)``, of equally large groups of consecutive rows."""
     rows = x.shape[0] // groups
     if rows == 1:
         return by_piece(image_moments, x)

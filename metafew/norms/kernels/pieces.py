@@ -19,6 +19,14 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def has_memory(*tensors: Tensor) -> bool:
+    """Return whether tensors have storage, unlike tensors inside transforms of ``torch.func``."""
+    try:
+        return all(tensor.data_ptr() is not None for tensor in tensors)
+    except RuntimeError:
+        return False
+
+
 def pieces(x: Tensor) -> list[slice]:
     """Return slices of rows of ``x`` that fit in a processor's cache; one slice of all rows on other devices."""
     rows = x.shape[0]

@@ -15,51 +15,60 @@ from metafew.norms.kernels.group_moments import (
     moments_of_groups,
     slope_and_level,
 )
-from metafew.norms.kernels.pieces import add_affine, concatenate, piece_of, pieces
+from metafew.norms.kernels.pieces import add_affine, concatenate, has_memory, piece_of, pieces
 
 aten = torch.ops.aten
+FEW = 4
+"""Number of pieces up to which the whole is as fast, as larger caches hold it."""
 
 
 class Pooling(NamedTuple):
-    """The arguments of a max-pooling."""
+    """The arguments of a max-pooling, each a number or one for each dimension."""
 
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
+    kernel_size: int | tuple[int, ...]
+    stride: int | tuple[int, ...]
+    padding: int | tuple[int, ...]
+    dilation: int | tuple[int, ...]
     ceil_mode: bool
 
     @classmethod
     def of(cls, pool: nn.MaxPool2d) -> Pooling:
-        """Return those of a layer."""
-        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        kernel_size, stride, padding, dilation = ((size,) if isinstance(size, int) else tuple(size) for size in sizes)
-        return cls(kernel_size, stride, padding, dilation, pool.ceil_mode)
+        """Return the arguments of a layer."""
+        return cls(pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
 
 
 class PooledMoments(Function):
-    """The moments of :class:`~metafew.norms.kernels.group_moments.GroupMoments`, with the maxima of ``x`` for ``x``.
+    """:class:`~metafew.norms.kernels.group_moments.GroupMoments`, which returns the maxima of ``x`` in place of ``x``.
 
-    As :class:`GroupMoments`, it adds the gradients of both in one pass; it cannot be used inside ``torch.func``.
+    The gradients through the maxima and through the moments are added in one pass. ``x`` may not be batched by
+    ``torch.func``.
     """
 
-    @staticmethod
-    def forward(ctx, x: Tensor, tasks: int, groups: int, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor]:
-        """Return maxima ``(b, c, h, w)``, and means and variances ``(tasks, groups of a task, c)``."""
-        if len(pieces(x)) == 1:
-            maxima, where = aten.max_pool2d_with_indices(x, *pooling)
-            mean, var = moments_of_groups(x, groups)
-        else:
-            maxima, where, mean, var = _by_piece(x, groups, pooling)
-        ctx.save_for_backward(x, mean := mean.view(tasks, groups // tasks, -1), where)
-        ctx.pooling = pooling
-        return maxima, mean, var.view_as(mean)
+    generate_vmap_rule = True  # required inside vmap over something else
 
     @staticmethod
-    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(x: Tensor, tasks: int, groups: int, pooling: Pooling) -> tuple[Tensor, ...]:
+        """Return maxima ``(b, c, h, w)``, means and variances ``(tasks, groups of a task, c)``, and indices."""
+        if len(pieces(x)) <= FEW:
+            maxima, where = aten.max_pool2d_with_indices(x, *pooling)
+            moments = moments_of_groups(x, groups)
+        else:
+            maxima, where, *moments = _by_piece(x, groups, pooling)
+        mean, var = (each.view(tasks, groups // tasks, -1) for each in moments)
+        return maxima, mean, var, where
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        """Save what the backward pass needs."""
+        ctx.save_for_backward(inputs[0], output[1], output[3])
+        ctx.mark_non_differentiable(output[3])
+        ctx.pooling = inputs[3]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``, as :class:`GroupMoments` does."""
         x, mean, where = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not has_memory(grad):
             of_x = aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.pooling, where)
             return GroupMomentsBackward.apply(of_x, grad_mean, grad_var, x, mean), None, None, None
         slope, level = slope_and_level(grad_mean, grad_var, x, mean)

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from hypothesis import settings
 from runs import TINY, compose_in
 
 from metafew.config.groups import register_evaluation_heads
@@ -20,6 +21,9 @@ collect_ignore = ["start_method"]  # its sitecustomize is another module than th
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A collection passes over all that is imported: at Python's threshold, a tenth of the time of all tests.
 gc.set_threshold(50_000, 20, 20)
+# No test depends on how fast a machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 
 

@@ -34,7 +34,7 @@ def counts(task):
     return np.bincount(task.query.labels, minlength=task.way)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6), st.sampled_from([0.01, 2.0, 1e4]), st.integers(2, 6), st.integers(1, 3), st.integers(0, 9),
     st.booleans(),

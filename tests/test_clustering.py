@@ -142,7 +142,7 @@ def test_each_measure_has_its_own_name():
     assert feature_clustering(alike).item() == pytest.approx(18 / 16, rel=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(arrays(np.float64, (3, 2, 2, 4), elements=st.floats(-1e3, 1e3)))
 def test_range(values):
     pairs = torch.from_numpy(values)

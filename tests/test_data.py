@@ -249,7 +249,7 @@ def test_turned_classes_are_turned(tmp_path):
     assert torch.equal(turned.query.images, torch.rot90(plain.query.images, 1, (3, 4)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), index=st.integers(0, 10**9), way=st.integers(2, 7), shot=st.integers(1, 4))
 def test_a_task_is_well_formed(tmp_path_factory, seed, index, way, shot):
     split = Split(build(Numbered(), tmp_path_factory.getbasetemp() / "numbered"), "train")

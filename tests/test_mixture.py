@@ -80,7 +80,7 @@ def identities(images):
     return [tuple(image[0, 0].tolist()) for image in images.flatten(0, 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), index=st.integers(0, 10**9), query=st.integers(1, 10), support=st.integers(8, 500))
 def test_a_natural_task_keeps_the_published_bounds(folder, seed, index, query, support):
     drawn = sampler(folder, seed=seed, query=query, support=support).task(index)

@@ -132,7 +132,7 @@ def test_one_way_has_nothing_to_separate():
     assert not crammer_singer(gram_of(x), labels, 1).any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.data())
 def test_any_task_is_solved(data):
     tasks, way, rows, features = (data.draw(st.integers(1, top)) for top in (3, 6, 16, 24))

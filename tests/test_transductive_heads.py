@@ -307,7 +307,7 @@ def laplacian_energy(log_y, log_z, unary, weights):
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_updates_decrease_the_laplacian_objective(seed, weight):
     """For a positive semidefinite affinity the objective itself, for any symmetric one that of two labels in turn."""
     rows = features(4, 8, seed)

@@ -31,9 +31,10 @@ python train.py experiment=tasknorm_maml budget=paper
 ```
 
 `budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, on the data and
-networks below; `seeds=[0,1,2]` trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply
-to every run of the table. Runs are kept in `outputs/cells`, in folders named after their overrides, so that tables
-share them. Omniglot, mini-ImageNet and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
+networks below, and `budget=medium`, which some experiments have, is between this and the small budget. `seeds=[0,1,2]`
+trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply to every run of the table. Runs
+are kept in `outputs/cells`, in folders named after their overrides, so that tables share them. Omniglot, mini-ImageNet
+and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
 
 An inequality holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, excludes zero; an equality holds if the interval lies within the tolerance, and fails if it lies outside.

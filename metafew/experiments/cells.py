@@ -100,7 +100,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
         while running:
             ended, _ = wait(running, timeout=REPORT_EVERY, return_when=FIRST_COMPLETED)
             now = time.monotonic()
-            for future in ended:
+            for future in [each for each in running if each in ended]:  # in their order, not that of the set
                 future.result()
                 commands, done = running.pop(future), len(waiting) - len(running)
                 if not signals:

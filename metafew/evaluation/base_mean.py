@@ -13,6 +13,7 @@ from torch import Tensor
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot, to_model_input
 from metafew.data.minibatches import MinibatchSampler
+from metafew.data.sources.source import Source
 from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.feature_cache import IMAGES_PER_PASS
 from metafew.heads.head import Head
@@ -54,6 +55,11 @@ class BaseMean:
             like = next(backbone.parameters(), torch.empty(0))
             with evaluating(backbone), trainer.precision_plugin.forward_context():
                 self.value, self.step = base_mean(backbone, data, like), trainer.global_step
+
+
+def without_training_images(source: Source) -> list[str]:
+    """Return the titles of the datasets to train on that have no training images."""
+    return [part.title for part in source.components("train") if not part.splits()["train"]]
 
 
 @torch.no_grad()

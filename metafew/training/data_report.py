@@ -7,6 +7,7 @@ import logging
 from metafew.data.summary import summary_lines, warnings
 from metafew.distributed.launcher import is_rank_zero
 from metafew.errors import UsageError
+from metafew.evaluation.base_mean import without_training_images
 from metafew.training.parts import Parts
 from metafew.training.resume import describe_change, recorded
 
@@ -45,16 +46,15 @@ def check_base_images(parts: Parts) -> None:
     heads = [name for name, head in parts.learner.heads.items() if head.needs_base_mean]
     if parts.fits or not heads or parts.learner.base_mean.value is not None:
         return
-    sources = parts.source.components("train")
-    lacking = [source.title for source in sources if not source.splits()["train"]]
-    if lacking:
+    if lacking := without_training_images(parts.source):
         raise UsageError(
             f"expected training images in dataset={lacking[0]}, whose mean feature head={heads[0]} uses, got none: "
             "add a train split, or choose another head"
         )
     saved, now = parts.start["metafew"] if parts.start else {}, parts.learner.provenance["data"]
     before = saved.get("data", now)
-    others = [source.title for source in sources if before.get(source.title) != now[source.title]]
+    titles = [source.title for source in parts.source.components("train")]
+    others = [title for title in titles if before.get(title) != now[title]]
     if others:
         raise UsageError(
             f"expected the mean feature of the images that {parts.config['ckpt']} was trained on, which "

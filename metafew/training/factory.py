@@ -24,6 +24,7 @@ from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
+from metafew.evaluation.base_mean import without_training_images
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
@@ -103,7 +104,7 @@ def make_learner(
     name = provenance["choices"]["head"]
     heads = {name: make_head(cfg.head, backbone, trained)}
     evaluated = cfg.get("evaluate") or OmegaConf.create()
-    base = ALL not in evaluated or base_mean or all(part.splits()["train"] for part in source.components("train"))
+    base = ALL not in evaluated or base_mean or not without_training_images(source)
     heads |= make_evaluated_heads(evaluated, name, backbone, base)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)

@@ -98,7 +98,7 @@ def test_heads_on_features_and_larger_steps_are_respected(for_three, monkeypatch
 
 def test_the_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-    assert batching.memory_of(torch.device("cuda")) == 20 * 1024 and batching.memory_of(CPU) == 300
+    assert batching.memory_of(torch.device("cuda")) == 20 * 1024 and batching.memory_of(CPU) == 600
 
 
 @pytest.mark.parametrize("value", [0, "much", 1.5])

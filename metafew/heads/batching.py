@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -28,12 +29,12 @@ from metafew.norms.running import RunningNorm
 Readout = dict[float, dict[int, list[str]]]
 """For each inner learning rate, the names of the results that are read after each step."""
 Model = FunctionalBackbone | PrecomputedFeatures
-MEMORY = 300
+MEMORY = 600
 """Default memory limit, in MiB, for the tasks of a batch on a CPU."""
 VALUES_PER_MIB = 2**24 // 300
 """How many values of feature maps and weights take up 1 MiB, by a rough estimate that ignores the network's depth:
-with the defaults and ``memory=300``, training conv4 needs 230 to 300 MiB for the tasks that are processed together, and
-30 to 55 MiB for a single task."""
+with the default of 600 MiB, training steps of MAML and first-order MAML on conv4 and Omniglot need 180 to 590 MiB, and 85
+to 105 MiB with a single task at a time."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
 EXECUTIONS = ("auto", "loop", "batch", "chunk", "vmap")
@@ -53,10 +54,10 @@ class BatchingHead(Head):
         first_order: whether training keeps only the last step in memory.
         inner: how the tasks of a meta-batch are batched, which affects only random numbers: ``loop``, one by one;
             ``batch``, as many at a time as ``memory`` allows, by layers with weights for each task
-            (:mod:`metafew.backbones.task_weights`); ``chunk``, a fixed number at a time, by ``vmap``; ``vmap``, as many
-            at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
+            (:mod:`metafew.backbones.task_weights`); ``chunk``, at most a fixed number at a time, by ``vmap``; ``vmap``,
+            as many at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
             ``loop`` for networks that cannot be batched. In training, only one such batch is held in memory at a time.
-        chunk: tasks in a chunk.
+        chunk: maximum number of tasks in a chunk.
         memory: limit, in MiB, of the estimated memory of the tasks that ``batch`` or ``vmap`` processes together; at
             least one task is processed. ``auto`` is :data:`MEMORY`, or a quarter of the memory of a GPU.
     """
@@ -67,7 +68,7 @@ class BatchingHead(Head):
         check_choice("head.inner", inner, EXECUTIONS)
         check_integer("head.chunk", chunk, 1, 5)
         if memory != "auto":
-            check_integer("head.memory", memory, 1, 300)
+            check_integer("head.memory", memory, 1, MEMORY)
         super().__init__()
         self.names, self.steps, self.first_order = list(names), steps, first_order
         self.inner, self.chunk, self.memory = inner, chunk, memory
@@ -120,8 +121,8 @@ class BatchingHead(Head):
         model, images = FunctionalBackbone(backbone), support.images
         if not self.adapts_backbone:
             model, (images, query) = PrecomputedFeatures(), backbone.embed(images, query)
-        size = self._size(execution, backbone, images, query)
-        parts = zip(*(part.split(size) for part in (images, support.labels, query)), strict=True)
+        batches = math.ceil(len(images) / self._size(execution, backbone, images, query))
+        parts = zip(*(part.tensor_split(batches) for part in (images, support.labels, query)), strict=True)
         return concatenated([one(model, way, readout, *part) for part in parts])
 
     def _batched_or_loop(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,15 @@ class PooledMoments(Function):
         """Save what the backward pass needs."""
         ctx.save_for_backward(inputs[0], output[1], output[3])
         ctx.mark_non_differentiable(output[3])
+        ctx.set_materialize_grads(False)  # which would allocate one for the indices, too
         ctx.pooling = inputs[3]
 
     @staticmethod
-    def backward(ctx, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Any, grad_mean: Any, grad_var: Any, _: None) -> tuple[Tensor | None, ...]:
         """Return the gradient of ``x``, as :class:`GroupMoments` does."""
         x, mean, where = ctx.saved_tensors
+        grad = torch.zeros_like(where, dtype=x.dtype) if grad is None else grad
+        grad_mean, grad_var = (torch.zeros_like(mean) if of is None else of for of in (grad_mean, grad_var))
         if torch.is_grad_enabled() or not has_memory(grad):
             of_x = aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.pooling, where)
             return GroupMomentsBackward.apply(of_x, grad_mean, grad_var, x, mean), None, None, None

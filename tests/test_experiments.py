@@ -351,9 +351,9 @@ def test_a_training_under_way_says_how_far_it_is(tmp_path):
     file.parent.mkdir(parents=True)
     file.write_text("epoch,step,train/loss\n0,9,1.0\n0,999,1.0\n")
     progress = Progress(cells, 100.0)
-    assert not [*progress.lines(200.0)]  # no step since the first look
+    assert not [*progress.lines(200.0)]  # no step yet: the time before is not counted
     file.write_text(file.read_text() + "0,2999,0.5\n")
-    assert [*progress.lines(500.0)] == ["a/good, seed 0: 3,000 of 60,000 steps, 0.2 s a step, about 3 h left"]
+    assert [*progress.lines(500.0)] == ["a/good, seed 0: 3,000 of 60,000 steps, 0.15 s a step, about 2 h left"]
     report = collect_results(whole, cells)
     under_way = {row: results["under_way"] for row, results in report["rows"].items()}
     assert under_way == {"a/good": ["3,000 of 60,000 steps"], "a/bad": [], "b/good": ["3,000 of 60,000 steps"]}

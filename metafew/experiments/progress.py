@@ -12,7 +12,7 @@ MAX_STEPS = re.compile(r"trainer\.max_steps=(\d+)")
 
 
 class Progress:
-    """The steps of the trainings of an experiment and their speed since ``begin``.
+    """The steps of the trainings of an experiment, and the speed of each since it was last seen without a new step.
 
     Args:
         cells: the cells.
@@ -28,6 +28,8 @@ class Progress:
         for cell in self.cells:
             begin, before = self.first[cell.fit]
             done, total = recorded_steps(cell.fit), planned_steps(cell.fit)
+            if done == before:
+                self.first[cell.fit] = now, done
             if total is not None and before < done < total:
                 pace = (now - begin) / (done - before)
                 yield (

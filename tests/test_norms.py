@@ -251,6 +251,20 @@ def test_pooled_moments_are_moments_and_maxima_with_derivatives_of_both_orders(
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("used", range(3), ids=["maxima", "mean", "variance"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_pooled_moments_of_which_one_is_used(used, create_graph):
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 6, 6, dtype=torch.double, requires_grad=True)
+    parts = x.unflatten(0, (2, -1))
+    reference = [MAX(x), parts.mean((1, 3, 4))[None], parts.var((1, 3, 4), correction=0)[None]][used]
+    slopes = [
+        torch.autograd.grad(result.sin().sum(), x, create_graph=create_graph)[0]
+        for result in (PooledMoments.apply(x, 1, 2, Pooling.of(MAX))[used], reference)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+
+
 def test_a_norm_and_a_pooling_in_transforms_of_something_else(x):
     layers = accelerate(nn.Sequential(BatchNorm(C).double(), MAX))
 

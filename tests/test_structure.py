@@ -12,7 +12,6 @@ LONGEST = 60
 MOST = 30
 """Most functions that take a configuration, or a part of one."""
 TAKE_CONFIGURATION = """
-analysis/features/analyze.py: analysis_tasks
 cli.py: data_fingerprints job launch_experiment run_single run_sweep_cell show_configuration
 config/compose.py: compose_on_checkpoint
 config/option_types.py: check_option_types

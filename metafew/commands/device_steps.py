@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +15,7 @@ from metafew.config.compose import compose_overrides
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
+from metafew.evaluation.evaluator import clock
 from metafew.norms.running import commit
 from metafew.training.factory import make_learner, make_source
 from metafew.training.learner import Learner
@@ -105,20 +105,18 @@ class DeviceStep:
 
     def milliseconds(self) -> float:
         """Return the mean time of a step in milliseconds, without the first step, which has already been taken."""
-        wait_for(self.device)
-        begin = time.perf_counter()
+        begin = clock(self.device)
         for _ in range(REPEATED):
             self.loss()
-        wait_for(self.device)
-        return 1e3 * (time.perf_counter() - begin) / REPEATED
+        return 1e3 * (clock(self.device) - begin) / REPEATED
 
     def peak(self) -> float:
         """Return the peak memory of tensors on a GPU during a step, in MiB above that before the step."""
-        wait_for(self.device)
+        torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         self.loss()
-        wait_for(self.device)
+        torch.cuda.synchronize(self.device)
         return (torch.cuda.max_memory_allocated(self.device) - before) / MIB
 
     def waits(self) -> int:
@@ -131,12 +129,6 @@ class DeviceStep:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing" in str(warning.message) for warning in found)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has computed everything."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(head: str, device: torch.device, precision: str) -> dict[str, Any]:

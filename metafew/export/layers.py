@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class AdaptedHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits ``(n, w)`` of features ``(n, d)``."""
         query = features.unsqueeze(0)
-        given: Any = Given(self.features, query)
+        given = SimpleNamespace(embed=lambda *images, **_: images)  # its images are features already
         return self.head(given, Labelled(self.features, self.labels), query, self.way)[0]
 
 
@@ -136,24 +137,8 @@ class Fitted(nn.Module):
         for name, value in weights.items():
             self.register_buffer(self.names[name], value)
 
-    def forward(self, given: Given, support: Labelled, query: Tensor, way: int) -> Tensor:
+    def forward(self, given: Any, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return the logits ``(1, n, w)`` of features ``(1, n, d)``, from features ``(1, s, d)`` of the support set."""
         weights = {name: self.get_buffer(buffer).unsqueeze(0) for name, buffer in self.names.items()}
         task = SupportSet(support.images, support.labels, way)
         return self.head.label(PrecomputedFeatures(), task, query, weights)
-
-
-class Given:
-    """A stand-in for a backbone that returns precomputed features.
-
-    Args:
-        context: features ``(1, s, d)`` of the support set.
-        targets: features ``(1, n, d)`` of the queries.
-    """
-
-    def __init__(self, context: Tensor, targets: Tensor):
-        self.features = context, targets
-
-    def embed(self, *images: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """Return the features."""
-        return self.features

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +69,14 @@ class AdaptingHead(BatchingHead):
     ):
         super().__init__(names, steps, first_order, inner, chunk, memory)
         self.output, self.learning_rates, self.rule, self.fixed_way = output, tuple(lrs), rule or SGD(), output.way
+        self.test_steps: Any = steps
         shapes = adapting_shapes(backbone, self.names, output)
         self.rates = Curvature(shapes) if rates == "curvature" else Rates(rates, lrs[0], steps, shapes)
 
     @property
     def evaluation_setting(self) -> tuple[float, int]:
         """Learning rate and number of steps in evaluation."""
-        return self.learning_rates[0], self.steps
+        return self.learning_rates[0], self.test_steps
 
     def forward(self, backbone: Backbone, support: Labelled, query: Tensor, way: int) -> Tensor:
         """Return logits ``(t, q, w)`` of the images ``query`` ``(t, q, c, h, w)``."""

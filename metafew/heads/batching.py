@@ -33,8 +33,8 @@ MEMORY = 600
 """Default memory limit, in MiB, for the tasks of a batch on a CPU."""
 VALUES_PER_MIB = 2**24 // 300
 """How many values of feature maps and weights take up 1 MiB, by a rough estimate that ignores the network's depth:
-with the default of 600 MiB, training steps of MAML and first-order MAML on conv4 and Omniglot need 180 to 590 MiB, and 85
-to 105 MiB with a single task at a time."""
+with the default of 600 MiB, training steps of MAML and first-order MAML with conv4 on Omniglot need 180 to 590 MiB, and
+85 to 105 MiB with one task at a time."""
 WIDTH = 64
 """Assumed number of values per pixel in this estimate: the channels of a first layer."""
 EXECUTIONS = ("auto", "loop", "batch", "chunk", "vmap")
@@ -54,8 +54,8 @@ class BatchingHead(Head):
         first_order: whether training keeps only the last step in memory.
         inner: how the tasks of a meta-batch are batched, which affects only random numbers: ``loop``, one by one;
             ``batch``, as many at a time as ``memory`` allows, by layers with weights for each task
-            (:mod:`metafew.backbones.task_weights`); ``chunk``, at most a fixed number at a time, by ``vmap``; ``vmap``,
-            as many at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
+            (:mod:`metafew.backbones.task_weights`); ``chunk``, at most ``chunk`` at a time, by ``vmap``; ``vmap``, as
+            many at a time as ``memory`` allows, by ``vmap``. ``auto`` is ``vmap`` on a GPU and ``batch`` elsewhere, or
             ``loop`` for networks that cannot be batched. In training, only one such batch is held in memory at a time.
         chunk: maximum number of tasks in a chunk.
         memory: limit, in MiB, of the estimated memory of the tasks that ``batch`` or ``vmap`` processes together; at

@@ -69,11 +69,6 @@ class TransductiveFinetuning(AdaptingHead):
         )  # fmt: skip
         self.test_steps = test_steps
 
-    @property
-    def evaluation_setting(self) -> tuple[float, int]:
-        """Learning rate and number of steps in evaluation."""
-        return self.learning_rates[0], self.test_steps
-
     def start(self, model: Model, tasks: SupportSet) -> Weights:
         """Return the weights ``(t, ...)`` before adaptation; the layer is that of the directions of class means."""
         fast = for_each(model.weights(self.names), len(tasks.images))

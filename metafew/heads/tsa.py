@@ -81,11 +81,6 @@ class TSA(AdaptingHead):
         shapes = [*adapters, Shape(LINEAR, torch.Size((backbone.features, backbone.features)))]
         self.rates, self.shapes, self.test_steps = TwoRates(lr, linear_lr, shapes), shapes, test_steps
 
-    @property
-    def evaluation_setting(self) -> tuple[float, int]:
-        """Learning rate of the adapters and number of steps in evaluation."""
-        return self.learning_rates[0], self.test_steps
-
     def start(self, model: Model, tasks: SupportSet) -> Weights:
         """Return the adapters ``(t, o, i)`` and the linear map ``(t, d, d)`` before adaptation."""
         dtype, device = torch.promote_types(tasks.images.dtype, torch.float32), tasks.images.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from metafew.analysis.features import analyze
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import ALL, CONF
@@ -187,7 +187,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
         train = make_spec("train", total, cfg.seed)
     val = make_spec("val", cfg.val.total, cfg.test.seed)
     test = [make_spec("test", cfg.test.total, cfg.test.seed, shot=shot) for shot in as_list(cfg.test.shot)]
-    analyzed = analyze.analysis_tasks(cfg, test[0])
+    analyzed = replace(test[0], split=cfg.analyze.split, total=cfg.analyze.tasks, balance="balanced")
     return FewShot(
         source, train, val, test, make(cfg.augment), store_root(cfg.cache_dir), cfg.data.num_workers, analyzed
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +17,6 @@ from metafew.analysis.features.projection import project_features
 from metafew.analysis.features.weight_distance import adapts_by_gradient
 from metafew.data.datamodule import FewShot
 from metafew.data.sampler import Sampler
-from metafew.data.task_spec import TaskSpec
 from metafew.distributed.collective import gather_objects
 from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.feature_cache import parts
@@ -29,11 +26,6 @@ log = logging.getLogger(__name__)
 
 CLASSES, IMAGES = 5, 100  # number of classes in a projection, and of images per class
 PAIRS, EXAMPLES = 8, 6  # number of confused pairs of classes that are drawn, and of images per class
-
-
-def analysis_tasks(cfg: DictConfig, test: TaskSpec) -> TaskSpec:
-    """Return the tasks to analyze, specified as in the first test but balanced and drawn from ``analyze.split``."""
-    return replace(test, split=cfg.analyze.split, total=cfg.analyze.tasks, balance="balanced")
 
 
 def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -> dict | None:

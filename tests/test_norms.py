@@ -223,7 +223,11 @@ def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
     assert torch.autograd.gradgradcheck(f, x, fast_mode=True)
 
 
-POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d((2, 1), (3, 2), dilation=(2, 1), ceil_mode=True)]
+POOLINGS = [
+    nn.MaxPool2d(np.int64(2)),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d((2, 1), (3, 2), dilation=(2, 1), ceil_mode=True),
+]
 
 
 @pytest.mark.parametrize("pool", POOLINGS, ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +34,12 @@ class Pooling(NamedTuple):
 
     @classmethod
     def of(cls, pool: nn.MaxPool2d) -> Pooling:
-        """Return the arguments of a layer."""
-        return cls(pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+        """Return the arguments of a layer, whose numbers may be those of NumPy."""
+        kernel_size, stride, padding, dilation = (
+            int(size) if isinstance(size, Integral) else size
+            for size in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        )
+        return cls(kernel_size, stride, padding, dilation, pool.ceil_mode)
 
 
 class PooledMoments(Function):

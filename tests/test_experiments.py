@@ -692,6 +692,7 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
         page = reproduction_page(tmp_path)
         scale = r"Section 2 \| – \| [^|]+ \| [^|]+, omniglot, conv4"
         assert re.search(rf"\| {partly['text']} \| {scale} \| {shown} \| tasknorm_rates \|", page)
+    assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
 
 
 def test_a_claim_stands_beside_what_was_published_and_its_scale():

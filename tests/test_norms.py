@@ -636,6 +636,18 @@ def test_a_norm_outside_a_scope_says_what_is_missing(x):
         TaskNorm(C)(x[0].float())
 
 
+def test_embed_gives_the_same_for_one_task_and_many():
+    torch.manual_seed(0)
+    backbone = Conv4(1, 28, TaskNorm, width=4).double()
+    images = torch.rand(3, 6, 1, 28, 28, dtype=torch.double)
+    context, targets = backbone.embed(images[:, :2], images[:, 2:])
+    assert context.shape == (3, 2, 4) and targets.shape == (3, 4, 4)
+    for t in range(3):
+        one = backbone.embed(images[t : t + 1, :2], images[t : t + 1, 2:])
+        torch.testing.assert_close(one[1], targets[t : t + 1], rtol=1e-12, atol=1e-12)
+    assert backbone.embed(images)[1].shape == (3, 0, 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("word", SCHEMES)
 def test_asking_one_or_some_at_once_changes_nothing_unless_transductive(word, dtype):

@@ -125,6 +125,13 @@ def test_episodic_adds_the_measure_of_pairs_from_support_and_query(backbone, ada
     torch.testing.assert_close(regularized, plain + 2 * feature_clustering(pairs).mean())
 
 
+def test_the_loss_is_a_mean_over_tasks_of_whatever_shape(backbone):
+    task = three_tasks()
+    narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query[:2])))
+    losses = [Episodic(OFF)(backbone, ProtoNet(), [part]).loss for part in (*task.split(1), *narrow.split(1))]
+    torch.testing.assert_close(Episodic(OFF)(backbone, ProtoNet(), [task, narrow]).loss, torch.stack(losses).mean())
+
+
 @pytest.mark.parametrize("objective", [lambda r: Episodic(r), lambda r: classical(r)])
 def test_weight_clustering_belongs_to_reptile(objective, backbone):
     with pytest.raises(UsageError, match="type head=reptile"):

@@ -49,7 +49,7 @@ class AdaptingHead(BatchingHead):
         first_order: take the outer gradient as if inner gradients were constant.
         inner: how the tasks of a meta-batch are batched: ``loop``, ``batch``, ``chunk``, ``vmap`` or ``auto``
             (:class:`~metafew.heads.batching.BatchingHead`).
-        chunk: tasks in a chunk.
+        chunk: maximum number of tasks in a chunk.
         memory: memory limit in MiB for tasks that are processed together, or ``auto``.
     """
 

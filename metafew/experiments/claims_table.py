@@ -76,7 +76,7 @@ def scale(report: Mapping, rows: Sequence[str], totals: Mapping[str, int | None]
     words = [word for row in rows for word in report["rows"][row]["words"]]
     data = [name_dataset(word) for word in words if re.match(r"dataset(\.root)?=", word)]
     networks = [word.removeprefix("backbone=") for word in words if word.startswith("backbone=")]
-    done, total = span([report["rows"][row]["steps"] for row in rows]), span([totals[row] for row in rows])
+    done, total = span([report["rows"][row]["steps"] for row in rows]), span([totals.get(row) for row in rows])
     steps, count = f"{done} of {total} steps", len(report["seeds"])
     seeds = f"{count} seed{'s' * (count > 1)}"
     return ", ".join([steps, seeds, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])

@@ -82,7 +82,10 @@ def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tens
 def add_affine(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     """Add ``slope x + level`` to ``grad`` in place, by pieces; both have one entry per row, or one for all rows."""
     for piece in pieces(x):
-        grad[piece].addcmul_(x[piece], piece_of(slope, piece)).add_(piece_of(level, piece))
+        total = grad[piece] if grad.dtype == slope.dtype else precise(grad[piece])
+        total.addcmul_(precise(x[piece]), piece_of(slope, piece)).add_(piece_of(level, piece))
+        if total.dtype != grad.dtype:
+            grad[piece] = total
     return grad
 
 
@@ -92,6 +95,16 @@ def piece_of(value: Tensor, piece: slice) -> Tensor:
 
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Return ``scale * x + shift`` in the precision of ``x``."""
-    y = x * scale if shift is None else torch.addcmul(shift, x, scale)
-    return y.to(x.dtype)
+    """Return ``scale * x + shift`` in the precision of ``x``, computed in that of ``scale``."""
+    if x.dtype == scale.dtype or not (on_cpu(x) and has_memory(x, scale)):
+        return _scale_shift(x, scale, shift).to(x.dtype)
+    # A CPU is slow at operations on two precisions, and fast at converting a piece in its cache.
+    y = torch.empty_like(x)
+    for piece in pieces(x):
+        own = None if shift is None else piece_of(shift, piece)
+        y[piece] = _scale_shift(precise(x[piece]), piece_of(scale, piece), own)
+    return y
+
+
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    return x * scale if shift is None else torch.addcmul(shift, x, scale)

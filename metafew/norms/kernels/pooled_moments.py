@@ -17,6 +17,7 @@ from metafew.norms.kernels.group_moments import (
     slope_and_level,
 )
 from metafew.norms.kernels.pieces import add_affine, concatenate, has_memory, piece_of, pieces
+from metafew.precision import precise
 
 aten = torch.ops.aten
 FEW = 4
@@ -82,9 +83,13 @@ class PooledMoments(Function):
         slope, level = slope_and_level(grad_mean, grad_var, x, mean)
         of_x = torch.empty_like(x)
         for piece in pieces(x):
-            rows = grad[piece], x[piece], *ctx.pooling, where[piece]
-            aten.max_pool2d_with_indices_backward.grad_input(*rows, grad_input=of_x[piece])
-            add_affine(of_x[piece], x[piece], piece_of(slope, piece), piece_of(level, piece))
+            rows, of_rows = precise(x[piece]), of_x[piece]
+            total = of_rows if rows.dtype == x.dtype else torch.empty_like(rows)
+            arguments = grad[piece].to(rows.dtype), rows, *ctx.pooling, where[piece]
+            aten.max_pool2d_with_indices_backward.grad_input(*arguments, grad_input=total)
+            add_affine(total, rows, piece_of(slope, piece), piece_of(level, piece))
+            if total is not of_rows:
+                of_rows.copy_(total)
         return of_x, None, None, None
 
 

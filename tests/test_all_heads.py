@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from hydra.utils import get_class
+from image_folders import grow
 from omegaconf import OmegaConf
 from PIL import Image
 from runs import TINY
@@ -98,6 +99,21 @@ def test_heads_that_use_training_images_are_left_out_where_there_are_none(tmp_pa
     measured = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
     assert {name.split("/")[1] for name in measured} == feature_heads() - {"simpleshot"}
     assert "simpleshot uses the mean feature of training images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_heads_that_use_training_images_are_left_out_if_those_of_the_checkpoint_are_not_at_hand(tmp_path, capsys):
+    small = ["backbone.width=4", "test.query=2", "test.total=2"]
+    typed(*small, *ONE_STEP, f"hydra.run.dir={tmp_path}/fit")
+    for split in ("train", "test"):
+        grow(tmp_path / "images" / split, [f"{split}{number}" for number in range(5)], images=3)
+    for dataset, lacking in (
+        (["dataset=folder", f"dataset.root={tmp_path}/images", "dataset.channels=1"], {"simpleshot"}),
+        ([], set()),
+    ):
+        words = ["stages=[test]", "evaluate=all", *small, *dataset, f"ckpt={tmp_path}/fit/checkpoints/last.ckpt"]
+        typed(*words, f"hydra.run.dir={tmp_path}/test{len(dataset)}")
+        measured = json.loads((tmp_path / f"test{len(dataset)}" / "results.json").read_text())["metrics"]
+        assert {name.split("/")[1] for name in measured} == feature_heads() - lacking
 
 
 def test_the_configuration_shows_all_heads_with_their_options(words, capsys):

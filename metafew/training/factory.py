@@ -24,7 +24,6 @@ from metafew.data.sources import Source
 from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
-from metafew.evaluation.base_mean import without_training_images
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
@@ -85,7 +84,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
 
 
 def make_learner(
-    cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool, base_mean: bool = False
+    cfg: DictConfig, source: Source, provenance: dict, trained: bool, fit: bool, base_mean: bool = True
 ) -> Learner:
     """Return the LightningModule.
 
@@ -96,7 +95,8 @@ def make_learner(
         trained: whether the main head is, or will be, trained; if not, it only evaluates, like the heads of
             ``evaluate``.
         fit: whether it will be trained.
-        base_mean: whether a checkpoint has the mean feature of training images, which some heads use.
+        base_mean: whether the mean feature of training images, which some heads use, can be had; ``evaluate=all``
+            leaves them out if not.
     """
     backbone = make_backbone(cfg, source)
     objective = make_objective(cfg, source, backbone)
@@ -104,8 +104,7 @@ def make_learner(
     name = provenance["choices"]["head"]
     heads = {name: make_head(cfg.head, backbone, trained)}
     evaluated = cfg.get("evaluate") or OmegaConf.create()
-    base = ALL not in evaluated or base_mean or not without_training_images(source)
-    heads |= make_evaluated_heads(evaluated, name, backbone, base)
+    heads |= make_evaluated_heads(evaluated, name, backbone, ALL not in evaluated or base_mean)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])

@@ -17,6 +17,7 @@ from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
 from metafew.distributed.launcher import job_of_queue
 from metafew.evaluation import results
+from metafew.evaluation.base_mean import without_training_images
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
 from metafew.training.conversion import follow_training
@@ -122,8 +123,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
-    base_mean = None if start is None else start["metafew"]["base_mean"]
-    learner = make_learner(cfg, source, provenance, trained, fits, base_mean is not None)
+    learner = make_learner(cfg, source, provenance, trained, fits, base_mean_available(source, start, fits))
     written: Any = OmegaConf.to_container(cfg, resolve=False)
     learner.provenance["config"] = carried(written)
     learner.provenance["model"] = {  # everything that metafew.load needs to build the model
@@ -157,6 +157,23 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         config=config,
         out=out,
     )
+
+
+def base_mean_available(source: Source, start: dict | None, fits: bool) -> bool:
+    """Return whether a checkpoint has the mean feature of training images, or a run has the images to compute it.
+
+    Only the names of datasets are compared, as images are read later.
+
+    Args:
+        source: the data of the run.
+        start: the content of the checkpoint that is resumed or tested, if any.
+        fits: whether the run trains.
+    """
+    saved = {} if start is None else start["metafew"]
+    if saved.get("base_mean") is not None:
+        return True
+    names = {part.title for part in source.components("train")}
+    return not without_training_images(source) and (fits or names <= {*saved.get("data", names)})
 
 
 def restore_fitted(learner: Learner, start: dict | None) -> None:

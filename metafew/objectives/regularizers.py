@@ -84,7 +84,7 @@ class WeightClustering(Regularizer):
     the tasks of the meta-batch. The paper penalizes a filter-normalized distance and, as far as reported, gives neither
     its exact form nor the weight; here it is the square, normalized by filter as in Li et al. (2018). It acts only in
     the inner loop of ``objective=reptile``: the outer loss treats the adapted weights as constants, so a term in it
-    would have no gradient. The default of the option, 1e-3, has almost no effect on Omniglot (docs/reproduction.md).
+    would have no gradient.
 
     Args:
         weight: factor of the distance.

@@ -181,13 +181,14 @@ def test_weights_and_images_of_any_precision(x, weight):
 
 @pytest.mark.parametrize("cached", [1, 2**19])
 @pytest.mark.parametrize("word", ["batch", "tasknorm"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pool", [nn.Identity(), MAX])
-def test_bfloat16_is_rounded_once_forward_and_backward(word, pool, cached, x, monkeypatch):
+def test_bfloat16_is_rounded_once_forward_and_twice_backward(word, pool, memory, cached, x, monkeypatch):
     monkeypatch.setattr("metafew.norms.kernels.pieces.CACHED", cached)
     layers, images = accelerate(nn.Sequential(scheme(word).float(), pool)), x.flatten(0, 1).bfloat16()
     results = []
     for dtype in (torch.bfloat16, torch.float32):
-        leaf = images.to(dtype).requires_grad_()
+        leaf = images.to(dtype, memory_format=memory).requires_grad_()
         with rows(T, S, record=False):
             y = layers(leaf)
         v = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -197,13 +198,14 @@ def test_bfloat16_is_rounded_once_forward_and_backward(word, pool, cached, x, mo
     (y, grad), (exact_y, exact_grad) = results
     torch.testing.assert_close(y, exact_y, rtol=2**-8, atol=1e-5)
     # Two roundings: of the gradient of the maxima or of the scaled values, and of the sum with that of the moments.
-    torch.testing.assert_close(grad, exact_grad, rtol=2**-7, atol=2**-7 * exact_grad.abs().max().item())
+    torch.testing.assert_close(grad, exact_grad, rtol=2**-7, atol=2**-8 * exact_grad.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stacked", [(0, None, None), (None, 0, None), (None, None, 0)])
-def test_vmap_over_images_or_weights_or_biases(stacked):
+def test_vmap_over_images_or_weights_or_biases(stacked, dtype):
     layers = accelerate(nn.Sequential(BatchNorm(3), MAX))
-    values = torch.randn(2, 4, 3, 6, 6), torch.rand(2, 3), torch.rand(2, 3)
+    values = torch.randn(2, 4, 3, 6, 6).to(dtype), torch.rand(2, 3), torch.rand(2, 3)
 
     def f(images, weight, bias):
         with rows(1, 4, record=False):

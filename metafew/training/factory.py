@@ -16,7 +16,7 @@ from torch import nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
-from metafew.config.groups import ALL, CONF
+from metafew.config.groups import CONF
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
@@ -95,8 +95,7 @@ def make_learner(
         trained: whether the main head is, or will be, trained; if not, it only evaluates, like the heads of
             ``evaluate``.
         fit: whether it will be trained.
-        base_mean: whether the mean feature of training images, which some heads use, can be had; ``evaluate=all``
-            leaves them out if not.
+        base_mean: whether ``evaluate=all`` has heads that use the mean feature of training images.
     """
     backbone = make_backbone(cfg, source)
     objective = make_objective(cfg, source, backbone)
@@ -104,7 +103,7 @@ def make_learner(
     name = provenance["choices"]["head"]
     heads = {name: make_head(cfg.head, backbone, trained)}
     evaluated = cfg.get("evaluate") or OmegaConf.create()
-    heads |= make_evaluated_heads(evaluated, name, backbone, ALL not in evaluated or base_mean)
+    heads |= make_evaluated_heads(evaluated, name, backbone, base_mean)
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])

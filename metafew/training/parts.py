@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from metafew.callbacks.checkpoints import Checkpoints
 from metafew.config.carried import carried, training_options
+from metafew.config.groups import ALL
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
@@ -123,7 +124,8 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
         "version": results.versions()["metafew"],
     }
     trained = fits or (start is not None and start["metafew"]["choices"]["head"] == choices["head"])
-    learner = make_learner(cfg, source, provenance, trained, fits, base_mean_available(source, start, fits))
+    base_mean = ALL not in (cfg.get("evaluate") or {}) or base_mean_available(source, start, fits)
+    learner = make_learner(cfg, source, provenance, trained, fits, base_mean)
     written: Any = OmegaConf.to_container(cfg, resolve=False)
     learner.provenance["config"] = carried(written)
     learner.provenance["model"] = {  # everything that metafew.load needs to build the model
@@ -170,10 +172,10 @@ def base_mean_available(source: Source, start: dict | None, fits: bool) -> bool:
         fits: whether the run trains.
     """
     saved = {} if start is None else start["metafew"]
-    if saved.get("base_mean") is not None:
+    if fits or saved.get("base_mean") is not None:
         return True
     names = {part.title for part in source.components("train")}
-    return not without_training_images(source) and (fits or names <= {*saved.get("data", names)})
+    return names <= {*saved.get("data", names)} and not without_training_images(source)
 
 
 def restore_fitted(learner: Learner, start: dict | None) -> None:

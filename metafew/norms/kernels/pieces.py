@@ -81,10 +81,11 @@ def _sums(v: Tensor, x: Tensor, dims: tuple[int, ...] = POSITIONS) -> tuple[Tens
 
 def add_affine(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     """Add ``slope x + level`` to ``grad`` in place, by pieces; both have one entry per row, or one for all rows."""
+    mixed = on_cpu(x) and grad.dtype != slope.dtype  # see scale_shift
     for piece in pieces(x):
-        total = grad[piece] if grad.dtype == slope.dtype else precise(grad[piece])
-        total.addcmul_(precise(x[piece]), piece_of(slope, piece)).add_(piece_of(level, piece))
-        if total.dtype != grad.dtype:
+        total, values = (precise(each[piece]) if mixed else each[piece] for each in (grad, x))
+        total.addcmul_(values, piece_of(slope, piece)).add_(piece_of(level, piece))
+        if mixed:
             grad[piece] = total
     return grad
 
@@ -96,7 +97,8 @@ def piece_of(value: Tensor, piece: slice) -> Tensor:
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """Return ``scale * x + shift`` in the precision of ``x``, computed in that of ``scale``."""
-    if x.dtype == scale.dtype or not (on_cpu(x) and has_memory(x, scale)):
+    operands = (x, scale) if shift is None else (x, scale, shift)
+    if x.dtype == scale.dtype or not (on_cpu(x) and has_memory(*operands)):
         return _scale_shift(x, scale, shift).to(x.dtype)
     # A CPU is slow at operations on two precisions, and fast at converting a piece in its cache.
     y = torch.empty_like(x)

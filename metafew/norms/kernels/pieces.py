@@ -97,16 +97,15 @@ def piece_of(value: Tensor, piece: slice) -> Tensor:
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     """Return ``scale * x + shift`` in the precision of ``x``, computed in that of ``scale``."""
-    operands = (x, scale) if shift is None else (x, scale, shift)
-    if x.dtype == scale.dtype or not (on_cpu(x) and has_memory(*operands)):
-        return _scale_shift(x, scale, shift).to(x.dtype)
+    parts = (scale,) if shift is None else (scale, shift)
+    if x.dtype == scale.dtype or not (on_cpu(x) and has_memory(x, *parts)):
+        return _scale_shift(x, *parts).to(x.dtype)
     # A CPU is slow at operations on two precisions, and fast at converting a piece in its cache.
     y = torch.empty_like(x)
     for piece in pieces(x):
-        own = None if shift is None else piece_of(shift, piece)
-        y[piece] = _scale_shift(precise(x[piece]), piece_of(scale, piece), own)
+        y[piece] = _scale_shift(precise(x[piece]), *(piece_of(part, piece) for part in parts))
     return y
 
 
-def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
     return x * scale if shift is None else torch.addcmul(shift, x, scale)

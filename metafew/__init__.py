@@ -200,7 +200,7 @@ def episodes(
     Args:
         data: the name of a dataset, such as ``"omniglot"``; or an array of images ``(n, c, h, w)`` or ``(n, h, w)`` in
             uint8 or floating point, or of vectors ``(n, d)``.
-        labels: the classes of an array: ``n`` integers or strings. None with the name of a dataset.
+        labels: the classes of an array: ``n`` integers or strings. Only with an array.
         split: ``train``, ``val`` or ``test``. For an array, every split uses all classes; the split only changes which
             tasks are drawn.
         way: number of classes per task, or ``"5..20"`` for a number drawn per task. For ``way``, ``shot`` and
@@ -211,8 +211,8 @@ def episodes(
         steps: number of steps; None draws tasks without end.
         seed: seed of the tasks.
         device: the device of the images.
-        options: options of a dataset, with the keys of the command line: ``augment="standard"``,
-            ``dataset={"split": "vinyals"}``.
+        options: options of a dataset and its tasks, with the keys of the command line: ``augment="standard"``,
+            ``dataset={"split": "vinyals"}``, ``test={"balance": "dirichlet"}``.
 
     Returns:
         An iterator over episodes, each a stack of tasks of equal shape from one dataset: one per step if ``way`` and

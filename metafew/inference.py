@@ -120,7 +120,7 @@ class Model(nn.Module):
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Return ``images`` as one task ``(1, n, c, h, w)`` in [0, 1], with the model's precision and device."""
         shape = (self.channels, self.image_size, self.image_size)
-        vectors = self.image_size == 1
+        vectors = self.image_size == 1  # whose uint8 values, as in training, are not scaled
         images_of = f"images (n, {', '.join(map(str, shape))}), uint8 or floating point in [0, 1]"
         expected = f"expected {f'vectors (n, {self.channels}) in floating point' if vectors else images_of}"
         try:
@@ -128,21 +128,25 @@ class Model(nn.Module):
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"{expected}, got a {type(images).__name__} that cannot be converted to an array: "
-                "resize and stack the images"
+                f"{'stack the vectors' if vectors else 'resize and stack the images'}"
             ) from error
+        given = tuple(values.shape)  # before dimensions are added
         if vectors and values.ndim == 2:
             values = values[..., None, None]
         elif values.ndim == 3 and self.channels == 1:
             values = values.unsqueeze(1)
         if values.shape[1:] != shape:
+            if vectors:
+                raise UsageError(f"{expected}, got shape {given}: give one row for each")
             raise UsageError(
                 f"{expected}, got shape {tuple(values.shape)}: resize them, channels before height and width"
             )
         own = next(self.parameters(), torch.empty(0))  # features and heads without weights
-        if values.dtype == torch.uint8:
+        if values.dtype == torch.uint8 and not vectors:
             return as_float(values.to(own.device), own.dtype).unsqueeze(0)
-        if not values.is_floating_point():
-            raise UsageError(f"{expected}, got {values.dtype}: convert values of 0..255 to uint8")
+        if not values.is_floating_point() and values.dtype != torch.uint8:
+            advice = "convert them to float32" if vectors else "convert values of 0..255 to uint8"
+            raise UsageError(f"{expected}, got {values.dtype}: {advice}")
         if not vectors and values.numel() and not -TOLERANCE <= values.min() <= values.max() <= 1 + TOLERANCE:
             low, high = values.min().item(), values.max().item()
             raise UsageError(f"{expected}, got values from {low:g} to {high:g}: divide values of 0..255 by 255")

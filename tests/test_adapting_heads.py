@@ -121,8 +121,10 @@ def test_curvature_of_an_output_layer_for_any_way_treats_classes_alike():
     torch.testing.assert_close(renamed, head(backbone, support, query, W), rtol=1e-9, atol=1e-12)
 
 
-def test_curvature_is_exempt_from_weight_decay():
-    head = learner(rates="curvature")[1]
+@pytest.mark.parametrize("rates", ["curvature", "layer", "weight"])
+def test_what_inner_steps_learn_is_exempt_from_weight_decay(rates):
+    head = learner(rates=rates)[1]
+    assert len([*head.rates.parameters()])
     assert set(map(id, meta_parameters(head).values())) == set(map(id, head.rates.parameters()))
 
 

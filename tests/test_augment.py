@@ -133,6 +133,9 @@ def test_only_the_splits_that_are_named_are_augmented():
         (lambda: Augmentation("all", {}), "train, val and test, got all"),
         (lambda: Affine(0, 0, [2], 0), r"got \[2\]: type scale"),
         (lambda: Affine(0, 0, [0, 0], 0), r"got \[0, 0\]: type scale"),
+        (lambda: Affine(-15, 0, [1, 1], 0), "expected rotation to be a number of at least 0, got -15"),
+        (lambda: Affine(0, -0.2, [1, 1], 0), "expected shear to be a number of at least 0"),
+        (lambda: Affine(0, 0, [1, 1], -2), "expected shift to be a number of at least 0"),
         (
             lambda: Augmentation("val", {"turn": ClassTurn()}).check_applicable("val", 28, [Category("a", (), 1)]),
             "some classes of this split are rotations of others",

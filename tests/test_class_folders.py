@@ -206,6 +206,10 @@ def test_layouts_that_do_not_fit_are_refused(tmp_path):
     assert "got none" in refused(folder(tmp_path, layout="splits"))
     with pytest.raises(Exception, match=r"dataset\.layout to be auto or classes or top or splits, got flat"):
         folder(tmp_path, layout="flat")
+    (tmp_path / "l.csv").write_text("file,class\na/0.png,x\n")
+    assert "expected dataset.layout=auto, as l.csv contains the labels" in refused(
+        folder(tmp_path, layout="top", labels="l.csv")
+    )
 
 
 # Unicode

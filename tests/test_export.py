@@ -135,6 +135,14 @@ def test_a_path_that_cannot_be_written_is_named(name, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.pt2"}
 
 
+def test_other_files_are_refused_and_paths_may_be_strings(tmp_path):
+    model = Model(OneLayer(), ProtoNet(), {"head": "protonet"}).eval().requires_grad_(False)
+    export.save(export.task_network(make_task(model)[0]), f"{tmp_path}/model.pt2", model, {})
+    assert (tmp_path / "model.pt2").is_file()
+    with pytest.raises(UsageError, match=r"expected a file of \.pt2 or \.onnx, got model\.pt: type out=model\.pt2"):
+        export.save(torch.nn.Identity(), "model.pt", model, {})
+
+
 def read_onnx(path, images):
     """Return what onnxruntime computes, and the metadata of the file."""
     session = pytest.importorskip("onnxruntime").InferenceSession(str(path))

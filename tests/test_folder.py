@@ -210,6 +210,33 @@ def test_a_flat_folder_with_labels(tmp_path):
     assert source.splits()["train"][0].group == "alphabet"
 
 
+def test_labels_may_have_absolute_paths(tmp_path):
+    grow(tmp_path / "photos", "ab", images=2)
+    rows = [f"{tmp_path}/photos/{letter}/{i}.png,{letter}{letter}" for letter in "ab" for i in range(2)]
+    (tmp_path / "l.csv").write_text("file,class\n" + "\n".join(rows))
+    source = folder(tmp_path / "photos", labels=str(tmp_path / "l.csv"), fractions=[1, 0, 0])
+    assert names(source)["train"] == ["aa", "bb"] and not source.ignored
+    (tmp_path / "l.csv").write_text("file,class\n" + "\n".join([*rows, "a/0.png,cc"]))
+    source = folder(tmp_path / "photos", labels=str(tmp_path / "l.csv"))
+    assert re.search(r"to list an image once, got a/0\.png 2 times", refused(source))
+
+
+def test_a_list_of_images_may_hold_the_splits_of_their_classes(tmp_path):
+    grow(tmp_path, "ab", images=2)
+    rows = [f"{letter}/{i}.png,{letter},{split}" for letter, split in (("a", "train"), ("b", "test")) for i in range(2)]
+    (tmp_path / "l.csv").write_text("file,class,split\n" + "\n".join(rows))
+    found = names(folder(tmp_path, labels="l.csv", splits="l.csv"))
+    assert found == {"train": ["a"], "val": [], "test": ["b"]}
+
+
+def test_options_of_drawn_splits_are_refused_for_data_with_splits(tmp_path, launch):
+    grow(tmp_path, [f"{split}/{split}{n}" for split in SPLITS for n in range(5)], images=4)
+    words = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=28"]
+    for word in ("dataset.split_seed=7", "dataset.fractions=[1,0,0]"):
+        with pytest.raises(UsageError, match=rf"as the data come with their splits, got {re.escape(word)}: leave it"):
+            launch(*words, word)
+
+
 def test_splits_drawn_at_random_are_written_in_a_file_that_draws_the_same(tmp_path, launch):
     grow(tmp_path / "photos", [f"class {number}" for number in range(12)], images=4)
     words = ["dataset=folder", f"dataset.root={tmp_path}/photos", "dataset.image_size=28", "trainer.max_steps=1"]

@@ -16,9 +16,11 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
+from metafew.config.compose import compose_overrides
 from metafew.data.formats.parquet import Parquet
 from metafew.data.sources import hub
 from metafew.errors import UsageError
+from metafew.training.factory import make_source
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (100, 3), np.uint8)
 SETTINGS = {"dataset.image_size": 8, "dataset.fractions": "[0.5,0.25,0.25]"}
@@ -45,6 +47,15 @@ def write(path, *args, rows=3, **kwargs):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table(*args, **kwargs), path, row_group_size=rows)
     return path
+
+
+def test_a_part_of_a_mixture_keeps_its_column_of_labels(tmp_path):
+    file = write(tmp_path / "b.parquet", range(8), list("aabbccdd"), label="species")
+    words = ["dataset=mixture", f"dataset.sources=[{{dataset:hub,root:{file},label:species,name:birds}}]"]
+    (part,) = make_source(compose_overrides(words)).all_components()
+    assert part.title == "birds" and {c.name for split in part.splits().values() for c in split} == set("abcd")
+    alone = make_source(compose_overrides(["dataset=hub", f"dataset.root={file}", "dataset.label=species"]))
+    assert alone.title == "hub"
 
 
 def colours(collection, keys):

@@ -53,6 +53,20 @@ def seen(composed, *overrides):
         yield episode
 
 
+def test_queries_asked_one_at_a_time_have_support_sets_of_their_own(launch, composed, tmp_path):
+    """With ``norm.over=joined``, the features of a support set depend on the queries beside it."""
+    words = ["norm=transductive", "norm.over=joined", "test.total=4", "test.query=3"]
+    _, out = launch(*words, out=tmp_path / "fit")
+    tested = ["stages=[test]", f"ckpt={best(out)}", "evaluate=[svm]", "test.queries=single"]
+    report, _ = launch(*words, *tested, out=tmp_path / "test")
+    model, right = metafew.load(best(out)), []
+    for episode in seen(composed, *words):
+        queries = episode.query.images.split(1, 1)
+        logits = torch.cat([model.head(model.backbone, episode.support, query, episode.way) for query in queries], 1)
+        right.append((logits.argmax(-1) == episode.query.labels).double().mean().item())
+    assert report["metrics"]["test/protonet/accuracy"]["mean"] == pytest.approx(np.mean(right))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

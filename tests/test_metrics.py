@@ -122,3 +122,12 @@ def test_baseline_labels_by_the_nearest_support_image():
     logits = nearest_neighbour(support, query, 3)
     assert logits.argmax(-1).tolist() == [[0, 1, 2]]
     torch.testing.assert_close(logits[0, 0], torch.tensor([-0.1, -4.1, -8.1]), rtol=1e-5, atol=1e-5)
+
+
+def test_an_offset_of_all_vectors_does_not_change_the_baseline():
+    torch.manual_seed(0)
+    support, query = torch.randn(1, 30, 8, 1, 1), torch.randn(1, 40, 8, 1, 1)
+    labels = torch.arange(5).repeat(1, 6)
+    alone = nearest_neighbour(Labelled(support, labels), query, 5)
+    moved = nearest_neighbour(Labelled(support + 1024, labels), query + 1024, 5)
+    torch.testing.assert_close(moved, alone, rtol=1e-3, atol=1e-3)

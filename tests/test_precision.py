@@ -53,6 +53,15 @@ def test_a_cpu_says_once_that_float16_is_bfloat16_here(launch, caplog, recwarn, 
     assert not [str(warning.message) for warning in recwarn if "fp16" in str(warning.message)]
 
 
+def test_output_layers_adapt_in_float32_to_features_in_bfloat16(launch, tmp_path):
+    words = ["evaluate=[anil]", "evaluate.anil.optimizer=adam", "evaluate.anil.lr=0.01", "evaluate.anil.test_steps=2"]
+    _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
+    words += ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "test.total=4", "trainer.precision=bf16-mixed"]
+    report, _ = launch(*words, out=tmp_path / "test")
+    assert report["metrics"]["test/anil/accuracy"]["failed"] == 0
+    assert report["metrics"]["test/anil/loss"]["mean"] != pytest.approx(math.log(3), abs=1e-4)  # it did adapt
+
+
 def test_a_checkpoint_of_float32_measures_the_same_in_bfloat16(launch, tmp_path):
     words = ["backbone.width=8", "test.total=150", "test.query=5", "test.tasks=10"]
     single, fit = launch(*words, "trainer.max_steps=10", out=tmp_path / "fit")

@@ -19,6 +19,8 @@ from metafew.backbones import Conv4
 from metafew.config.components import component_classes
 from metafew.config.groups import CONF
 from metafew.data.datamodule import to_model_input
+from metafew.data.sources import Category
+from metafew.data.sources.omniglot import Omniglot
 from metafew.errors import UsageError
 from metafew.heads import SVM, FeatureHead, ProtoNet
 from metafew.norms import TaskNorm
@@ -106,6 +108,8 @@ def test_heads_are_words_objects_or_a_dictionary_of_them(vectors):
         ({"heads": ["svmm"]}, r"got svmm \(did you mean svm\?\)"),
         ({"heads": ["svm", "svm"]}, "got svm twice: pass a dictionary"),
         ({"heads": []}, "got none"),
+        ({"seed": -1}, "expected seed to be an integer of at least 0, got -1"),
+        ({"features": [[1.0, 2.0], [3.0]]}, "expected rows of equal length"),
         ({"way": 9}, "needs 9 classes, .* has 8: pass way=8"),
         ({"shot": 10, "query": 15}, "has 20: pass query=10"),
         ({"tasks": 0}, r"test\.total to be an integer of at least 1"),
@@ -217,14 +221,51 @@ def test_a_loop_of_ones_own_trains():
         ("glyphs", {"split": "training"}, "got training: pass split='train'"),
         ("glyphs", {"way": 1000}, "needs 1000 classes, .* pass way=153"),
         ("glyphs", {"augmentation": "affine"}, "did you mean"),
+        ("glyphs", {"labels": "test"}, "expected labels with an array, .* pass split='train' by name"),
+        ("glyphs", {"test.seed": 5}, "train.query, train.support, got test.seed: leave it out"),
+        ("glyphs", {"split": "test", "test": {"queries": "single"}}, "test.dirichlet, got test.queries: leave it out"),
+        ("glyphs", {"head": "svm"}, "got head: leave it out"),
+        ("glyphs", {"seed": -1}, "expected seed to be an integer of at least 0"),
+        ("glyphs", {"steps": 2.5}, "expected steps to be an integer of at least 1"),
+        (
+            "omniglot",
+            {"augment": "rotate_class", "dataset": {"split": "vinyals", "root": "."}},
+            "are rotations of others",
+        ),
         (np.zeros((160, 4)), {"augment": "affine"}, "augment with the name of a dataset"),
         (np.zeros((159, 4)), {}, "got 160 for 159 images"),
         (np.zeros((160, 4), int), {}, r"got int64 \(160, 4\)"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_the_first_episode(vectors, data, options, message):
+def test_what_cannot_be_drawn_is_refused_before_the_first_episode(monkeypatch, vectors, data, options, message):
+    labels = options.pop("labels", None) if isinstance(data, str) else vectors[1]
+    rotated = [Category(f"a/{n}/rot090", range(20), 1) for n in range(9)]
+    monkeypatch.setattr(Omniglot, "splits", lambda _: {"train": rotated})
     with pytest.raises(UsageError, match=message):
-        metafew.episodes(data, None if isinstance(data, str) else vectors[1], **options)
+        metafew.episodes(data, labels, **options)
+
+
+def test_episodes_have_the_balance_of_the_command():
+    def queries(**options):
+        episode = next(metafew.episodes("glyphs", split="test", steps=1, **options))
+        return episode.query.labels.flatten().bincount(minlength=5).tolist()
+
+    assert len({*queries()}) == 1 < len({*queries(test={"balance": "dirichlet"})})
+
+
+def test_values_of_vectors_are_not_scaled():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 10)
+    values = rng.integers(0, 200, (4, 8))[labels] + rng.integers(0, 56, (40, 8))
+    for head in ("protonet", "svm"):
+        found = [
+            metafew.classify(head, v[::5], labels[::5], v[1::5]) for v in (values.astype("u1"), values.astype("f"))
+        ]
+        assert torch.equal(found[0].probabilities, found[1].probabilities)
+    with pytest.raises(UsageError, match=r"expected vectors \(n, 8\) .*, got torch.int64: convert them to float32"):
+        metafew.classify("svm", values, labels, values)
+    with pytest.raises(UsageError, match=r"got shape \(40, 3\): give one row for each"):
+        metafew.classify("svm", values.astype("f"), labels, values[:, :3].astype("f"))
 
 
 # train

@@ -383,6 +383,15 @@ def test_frozen_norm_needs_running_moments(launch, tmp_path):
             launch("norm=frozen", "head=ridge", f"{word}={fit}/checkpoints/last.ckpt", out=tmp_path / "frozen")
 
 
+def test_learned_rates_are_not_replaced_when_they_are_tested(launch, tmp_path):
+    words = ["head=maml", "head.rates=layer", "head.steps=1", "head.test_steps=1", "test.total=2"]
+    _, fit = launch(*words, "head.lr=0.1", "trainer.max_steps=1", out=tmp_path / "fit")
+    tested = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt"]
+    launch(*words, "head.lr=0.1", *tested, out=tmp_path / "same")
+    with pytest.raises(UsageError, match=r"as the checkpoint contains learned rates, got head\.lr=5: leave it out"):
+        launch(*words, "head.lr=5", *tested, out=tmp_path / "other")
+
+
 def test_a_trained_head_may_choose_its_rate_when_it_is_tested(launch, tmp_path):
     words = ["head=maml", "head.steps=1", "head.test_steps=1"]
     _, fit = launch(*words, "trainer.max_steps=1", out=tmp_path / "fit")

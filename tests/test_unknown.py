@@ -53,6 +53,13 @@ def test_with_single_examples_the_limit_is_the_median_distance_between_neighbour
     assert distances(support, labels, torch.tensor([[4.5]]), 4).tolist() == [1.0]
 
 
+def test_many_queries_are_as_far_as_each_alone_whatever_their_offset():
+    support, labels = gaussian(5, 5, shift=1024.0)
+    query, _ = gaussian(8, 5, shift=1024.5, seed=1)
+    alone = torch.cat([distances(support, labels, each, 5) for each in query.split(1)])
+    torch.testing.assert_close(distances(support, labels, query, 5), alone, rtol=1e-6, atol=0)
+
+
 def test_copies_of_the_examples_are_not_marked():
     support = torch.ones(4, 3)
     found = distances(support, torch.tensor([0, 0, 1, 1]), torch.stack([torch.ones(3), torch.zeros(3)]), 2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import common_options
 from metafew.config.mistakes import no_option, options_of
+from metafew.config.option_values import check_integer
 from metafew.config.quoting import overrides
 from metafew.data.array_split import ArraySplit
 from metafew.data.datamodule import FewShot, to_model_input
@@ -26,6 +27,11 @@ from metafew.episode import Episode
 from metafew.errors import UsageError
 from metafew.training.factory import make_source
 from metafew.training.instantiate import make
+
+OF_DATA = ("dataset", "augment", "data_dir", "cache_dir")
+"""Options of a dataset."""
+OF_TASKS = ("way", "shot", "query", "support", "balance", "dirichlet")
+"""Options of the tasks of a split, below its name."""
 
 
 class Shape(NamedTuple):
@@ -87,7 +93,15 @@ def episodes_of(
     """
     if drawn.split not in SPLITS:
         raise UsageError(f"expected split to be {' or '.join(SPLITS)}, got {drawn.split}: pass split='{SPLITS[0]}'")
+    if drawn.steps is not None:
+        check_integer("steps", drawn.steps, 1)
+    check_integer("seed", drawn.seed, 0)
     if isinstance(data, str):
+        if labels is not None:
+            raise UsageError(
+                f"expected labels with an array, got them with the name of a dataset, {data}: leave them out, and pass "
+                f"split='{drawn.split}' by name"
+            )
         sampler = dataset_sampler(data, shape, drawn, options)
     elif options:
         raise UsageError(
@@ -112,11 +126,19 @@ def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str,
         raise UsageError(no_option("dataset", name))
     split = drawn.split
     cfg = compose_overrides([f"dataset={name}", *overrides({split: shape.given()}), *overrides(options)])
-    spec = drawn.spec({key: cfg[split][key] for key in ("way", "shot", "query", "support")})
-    source = make_source(cfg)
+    shapes = [f"{split}.{key}" for key in OF_TASKS if key in cfg[split]]
+    for key in (word.lstrip("+~").partition("=")[0] for word in overrides(options)):
+        if key.partition(".")[0] not in OF_DATA and key not in shapes:
+            raise UsageError(
+                f"expected options of a dataset and of the tasks of the {split} split, {', '.join(OF_DATA)} and "
+                f"{', '.join(shapes)}, got {key}: leave it out"
+            )
+    spec = drawn.spec({key: cfg[split][key] for key in OF_TASKS if key in cfg[split]})
+    source, augmentation = make_source(cfg), make(cfg.augment)
     for component in source.components(split):
         check_tasks(spec, component.splits()[split], component.title)
-    data = FewShot(source, spec, spec, [spec], make(cfg.augment), store_root(cfg.cache_dir), num_workers=0)
+        augmentation.check_applicable(split, component.image_size, component.splits()[split])
+    data = FewShot(source, spec, spec, [spec], augmentation, store_root(cfg.cache_dir), num_workers=0)
     data.prepare_data()
     return data.sampler(spec)
 
@@ -138,7 +160,10 @@ def array_sampler(data: np.ndarray | Tensor, labels: Any, shape: Shape, drawn: D
 
 def as_array(values: Any) -> np.ndarray:
     """Return values, such as a tensor or a list, as an array on the CPU."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    try:
+        return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError as error:
+        raise UsageError(f"expected rows of equal length, got others ({error}): pad them, or leave some out") from error
 
 
 def as_images(data: np.ndarray | Tensor) -> np.ndarray:

@@ -21,7 +21,9 @@ _chunk: ContextVar[int | None] = ContextVar("chunk", default=None)
 def target_chunks(count: int | None) -> Iterator[None]:
     """Limit every ``embed`` in this context to ``count`` consecutive targets per pass, with the same context in each.
 
-    With a transductive norm, only targets of the same pass then influence one another. None means a single pass.
+    With a transductive norm, only targets of the same pass then influence one another. None means a single pass. The
+    context has the features of the first pass, also where they depend on its targets
+    (:attr:`Backbone.context_depends_on_targets`).
     """
     token = _chunk.set(count)
     try:
@@ -126,6 +128,11 @@ class Backbone(nn.Module):
     def per_image(self) -> bool:
         """Whether no image changes the features of another, in the current mode."""
         return all(norm.fixed_moments or norm.per_image for norm in self.norms)
+
+    @property
+    def context_depends_on_targets(self) -> bool:
+        """Whether targets change the features of the context, in the current mode, as with ``norm.over=joined``."""
+        return any(norm.context_depends_on_targets for norm in self.norms)
 
     @property
     def context_and_targets_separate(self) -> bool:

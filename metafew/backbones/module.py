@@ -163,6 +163,11 @@ class Wrapped(Backbone):
         return super().transductive or any(norm.running_mean is None for norm in self._batch_norms.values())
 
     @property
+    def context_depends_on_targets(self) -> bool:
+        """Whether a scheme, or a batch norm of the network, takes moments of context and targets together."""
+        return super().context_depends_on_targets or self._takes_moments
+
+    @property
     def couples_tasks(self) -> bool:
         """Whether a batch norm lets all tasks of a meta-batch influence each other in training."""
         norms = self._batch_norms.items()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.config.option_values import check_integer
+from metafew.config.option_values import check_integer, check_range
 from metafew.data.sources import LUMA, SPLITS, Category
 from metafew.errors import UsageError
 
@@ -55,6 +55,8 @@ class Affine:
             raise UsageError(
                 f"expected scale to be the smallest and the largest factor, got {scale}: type scale=[0.7,1.05]"
             )
+        for name, value in {"rotation": rotation, "shear": shear, "shift": shift}.items():
+            check_range(name, value, 0, np.inf)
         self.rotation, self.shear, self.scale, self.shift = rotation, shear, (low, high), shift
 
     def draw(self, rng: np.random.Generator, classes: np.ndarray) -> np.ndarray:

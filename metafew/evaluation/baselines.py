@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metafew.episode import Labelled
+from metafew.heads.head import negative_distances
 
 
 def nearest_neighbour(support: Labelled, query: Tensor, way: int) -> Tensor:
@@ -19,6 +20,7 @@ def nearest_neighbour(support: Labelled, query: Tensor, way: int) -> Tensor:
     Returns:
         Logits ``(t, q, w)``: the negative distance to the nearest support image of each class.
     """
-    distance = torch.cdist(query.flatten(2).float(), support.images.flatten(2).float())
+    squares = -negative_distances(query.flatten(2).float(), support.images.flatten(2).float())
+    distance = squares.clamp_min(0).sqrt()  # rounding may leave squares below 0
     other = support.labels.unsqueeze(1).unsqueeze(-1) != torch.arange(way, device=query.device)
     return -distance.unsqueeze(-1).masked_fill(other, torch.inf).amin(2)

@@ -201,14 +201,16 @@ class Evaluator(pl.LightningModule):
         seconds: Mapping[str, SecondsPerTask] | None = None,
     ) -> None:
         for episode in batch:
+            # Otherwise the support set would keep the features of a pass with the first queries.
+            apart = at_once if self.backbone.context_depends_on_targets else None
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
-            if any(isinstance(head, FeatureHead) for head in self.heads.values()):
+            if apart is None and any(isinstance(head, FeatureHead) for head in self.heads.values()):
                 # Here, so that its time is not attributed to the first head.
                 shared.embed(episode.support.images, episode.query.images)
             for name, head in self.heads.items():
                 backbone = shared if isinstance(head, FeatureHead) else self.backbone
                 with timed(seconds[name] if seconds else None, episode):
-                    readings = self._readings(head, backbone, episode, at_once if head.transductive else None)
+                    readings = self._readings(head, backbone, episode, at_once if head.transductive else apart)
                 for reading, logits in readings.items():
                     measured = f"{name}/{reading}".rstrip("/")
                     tables[measured].update(logits, episode)

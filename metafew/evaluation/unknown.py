@@ -11,6 +11,8 @@ from metafew.heads.head import class_means
 
 SHARE = 0.95
 """The share of new images of the classes that should not be marked."""
+EXACT = "donot_use_mm_for_euclid_dist"
+"""The mode of :func:`torch.cdist` without the expansion of the square, which loses digits to a common offset."""
 
 
 def distances(support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tensor:
@@ -27,7 +29,7 @@ def distances(support: Tensor, labels: Tensor, query: Tensor, way: int) -> Tenso
     Returns:
         ``(q,)``.
     """
-    nearest = torch.cdist(query, class_means(support, labels, way)).amin(-1)
+    nearest = torch.cdist(query, class_means(support, labels, way), compute_mode=EXACT).amin(-1)
     return (nearest / limit(support, labels, way)).where(nearest != 0, 0.0)
 
 
@@ -50,7 +52,7 @@ def limit(support: Tensor, labels: Tensor, way: int) -> Tensor:
     counts = torch.bincount(labels, minlength=way)[labels]
     repeated = counts > 1
     if not repeated.any():
-        between = torch.cdist(means, means).fill_diagonal_(torch.inf).amin(-1)
+        between = torch.cdist(means, means, compute_mode=EXACT).fill_diagonal_(torch.inf).amin(-1)
         return between.quantile(0.5)
     examples = ((support - means[labels]).norm(dim=-1) * ((counts + 1) / (counts - 1)).sqrt())[repeated]
     rank = min(len(examples), math.ceil(SHARE * (len(examples) + 1)))

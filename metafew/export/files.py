@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,19 +24,22 @@ METADATA = "metafew.json"
 """The name of the description in a file of ``torch.export``; in ONNX, its keys are metadata of the model."""
 
 
-def save(network: nn.Module, path: Path, model: Model, description: dict[str, Any]) -> None:
+def save(network: nn.Module, path: str | PathLike, model: Model, description: dict[str, Any]) -> None:
     """Write a network of images to a file atomically, in the format of its suffix, for any number of images.
 
     Args:
         network: from images ``(n, c, h, w)`` in float32 to one row for each.
-        path: a file of :data:`FORMATS`.
+        path: a file whose suffix is one of :data:`FORMATS`.
         model: the model whose network it is.
-        description: plain values that the file contains as metadata.
+        description: plain values that the file contains as metadata; ``output`` is the name of the rows in ONNX.
 
     Raises:
-        UsageError: if the packages for ONNX are not installed, the network cannot be exported, or the file cannot be
-            written.
+        UsageError: if the suffix is another, the packages for ONNX are not installed, the network cannot be exported,
+            or the file cannot be written.
     """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise UsageError(f"expected a file of {' or '.join(FORMATS)}, got {path}: type out=model.pt2")
     example = torch.rand(3, model.channels, model.image_size, model.image_size)
     shapes = ({0: torch.export.Dim("images", min=1)},)
     content = io.BytesIO()
@@ -82,7 +86,7 @@ def quiet() -> Iterator[None]:
 def write_onnx(program: torch.export.ExportedProgram, file: IO[bytes], description: dict[str, Any]) -> None:
     """Write a program as ONNX, with a description in its metadata, whose values are JSON."""
     exported: Any = torch.onnx.export(
-        program, dynamo=True, input_names=["images"], output_names=[description["output"]], verbose=False
+        program, dynamo=True, input_names=["images"], output_names=[description.get("output", "output")], verbose=False
     )
     exported.model.metadata_props.update({key: json.dumps(value) for key, value in description.items()})
     file.write(exported.model_proto.SerializeToString())

@@ -16,7 +16,8 @@ class BDCSPN(FeatureHead):
 
     Liu et al. rectify with the queries of highest confidence in each class; here, as in other public implementations,
     all queries count. The first correction assumes that support set and queries have the same balance of classes: if
-    the queries are unbalanced, the two means differ for reasons other than a bias.
+    the queries are unbalanced, the two means differ for reasons other than a bias. A single query becomes the mean of
+    the support set, whatever its features are, and accuracy is at chance (``test.queries=single``).
 
     Args:
         scale: initial value of the learned scale of the logits.

@@ -17,8 +17,9 @@ class FEAT(FeatureHead):
     A transformer with one head maps the set of class means ``p`` to ``psi``; with rows ``p_m`` in a matrix ``P``,
     ``psi = LayerNorm(P + softmax(P W_q (P W_k)' / sqrt(d)) P W_v W_o + b)``. It has no position encoding, so classes
     are exchangeable, and takes any number of them. In training, dropout applies to the attention and to what is added
-    to ``P``. Ye et al. start from a backbone pretrained by classification, and train the transformer at ten times its
-    learning rate.
+    to ``P``; the authors' code has a rate of 0.1 for the attention and 0.5 for what is added, here both have the same.
+    Ye et al. start from a backbone pretrained by classification, and train the transformer at ten times its learning
+    rate.
 
     Their contrastive regularizer is left out: it transforms all support and query rows of a class together, and a
     head does not receive the labels of queries.

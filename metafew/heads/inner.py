@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
 from metafew.heads.output import Output
+from metafew.meta_parameters import HasMetaParameters
 
 Weights = dict[str, Tensor]
 """Weights that adapt to a task, by name."""
@@ -109,6 +110,10 @@ Rule = SGD | Adam | Adadelta
 RULES: dict[str, type[Rule]] = {"sgd": SGD, "adam": Adam, "adadelta": Adadelta}
 
 
+LEARNED = ("layer", "weight")
+"""Values of ``head.rates`` for which inner learning rates are learned."""
+
+
 class Shape(NamedTuple):
     """A weight that adapts, for learned rates.
 
@@ -131,8 +136,8 @@ def adapting_shapes(backbone: Backbone, names: Iterable[str], output: Output) ->
     return shapes
 
 
-class Rates(nn.Module):
-    """Inner learning rates: one for all weights, or learned ones.
+class Rates(HasMetaParameters):
+    """Inner learning rates: one for all weights, or learned ones, which are exempt from weight decay.
 
     Args:
         kind: ``fixed``; ``layer``, a learned rate for each weight tensor and step (LSLR, Antoniou et al. 2019; steps
@@ -152,6 +157,7 @@ class Rates(nn.Module):
             for shape in shapes:
                 size = (steps,) if kind == "layer" else shape.size
                 self.register_parameter(entry(shape.name), nn.Parameter(torch.full(size, float(lr))))
+        self.meta_parameters = tuple(name for name, _ in self.named_parameters())
 
     def descend(self, weights: Weights, directions: Weights, step: int, lr: float) -> Weights:
         """Return ``weight - rate * direction`` for each weight; ``step`` and ``lr`` as in :meth:`at`."""

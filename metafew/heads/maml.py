@@ -11,7 +11,7 @@ from metafew.errors import UsageError
 from metafew.heads.adapting import AdaptingHead
 from metafew.heads.batching import Readout
 from metafew.heads.fast_weights import adapting_names
-from metafew.heads.inner import RULES
+from metafew.heads.inner import LEARNED, RULES
 from metafew.heads.output import Output
 
 CHOICES = {
@@ -91,7 +91,7 @@ class MAML(AdaptingHead):
                 check_integer(f"head.{key}", value, 0, 5)
         if not lrs or not all(isinstance(v, int | float) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
-        if rates in ("layer", "weight") and len(lrs) > 1:
+        if rates in LEARNED and len(lrs) > 1:
             raise UsageError(
                 f"expected one head.lr for head.rates={rates} to start from, got {lr}: type head.lr={lrs[0]}"
             )

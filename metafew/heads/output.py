@@ -78,7 +78,7 @@ class Output(nn.Module):
             self.bias = nn.Parameter(torch.zeros(rows))
 
     def start(self, way: int, like: Tensor) -> dict[str, Tensor]:
-        """Return ``weight`` and ``bias`` for ``way`` classes; zeros have the dtype and device of ``like``."""
+        """Return ``weight`` and ``bias`` for ``way`` classes; zeros are as ``like``, but in float32 or better."""
         if self.way not in (None, way):
             raise UsageError(
                 f"expected {self.way} classes, for which this output layer was made, got a task of {way}: "
@@ -86,7 +86,9 @@ class Output(nn.Module):
             )
         if self.kind in ("linear", "shared"):
             return {"weight": self.weight.expand(way, -1), "bias": self.bias.expand(way)}
-        return {"weight": like.new_zeros(way, self.features), "bias": like.new_zeros(way)}
+        dtype = torch.promote_types(like.dtype, torch.float32)  # features are in a shorter one under autocast
+        shapes = {"weight": (way, self.features), "bias": (way,)}
+        return {name: like.new_zeros(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
 def prototypes(features: Tensor, labels: Tensor, way: int) -> dict[str, Tensor]:

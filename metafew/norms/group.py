@@ -12,7 +12,8 @@ class GroupNorm(Norm):
     Args:
         channels: number of channels.
         eps: added to the variance.
-        groups: number of groups, a divisor of ``channels``.
+        groups: number of groups, a divisor of ``channels``. Wu and He use 32 in networks with more channels; 4 leaves
+            16 of conv4's 64 channels in each.
     """
 
     per_image = True

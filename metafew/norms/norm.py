@@ -79,6 +79,11 @@ class Norm(nn.Module):
         return False
 
     @property
+    def context_depends_on_targets(self) -> bool:
+        """Whether target rows change the results of context rows, in the current mode."""
+        return False
+
+    @property
     def context_and_targets_separate(self) -> bool:
         """Whether context rows only use moments of the context, and target rows only moments of the targets."""
         return False

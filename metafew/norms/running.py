@@ -105,6 +105,11 @@ class GroupedNorm(RunningNorm):
         return self.over == "apart" and self.uses_batch_moments
 
     @property
+    def context_depends_on_targets(self) -> bool:
+        """Whether context rows use moments of all rows."""
+        return self.over == "joined" and self.uses_batch_moments
+
+    @property
     def uses_batch_moments(self) -> bool:
         """Whether rows are normalized by the moments of their group in the current mode."""
         return self.training or not self.evaluates_with_running

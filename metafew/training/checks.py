@@ -10,11 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metafew.config import overrides
 from metafew.config.groups import ALL, common_options
 from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
@@ -25,6 +22,7 @@ from metafew.distributed.launcher import check_world_size
 from metafew.errors import UsageError
 from metafew.meta_parameters import meta_parameters
 from metafew.training.cuda_graph import check_graph
+from metafew.training.idle_options import check_for_idle_options
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer_options import check_clipping, check_trainer_options
@@ -62,9 +60,6 @@ SECTIONS = ("train", "val", "test", "analyze", "save", "data")
 """Parts of the configuration that belong to no group, whose options conf/train.yaml lists."""
 OF_OBJECTIVE = "train.batch_size"
 """The option that an objective adds to one of :data:`SECTIONS`."""
-OF_TASKS = ("train.way", "train.shot", "train.support")
-"""Options of training tasks that have no effect on minibatches, without ``train.query``, which published tables that
-compare objectives set."""
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -154,8 +149,8 @@ def check_parts(parts: Parts) -> None:
         log.warning("head=%s must be trained, and this run measures its initial weights", head)
     check_validation(parts)
     check_tasks_can_be_drawn(parts)
+    check_for_idle_options(parts)
     if parts.fits:
-        check_options_of_tasks(parts)
         check_objective_has_queries(parts)
         check_tasks_form_one_batch(parts)
         check_something_trains(parts)
@@ -200,22 +195,6 @@ def check_validation(parts: Parts) -> None:
         raise UsageError(
             f"expected validations, after which {type(stopping[0]).__name__} may end the training, got val.total=0: "
             "type val.total=200, or leave it out of trainer.callbacks"
-        )
-
-
-def check_options_of_tasks(parts: Parts) -> None:
-    """Check that no option of training tasks is typed with an objective that trains on minibatches."""
-    if not parts.learner.objective.minibatches or HydraConfig.get().mode == RunMode.MULTIRUN:  # for other cells
-        return
-    before = parts.start["metafew"]["overrides"] if parts.start else []
-    typed = [word for word in parts.learner.provenance["overrides"] if word not in before]
-    # A linear output layer has as many rows as tasks have classes.
-    fixed = any(head.fixed_way is not None for head in parts.learner.heads.values())
-    idle = [word for word in typed if overrides.key(word) in OF_TASKS[fixed:]]
-    if idle:
-        raise UsageError(
-            f"expected no {overrides.key(idle[0])} with objective={parts.choices['objective']}, which trains on "
-            f"minibatches and not on tasks, got {idle[0]}: type train.batch_size=64 for the images of a minibatch"
         )
 
 

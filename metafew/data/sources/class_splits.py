@@ -101,7 +101,7 @@ def read_json_splits(file: Path) -> dict[str, list[str]]:
 
 
 def read_csv_splits(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the class names of each split in a CSV file of classes and splits."""
+    """Return the class names of each split in a CSV file, which may repeat a class, as a list of its images does."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for line, (name, word) in read_columns(file, ("class", "split"), columns).rows:
         if word.lower() not in WORDS:
@@ -110,7 +110,7 @@ def read_csv_splits(file: Path, columns: Mapping[str, str]) -> dict[str, list[st
                 "there"
             )
         splits[WORDS[word.lower()]].append(name)
-    return splits
+    return {split: list(dict.fromkeys(names)) for split, names in splits.items()}
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class Folder(Collected):
             raise UsageError(
                 f"expected dataset.labels=null, as {root} contains labels, got {self.labels}: type dataset.labels=null"
             )
+        if self.layout != "auto" and (arrays or self.labels is not None):
+            raise UsageError(
+                f"expected dataset.layout=auto, as {root if arrays else self.labels} contains the labels, got "
+                f"{self.layout}: type dataset.layout=auto"
+            )
         images: Arrays | Tree
         if self.labels is not None:
             images = read_labelled(root, find_file(root, "labels", self.labels), self.columns)
@@ -132,10 +137,20 @@ def read_arrays(file: Path) -> Arrays:
     return Arrays(images, labels, names, [file], ignored)
 
 
+def relative_to(root: Path, image: str) -> str:
+    """Return the path of an image relative to ``root`` if it is absolute and below it, else as it is.
+
+    >>> relative_to(Path("/photos"), "/photos/a/../b.png"), relative_to(Path("/photos"), "/b.png")
+    ('b.png', '/b.png')
+    """
+    path, folder = Path(os.path.normpath(image)), os.path.abspath(root)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
 def read_labelled(root: Path, file: Path, columns: Mapping[str, str]) -> Tree:
     """Read the images and classes in a CSV file; raises UsageError if it lists an image more than once."""
     table = read_columns(file, ("file", "class"), columns)
-    rows = [(os.path.normpath(image), name) for _, (image, name) in table.rows]
+    rows = [(relative_to(root, image), name) for _, (image, name) in table.rows]
     ((image, times),) = Counter(image for image, _ in rows).most_common(1)
     if times > 1:
         raise UsageError(f"expected {file} to list an image once, got {image} {times} times: correct the file")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
+from metafew.config.option_values import check_integer
 from metafew.data.sources.source import Category, Source, shipped_split
 from metafew.errors import UsageError
 
@@ -49,6 +50,7 @@ class Glyphs(Source):
     drawings = True
 
     def __init__(self, image_size: int, jitter: View | None):
+        check_integer("dataset.image_size", image_size, 1, 28)
         self.image_size, self.jitter = image_size, jitter
 
     def splits(self) -> dict[str, list[Category]]:

@@ -85,7 +85,7 @@ class Hub(Collected):
                 f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"
             )
         check_fractions_sum_to_one(fractions)
-        self.repo, self.root, self.label = repo, option_path("dataset.root", root), label
+        self.repo, self.root, self.label_column = repo, option_path("dataset.root", root), label
         self.config = None if config is None else str(config)  # the command line parses 2023 as a number
         self.listing, self.columns = splits, check_columns(columns)
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
@@ -100,7 +100,7 @@ class Hub(Collected):
                 f"expected a repository or parquet files for dataset=hub, but {self.root} holds no *.parquet: type "
                 "dataset.repo=OWNER/NAME, or dataset.root=DIR of the files"
             )
-        images = Parquet(files, self.label)
+        images = Parquet(files, self.label_column)
         listing = None if self.listing is None else find_file(self.root, "splits", self.listing)
         self.drawn = listing is None
         return [images], divide(images.classes, listing, self.fractions, self.split_seed, self.columns)

@@ -13,7 +13,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from metafew.config.option_values import check_choice, option_path
+from metafew.config.option_values import check_choice, check_integer, option_path
 from metafew.data.download import Remote, obtain
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import explain_damage, intact
@@ -57,6 +57,7 @@ class Omniglot(Source):
     def __init__(self, root: str, split: str, image_size: int, download: bool):
         published = shipped_split(self.name)
         check_choice("dataset.split", split, list(published))
+        check_integer("dataset.image_size", image_size, 1, 28)
         self.conversion: Conversion = Conversion(self.channels, image_size, invert=True, resample="area")
         self.root, self.split = option_path("dataset.root", root), split
         self.image_size, self.download = image_size, download

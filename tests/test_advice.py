@@ -152,6 +152,9 @@ def test_an_interrupted_run_advises_how_to_resume(folder, sweeps, monkeypatch, c
     )
     monkeypatch.setattr(HydraConfig, "get", lambda: place)
     with pytest.raises(SystemExit):
+        resume.exit_after_signal(folder, fits=False)
+    assert capsys.readouterr().err.endswith("before its end: repeat its command\n")
+    with pytest.raises(SystemExit):
         resume.exit_after_signal(folder)
     advised = capsys.readouterr().err.replace("type the same command again with", "type")
     assert pasted(advised) == {"ckpt": "last", "hydra.sweep.dir" if sweeps else "hydra.run.dir": str(folder)}

@@ -277,7 +277,8 @@ def test_a_run_in_its_own_folder_finds_what_was_typed_elsewhere(tmp_path):
         (["lr=0.1"], "did you mean optimizer.lr"),
         (["head=5"], "type head=protonet"),
         (["dataset=folder", "dataset.root=${data_dri}/x"], "did you mean data_dir"),
-        (["evaluate=[protonet]", "evaluate.protonet.divide=true"], "type head.divide=true"),
+        (["evaluate=[protonet]", "evaluate.protonet.divide=true"], "type head.divide=true, and evaluate=[] or others"),
+        (["experiment=heads", "seeds=0,1"], "got 0,1: type 'seeds=[0,1]' for a list"),
         (["--multirun", "--cfg=job"], "Only one of"),
     ],
 )

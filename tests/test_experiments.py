@@ -226,6 +226,15 @@ def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
     assert fingerprint(["a", "b"]) != fingerprint(["a"])
 
 
+def test_a_test_on_other_images_than_those_of_training_is_an_error(tmp_path):
+    cell = planned(table(), tmp_path)[0]
+    for run, images in ((cell.fit, "a"), (cell.test, "b")):
+        write_json(run.folder / "results.json", {"metrics": {}, "data": {"glyphs": {"fingerprint": images}}})
+    assert cell.error == "it was trained and tested on different images of dataset=glyphs: type another cells=DIR"
+    write_json(cell.test.folder / "results.json", {"metrics": {}, "data": {"glyphs": {"fingerprint": "a"}}})
+    assert cell.error is None
+
+
 def test_a_backbone_that_was_trained_before(tmp_path, started):
     first = {"train": ["objective=classical"], "small": ["train.tasks=3"]}
     whole = table(rows={"one": {"train": ["norm=layer"]}, "two": {}}) | {"from": first}

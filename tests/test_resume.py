@@ -24,6 +24,7 @@ from metafew.data.store import build, describe, store_root
 from metafew.distributed.launcher import is_restarted, job_of_queue
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
+from metafew.io import write_json
 from metafew.solvers import unsolved
 from metafew.training import checkpoint, resume
 from metafew.training.factory import make_source
@@ -254,6 +255,44 @@ def test_in_another_folder_the_best_and_the_curve_come_along(whole, tmp_path):
     assert len(rows) == len((whole("maml") / "metrics.csv").read_text().splitlines())
 
 
+def test_from_the_best_checkpoint_the_best_comes_along(tmp_path):
+    first = command("optimizer.lr=0", "trainer.max_steps=6", out=tmp_path / "first")
+    ckpt = f"ckpt={tmp_path}/first/checkpoints/best.ckpt"
+    second = command("optimizer.lr=0", "trainer.max_steps=9", ckpt, out=tmp_path / "second")
+    steps = [checkpoint.read(tmp_path / name / "checkpoints/best.ckpt")["global_step"] for name in ("first", "second")]
+    assert steps[0] == steps[1] < 6  # the first of equals
+    assert first["validation"] == second["validation"]
+
+
+def test_a_validation_on_other_tasks_does_not_count(tmp_path, caplog):
+    command("optimizer.lr=0", "trainer.max_steps=6", out=tmp_path)
+    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] < 6
+    command("optimizer.lr=0", "trainer.max_steps=12", "ckpt=last", out=tmp_path)
+    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] < 6 and "differ" not in caplog.text
+    report = command("optimizer.lr=0", "trainer.max_steps=18", "val.way=2", "ckpt=last", out=tmp_path)
+    assert "validation tasks differ from those of the checkpoint" in caplog.text
+    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] > 12
+    assert report["validation"] != {}
+
+
+def test_a_curve_is_set_aside_with_its_checkpoints(tmp_path):
+    command("trainer.max_steps=6", out=tmp_path / "a")
+    curve = (tmp_path / "a/metrics.csv").read_text()
+    command("trainer.max_steps=3", "seed=1", out=tmp_path / "a")
+    assert (tmp_path / "a/checkpoints-1/metrics.csv").read_text() == curve != (tmp_path / "a/metrics.csv").read_text()
+    command("trainer.max_steps=9", f"ckpt={tmp_path}/a/checkpoints-1/last.ckpt", out=tmp_path / "b")
+    assert (tmp_path / "b/metrics.csv").read_text().startswith(curve)
+
+
+def test_a_training_that_a_callback_ended_is_finished(tmp_path):
+    stopping = "{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/protonet/loss,patience:1}"
+    words = ["optimizer.lr=0", "trainer.max_steps=60", f"+trainer.callbacks=[{stopping}]"]
+    first = command(*words, out=tmp_path)
+    assert first["steps"] < 60
+    again = command(*words, "ckpt=last", out=tmp_path)
+    assert again["steps"] == first["steps"] and again["metrics"] == first["metrics"]
+
+
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     words = HEADS["protonet"]
     interrupted(*words, out=tmp_path, moment="step", count=8, act=die)
@@ -319,6 +358,14 @@ def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tm
     for ckpt, done in ((tmp_path / "checkpoints" / "last.ckpt", True), (tmp_path.parent / "last.ckpt", False)):
         assert finished(tmp_path, config | {"ckpt": str(ckpt)}, lambda: data) == done
     assert not finished(tmp_path, config | {"seed": 1}, pytest.fail)
+    weights = tmp_path.parent / "weights.ckpt"
+    report["config"]["backbone"]["weights"] = str(weights)
+    write_json(tmp_path / "results.json", report)
+    weights.touch()
+    written = (tmp_path / "results.json").stat().st_mtime_ns
+    for later, done in ((-1, True), (1, False)):  # in nanoseconds
+        os.utime(weights, ns=(written + later, written + later))
+        assert finished(tmp_path, report["config"], lambda: data) == done
 
 
 @pytest.mark.slow

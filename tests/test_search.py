@@ -124,6 +124,8 @@ def test_overrides_are_fixed_or_searched():
         (["head.scael=1..2"], "got head.scael: type --cfg job"),
         (["seed=0,1", "trials=many"], "expected trials to be an integer of at least 1, got many"),
         (["seed"], "missing EQUAL"),
+        (["seed=0,1", "stages=[test]"], "expected no stages, as a search trains, got stages=[test]: leave it out"),
+        (["seed=0,1", "experiment=heads"], "expected no experiment, as a search trains"),
     ],
 )
 def test_what_cannot_be_searched_is_an_error_before_any_run(tmp_path, started, capsys, typed, sentence):

@@ -54,6 +54,7 @@ class Checkpoints(ModelCheckpoint):
         monitor = f"val/{head}/accuracy"
         super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
         self.every, self.keep = every, keep
+        self.comparable = True  # whether the best validation of a checkpoint counts when a training resumes
         self.failed = 0  # failed tasks of the best validation
         self.saved = self.validated = 0  # steps after which this last happened
         self.begun = -1  # steps before the current one
@@ -66,8 +67,9 @@ class Checkpoints(ModelCheckpoint):
         return Path(self.dirpath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the random state of the checkpoint after everything has been set up."""
+        """Restore the random state of the checkpoint after everything has been set up, and an early end."""
         super().on_train_start(trainer, pl_module)
+        trainer.should_stop |= any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
         if self.random:
             torch.set_rng_state(self.random["cpu"])
         if "cuda" in self.random and torch.cuda.is_available():
@@ -150,12 +152,12 @@ class Checkpoints(ModelCheckpoint):
         return super().state_dict() | {"failed": self.failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and checkpoint, with paths in this folder."""
+        """Restore the best score and checkpoint, with paths in this folder, if they count in this run."""
 
         def here(path: str) -> str:
             return path and str(self.folder / Path(path).name)
 
-        if (self.folder / "best.ckpt").exists():
+        if self.comparable and (self.folder / "best.ckpt").exists():
             scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
             paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": scores})

@@ -41,7 +41,12 @@ def dashboard(arguments: Sequence[str]) -> None:
     heads = options["heads"].split(",") if options["heads"] else HEADS
     description = describe_report(options["project"], options["entity"], heads, options["by"].split(","))
     if options["out"]:
-        write_json(Path(options["out"]), description)
+        try:
+            write_json(Path(options["out"]), description)
+        except OSError as error:
+            raise UsageError(
+                f"expected out={options['out']} to be a file that can be written, got {error}: type out=FILE.json"
+            ) from error
         print(f"the description is in {options['out']}")
     else:
         print(f"the report is at {send(description)}")

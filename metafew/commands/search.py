@@ -53,6 +53,8 @@ def search(arguments: Sequence[str]) -> None:
     overrides = readable([word for word in arguments if word.split("=")[0] not in DEFAULTS])
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
+    if own := [word for word in overrides if word.startswith(("stages=", "experiment="))]:
+        raise UsageError(f"expected no {own[0].partition('=')[0]}, as a search trains, got {own[0]}: leave it out")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
     composed = [compose_overrides(each) for each in space.bounds()]  # refuses invalid values before the first run
     if not all(cfg.val.total for cfg in composed):
@@ -86,7 +88,10 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"expected out={out} to be a folder that can be created, got {error}: type out=DIR") from error
     storage = JournalStorage(JournalFileBackend(str(out / "study.log")))
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("words", overrides)

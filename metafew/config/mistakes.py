@@ -83,9 +83,11 @@ def explain(error: Exception, words: Sequence[str]) -> str:
         return f"expected ${{...}} to name an option, got {found['key']}{did_you_mean(near)}: {facts}"
     if found := SEVERAL.search(facts):
         key, values = found["key"], found["values"]
+        several = f"type -m {shlex.quote(f'{key}={values}')} for a run of each, or "
+        several = "type " if any(word.startswith("experiment=") for word in words) else several  # is no sweep
         return (
-            f"expected one value of {key} in a run that is not a sweep, got {values}: type -m "
-            f"{shlex.quote(f'{key}={values}')} for a run of each, or {shlex.quote(f'{key}=[{values}]')} for a list"
+            f"expected one value of {key} in a run that is not a sweep, got {values}: {several}"
+            f"{shlex.quote(f'{key}=[{values}]')} for a list"
         )
     if found := NO_KEY.search(facts):
         return no_key(found["key"], words)

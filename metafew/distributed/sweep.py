@@ -52,17 +52,22 @@ def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
 def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]) -> bool:
     """Return whether ``out`` contains the results of this configuration, possibly after interruptions.
 
+    They must be newer than the files of weights from which the run starts.
+
     Args:
         out: folder of the run.
         config: the composed configuration, as plain values.
         fingerprints: returns the fingerprints of the data by name. It is called only if the configurations are equal,
             and not for results of earlier versions, which contain no fingerprints.
     """
-    saved = read_json(out / "results.json")
+    report = out / "results.json"
+    saved, written = read_json(report), report.stat().st_mtime_ns if report.is_file() else 0
     if "config" not in saved or not saved.get("finished", True):  # missing from results of earlier versions
         return False
     before = add_options(update_record(saved)["config"], config)
     if without_own_ckpt(before, out) != without_own_ckpt(without_left_out(config, before), out):
+        return False
+    if any(file.is_file() and file.stat().st_mtime_ns > written for file in weights_of(config, out)):
         return False
     data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}
     return not data or data == fingerprints()
@@ -82,6 +87,12 @@ def without_left_out(config: dict, before: dict) -> dict:
         return config
     kept = {*kept, *evaluated[ALL]}
     return config | {"evaluate": {name: head for name, head in evaluated.items() if name in kept}}
+
+
+def weights_of(config: dict, out: Path) -> list[Path]:
+    """Return the files of weights from which a run starts, without its own checkpoints."""
+    names = (without_own_ckpt(config, out)["ckpt"], config["backbone"].get("weights"))
+    return [Path(name) for name in names if name is not None]
 
 
 def without_own_ckpt(config: dict, out: Path) -> dict:

@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def error(self) -> str | None:
-        """The error message of its first failed run, including those of further heads."""
+        """The error message of its first failed run, including those of further heads, or of its data."""
         for report in (each.report for each in self.all_commands):
             if "error" in report:
                 return report["error"]
@@ -90,6 +90,11 @@ class Cell:
                 return (
                     f"trainer.max_time ended the training after {report['steps']} steps: repeat the command to resume"
                 )
+        trained, tested = (each.report.get("data", {}) for each in (self.fit, self.test))
+        own = not any(word.startswith("dataset") for word in self.test.overrides)  # the test has that of the training
+        for name in (name for name in trained if own and name in tested):
+            if trained[name]["fingerprint"] != tested[name]["fingerprint"]:
+                return f"it was trained and tested on different images of dataset={name}: type another cells=DIR"
         return None
 
     @property

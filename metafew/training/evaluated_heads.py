@@ -128,5 +128,6 @@ def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) ->
         raise UsageError(
             f"expected no options of head={name} below evaluate, where it is the head that the run trains, got "
             f"{', '.join(f'evaluate.{name}.{key}' for key in changed)}: "
-            f"type {' '.join(to_paste(f'head.{key}', value) for key, value in changed.items())}"
+            f"type {' '.join(to_paste(f'head.{key}', value) for key, value in changed.items())}, and evaluate=[] or "
+            f"others than {name}"
         )

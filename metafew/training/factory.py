@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
@@ -107,7 +109,7 @@ def make_learner(
     # Lightning creates the optimizer and schedule when training starts; creating them here raises errors earlier.
     optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     trial = attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
-    attempt("schedule", schedule, trial)
+    attempt("schedule", first_step, schedule, trial)
     learner = Learner(
         backbone,
         heads,
@@ -120,7 +122,7 @@ def make_learner(
     )
     if fit:
         objective.prepare(backbone, heads[learner.trained])
-        objective.advise(trial)
+        objective.advise(attempt("optimizer", optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}]))
         if cfg.trainer.accumulate_grad_batches > 1 and (backbone.couples_tasks or objective.regularizer.on_weights):
             log.warning(
                 "trainer.accumulate_grad_batches=%d is not the same as a larger train.tasks here, because tasks of a "
@@ -129,6 +131,14 @@ def make_learner(
                 cfg.trainer.accumulate_grad_batches,
             )
     return learner
+
+
+def first_step(schedule: Callable, optimizer: Optimizer) -> None:
+    """Make a schedule and take its first step, at which some find errors in their options."""
+    made = schedule(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer has taken no step
+        made.step()
 
 
 def make_backbone(cfg: DictConfig, source: Source) -> Backbone:

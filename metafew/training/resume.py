@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,10 @@ from metafew.io import atomic_write, write_json
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
+
+CURVE = "metrics.csv"
+OF_VALIDATION_TASKS = ("way", "shot", "query", "support", "balance", "dirichlet", "total")
+"""Options of ``val`` on which validation accuracies depend."""
 
 
 def newest_of_this_run() -> str | None:
@@ -152,10 +157,26 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
     }
 
 
+def has_same_validation(start: dict, config: Mapping) -> bool:
+    """Return whether validation tasks are those of a checkpoint, so that accuracies can be compared; if not, warn."""
+
+    def tasks(of: Mapping) -> list:
+        return [*(of["val"].get(key) for key in OF_VALIDATION_TASKS), of["test"]["seed"]]
+
+    before = start["metafew"].get("config", config)  # missing from checkpoints of earlier versions
+    if tasks(before) == tasks(config):
+        return True
+    log.warning(
+        "validation tasks differ from those of the checkpoint, so its best validation does not count: best.ckpt is the "
+        "best of those to come"
+    )
+    return False
+
+
 def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
     """Prepare the output folder for this training.
 
-    Checkpoints of another training are renamed, so that they are never mistaken for checkpoints of this run. The
+    Checkpoints of another training are set aside, so that they are never mistaken for checkpoints of this run. The
     history of a resumed training is copied: checkpoints and metrics.csv.
 
     Args:
@@ -173,10 +194,12 @@ def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a folder of checkpoints by appending ``-1``, or the first free number."""
+    """Rename a folder of checkpoints by appending ``-1``, or the first free number, and move metrics.csv into it."""
     if any(folder.glob("*.ckpt")):
         aside = next(path for path in numbered(folder) if not path.exists())
         folder.rename(aside)
+        if (curve := folder.with_name(CURVE)).is_file():
+            curve.rename(aside / CURVE)
         log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 
@@ -184,24 +207,32 @@ def copy_history(ckpt: Path, step: int, out: Path) -> None:
     """Copy best.ckpt, last.ckpt and metrics.csv as they were at ``step``, that of ``ckpt``."""
     folder = out / "checkpoints"
     best = ckpt.with_name("best.ckpt")
-    copies = {ckpt: folder / "last.ckpt", ckpt.parents[1] / "metrics.csv": out / "metrics.csv"}
+    # That of a folder that was set aside is in it.
+    curve = (ckpt if re.fullmatch(r"checkpoints-\d+", ckpt.parent.name) else ckpt.parent).with_name(CURVE)
+    copies = [(ckpt, folder / "last.ckpt"), (curve, out / CURVE)]
     if best.is_file() and checkpoint.read(best)["global_step"] > step:
         log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)
         (folder / "best.ckpt").unlink(missing_ok=True)
     else:
-        copies = {best: folder / "best.ckpt"} | copies
-    for old, new in copies.items():
+        copies.insert(0, (best, folder / "best.ckpt"))
+    for old, new in copies:
         if old != new and old.is_file():
             folder.mkdir(exist_ok=True)
             with old.open("rb") as source, atomic_write(new, "wb") as file:
                 shutil.copyfileobj(source, file)
 
 
-def exit_after_signal(out: Path) -> NoReturn:
-    """Report how to resume the run in ``out`` after a signal stopped it, and exit with :data:`TERMINATED`."""
+def exit_after_signal(out: Path, fits: bool = True) -> NoReturn:
+    """Report how to resume the run in ``out`` after a signal stopped it, and exit with :data:`TERMINATED`.
+
+    Args:
+        out: folder of the run.
+        fits: whether it trains.
+    """
     if not is_rank_zero():
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
-    message = f"a signal stopped the run before its end: type the same command again with {advice(out)}"
+    how = f"type the same command again with {advice(out)}" if fits else "repeat its command"
+    message = f"a signal stopped the run before its end: {how}"
     write_json(out / "results.json", {"error": message})
     print(f"metafew: {message}", file=sys.stderr)
     sys.exit(TERMINATED)

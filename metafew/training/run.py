@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from metafew.config.option_values import as_list
 from metafew.errors import UsageError, reason
 from metafew.loggers import wandb
 from metafew.solvers.unsolved import counted
@@ -51,7 +52,7 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
             "trainer"
         ) from error
     except SIGTERMException:
-        resume.exit_after_signal(out)
+        resume.exit_after_signal(out, "fit" in as_list(cfg.stages))
     finally:
         wandb.close()
 

@@ -98,6 +98,8 @@ def suitable_callbacks() -> Iterator[None]:
 def resumed(parts: Parts) -> Path | None:
     """Prepare the output folder for training, and return the checkpoint to resume, or None."""
     ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
+    if ckpt is not None and parts.start is not None:
+        parts.checkpoints.comparable = resume.has_same_validation(parts.start, parts.config)
     resume.take_over(parts.out.resolve(), ckpt, parts.start["global_step"] if parts.start else 0)
     return ckpt
 

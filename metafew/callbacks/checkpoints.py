@@ -69,7 +69,9 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random state of the checkpoint after everything has been set up, and an early end."""
         super().on_train_start(trainer, pl_module)
-        trainer.should_stop |= any(each.wait_count >= each.patience for each in trainer.early_stopping_callbacks)
+        trainer.should_stop |= any(
+            each.wait_count >= max(1, each.patience) for each in trainer.early_stopping_callbacks
+        )
         if self.random:
             torch.set_rng_state(self.random["cpu"])
         if "cuda" in self.random and torch.cuda.is_available():

@@ -131,3 +131,5 @@ def test_an_offset_of_all_vectors_does_not_change_the_baseline():
     alone = nearest_neighbour(Labelled(support, labels), query, 5)
     moved = nearest_neighbour(Labelled(support + 1024, labels), query + 1024, 5)
     torch.testing.assert_close(moved, alone, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_neighbour(Labelled(support, labels), query, 5), alone)

@@ -265,14 +265,29 @@ def test_from_the_best_checkpoint_the_best_comes_along(tmp_path):
 
 
 def test_a_validation_on_other_tasks_does_not_count(tmp_path, caplog):
-    command("optimizer.lr=0", "trainer.max_steps=6", out=tmp_path)
-    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] < 6
-    command("optimizer.lr=0", "trainer.max_steps=12", "ckpt=last", out=tmp_path)
-    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] < 6 and "differ" not in caplog.text
-    report = command("optimizer.lr=0", "trainer.max_steps=18", "val.way=2", "ckpt=last", out=tmp_path)
+    easy, best = ["optimizer.lr=0", "val.way=${test.shot}", "test.shot=2"], tmp_path / "checkpoints/best.ckpt"
+    command(*easy, "trainer.max_steps=6", out=tmp_path)
+    assert checkpoint.read(best)["global_step"] < 6
+    command(*easy, "trainer.max_steps=12", "ckpt=last", out=tmp_path)
+    assert checkpoint.read(best)["global_step"] < 6 and "differ" not in caplog.text
+    hard = [*easy, "val.way=20", "val.total=8"]
+    repeated = command(*hard, "trainer.max_steps=12", "ckpt=last", out=tmp_path)  # only tests
     assert "validation tasks differ from those of the checkpoint" in caplog.text
-    assert checkpoint.read(tmp_path / "checkpoints/best.ckpt")["global_step"] > 12
-    assert report["validation"] != {}
+    assert repeated["select"] == "best" and checkpoint.read(best)["global_step"] < 6
+    command(*hard, "trainer.max_steps=18", "ckpt=last", out=tmp_path)
+    assert checkpoint.read(best)["global_step"] > 12
+
+
+def test_the_optimizer_of_an_earlier_version_is_refused(tmp_path):
+    words = ["head=maml", "head.rates=layer", "head.steps=1", "head.test_steps=1"]
+    command(*words, "trainer.max_steps=3", out=tmp_path)
+    file = tmp_path / "checkpoints/last.ckpt"
+    saved = torch.load(file, weights_only=False)
+    groups = saved["optimizer_states"][0]["param_groups"]
+    groups[0]["params"] += groups.pop()["params"]
+    torch.save(saved, file)
+    with pytest.raises(UsageError, match="that exempts learned rates from weight decay, got that"):
+        command(*words, "trainer.max_steps=6", "ckpt=last", out=tmp_path)
 
 
 def test_a_curve_is_set_aside_with_its_checkpoints(tmp_path):
@@ -284,9 +299,9 @@ def test_a_curve_is_set_aside_with_its_checkpoints(tmp_path):
     assert (tmp_path / "b/metrics.csv").read_text().startswith(curve)
 
 
-@pytest.mark.parametrize("patience", [0, 1])
-def test_a_training_that_a_callback_ended_is_finished(tmp_path, patience):
-    stopping = f"{{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/protonet/loss,patience:{patience}}}"
+@pytest.mark.parametrize("rule", ["patience:0", "patience:1", "stopping_threshold:1000"])
+def test_a_training_that_a_callback_ended_is_finished(tmp_path, rule):
+    stopping = f"{{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/protonet/loss,{rule}}}"
     words = ["optimizer.lr=0", "trainer.max_steps=60", f"+trainer.callbacks=[{stopping}]"]
     first = command(*words, out=tmp_path)
     assert 0 < first["steps"] < 60
@@ -360,7 +375,7 @@ def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tm
         assert finished(tmp_path, config | {"ckpt": str(ckpt)}, lambda: data) == done
     assert not finished(tmp_path, config | {"seed": 1}, pytest.fail)
     weights = tmp_path.parent / "weights.ckpt"
-    report["config"]["backbone"]["weights"] = str(weights)
+    report["config"]["stages"], report["config"]["backbone"]["weights"] = ["test"], str(weights)
     write_json(tmp_path / "results.json", report)
     weights.touch()
     written = (tmp_path / "results.json").stat().st_mtime_ns

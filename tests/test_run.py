@@ -393,6 +393,8 @@ def test_learned_rates_are_not_replaced_when_they_are_tested(launch, tmp_path):
     launch(*words, "head.lr=0.1", *tested, out=tmp_path / "same")
     with pytest.raises(UsageError, match=r"as the checkpoint contains learned rates, got head\.lr=5: leave it out"):
         launch(*words, "head.lr=5", *tested, out=tmp_path / "other")
+    with pytest.raises(UsageError, match=r"as the checkpoint contains learned rates, got head\.lr=5"):
+        launch(*words, "head.lr=5", "seed=1", tested[1], out=tmp_path / "further")
 
 
 def test_a_trained_head_may_choose_its_rate_when_it_is_tested(launch, tmp_path):

@@ -10,7 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -54,7 +55,7 @@ class Checkpoints(ModelCheckpoint):
         monitor = f"val/{head}/accuracy"
         super().__init__(folder, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
         self.every, self.keep = every, keep
-        self.comparable = True  # whether the best validation of a checkpoint counts when a training resumes
+        self.comparable = True  # whether the validations of a checkpoint count when a training resumes
         self.failed = 0  # failed tasks of the best validation
         self.saved = self.validated = 0  # steps after which this last happened
         self.begun = -1  # steps before the current one
@@ -69,9 +70,8 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the random state of the checkpoint after everything has been set up, and an early end."""
         super().on_train_start(trainer, pl_module)
-        trainer.should_stop |= any(
-            each.wait_count >= max(1, each.patience) for each in trainer.early_stopping_callbacks
-        )
+        stopping = trainer.early_stopping_callbacks
+        trainer.should_stop |= any(each.stopping_reason != EarlyStoppingReason.NOT_STOPPED for each in stopping)
         if self.random:
             torch.set_rng_state(self.random["cpu"])
         if "cuda" in self.random and torch.cuda.is_available():
@@ -133,6 +133,9 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Set Lightning's loops to a state after a complete step, and after or before its validation."""
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits each command, not all together
+        if not self.comparable:
+            for key in [key for key in checkpoint["callbacks"] if key.startswith(EarlyStopping.__name__)]:
+                del checkpoint["callbacks"][key]
         self.random, self.validated = checkpoint["resume"]["random"], checkpoint["resume"]["validated"]
         if trainer.is_global_zero:
             so_far().update(checkpoint["resume"]["unsolved"])

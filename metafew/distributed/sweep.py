@@ -52,7 +52,7 @@ def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:
 def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]) -> bool:
     """Return whether ``out`` contains the results of this configuration, possibly after interruptions.
 
-    They must be newer than the files of weights from which the run starts.
+    Those of a test must be newer than the weights that it tests.
 
     Args:
         out: folder of the run.
@@ -67,7 +67,8 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
     before = add_options(update_record(saved)["config"], config)
     if without_own_ckpt(before, out) != without_own_ckpt(without_left_out(config, before), out):
         return False
-    if any(file.is_file() and file.stat().st_mtime_ns > written for file in weights_of(config, out)):
+    rewritten = any(file.is_file() and file.stat().st_mtime_ns > written for file in weights_of(config, out))
+    if rewritten and "fit" not in config["stages"]:  # a training would resume, and keep its weights
         return False
     data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}
     return not data or data == fingerprints()
@@ -90,7 +91,7 @@ def without_left_out(config: dict, before: dict) -> dict:
 
 
 def weights_of(config: dict, out: Path) -> list[Path]:
-    """Return the files of weights from which a run starts, without its own checkpoints."""
+    """Return the files of the weights of a run, without its own checkpoints."""
     names = (without_own_ckpt(config, out)["ckpt"], config["backbone"].get("weights"))
     return [Path(name) for name in names if name is not None]
 

@@ -20,7 +20,8 @@ def nearest_neighbour(support: Labelled, query: Tensor, way: int) -> Tensor:
     Returns:
         Logits ``(t, q, w)``: the negative distance to the nearest support image of each class.
     """
-    squares = -negative_distances(query.flatten(2).float(), support.images.flatten(2).float())
+    with torch.autocast(query.device.type, enabled=False):
+        squares = -negative_distances(query.flatten(2).float(), support.images.flatten(2).float())
     distance = squares.clamp_min(0).sqrt()  # rounding may leave squares below 0
     other = support.labels.unsqueeze(1).unsqueeze(-1) != torch.arange(way, device=query.device)
     return -distance.unsqueeze(-1).masked_fill(other, torch.inf).amin(2)

@@ -201,7 +201,8 @@ class Evaluator(pl.LightningModule):
         seconds: Mapping[str, SecondsPerTask] | None = None,
     ) -> None:
         for episode in batch:
-            # Otherwise the support set would keep the features of a pass with the first queries.
+            # Otherwise the support set would keep the features of a pass with the first queries. Heads that adapt the
+            # backbone then adapt for each part of the queries, also those whose logits do not use such features.
             apart = at_once if self.backbone.context_depends_on_targets else None
             shared = cast(Backbone, SharedFeatures(self.backbone, episode, cache(episode) if cache else None))
             if apart is None and any(isinstance(head, FeatureHead) for head in self.heads.values()):

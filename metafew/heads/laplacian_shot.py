@@ -23,8 +23,8 @@ class LaplacianShot(SimpleShot):
     semidefinite. A ``w`` of nearest neighbours is neither; the authors, too, use it as it is. Logits are those of the
     last update.
 
-    Only the shift of ``rectify`` assumes balanced classes; with a single query, accuracy is at chance, as that of
-    :class:`~metafew.heads.bd_cspn.BDCSPN`. Departures: by default features are not centred by the mean
+    Only the shift of ``rectify`` assumes balanced classes; with it and a single query, accuracy is at chance, as
+    that of :class:`~metafew.heads.bd_cspn.BDCSPN`. Departures: by default features are not centred by the mean
     of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of updates is
     fixed.
 

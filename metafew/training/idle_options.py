@@ -21,14 +21,14 @@ OF_DRAWN_SPLITS = ("dataset.fractions", "dataset.split_seed")
 
 
 def check_for_idle_options(parts: Parts) -> None:
-    """Check that no option is typed that this run does not use. In a multirun, other runs may use it."""
+    """Check that no option is typed that this run does not use. In a multirun in one process, others may use it."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return
     before = parts.start["metafew"]["overrides"] if parts.start else []
     typed = {overrides.key(word): word for word in parts.learner.provenance["overrides"] if word not in before}
     if parts.fits and parts.learner.objective.minibatches:
         check_options_of_tasks(parts, typed)
-    if not parts.fits and parts.start is not None:
+    if parts.start is not None and not parts.resumes:
         check_learned_rates(parts.learner, trained_head(parts.start), typed)
     if not any(source.drawn for source in parts.source.all_components()):
         check_options_of_splits(typed)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Episode
+from metafew.errors import UsageError
 from metafew.evaluation.evaluator import Evaluator
 from metafew.heads.head import Head
 from metafew.meta_parameters import meta_parameters
@@ -92,17 +93,21 @@ class Learner(Evaluator):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and a schedule that is stepped once per optimizer step."""
+        optimizer = self.make_optimizer(self.parameter_groups())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters that train, those exempt from weight decay in a group of their own."""
         undecayed = {id(p) for p in meta_parameters(self).values()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in trainable if id(p) not in undecayed]
         groups: list[dict[str, Any]] = [{"params": decayed}]
         if len(decayed) < len(trainable):
             groups.append({"params": [p for p in trainable if id(p) in undecayed], "weight_decay": 0.0})
-        optimizer = self.make_optimizer(groups)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
-        }
+        return groups
 
     def on_fit_end(self) -> None:
         """Free the memory of a recorded step."""
@@ -119,4 +124,11 @@ class Learner(Evaluator):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Keep the weights already loaded, which fit this model, and the schedule of this run."""
         checkpoint["state_dict"] = self.state_dict()
+        saved = checkpoint["optimizer_states"][0]["param_groups"]
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in self.parameter_groups()]:
+            raise UsageError(
+                "expected the state of an optimizer that exempts learned rates from weight decay, got that of an "
+                "earlier version: type another seed and hydra.run.dir with ckpt=PATH for a new training from its "
+                "weights"
+            )
         follow(checkpoint, self.make_optimizer, self.make_schedule)

@@ -17,6 +17,7 @@ from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.store import summary_of
+from metafew.data.task_spec import BALANCES, NATURAL
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.output_folder import numbered
 from metafew.distributed.subprocesses import TERMINATED
@@ -27,8 +28,8 @@ from metafew.training import checkpoint
 log = logging.getLogger(__name__)
 
 CURVE = "metrics.csv"
-OF_VALIDATION_TASKS = ("way", "shot", "query", "support", "balance", "dirichlet", "total")
-"""Options of ``val`` on which validation accuracies depend."""
+OF_VALIDATION_TASKS = ("way", "shot", "query", "balance", "total")
+"""Options of ``val`` on which the validation tasks depend, without those that only matter for some values of these."""
 
 
 def newest_of_this_run() -> str | None:
@@ -158,17 +159,24 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
 
 
 def has_same_validation(start: dict, config: Mapping) -> bool:
-    """Return whether validation tasks are those of a checkpoint, so that accuracies can be compared; if not, warn."""
+    """Return whether validation tasks are those of a checkpoint, so that accuracies can be compared; if not, warn.
+
+    Args:
+        start: the content of the checkpoint.
+        config: the configuration of this run as checkpoints store it, with unresolved interpolations.
+    """
 
     def tasks(of: Mapping) -> list:
-        return [*(of["val"].get(key) for key in OF_VALIDATION_TASKS), of["test"]["seed"]]
+        val = of["val"]
+        own = [val["support"] if val["shot"] == NATURAL else None, val["balance"] != BALANCES[0] and val["dirichlet"]]
+        return [*(val[key] for key in OF_VALIDATION_TASKS), *own, of["test"]["seed"]]
 
-    before = start["metafew"].get("config", config)  # missing from checkpoints of earlier versions
-    if tasks(before) == tasks(config):
+    saved = start["metafew"].get("config", config)  # missing from checkpoints of earlier versions
+    if tasks(add_options(saved, dict(config))) == tasks(config):
         return True
     log.warning(
-        "validation tasks differ from those of the checkpoint, so its best validation does not count: best.ckpt is the "
-        "best of those to come"
+        "validation tasks differ from those of the checkpoint, so its validations do not count: best.ckpt is the best "
+        "of those to come"
     )
     return False
 

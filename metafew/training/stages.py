@@ -99,7 +99,7 @@ def resumed(parts: Parts) -> Path | None:
     """Prepare the output folder for training, and return the checkpoint to resume, or None."""
     ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
     if ckpt is not None and parts.start is not None:
-        parts.checkpoints.comparable = resume.has_same_validation(parts.start, parts.config)
+        parts.checkpoints.comparable = resume.has_same_validation(parts.start, parts.learner.provenance["config"])
     resume.take_over(parts.out.resolve(), ckpt, parts.start["global_step"] if parts.start else 0)
     return ckpt
 
@@ -138,7 +138,7 @@ def load_selected(parts: Parts) -> str:
     if not parts.data.val.total:
         log.info("no validation took place, as val.total=0: best.ckpt and last.ckpt hold the last weights")
         which = "last"
-    if which == "best" and not parts.checkpoints.best_model_path:
+    if which == "best" and not (folder / "best.ckpt").is_file():  # one of this training: others are set aside
         log.warning("no validation took place in this run: the last weights are tested")
         which = "last"
     if parts.checkpoints.failed:

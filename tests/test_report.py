@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from rich.console import Console
 from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
+from metafew.analysis.compare.comparison import compare_runs
 from metafew.analysis.compare.csv_files import measurements
 from metafew.analysis.compare.find import find_results, find_runs, read_run
 from metafew.analysis.compare.published import published_results
@@ -32,6 +34,7 @@ from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import interval, ranks, summarize_seeds
 
+UNBALANCED = {"config": {"test.balance": "dirichlet"}}
 STUDENT = stats.t.ppf(0.975, TASKS - 1)
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
@@ -75,6 +78,10 @@ def mixed(tmp_path):
     (runs / "running").mkdir()
     (runs / "running" / "metrics.csv").write_text("epoch,step,train/loss\n0,9,1.5\n0,19,1.2\n")
     (runs / "starting" / ".hydra").mkdir(parents=True)
+    (runs / "short").mkdir()
+    (runs / "short" / "results.json").write_text(json.dumps(old | {"finished": False, "steps": 300}))
+    (runs / "good" / "a" / "checkpoints-1").mkdir()
+    (runs / "good" / "a" / "checkpoints-1" / "results.json").write_text(json.dumps(old))
     (runs / "empty").mkdir()
     return runs
 
@@ -83,7 +90,10 @@ def test_finished_runs_are_distinguished_from_all_others(mixed):
     runs, omitted = find_runs([str(mixed)])
     assert {run.folder.relative_to(mixed).as_posix() for run in runs} == {"good/a", "good/b", "old"}
     reasons = {place.relative_to(mixed).parts[0]: reason for place, reason in omitted}
-    assert set(reasons) == {*["failed", "foreign", "list", "cut", "fitted", "experiment", "running", "starting"]}
+    assert set(reasons) == {
+        *["failed", "foreign", "list", "cut", "fitted", "experiment", "running", "starting", "short"]
+    }
+    assert reasons["short"] == "unfinished: trainer.max_time ended its training after 300 steps"
     assert reasons["failed"] == "failed: too few classes <2>: type test.way=2"
     assert reasons["running"].endswith("after 20 logged steps") and "before anything" in reasons["starting"]
     assert reasons["cut"].startswith("foreign: it cannot be read as JSON")
@@ -92,6 +102,9 @@ def test_finished_runs_are_distinguished_from_all_others(mixed):
 
 def test_the_script_writes_its_files_and_lists_what_it_left_out(mixed, tmp_path, capsys):
     out = tmp_path / "deep" / "report"
+    out.mkdir(parents=True)
+    for name in ("heads.csv", "rates.png", "travel.svg"):  # of an earlier report
+        (out / name).touch()
     assert report.main([str(mixed), f"out={out}"]) == 0
     printed = capsys.readouterr().out
     for text in (printed, (out / "table.md").read_text()):
@@ -309,6 +322,37 @@ def test_checkpoints_only_separate_runs_of_the_same_seed(tmp_path):
     ]
 
 
+def test_tests_of_the_checkpoints_of_several_seeds_are_one_row(tmp_path):
+    for seed, name in itertools.product((0, 1, 2), ("best", "last")):
+        start = {"ckpt": f"/runs/{seed}/checkpoints/{name}.ckpt"}
+        whole = finished(tmp_path / f"{name}{seed}", accuracies(seed), seed=seed)
+        whole["config"] |= start
+        (tmp_path / f"{name}{seed}" / "results.json").write_text(json.dumps(whole))
+        own = {"ckpt": f"{tmp_path}/{seed}/checkpoints/{name}.ckpt"}  # it was resumed
+        whole = finished(tmp_path / f"{seed}{name}", accuracies(seed), norm="batch", seed=seed * 2 + (name == "best"))
+        whole["config"] |= {"ckpt": own["ckpt"].replace(f"/{seed}/", f"/{seed}{name}/")}
+        (tmp_path / f"{seed}{name}" / "results.json").write_text(json.dumps(whole))
+    table = comparison_of(tmp_path)
+    assert sorted((row.label, len(row.runs)) for row in table.rows) == [
+        ("norm=batch", 6),
+        ("norm=tasknorm ckpt=best.ckpt", 3),
+        ("norm=tasknorm ckpt=last.ckpt", 3),
+    ]
+
+
+@pytest.mark.parametrize("differs", ["data", "augment", None])
+def test_runs_on_different_test_images_are_neither_paired_nor_merged(tmp_path, differs):
+    for number, head in enumerate(("protonet", "svm", "svm")):
+        images = {"data": {"omniglot": {"fingerprint": number if differs == "data" else 0}}}
+        views = {"augment.splits": ["test"], "augment.views": {"turn": number}} if differs == "augment" else {}
+        finished(tmp_path / str(number), accuracies(number), head=head, config=views, **images)
+    runs, omitted = find_runs([str(tmp_path)])
+    assert len(runs) == (2 if differs is None else 3) == 3 - len(omitted)  # the last repeats the second
+    table = compare_runs(runs[:2])
+    (gap,) = [gap for (_, column), gap in table.differences.items() if gap.ci95 is not None and not column.baseline]
+    assert gap.paired == (differs is None)
+
+
 def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
     finished(tmp_path / "a" / "1", accuracies(1), head="svm")
@@ -470,7 +514,7 @@ def test_published_results_are_listed_for_the_same_setting_only(tmp_path):
     text = (tmp_path / "o" / "table.md").read_text()
     gap = f"{100 * accuracies(0).mean() - 98.7:+.2f}".replace("-", "−")
     assert f"| 98.70 ± 0.20 | {gap} | Bronskill et al. 2020, Table C.1 (ProtoNets) |" in text
-    for change in ({"norm": "group"}, {"dataset": "glyphs"}, {"head": "svm"}, {"config": {"test.way": 7}}):
+    for change in ({"norm": "group"}, {"dataset": "glyphs"}, {"head": "svm"}, {"config": {"test.way": 7}}, UNBALANCED):
         folder = tmp_path / str(change)
         finished(folder, accuracies(0), **({"norm": "layer"} | change))
         assert report.main([str(folder), f"out={tmp_path / 'p'}"]) == 0
@@ -646,9 +690,14 @@ def test_the_command_of_a_run_names_its_folders_of_options(tmp_path):
     sources = [{"path": "metafew.conf", "provider": "main"}, {"path": "/my conf", "provider": "command-line"}]
     recorded = {"hydra": {"overrides": {"hydra": words}, "runtime": {"config_sources": sources}}}
     (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps(recorded))
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=parzen\n")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- head=parzen\n- ckpt=last\n")
     command = Run(tmp_path / "results.json", {}).command
     assert command == "metafew train --config-dir '/my conf' 'hydra.searchpath=[file://mine]' head=parzen"
+    for name, flags in (("train", []), ("mine", ["--config-name", "mine"])):
+        recorded["hydra"]["job"] = {"config_name": name}
+        (tmp_path / ".hydra" / "hydra.yaml").write_text(json.dumps(recorded))
+        words = shlex.split(Run(tmp_path / "results.json", {}).command)
+        assert words[4:-2] == flags and words[-1] == "head=parzen"
 
 
 def test_own_folders_are_called_by_their_name(tmp_path):

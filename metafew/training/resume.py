@@ -28,6 +28,8 @@ from metafew.training import checkpoint
 log = logging.getLogger(__name__)
 
 CURVE = "metrics.csv"
+OF_A_TRAINING = (CURVE, "results.json", "tasks.csv")
+"""Files beside the checkpoints of a training, without which its results would be taken for those of the next one."""
 OF_VALIDATION_TASKS = ("way", "shot", "query", "balance", "total")
 """Options of ``val`` on which the validation tasks depend, without those that only matter for some values of these."""
 
@@ -202,12 +204,13 @@ def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a folder of checkpoints by appending ``-1``, or the first free number, and move metrics.csv into it."""
+    """Rename a folder of checkpoints by appending ``-1``, or the first free number, with :data:`OF_A_TRAINING`."""
     if any(folder.glob("*.ckpt")):
         aside = next(path for path in numbered(folder) if not path.exists())
         folder.rename(aside)
-        if (curve := folder.with_name(CURVE)).is_file():
-            curve.rename(aside / CURVE)
+        for name in OF_A_TRAINING:
+            if (file := folder.with_name(name)).is_file():
+                file.rename(aside / name)
         log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metafew.analysis.compare.rows_and_columns import Column, Row, find_columns, group_rows, named_by_folder
+from metafew.analysis.compare.rows_and_columns import (
+    Column,
+    Row,
+    canonical,
+    find_columns,
+    group_rows,
+    named_by_folder,
+)
 from metafew.analysis.compare.runs import Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, format_value, varying_keys
 from metafew.errors import UsageError
@@ -32,7 +39,8 @@ class Measurement:
         accuracies: the accuracy of each test task, averaged over seeds; empty if unknown, or if tasks differ between
             seeds.
         seeds: the mean for each seed.
-        task_stream: the values of :data:`TASK_STREAM`, or another key that identifies the test tasks; None if unknown.
+        task_stream: the values of :data:`TASK_STREAM` and the images, or another key that identifies the test tasks;
+            None if unknown.
         lower_bound: whether the mean is only a lower bound, as a seed had not reached its target when training ended.
         failed: the number of test tasks that failed, over all seeds; 0 if unknown.
         transductive: whether the prediction of a query may depend on other queries.
@@ -229,5 +237,7 @@ def find_row(rows: Sequence[Row], against: str) -> int:
 
 
 def task_stream(run: Run) -> tuple | None:
-    """Return the values of :data:`TASK_STREAM`; None if the run did not record them."""
-    return tuple(run.values[key] for key in TASK_STREAM) if all(key in run.values for key in TASK_STREAM) else None
+    """Return the values of :data:`TASK_STREAM`, and the images of the tests; None if the run did not record them."""
+    if not all(key in run.values for key in TASK_STREAM):
+        return None
+    return (*(run.values[key] for key in TASK_STREAM), canonical(run.tested_images))

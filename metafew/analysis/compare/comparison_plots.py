@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -31,10 +31,21 @@ MODES = {"together": "all queries together", "single": "one query at a time", "c
 ROW, HEAD = "row", "measured head"  # settings that separate lines and are omitted from labels
 LINE = "measured"  # the head as a setting in labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
+FIGURES = (
+    "accuracy_over_shots",
+    "queries_at_once",
+    "learning_curves",
+    "rates",
+    "projections",
+    "travel",
+    "alphas",
+    "conditions",
+)
+"""The names of all figures."""
 
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
-    """Draw all figures for which the runs have data, as PNG and SVG.
+    """Draw all figures for which the runs have data, as PNG and SVG, in place of those of an earlier report.
 
     Args:
         comparison: the tested runs.
@@ -45,6 +56,8 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         The PNG files by name, and the omitted figures with the reasons.
     """
     files, omitted = {}, []
+    for name, suffix in product(FIGURES, (".png", ".svg")):
+        (folder / f"{name}{suffix}").unlink(missing_ok=True)
     for draw in (accuracy_over_shots, queries_at_once):
         if figure := draw(comparison):
             files[draw.__name__] = folder / f"{draw.__name__}.png"

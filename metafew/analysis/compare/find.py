@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from metafew.analysis.compare.runs import Omitted, Run
 from metafew.config.moved import update_record
 from metafew.data.formats.names import natural_order
 from metafew.errors import UsageError
+
+CHECKPOINTS = re.compile(r"checkpoints(-\d+)?")
+"""Folders of checkpoints, and those that a later training in the same folder has set aside."""
 
 
 def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:
@@ -55,7 +59,7 @@ def find_results(place: str) -> Iterator[Path]:
         for folder, inside, files in os.walk(path):
             if "results.json" in files or ".hydra" in inside or "metrics.csv" in files:
                 yield Path(folder) / "results.json"
-            kept = [name for name in inside if name != "checkpoints" and not name.startswith(".")]
+            kept = [name for name in inside if not CHECKPOINTS.fullmatch(name) and not name.startswith(".")]
             inside[:] = sorted(kept, key=natural_order)
 
 
@@ -76,6 +80,10 @@ def read_run(file: Path) -> Run | Omitted:
         return Omitted(file.parent, "the table of an experiment: pass the folders of its runs instead")
     if not isinstance(metrics, dict) or not all(isinstance(v, dict) and "mean" in v for v in metrics.values()):
         return Omitted(file, "foreign: it does not hold the results of a run")
+    if not report.get("finished", True):
+        return Omitted(
+            file.parent, f"unfinished: trainer.max_time ended its training after {report.get('steps')} steps"
+        )
     run = Run(file, update_record(report))
     if run.heads or report.get("analysis"):
         return run

@@ -41,7 +41,7 @@ def merge_runs(runs: list[Run]) -> tuple[list[Run], list[Omitted]]:
 def same_model(run: Run) -> Any:
     """Return what two runs share if they test the same model on the same tasks."""
     settings = {key: value for key, value in run.settings.items() if not key.startswith("evaluate.")}
-    return [settings, run.values.get("ckpt"), run.values.get("backbone.weights"), run.seed]
+    return [settings, run.starts, run.seed, run.tested_images]
 
 
 def agreeing(runs: Iterable[Run], key: Callable[[Run], Any]) -> list[list[Run]]:

@@ -52,7 +52,7 @@ def published_table(comparison: Comparison) -> TextTable | None:
 
 def matching_results(run: Run, column: Column) -> Iterator[tuple[dict, str]]:
     """Yield the published results for the setting of a measure, with their sources."""
-    if column.baseline or column.source is not None:
+    if column.baseline or column.source is not None or run.values.get("test.balance", "balanced") != "balanced":
         return
     setting = run.values | {"way": run.values.get("test.way"), "shot": run.shots[column.number]}
     setting |= {"measured": column.head_of(run), "queries": run.report.get("queries")}

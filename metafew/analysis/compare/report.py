@@ -96,6 +96,8 @@ def write_report(
     heads = heads_as_rows(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (*TABLES, HEADS):  # those of an earlier report
+            (folder / name).unlink(missing_ok=True)
         figures, undrawn = draw_comparison(comparison, runs, folder)
         omitted = [*omitted, *undrawn]
         if not tables and not figures:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from metafew.analysis.compare.merge import agreeing
-from metafew.analysis.compare.runs import Run, TaskKey
+from metafew.analysis.compare.runs import STARTS, Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, in_group_order, natural_value, varying_keys
 
 TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support|balance|dirichlet)")
 """Settings that define the test tasks, and therefore distinguish columns instead of rows."""
-STARTS = ("ckpt", "backbone.weights")
-"""Options that name the checkpoint a run starts from, which differs between seeds."""
 ROOT = "dataset.root"
 TRAINED = "trained head"
 
@@ -80,27 +79,47 @@ class Column(NamedTuple):
 def group_rows(runs: Sequence[Run]) -> list[Row]:
     """Group runs that only differ in seed and test tasks, and sort the groups by the settings in which they differ.
 
-    Checkpoints only separate runs with the same seed.
+    Checkpoints only separate runs with the same seed: by the names of their files, and by their paths if necessary.
     """
     separated: list[tuple[list[Run], tuple]] = []
     for group in agreeing(runs, training_settings):
-        if max(Counter((task_key(run), run.seed) for run in group).values()) == 1:
+        if not repeats(group):
             separated.append((group, ()))
             continue
-        by_start: dict[str, list[Run]] = {}
-        for run in group:
-            by_start.setdefault(canonical([run.values.get(start) for start in STARTS]), []).append(run)
         varying = varying_keys(run.values for run in group)
-        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start.values()]
+        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start(group)]
     keys = varying_keys(union(map(row_settings, group)) for group, _ in separated)
     rows = []
     for group, starts in separated:
         values = union(run.values for run in group)
         settings = {key: values[key] for key in in_group_order([*keys, *starts]) if key in values}
+        for key in starts:  # seeds may have checkpoints of their own
+            paths = {run.values.get(key) for run in group}
+            settings[key] = values[key] if len(paths) == 1 else Path(values[key]).name
         label = format_overrides(settings, settings) or format_overrides(values, ("head", "norm"))
         rows.append(Row(label or group[0].folder.name, group, settings))
     order = in_group_order([*keys, *STARTS])
     return sorted(rows, key=lambda row: [natural_value(row.settings.get(key)) for key in order])
+
+
+def repeats(runs: Iterable[Run]) -> bool:
+    """Return whether two runs have the same seed and test tasks."""
+    return max(Counter((task_key(run), run.seed) for run in runs).values()) > 1
+
+
+def by_start(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    """Yield groups of runs that start from checkpoints of one name, such as best.ckpt, or else of one path."""
+    for names in divide(runs, lambda path: Path(path).name):
+        yield from divide(names, str) if repeats(names) else [names]
+
+
+def divide(runs: Iterable[Run], name: Callable[[str], str]) -> list[list[Run]]:
+    """Divide runs by ``name`` of the checkpoints from which they start."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = canonical([None if start is None else name(start) for start in run.starts])
+        found.setdefault(key, []).append(run)
+    return list(found.values())
 
 
 def find_columns(runs: Sequence[Run]) -> dict[Column, str]:

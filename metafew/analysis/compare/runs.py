@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from metafew.analysis.compare.settings import flatten, format_overrides, non_default_settings
+from metafew.config.compose import MAIN
 from metafew.config.moved import update_record
 from metafew.data.formats.names import data_name
 
 OWN_DATA = ("folder", "features")
 """Options of ``dataset`` for images and vectors of the user's own."""
+STARTS = ("ckpt", "backbone.weights")
+"""Options that name the checkpoint a run starts from, which differs between seeds."""
 TaskKey = tuple[int, str]
 """The index of a test task, and its dataset in a mixture."""
 
@@ -82,20 +85,42 @@ class Run:
         return data_name(root) if dataset in OWN_DATA and root else dataset
 
     @property
+    def starts(self) -> list[str | None]:
+        """The values of :data:`STARTS`; None for a checkpoint of the run itself, which only means that it resumed."""
+        found = [self.values.get(key) for key in STARTS]
+        return [None if each and Path(each).is_relative_to(self.folder) else each for each in found]
+
+    @property
+    def tested_images(self) -> dict:
+        """What determines the images of the tests: fingerprints of the data, and random views of test images."""
+        data, tested = self.report.get("data", {}), self.report.get("sources") or self.report.get("data", {})
+        views = {key: value for key, value in self.values.items() if key.startswith("augment.views")}
+        augmented = "test" in (self.values.get("augment.splits") or [])
+        return {title: data[title]["fingerprint"] for title in tested if title in data} | (views if augmented else {})
+
+    @property
     def command(self) -> str:
         """The command that repeats the run, in any folder, from the overrides that Hydra recorded, or its settings."""
         words = self._recorded("overrides.yaml")
         if not isinstance(words, list):
             words = [*(format_overrides(self.settings, [key]) for key in self.settings), f"seed={self.seed}"]
-        return shlex.join(["metafew", "train", *self._search_path, *map(str, words)])
+        # A repetition in another folder has nothing to resume.
+        words = [str(word) for word in words if word != "ckpt=last"]
+        return shlex.join(["metafew", "train", *self._search_path, *words])
 
     @property
     def _search_path(self) -> list[str]:
-        """The words of the command line that named folders of options, which Hydra records apart from overrides."""
-        match self._recorded("hydra.yaml"):
+        """The words of the command line for other folders of options or another main configuration.
+
+        Hydra records them apart from overrides.
+        """
+        recorded: Any = self._recorded("hydra.yaml")
+        match recorded:
             case {"hydra": {"overrides": {"hydra": list(words)}, "runtime": {"config_sources": list(sources)}}}:
                 folders = [source["path"] for source in sources if source.get("provider") == "command-line"]
                 flags = [word for folder in folders for word in ("--config-dir", folder)]
+                main = recorded["hydra"].get("job", {}).get("config_name") or MAIN
+                flags += ["--config-name", main] * (main != MAIN)
                 return flags + [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
         return []
 

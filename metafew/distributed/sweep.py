@@ -68,7 +68,7 @@ def finished(out: Path, config: dict, fingerprints: Callable[[], dict[str, str]]
     if without_own_ckpt(before, out) != without_own_ckpt(without_left_out(config, before), out):
         return False
     rewritten = any(file.is_file() and file.stat().st_mtime_ns > written for file in weights_of(config, out))
-    if rewritten and "fit" not in config["stages"]:  # a training would resume, and keep its weights
+    if rewritten and "fit" not in config.get("stages", ()):  # a training would resume, and keep its weights
         return False
     data = {title: summary["fingerprint"] for title, summary in saved.get("data", {}).items()}
     return not data or data == fingerprints()
@@ -92,7 +92,7 @@ def without_left_out(config: dict, before: dict) -> dict:
 
 def weights_of(config: dict, out: Path) -> list[Path]:
     """Return the files of the weights of a run, without its own checkpoints."""
-    names = (without_own_ckpt(config, out)["ckpt"], config["backbone"].get("weights"))
+    names = (without_own_ckpt(config, out)["ckpt"], (config.get("backbone") or {}).get("weights"))
     return [Path(name) for name in names if name is not None]
 
 

@@ -332,9 +332,16 @@ def test_tests_of_the_checkpoints_of_several_seeds_are_one_row(tmp_path):
         whole = finished(tmp_path / f"{seed}{name}", accuracies(seed), norm="batch", seed=seed * 2 + (name == "best"))
         whole["config"] |= {"ckpt": own["ckpt"].replace(f"/{seed}/", f"/{seed}{name}/")}
         (tmp_path / f"{seed}{name}" / "results.json").write_text(json.dumps(whole))
+    own = f"{tmp_path}/layer1/checkpoints/last.ckpt"
+    for number, (seed, start) in enumerate(((0, None), (1, own), (2, "a/best.ckpt"), (0, "b/best.ckpt"))):
+        whole = finished(tmp_path / f"layer{number}", accuracies(seed), norm="layer", seed=seed)
+        whole["config"]["ckpt"] = start
+        (tmp_path / f"layer{number}" / "results.json").write_text(json.dumps(whole))
     table = comparison_of(tmp_path)
     assert sorted((row.label, len(row.runs)) for row in table.rows) == [
         ("norm=batch", 6),
+        ("norm=layer ckpt=best.ckpt", 2),
+        ("norm=layer ckpt=null", 2),
         ("norm=tasknorm ckpt=best.ckpt", 3),
         ("norm=tasknorm ckpt=last.ckpt", 3),
     ]

@@ -22,7 +22,6 @@ from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
 from metafew.config.groups import ALL, CONF, load_option
 from metafew.config.mistakes import no_option, options_of
-from metafew.config.option_values import check_integer
 from metafew.data.array_split import ArraySplit
 from metafew.data.loader import MetaBatches, make_loader
 from metafew.data.sampler import Sampler
@@ -160,7 +159,6 @@ def evaluate_features(
     advice = "give an array of vectors, and one label for each"
     vectors, classes = labelled_vectors(as_array(features), as_array(labels), "features and labels", "labels", advice)
     split = ArraySplit(vectors[..., None, None], categories(classes))
-    check_integer("seed", seed, 0)
     spec = TaskSpec("test", way=way, shot=shot, query=query, tasks=4, total=tasks, seed=seed)
     check_tasks(spec, split.categories, "features")
     backbone = Identity(vectors.shape[1], 1, norm=nn.Identity)

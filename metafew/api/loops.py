@@ -22,7 +22,7 @@ from metafew.data.sampler import Sampler
 from metafew.data.sources import SPLITS, Category
 from metafew.data.sources.features import categories
 from metafew.data.store import store_root
-from metafew.data.task_spec import TaskSpec
+from metafew.data.task_spec import TaskSpec, task_options
 from metafew.episode import Episode
 from metafew.errors import UsageError
 from metafew.training.factory import make_source
@@ -30,8 +30,6 @@ from metafew.training.instantiate import make
 
 OF_DATA = ("dataset", "augment", "data_dir", "cache_dir")
 """Options of a dataset."""
-OF_TASKS = ("way", "shot", "query", "support", "balance", "dirichlet")
-"""Options of the tasks of a split, below its name."""
 
 
 class Shape(NamedTuple):
@@ -95,7 +93,6 @@ def episodes_of(
         raise UsageError(f"expected split to be {' or '.join(SPLITS)}, got {drawn.split}: pass split='{SPLITS[0]}'")
     if drawn.steps is not None:
         check_integer("steps", drawn.steps, 1)
-    check_integer("seed", drawn.seed, 0)
     if isinstance(data, str):
         if labels is not None:
             raise UsageError(
@@ -126,14 +123,15 @@ def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str,
         raise UsageError(no_option("dataset", name))
     split = drawn.split
     cfg = compose_overrides([f"dataset={name}", *overrides({split: shape.given()}), *overrides(options)])
-    shapes = [f"{split}.{key}" for key in OF_TASKS if key in cfg[split]]
+    own = task_options(cfg[split])
+    shapes = [f"{split}.{key}" for key in own]
     for key in (word.lstrip("+~").partition("=")[0] for word in overrides(options)):
         if key.partition(".")[0] not in OF_DATA and key not in shapes:
             raise UsageError(
                 f"expected options of a dataset and of the tasks of the {split} split, {', '.join(OF_DATA)} and "
                 f"{', '.join(shapes)}, got {key}: leave it out"
             )
-    spec = drawn.spec({key: cfg[split][key] for key in OF_TASKS if key in cfg[split]})
+    spec = drawn.spec(own)
     source, augmentation = make_source(cfg), make(cfg.augment)
     for component in source.components(split):
         check_tasks(spec, component.splits()[split], component.title)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os.path import expanduser
+from pathlib import Path
 
 from metafew.errors import UsageError
 from metafew.io import print_any_character
@@ -34,6 +36,17 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
 def print_message(message: object) -> None:
     """Print a line for the user on the standard error."""
     print(f"metafew: {message}", file=sys.stderr)
+
+
+@contextmanager
+def written(out: Path, example: str = "FILE.csv") -> Iterator[None]:
+    """Raise UsageError, which advises ``out=example``, if the file or one beside it cannot be written inside."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"expected out={out} to be a file that can be written, got {error}: type out={example}"
+        ) from error
 
 
 def with_home(word: str) -> str:

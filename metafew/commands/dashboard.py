@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import run_command, written
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.io import write_json
@@ -41,12 +41,8 @@ def dashboard(arguments: Sequence[str]) -> None:
     heads = options["heads"].split(",") if options["heads"] else HEADS
     description = describe_report(options["project"], options["entity"], heads, options["by"].split(","))
     if options["out"]:
-        try:
-            write_json(Path(options["out"]), description)
-        except OSError as error:
-            raise UsageError(
-                f"expected out={options['out']} to be a file that can be written, got {error}: type out=FILE.json"
-            ) from error
+        with written(file := Path(options["out"]), "FILE.json"):
+            write_json(file, description)
         print(f"the description is in {options['out']}")
     else:
         print(f"the report is at {send(description)}")

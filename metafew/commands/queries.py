@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from metafew.analysis.labelling.labelled_images import draw_labelled_images
 from metafew.analysis.labelling.labelling import Labelling, Prediction
 from metafew.analysis.labelling.labelling_page import labelling_page
 from metafew.analysis.style import as_colours
-from metafew.commands.command_line import print_message
+from metafew.commands.command_line import print_message, written
 from metafew.data.formats.conversion import Conversion
 from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.scan import SUFFIXES, Scan
@@ -111,17 +110,6 @@ def write_predictions(
             if not found:
                 raise UsageError("expected at least one query that can be read, got none: type another query=PATH")
     return found
-
-
-@contextmanager
-def written(out: Path) -> Iterator[None]:
-    """Raise UsageError if the CSV file, or one beside it, cannot be written inside this context."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"expected out={out} to be a file that can be written, got {error}: type out=FILE.csv"
-        ) from error
 
 
 def check_beside(out: Path, query: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Shortage(NamedTuple):
     problem: str
     options: dict[str, int | str] = {}  # noqa: RUF012 - a tuple has no mutable state, and nobody changes this
     images: bool = False
+
+
+def task_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a split, such as ``cfg.val``, that determine its tasks and are not their number or seed."""
+    return {key: options[key] for key in ("way", "shot", "query", "support", "balance", "dirichlet") if key in options}
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class TaskSpec:
         least["support"] = self.bounds("way")[1] if self.natural else 1
         for word in ("query", "tasks", "total", "support"):
             check_integer(f"{self.split}.{word}", getattr(self, word), least.get(word, 1), max(1, least.get(word, 1)))
+        check_integer("seed", self.seed, 0)
         check_choice(f"{self.split}.balance", self.balance, BALANCES)
         check_range(f"{self.split}.dirichlet", self.dirichlet, LEAST_CONCENTRATION, math.inf)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.errors import UsageError
+
+CHECKPOINTS = re.compile(r"checkpoints(-\d+)?")
+"""Folders of checkpoints; with a number, those that a later training in the same folder has set aside."""
 
 
 def claim(key: str, folder: Path, by_clock: bool) -> Path:

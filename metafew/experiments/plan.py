@@ -83,17 +83,19 @@ class Cell:
     @property
     def error(self) -> str | None:
         """The error message of its first failed run, including those of further heads, or of its data."""
-        for report in (each.report for each in self.all_commands):
+        reports = {command: command.report for command in self.all_commands}
+        for report in reports.values():
             if "error" in report:
                 return report["error"]
             if not report.get("finished", True):
                 return (
                     f"trainer.max_time ended the training after {report['steps']} steps: repeat the command to resume"
                 )
-        trained, tested = (each.report.get("data", {}) for each in (self.fit, self.test))
-        own = not any(word.startswith("dataset") for word in self.test.overrides)  # the test has that of the training
-        for name in (name for name in trained if own and name in tested):
-            if trained[name]["fingerprint"] != tested[name]["fingerprint"]:
+        if any(word.startswith("dataset") for word in self.test.overrides):  # the test has data of its own
+            return None
+        trained, tested = (reports[command].get("data", {}) for command in (self.fit, self.test))
+        for name, summary in trained.items():
+            if summary["fingerprint"] != tested.get(name, summary)["fingerprint"]:
                 return f"it was trained and tested on different images of dataset={name}: type another cells=DIR"
         return None
 

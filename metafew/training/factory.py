@@ -24,7 +24,7 @@ from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
 from metafew.data.sources import Source
 from metafew.data.store import store_root
-from metafew.data.task_spec import TaskSpec
+from metafew.data.task_spec import TaskSpec, task_options
 from metafew.errors import UsageError
 from metafew.norms.fast import accelerate
 from metafew.norms.own import OwnNorms
@@ -173,8 +173,7 @@ def make_data(cfg: DictConfig, source: Source, objective: Objective) -> FewShot:
     """Return the data of every split."""
 
     def make_spec(split: str, total: int, seed: int, **changes: Any) -> TaskSpec:
-        keys = ("way", "shot", "query", "tasks", "support", "balance", "dirichlet")
-        options = {key: cfg[split][key] for key in keys if key in cfg[split]}
+        options = task_options(cfg[split]) | {"tasks": cfg[split].tasks}
         return TaskSpec(split=split, total=total, seed=seed, **options | changes)
 
     if (queries := cfg.test.queries) == "class" and cfg.test.balance != "balanced":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from metafew.data.datamodule import FewShot
 from metafew.data.store import summary_of
 from metafew.data.task_spec import BALANCES, NATURAL
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
-from metafew.distributed.output_folder import numbered
+from metafew.distributed.output_folder import CHECKPOINTS, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
@@ -218,8 +217,9 @@ def copy_history(ckpt: Path, step: int, out: Path) -> None:
     """Copy best.ckpt, last.ckpt and metrics.csv as they were at ``step``, that of ``ckpt``."""
     folder = out / "checkpoints"
     best = ckpt.with_name("best.ckpt")
-    # That of a folder that was set aside is in it.
-    curve = (ckpt if re.fullmatch(r"checkpoints-\d+", ckpt.parent.name) else ckpt.parent).with_name(CURVE)
+    named = CHECKPOINTS.fullmatch(ckpt.parent.name)
+    # A curve that was set aside is beside its checkpoints.
+    curve = (ckpt if named and named[1] else ckpt.parent).with_name(CURVE)
     copies = [(ckpt, folder / "last.ckpt"), (curve, out / CURVE)]
     if best.is_file() and checkpoint.read(best)["global_step"] > step:
         log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -31,17 +31,6 @@ MODES = {"together": "all queries together", "single": "one query at a time", "c
 ROW, HEAD = "row", "measured head"  # settings that separate lines and are omitted from labels
 LINE = "measured"  # the head as a setting in labels
 MARK = "\N{NO-BREAK SPACE}†"  # of transductive rows
-FIGURES = (
-    "accuracy_over_shots",
-    "queries_at_once",
-    "learning_curves",
-    "rates",
-    "projections",
-    "travel",
-    "alphas",
-    "conditions",
-)
-"""The names of all figures."""
 
 
 def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -> tuple[dict[str, Path], list[Omitted]]:
@@ -56,12 +45,11 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         The PNG files by name, and the omitted figures with the reasons.
     """
     files, omitted = {}, []
-    for name, suffix in product(FIGURES, (".png", ".svg")):
-        (folder / f"{name}{suffix}").unlink(missing_ok=True)
     for draw in (accuracy_over_shots, queries_at_once):
+        file = remove(folder / f"{draw.__name__}.png")
         if figure := draw(comparison):
-            files[draw.__name__] = folder / f"{draw.__name__}.png"
-            save(figure, files[draw.__name__])
+            files[draw.__name__] = file
+            save(figure, file)
     figures: dict[str, tuple[Callable[[Folders, Path], None], Folders]] = {
         "learning_curves": (learning_curves, training_folders(comparison)),
         "rates": (learning_rates, learning_rate_folders(comparison)),
@@ -71,7 +59,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         "conditions": (sufficient_conditions, analysis_folders(runs, "sufficient_condition")),
     }
     for name, (draw, folders) in figures.items():
-        file = folder / f"{name}.png"
+        file = remove(folder / f"{name}.png")
         try:
             if folders:
                 draw(folders, file)
@@ -79,6 +67,13 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         except UsageError as error:
             omitted.append(Omitted(file, str(error)))
     return files, omitted
+
+
+def remove(file: Path) -> Path:
+    """Remove a figure of an earlier report, as PNG and SVG, and return its path."""
+    for suffix in (".png", ".svg"):
+        file.with_suffix(suffix).unlink(missing_ok=True)
+    return file
 
 
 def training_folders(comparison: Comparison) -> dict[str, list[Path]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from metafew.analysis.compare.merge import merge_runs
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.config.moved import update_record
 from metafew.data.formats.names import natural_order
+from metafew.distributed.output_folder import CHECKPOINTS
 from metafew.errors import UsageError
-
-CHECKPOINTS = re.compile(r"checkpoints(-\d+)?")
-"""Folders of checkpoints, and those that a later training in the same folder has set aside."""
 
 
 def find_runs(places: Sequence[str]) -> tuple[list[Run], list[Omitted]]:

@@ -86,16 +86,16 @@ def group_rows(runs: Sequence[Run]) -> list[Row]:
         if not repeats(group):
             separated.append((group, ()))
             continue
-        varying = varying_keys(run.values for run in group)
+        varying = varying_keys(run.starts for run in group)
         separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start(group)]
     keys = varying_keys(union(map(row_settings, group)) for group, _ in separated)
     rows = []
     for group, starts in separated:
         values = union(run.values for run in group)
-        settings = {key: values[key] for key in in_group_order([*keys, *starts]) if key in values}
+        settings = {key: values[key] for key in in_group_order(keys) if key in values}
         for key in starts:  # seeds may have checkpoints of their own
-            paths = {run.values.get(key) for run in group}
-            settings[key] = values[key] if len(paths) == 1 else Path(values[key]).name
+            start, *others = {run.starts[key] for run in group}
+            settings[key] = Path(start).name if start and others else start
         label = format_overrides(settings, settings) or format_overrides(values, ("head", "norm"))
         rows.append(Row(label or group[0].folder.name, group, settings))
     order = in_group_order([*keys, *STARTS])
@@ -117,7 +117,7 @@ def divide(runs: Iterable[Run], name: Callable[[str], str]) -> list[list[Run]]:
     """Divide runs by ``name`` of the checkpoints from which they start."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = canonical([None if start is None else name(start) for start in run.starts])
+        key = canonical([None if start is None else name(start) for start in run.starts.values()])
         found.setdefault(key, []).append(run)
     return list(found.values())
 

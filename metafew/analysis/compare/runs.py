@@ -18,6 +18,7 @@ from metafew.analysis.compare.settings import flatten, format_overrides, non_def
 from metafew.config.compose import MAIN
 from metafew.config.moved import update_record
 from metafew.data.formats.names import data_name
+from metafew.distributed.sweep import without_own_ckpt
 
 OWN_DATA = ("folder", "features")
 """Options of ``dataset`` for images and vectors of the user's own."""
@@ -85,10 +86,10 @@ class Run:
         return data_name(root) if dataset in OWN_DATA and root else dataset
 
     @property
-    def starts(self) -> list[str | None]:
+    def starts(self) -> dict[str, str | None]:
         """The values of :data:`STARTS`; None for a checkpoint of the run itself, which only means that it resumed."""
-        found = [self.values.get(key) for key in STARTS]
-        return [None if each and Path(each).is_relative_to(self.folder) else each for each in found]
+        found = {key: self.values.get(key) for key in STARTS}
+        return without_own_ckpt(found, self.folder)
 
     @property
     def tested_images(self) -> dict:

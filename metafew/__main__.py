@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from metafew import cli
-from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
+from metafew.errors import SIMILAR_OPTION, did_you_mean, nearest
 
 TRAIN = "train"
 COMMANDS = ("predict", "report", "prepare", "search", "export", "reproduce", "dashboard")

@@ -166,7 +166,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
     except UsageError as error:
         report_error(out, str(error), diverged=isinstance(error, Diverged))
     except Exception as error:
-        log.exception("this cell ended unexpectedly")  # the log file is in its folder
+        log.exception("this run ended unexpectedly")  # the log file is in its folder
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         report_error(out, f"{reason}: see {out / HydraConfig.get().job.name}.log for the traceback")
 

@@ -72,7 +72,7 @@ def test_a_multirun_goes_on_after_failed_cells_names_them_and_keeps_the_others(t
     first = cells(tmp_path / "sweep")
     assert ["error" in report for report in first] == [False] * 2 + [True] * 6
     assert [report["seed"] for report in first[:2]] == [0, 1] and first[0]["metrics"] != first[1]["metrics"]
-    named = done.stderr.split("6 of 8 cells failed:\n")[1].splitlines()
+    named = done.stderr.split("6 of 8 runs failed:\n")[1].splitlines()
     assert named[2] == f"  sweep/4: {first[4]['error']}" and "type train.way=153" in named[2]
     # What nobody expects leaves its traceback, too.
     assert "AttributeError" in first[2]["error"] and "sweep/2/train.log" in first[2]["error"]
@@ -84,7 +84,7 @@ def test_a_multirun_goes_on_after_failed_cells_names_them_and_keeps_the_others(t
     assert second[0] == first[0] and second[1]["metrics"] == first[1]["metrics"] and second[2:] == first[2:]
     after = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]
     assert after[0] == times[0] and after[1] != times[1] and "sweep/0 was finished before" in again.stdout
-    assert again.stderr.split("6 of 8 cells failed:\n")[1].splitlines() == named
+    assert again.stderr.split("6 of 8 runs failed:\n")[1].splitlines() == named
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_24_cells_on_two_workers(tmp_path):
     done = metafew("-m", *TINY, *words, *WORKERS, cwd=tmp_path, code=1)
     reports = cells(tmp_path / "sweep")
     assert len(reports) == 24 and sum("metrics" in report for report in reports) == 23
-    assert done.stderr.endswith(f"1 of 24 cells failed:\n  sweep/19: {reports[19]['error']}\n")
+    assert done.stderr.endswith(f"1 of 24 runs failed:\n  sweep/19: {reports[19]['error']}\n")
     assert "one task at a time" in reports[19]["error"] and "Traceback" not in done.stdout + done.stderr
     assert report.main([str(tmp_path / "sweep"), f"out={tmp_path / 'report'}"]) == 0
     table = (tmp_path / "report" / "table.md").read_text()
@@ -110,7 +110,7 @@ def test_the_cells_of_submitit(tmp_path):
     words = ["hydra/launcher=submitit_local", "train.way=5,999", "hydra.sweep.dir=sweep"]
     done = metafew("-m", *TINY, *words, cwd=tmp_path, code=1)
     assert ["error" in report for report in cells(tmp_path / "sweep")] == [False, True]
-    assert "1 of 2 cells failed:\n  sweep/1: train.way=999 needs" in done.stderr
+    assert "1 of 2 runs failed:\n  sweep/1: train.way=999 needs" in done.stderr
 
 
 @pytest.mark.slow

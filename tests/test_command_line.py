@@ -17,11 +17,10 @@ from metafew.commands.predict import parse
 from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import default_options, describe_groups
-from metafew.config.mistakes import nearest
 from metafew.config.option_values import option_path
 from metafew.config.paths import PATHS, resolve_paths
 from metafew.config.quoting import parser
-from metafew.errors import UsageError
+from metafew.errors import UsageError, nearest
 from metafew.training.checks import check_options
 from metafew.training.instantiate import attempt
 

@@ -1,4 +1,4 @@
-"""Training steps that are recorded once and replayed compute what direct steps do."""
+"""Training steps that are captured once and replayed compute what direct steps do."""
 
 import copy
 from types import SimpleNamespace
@@ -17,12 +17,12 @@ from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.training import cuda_graph
-from metafew.training.cuda_graph import GraphedStep, check_graph, check_recordable
+from metafew.training.cuda_graph import GraphedStep, check_capturable, check_graph
 
 HEADS = [param.id for param in files("head")]
 NORMS = [param.id for param in files("norm") if param.id not in ("own", "frozen")]
 REFUSED = {"logistic", "r2d2", "reptile", "ridge", "svm"}
-"""Heads whose solvers read values of the GPU, that torch solves with a library that cannot be recorded, or whose steps
+"""Heads whose solvers read values of the GPU, that torch solves with a library that cannot be captured, or whose steps
 depend on the numbers of the tasks."""
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 DEVICES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", marks=GPU, id="gpu")]
@@ -49,15 +49,15 @@ class Rerun:
                 kept.copy_(value)
 
 
-def recorded_steps(learner, monkeypatch, device: str):
-    """Let ``learner`` record its steps: as a GPU does, or as :class:`Rerun`."""
+def captured_steps(learner, monkeypatch, device: str):
+    """Let ``learner`` capture its steps: as a GPU does, or as :class:`Rerun`."""
 
-    def record(step):
+    def capture(step):
         graph = Rerun(step, learner)
         return graph.results, graph
 
     if device == "cpu":
-        monkeypatch.setattr(cuda_graph, "record", record)
+        monkeypatch.setattr(cuda_graph, "capture", capture)
     learner.graphed = GraphedStep(learner, learner.batch_loss, learner.objective)
     return learner
 
@@ -77,34 +77,34 @@ def make_batch(number: int, device: str, dtype: torch.dtype, tasks: int = 2, epi
 
 
 def make_pair(head: str, device: str, monkeypatch, *words: str):
-    """Return two equal learners of which the second records its steps, and their dtype."""
+    """Return two equal learners of which the second captures its steps, and their dtype."""
     dtype = torch.float64 if device == "cpu" else torch.float32
     learner = make_step_learner(head, [*words, "optimizer=plain_sgd", "optimizer.lr=0.1"]).to(device, dtype)
     for module in learner.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    direct, recorded = (without_loops(copy.deepcopy(learner)) for _ in range(2))
-    return direct, recorded_steps(recorded, monkeypatch, device), dtype
+    direct, captured = (without_loops(copy.deepcopy(learner)) for _ in range(2))
+    return direct, captured_steps(captured, monkeypatch, device), dtype
 
 
-def check_equal(recorded, direct, dtype: torch.dtype) -> None:
+def check_equal(captured, direct, dtype: torch.dtype) -> None:
     """Compare weights, buffers and the latest accuracy."""
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
-    found, expected = recorded.state_dict(), direct.state_dict()
+    found, expected = captured.state_dict(), direct.state_dict()
     for name in (name for name, value in expected.items() if torch.is_tensor(value)):
         torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
-    torch.testing.assert_close(recorded.objective.accuracy, direct.objective.accuracy)
-    torch.testing.assert_close(recorded.task_losses, direct.task_losses, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(captured.objective.accuracy, direct.objective.accuracy)
+    torch.testing.assert_close(captured.task_losses, direct.task_losses, rtol=tolerance, atol=tolerance)
 
 
-def check_recorded_steps(device: str, head: str, monkeypatch, *words: str) -> None:
-    """Compare recorded steps with direct ones; the second of four has another shape, and is not recorded."""
-    direct, recorded, dtype = make_pair(head, device, monkeypatch, *words)
+def check_captured_steps(device: str, head: str, monkeypatch, *words: str) -> None:
+    """Compare captured steps with direct ones; the second of four has another shape, and is not captured."""
+    direct, captured, dtype = make_pair(head, device, monkeypatch, *words)
     for number, tasks in enumerate([2, 3, 2, 2]):
-        for learner in (direct, recorded):
+        for learner in (direct, captured):
             train(learner, *make_batch(number, device, dtype, tasks))
-        check_equal(recorded, direct, dtype)
-    assert recorded.graphed.recorded is not None
+        check_equal(captured, direct, dtype)
+    assert captured.graphed.captured is not None
 
 
 @pytest.mark.parametrize("head", sampled(HEADS, 4))
@@ -112,45 +112,45 @@ def check_recorded_steps(device: str, head: str, monkeypatch, *words: str) -> No
 def test_every_head(device, head, monkeypatch):
     if head in REFUSED:
         pytest.skip("refused")
-    check_recorded_steps(device, head, monkeypatch)
+    check_captured_steps(device, head, monkeypatch)
 
 
 @pytest.mark.parametrize("norm", sampled(NORMS, 3))
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_norm(device, norm, monkeypatch):
-    check_recorded_steps(device, "maml", monkeypatch, f"norm={norm}")
+    check_captured_steps(device, "maml", monkeypatch, f"norm={norm}")
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_several_episodes_and_batch_norms_of_the_network(device, monkeypatch):
-    direct, recorded, dtype = make_pair("protonet", device, monkeypatch, "norm=none")
-    for learner in (direct, recorded):
+    direct, captured, dtype = make_pair("protonet", device, monkeypatch, "norm=none")
+    for learner in (direct, captured):
         learner.backbone.blocks[0].insert(1, nn.BatchNorm2d(16).to(device, dtype).train())
     for number in range(3):
-        for learner in (direct, recorded):
+        for learner in (direct, captured):
             train(learner, *make_batch(number, device, dtype, episodes=2))
-        check_equal(recorded, direct, dtype)
-    assert recorded.graphed.recorded.shape[0] == recorded.graphed.recorded.shape[1]
+        check_equal(captured, direct, dtype)
+    assert captured.graphed.captured.shape[0] == captured.graphed.captured.shape[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_running_moments_of_two_meta_batches(device, monkeypatch):
-    direct, recorded, dtype = make_pair("maml", device, monkeypatch, "norm=batch")
-    for learner in (direct, recorded):
+    direct, captured, dtype = make_pair("maml", device, monkeypatch, "norm=batch")
+    for learner in (direct, captured):
         learner.train()
         for number in range(2):  # as with trainer.accumulate_grad_batches=2
             learner.training_step(make_batch(number, device, dtype), number).backward()
         learner.on_before_optimizer_step(torch.optim.SGD(learner.parameters(), 0.1))
-    check_equal(recorded, direct, dtype)
-    for (name, expected), found in zip(direct.named_parameters(), recorded.parameters(), strict=True):
+    check_equal(captured, direct, dtype)
+    for (name, expected), found in zip(direct.named_parameters(), captured.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_backward_pass_of_a_recorded_step_is_not_under_autocast(device, monkeypatch):
-    direct, recorded, _ = make_pair("protonet", device, monkeypatch)
+def test_the_backward_pass_of_a_captured_step_is_not_under_autocast(device, monkeypatch):
+    direct, captured, _ = make_pair("protonet", device, monkeypatch)
     gradients = []
-    for learner in (direct, recorded):
+    for learner in (direct, captured):
         learner.float().train()
         with torch.autocast(device, torch.bfloat16):
             loss = learner.training_step(make_batch(0, device, torch.float32), 0)
@@ -159,18 +159,18 @@ def test_the_backward_pass_of_a_recorded_step_is_not_under_autocast(device, monk
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_the_memory_of_a_recorded_step_is_freed_after_training(monkeypatch):
-    _, recorded, dtype = make_pair("protonet", "cpu", monkeypatch)
-    train(recorded, *make_batch(0, "cpu", dtype))
-    assert recorded.graphed.recorded is not None
-    recorded.on_fit_end()
-    assert recorded.graphed.recorded is None
+def test_the_memory_of_a_captured_step_is_freed_after_training(monkeypatch):
+    _, captured, dtype = make_pair("protonet", "cpu", monkeypatch)
+    train(captured, *make_batch(0, "cpu", dtype))
+    assert captured.graphed.captured is not None
+    captured.on_fit_end()
+    assert captured.graphed.captured is None
 
 
-def test_heads_that_cannot_be_recorded_are_refused():
+def test_heads_that_cannot_be_captured_are_refused():
     def refused(*words: str) -> bool:
         try:
-            check_recordable(make_step_learner(words[0], [*words[1:]]))
+            check_capturable(make_step_learner(words[0], [*words[1:]]))
         except UsageError as error:
             assert "type cuda_graph=false" in str(error)
             return True
@@ -192,7 +192,7 @@ def test_heads_that_cannot_be_recorded_are_refused():
         ("cuda", None, {}, None),
     ],
 )
-def test_runs_that_cannot_be_recorded_are_refused(device, scaler, changes, message):
+def test_runs_that_cannot_be_captured_are_refused(device, scaler, changes, message):
     learner = make_step_learner("protonet", ["cuda_graph=true"])
     assert learner.graphed is not None
     tasks = TaskSpec(**{**vars(TASKS), **changes})
@@ -213,5 +213,5 @@ def test_a_run_without_a_gpu_is_refused_before_it_starts(tmp_path):
     assert not (tmp_path / "one" / "checkpoints").exists()
 
 
-def test_a_checkpoint_does_not_make_later_runs_record():
+def test_a_checkpoint_does_not_make_later_runs_capture():
     assert carried({"seed": 1, "cuda_graph": True}) == {"seed": 1}

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import ROOT, TINY, Copy, command, compose_in, metafew
 
-from metafew.analysis.compare.text_table import DAGGER
+from metafew.analysis.text_table import DAGGER
 from metafew.config.groups import CONF, group_names
 from metafew.config.overrides import merge
 from metafew.distributed import threads

@@ -11,7 +11,7 @@ from run_folders import accuracies, comparison_of, finished
 from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.tables import arrange, report_tables
-from metafew.analysis.compare.text_table import DAGGER, Bold
+from metafew.analysis.text_table import DAGGER, Bold
 from metafew.commands import report
 from metafew.evaluation.statistics import format_difference, interval
 from metafew.experiments.head_tables import head_tables, runs_by_panel

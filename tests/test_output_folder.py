@@ -173,6 +173,6 @@ def test_failed_cells_are_reported_without_the_folder_of_hydra_too(tmp_path, sub
         "dataset.root=missing,absent",
     ]
     done = metafew(*words, cwd=tmp_path, code=1)
-    assert "2 of 2 cells failed:" in done.stderr
+    assert "2 of 2 runs failed:" in done.stderr
     done = metafew(*words, cwd=tmp_path, code=1)  # the same sweep again
-    assert "2 of 2 cells failed:" in done.stderr
+    assert "2 of 2 runs failed:" in done.stderr

@@ -28,7 +28,7 @@ from metafew.analysis.compare.rows_and_columns import TRAINED, Column
 from metafew.analysis.compare.runs import Run
 from metafew.analysis.compare.settings import NOT_COMPARED, non_default_settings
 from metafew.analysis.compare.tables import TIE, arrange, report_tables
-from metafew.analysis.compare.text_table import FAILED, Bold, TextTable
+from metafew.analysis.text_table import FAILED, Bold, TextTable
 from metafew.commands import report
 from metafew.config.groups import CONF
 from metafew.errors import UsageError

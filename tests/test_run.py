@@ -254,7 +254,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["schedule=step", "schedule.step_size=0"], "schedule cannot be made with these options"),
         (["schedule=step", "schedule.step_size=null"], "schedule cannot be made with these options"),
         (["schedule=cosine", "schedule.T_max=0"], "schedule cannot be made with these options"),
-        (["backbone.width=0"], "expected backbone.width to be at least 1"),
+        (["backbone.width=0"], "expected backbone.width to be an integer of at least 1"),
         (["data.num_workers=-1"], "expected data.num_workers to be an integer"),
         (["seed=-1"], "expected seed to be an integer"),
         (["test.shot=[]"], "got an empty list"),
@@ -265,7 +265,7 @@ def test_tasknorm_scalars_are_kept_out_of_weight_decay(launch, composed):
         (["head=maml", "head.lr=[0.1,0.2]"], "a list of head.lr is for evaluation"),
         (["head._target_=metafew.heads.nope.Head"], "nope"),
         (["head=reptile", "head.lr=[0.1,0.2]"], "a list of head.lr is for evaluation"),
-        (["head=svm", "head.c=-1"], "expected head.c, the bound of dual variables, to be positive"),
+        (["head=svm", "head.c=-1"], "expected head.c to be positive"),
     ],
 )
 def test_errors_are_raised_before_any_image_is_read(launch, monkeypatch, overrides, said):

@@ -19,7 +19,7 @@ from metafew import cli
 
 DOCS = (Path(__file__).parents[1] / "docs" / "head.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"`mine/(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", DOCS, re.DOTALL))
-"""The files that docs/head.md shows: a head on features, one that adapts, and a norm."""
+"""The files that docs/head.md shows: a head on features, one that adapts, a norm, a backbone and a dataset."""
 
 FILES = BLOCKS | {
     "farthest.py": """
@@ -39,70 +39,6 @@ FILES = BLOCKS | {
     "head/farthest.yaml": """
         # the farthest support image of each class
         _target_: mine.farthest.Farthest
-        """,
-    "tower.py": """
-        from torch import nn
-
-        from metafew.backbones.backbone import Backbone
-        from metafew.errors import UsageError
-
-
-        class Tower(Backbone):
-            '''Two convolutions.'''
-
-            def __init__(self, channels, image_size, norm, width=8):
-                super().__init__(channels, image_size)
-                if image_size < 4:
-                    raise UsageError(f"expected 4 pixels or more, got {image_size}: type dataset.image_size=28")
-                self.features = width
-                self.body = nn.Sequential(
-                    nn.Conv2d(channels, width, 3, 2, 1, bias=False), norm(width), nn.ReLU(),
-                    nn.Conv2d(width, width, 3, 2, 1, bias=False), norm(width), nn.ReLU(),
-                    nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                )
-
-            def forward(self, images):
-                return self.body(images)
-        """,
-    "backbone/tower.yaml": """
-        # two convolutions
-        _target_: mine.tower.Tower
-        width: 8
-        weights: null
-        """,
-    "stripes.py": """
-        import numpy as np
-
-        from metafew.data.sources import SPLITS, Category, Source
-
-
-        class Stripes(Source):
-            '''Stripes of some period, with noise.'''
-
-            name, channels = "stripes", 1
-
-            def __init__(self, image_size):
-                self.image_size = image_size
-
-            def splits(self):
-                classes = [Category(f"period {p}", tuple((p, i) for i in range(20))) for p in range(2, 20)]
-                return {split: classes[i::3] for i, split in enumerate(SPLITS)}
-
-            def fingerprint(self):
-                return f"stripes {self.image_size}"
-
-            def read(self, keys):
-                for period, number in keys:
-                    noise = np.random.default_rng([period, number]).integers(0, 100, 2 * [self.image_size])
-                    wave = 70 + 70 * np.sin(2 * np.pi / period * (np.arange(self.image_size) + number))
-                    yield (noise + wave).astype(np.uint8)[None]
-        """,
-    "dataset/stripes.yaml": """
-        # @package _global_
-        # stripes of some period
-        dataset:
-          _target_: mine.stripes.Stripes
-          image_size: 28
         """,
     "squared.py": """
         import torch.nn.functional as F
@@ -143,7 +79,8 @@ def mine(tmp_path_factory):
 
 def test_the_documentation_shows_two_files_of_each():
     assert BLOCKS.keys() == {
-        *("parzen.py", "head/parzen.yaml", "tuning.py", "head/tuning.yaml", "rms.py", "norm/rms.yaml")
+        *("parzen.py", "head/parzen.yaml", "tuning.py", "head/tuning.yaml", "rms.py", "norm/rms.yaml"),
+        *("tower.py", "backbone/tower.yaml", "stripes.py", "dataset/stripes.yaml"),
     }
 
 

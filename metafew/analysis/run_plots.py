@@ -78,9 +78,8 @@ def episode_sheet(
     names: Sequence[str],
     path: Path,
     calibrated: bool = True,
-    queries: int = 12,
 ) -> None:
-    """Draw the first task of ``episode``, one row for each of up to ten classes: support, then labelled queries.
+    """Draw the first task of ``episode``, one row for each of up to ten classes: support, then up to twelve queries.
 
     Args:
         episode: tasks with images in [0, 1], on the CPU.
@@ -88,11 +87,10 @@ def episode_sheet(
         names: the names of the classes of the task, by label.
         path: the PNG to write; an SVG is written next to it.
         calibrated: whether a temperature was fitted to the probabilities; the title says so if not.
-        queries: the maximum number of queries to draw per class.
     """
     way = min(episode.way, 10)
     support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
-    queried = [torch.nonzero(episode.query.labels[0] == c).flatten()[:queries] for c in range(way)]
+    queried = [torch.nonzero(episode.query.labels[0] == c).flatten()[:12] for c in range(way)]
     shots, columns, size, gap = max(map(len, support)), max(map(len, queried)), 0.85, 0.6
     width, height = size * (shots + columns + gap) + NAMES, size * 1.5 * way + 0.6
     figure = Figure(figsize=(width, height))

@@ -16,12 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from metafew.analysis.compare.heads_as_rows import in_groups
-from metafew.analysis.compare.text_table import DAGGER, Bold, TextTable
+from metafew.analysis.text_table import DAGGER, Bold, TextTable, in_groups
 from metafew.api.loops import as_array, check_tasks
 from metafew.backbones.identity import Identity
-from metafew.config.groups import ALL, CONF, load_option
-from metafew.config.mistakes import no_option, options_of
+from metafew.config.groups import ALL, CONF, load_option, options_of
+from metafew.config.mistakes import no_option
 from metafew.data.array_split import ArraySplit
 from metafew.data.loader import MetaBatches, make_loader
 from metafew.data.sampler import Sampler

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from metafew.config.compose import compose_overrides
-from metafew.config.groups import common_options
-from metafew.config.mistakes import no_option, options_of
+from metafew.config.groups import common_options, options_of
+from metafew.config.mistakes import no_option
 from metafew.config.option_values import check_integer
 from metafew.config.quoting import overrides
 from metafew.data.array_split import ArraySplit

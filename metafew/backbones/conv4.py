@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.convolution import check_network, convolution
 from metafew.backbones.readout import Readout
 from metafew.config.option_values import check_choice
-from metafew.errors import UsageError
 from metafew.norms.film import FiLM
 
 
@@ -44,18 +44,11 @@ class Conv4(Backbone):
     ):
         super().__init__(channels, image_size)
         check_choice("backbone.downsample", downsample, ("pool", "stride"))
-        if width < 1:
-            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
-        if downsample == "pool" and image_size < 16:
-            raise UsageError(
-                f"expected images of at least 16 pixels, which backbone=conv4 halves four times, got {image_size}: "
-                "type dataset.image_size=28"
-            )
+        check_network("conv4", width, image_size, least=16 if downsample == "pool" else 1)
         strided = downsample == "stride"
 
         def block(inputs: int, stage: int) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, width, 3, stride=2 if strided else 1, padding=1, bias=False)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            conv = convolution(inputs, width, stride=2 if strided else 1)
             pool = [] if strided else [nn.MaxPool2d(2)]
             return nn.Sequential(conv, norm(width), FiLM(width, stage), *pool, nn.ReLU())
 

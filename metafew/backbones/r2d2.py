@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.convolution import check_network, convolution
 from metafew.errors import UsageError
 
 
@@ -41,23 +42,15 @@ class R2D2(Backbone):
         dropout: Sequence[float] = (0.1, 0.3),
     ):
         super().__init__(channels, image_size)
-        if width < 1:
-            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=96")
+        check_network("r2d2", width, image_size, example=96)
         if not isinstance(dropout, Sequence) or len(dropout) != 2 or not all(0 <= rate < 1 for rate in dropout):
             raise UsageError(
                 f"expected backbone.dropout to be two rates from 0 to below 1, got {dropout}: "
                 "type backbone.dropout=[0.1,0.3]"
             )
-        if image_size < 16:
-            raise UsageError(
-                f"expected images of at least 16 pixels, which backbone=r2d2 halves four times, got {image_size}: "
-                "type dataset.image_size=28"
-            )
 
         def block(inputs: int, outputs: int, *end: nn.Module) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            return nn.Sequential(conv, norm(outputs), nn.MaxPool2d(2), *end)
+            return nn.Sequential(convolution(inputs, outputs), norm(outputs), nn.MaxPool2d(2), *end)
 
         last = round(16 * width / 3)
         self.early = nn.Sequential(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.convolution import check_network, convolution
 from metafew.backbones.dropblock import DropBlock
 from metafew.backbones.readout import Readout
-from metafew.errors import UsageError
 
 MakeNorm = Callable[[int], nn.Module]
 
@@ -30,9 +30,7 @@ class Block(nn.Module):
         super().__init__()
 
         def conv(before: int, kernel: int) -> list[nn.Module]:
-            layer = nn.Conv2d(before, outputs, kernel, padding=kernel // 2, bias=False)
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            return [layer, norm(outputs)]
+            return [convolution(before, outputs, kernel), norm(outputs)]
 
         self.residual = nn.Sequential(
             *conv(inputs, 3), nn.LeakyReLU(0.1), *conv(outputs, 3), nn.LeakyReLU(0.1), *conv(outputs, 3)
@@ -76,13 +74,7 @@ class ResNet12(Backbone):
         readout: str = "flatten",
     ):
         super().__init__(channels, image_size)
-        if width < 1:
-            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
-        if image_size < 16:
-            raise UsageError(
-                f"expected images of at least 16 pixels, which backbone=resnet12 halves four times, got {image_size}: "
-                "type dataset.image_size=28"
-            )
+        check_network("resnet12", width, image_size)
         # DropBlock checks the rate for both.
         late = [DropBlock(drop, block_size) for _ in range(2)]
         drops = [nn.Dropout(drop), nn.Dropout(drop), *late]

@@ -8,18 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.convolution import check_network, convolution
 from metafew.backbones.readout import Readout
-from metafew.errors import UsageError
 from metafew.norms.film import FiLM
 
 MakeNorm = Callable[[int], nn.Module]
-
-
-def conv(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    """Return a convolution without bias, with He initialization and fan-out."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
 
 
 class Block(nn.Module):
@@ -38,15 +31,17 @@ class Block(nn.Module):
         wider = inputs != outputs
         stride = 2 if wider else 1
         self.residual = nn.Sequential(
-            conv(inputs, outputs, 3, stride, 1),
+            convolution(inputs, outputs, 3, stride),
             norm(outputs),
             FiLM(outputs, stage),
             nn.ReLU(),
-            conv(outputs, outputs, 3, 1, 1),
+            convolution(outputs, outputs),
             norm(outputs),
             FiLM(outputs, stage),
         )
-        self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride, 0), norm(outputs)) if wider else nn.Identity()
+        self.shortcut = (
+            nn.Sequential(convolution(inputs, outputs, 1, stride), norm(outputs)) if wider else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps of the block."""
@@ -72,14 +67,8 @@ class ResNet18(Backbone):
 
     def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64, readout: str = "mean"):
         super().__init__(channels, image_size)
-        if width < 1:
-            raise UsageError(f"expected backbone.width to be at least 1, got {width}: type backbone.width=64")
-        if image_size < 3:
-            raise UsageError(
-                f"expected images of at least 3 pixels for backbone=resnet18, got {image_size}: "
-                "type dataset.image_size=28"
-            )
-        self.stem = nn.Sequential(conv(channels, width, 5, 2, 1), norm(width), nn.ReLU())
+        check_network("resnet18", width, image_size, least=3)
+        self.stem = nn.Sequential(convolution(channels, width, 5, 2), norm(width), nn.ReLU())
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
         self.blocks = nn.Sequential(
             *(Block(sizes[stage + second], sizes[stage + 1], stage, norm) for stage in range(4) for second in range(2))

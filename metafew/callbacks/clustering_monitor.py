@@ -10,10 +10,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
-from metafew.analysis.features.observer import pairwise
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot, to_model_input
-from metafew.objectives.clustering import draw_pairs, variance_ratio
+from metafew.objectives.clustering import draw_pairs, pairwise, variance_ratio
 from metafew.precision import precise
 
 LOGGED = ("feature_clustering", "hyperplane_variation")
@@ -46,7 +45,7 @@ class ClusteringMonitor(Callback):
         sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total)))
         pairs, ratios = [], []
         for index in range(sampler.spec.total):
-            (episode,) = data.transfer_batch_to_device(sampler.batch([index]), pl_module.device, 0)
+            (episode,) = data.transfer_batch_to_device([sampler.task(index)], pl_module.device, 0)
             episode = to_model_input(episode, dtype)
             with trainer.precision_plugin.forward_context():
                 embedded = backbone.embed(episode.support.images, episode.query.images)

@@ -8,8 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
-from metafew.config.mistakes import did_you_mean, nearest
-from metafew.errors import UsageError
+from metafew.errors import UsageError, did_you_mean, nearest
 from metafew.evaluation.evaluator import Evaluator
 
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from metafew.commands.command_line import run_command, written
-from metafew.config.groups import CONF
+from metafew.config.groups import options_of
 from metafew.errors import UsageError
 from metafew.io import write_json
 
 DEFAULTS = {"project": "metafew", "entity": "", "heads": "", "by": "head,norm", "out": ""}
-HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 STEP = "trainer/global_step"
 
 
@@ -38,7 +37,7 @@ def dashboard(arguments: Sequence[str]) -> None:
             f"expected {', '.join(f'{key}=...' for key in DEFAULTS)}, got {unknown[0]}: type project=metafew"
         )
     options = DEFAULTS | dict(word.split("=", 1) for word in arguments)
-    heads = options["heads"].split(",") if options["heads"] else HEADS
+    heads = options["heads"].split(",") if options["heads"] else options_of("head")
     description = describe_report(options["project"], options["entity"], heads, options["by"].split(","))
     if options["out"]:
         with written(file := Path(options["out"]), "FILE.json"):

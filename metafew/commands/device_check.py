@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from metafew.commands.command_line import run_command
+from metafew.config.groups import options_of
 from metafew.errors import UsageError
 from metafew.io import read_json, write_json
 
@@ -97,7 +98,7 @@ def check(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     import torch
 
-    from metafew.commands.device_steps import HEADS, compare
+    from metafew.commands.device_steps import compare
     from metafew.evaluation.results import versions
 
     device = torch.device(options.device)
@@ -106,7 +107,7 @@ def check(arguments: Sequence[str]) -> int:
     report = Report(options.out, 60 * options.minutes)
     report.content |= {"device": describe(device), "versions": versions(), "quick": options.quick}
     for precision in PRECISIONS:
-        for head in QUICK_HEADS if options.quick else HEADS:
+        for head in QUICK_HEADS if options.quick else options_of("head"):
             report.row("steps", f"{head} {precision}", partial(compare, head, device, precision))
     report.row("tests", "gpu", partial(run_tests, report))
     rounds = 1 if options.quick else 3

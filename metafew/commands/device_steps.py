@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from metafew.config.compose import compose_overrides
-from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.evaluation.evaluator import clock
@@ -20,7 +19,6 @@ from metafew.norms.running import commit
 from metafew.training.factory import make_learner, make_source
 from metafew.training.learner import Learner
 
-HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
 DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """By ``trainer.precision``."""
 SMALLEST = {"32": 0.999, "bf16-mixed": 0.9, "16-mixed": 0.97}

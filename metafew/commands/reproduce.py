@@ -20,14 +20,13 @@ from pathlib import Path
 from PIL import Image
 
 from metafew.commands.command_line import run_command
-from metafew.config.groups import CONF
+from metafew.config.groups import options_of
 from metafew.config.quoting import override
 from metafew.distributed.subprocesses import TERMINATED, run_subprocess
 from metafew.errors import UsageError
 from metafew.experiments.page import reproduction_page, results_file
 from metafew.io import atomic_write, read_json
 
-NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 REFUSED = 2
 """Exit code of an experiment that did not run; its folder contains the results of an earlier command."""
 
@@ -52,9 +51,10 @@ def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     overrides = [word for word in arguments if "=" in word and not word.startswith("out=")]
     out = next((Path(word.removeprefix("out=")) for word in arguments if word.startswith("out=")), Path("outputs"))
     names = [word for word in arguments if "=" not in word]
-    names = NAMES if names == ["all"] else names
-    if unknown := [name for name in names if name not in NAMES]:
-        raise UsageError(f"expected an experiment of {', '.join(NAMES)}, got {unknown[0]}: type {NAMES[0]}")
+    known = options_of("experiment")
+    names = known if names == ["all"] else names
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"expected an experiment of {', '.join(known)}, got {unknown[0]}: type {known[0]}")
     if not names:
         raise UsageError(f"expected an experiment, got {' '.join(arguments)}: type all, or tasknorm_maml")
     failed = []

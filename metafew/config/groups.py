@@ -31,6 +31,11 @@ def describe_groups() -> dict[str, dict[str, str]]:
     return describe(CONF)
 
 
+def options_of(group: str) -> list[str]:
+    """Return the options of a group; none if metafew has no such group."""
+    return list(describe_groups().get("head" if group == "evaluate" else group, ()))
+
+
 def describe(folder: Path) -> dict[str, dict[str, str]]:
     """Return the options of each group in a folder, which may be one of the user's own, each with its description."""
     groups: dict[str, dict[str, str]] = {}

@@ -8,17 +8,14 @@ import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
-from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metafew.config.groups import CONF, default_options, describe_groups, load_option
+from metafew.config.groups import common_options, current_options, default_options, describe_groups, options_of
 from metafew.config.quoting import can_be_read, to_paste
-from metafew.errors import UsageError
+from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 
 NO_KEY = re.compile(r"Could not (?:override|delete from config\S*) '(?P<key>[^']+)'")
 NO_OPTION = re.compile(r"Could not (?:find|load) '(?P<group>[^']+)/(?P<option>[^'/]*)'")
@@ -27,8 +24,6 @@ NO_VARIABLE = re.compile(r"Environment variable '(?P<name>[^']+)' not found.*ful
 NO_INTERPOLATION = re.compile(r"Interpolation key '(?P<key>[^']+)' not found")
 LIKELIEST = ("folder", "maml", "ridge", "batch")
 """Options to suggest for a key that several options of a group have."""
-SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
-"""Minimum similarity, from 0 to 1, for suggesting a key, or an option of a group."""
 REFERENCES = re.compile(r"Config search path:.*|See https://hydra\.cc\S* for details", re.DOTALL)
 """Text that Hydra adds to its messages."""
 
@@ -116,11 +111,6 @@ def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
     return f"expected {group} to be one of {', '.join(options)}, got {given or 'none'}{did_you_mean(near)}: {advice}"
 
 
-def options_of(group: str) -> list[str]:
-    """Return the options of a group; none if metafew has no such group."""
-    return list(describe_groups().get("head" if group == "evaluate" else group, ()))
-
-
 def no_key(key: str, words: Sequence[str]) -> str:
     """Return the error for a key that does not exist in the configuration of a command line."""
     group, _, option = key.partition(".")
@@ -142,45 +132,21 @@ def no_key(key: str, words: Sequence[str]) -> str:
     return f"expected a key that --cfg job prints, got {key}{did_you_mean(near)}: {advice}, or {new} to add a key"
 
 
-def did_you_mean(near: str | None) -> str:
-    """Return the suggestion of a near word in parentheses, or an empty string."""
-    return f" (did you mean {near}?)" if near else ""
-
-
-def nearest(word: str, candidates: Sequence[str], similar: float = SIMILAR_KEY) -> str | None:
-    """Return the candidate that was most likely meant; None if none is near.
-
-    >>> nearest("lr", ["seed", "optimizer.lr"]), nearest("train.wya", ["train.way"]), nearest("18", ["resnet18"])
-    ('optimizer.lr', 'train.way', 'resnet18')
-    >>> nearest("epochs", ["seed", "optimizer.lr"]) is None
-    True
-    """
-    last = {candidate: candidate.rpartition(".")[2] for candidate in candidates}
-    end = word.rpartition(".")[2]
-    same = [candidate for candidate in candidates if last[candidate] == end]
-    close = [*get_close_matches(word, candidates, 1, similar), *get_close_matches(end, [*last.values()], 1, similar)]
-    inside = [candidate for candidate in candidates if len(word) > 1 and word in candidate]
-    found = (same or close or inside)[:1]
-    return next((each for each in candidates if {each, last[each]} & {*found}), None)
-
-
 def keys(words: Sequence[str]) -> list[str]:
     """Return the keys of the configuration that a command line composes, as far as metafew's own files contain them."""
     chosen = default_options() | {
         group: option for group, _, option in (word.partition("=") for word in words) if group in describe_groups()
     }
-    common: Any = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))
-    found = list(flat(common))
+    found = list(common_options())
     for group, option in chosen.items():
         if option in describe_groups().get(group, ()):
             found += [f"{group}.{key}" for key in keys_of(group, option)]
-    return [key for key in found if not key.startswith(("defaults", "hydra"))]
+    return found
 
 
 def keys_of(group: str, option: str) -> list[str]:
     """Return the keys of an option of a group, relative to the group."""
-    node: Any = OmegaConf.to_container(load_option(CONF / group / f"{option}.yaml"))
-    return [key for key in flat(node.get(group, node)) if not key.rpartition(".")[2].startswith("_")]
+    return [key for key in flat(current_options(group, option)) if not key.rpartition(".")[2].startswith("_")]
 
 
 def flat(node: dict, prefix: str = "") -> Iterator[str]:

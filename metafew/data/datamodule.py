@@ -106,8 +106,7 @@ class FewShot(pl.LightningDataModule):
 
     def test_episode(self, number: int, dtype: torch.dtype) -> Episode:
         """Return a task of the first test as input for a model in ``dtype``, on the CPU."""
-        (episode,) = self.sampler(self.test[0]).batch([number])
-        return to_model_input(episode, dtype)
+        return to_model_input(self.sampler(self.test[0]).task(number), dtype)
 
     def test_images(self) -> list[dict[str, int]]:
         """Return the numbers of classes and distinct images that the tests draw from, for each dataset."""

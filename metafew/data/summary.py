@@ -32,6 +32,27 @@ def summarize(source: Source, splits: Mapping[str, Mapping[str, Any]], copies: M
     }
 
 
+def recorded(summary: dict) -> dict:
+    """Return the part of a data summary that checkpoints store: the fingerprint and the sizes of splits."""
+    return {key: summary[key] for key in ("fingerprint", "classes", "images")}
+
+
+def describe_change(title: str, before: dict | None, now: dict) -> str:
+    """Describe how the counts of classes and images of a dataset differ from those in a checkpoint.
+
+    >>> before, now = ({"images": {"train": 9, "val": 4}, "classes": {"train": n, "val": 1}} for n in (3, 2))
+    >>> describe_change("folder", before, now)
+    'dataset=folder has 2 instead of 3 train classes'
+    """
+    differences = [
+        f"{now[what].get(split, 0):,} instead of {count:,} {split} {what}"
+        for what in ("classes", "images")
+        for split, count in (before or now)[what].items()
+        if now[what].get(split, 0) != count
+    ]
+    return f"dataset={title} has {', '.join(differences) or 'as many classes and images, but not the same'}"
+
+
 def kinds_of_copies(copies: Mapping[str, dict]) -> list[tuple[str, dict]]:
     """Return the occurring kinds of copies, in words, with counts and examples.
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
+from metafew.distributed.output_folder import is_own
 from metafew.distributed.threads import share_cores
 from metafew.io import read_json
 
@@ -32,7 +33,7 @@ class ReportFailedCells(Callback):
         errors = {cell: read_json(cell / "results.json").get("error") for cell in cells}
         failed = {cell: error for cell, error in errors.items() if error}
         if failed:
-            print(f"{len(failed)} of {len(cells)} cells failed:", file=sys.stderr)
+            print(f"{len(failed)} of {len(cells)} runs failed:", file=sys.stderr)
             for cell, error in failed.items():
                 print(f"  {cell}: {error}", file=sys.stderr)
             sys.exit(1)
@@ -98,5 +99,4 @@ def weights_of(config: dict, out: Path) -> list[Path]:
 
 def without_own_ckpt(config: dict, out: Path) -> dict:
     """Return ``config`` without a ``ckpt`` inside ``out``, which only means that the run was resumed."""
-    own = config["ckpt"] is not None and Path(config["ckpt"]).resolve().is_relative_to(out.resolve())
-    return config | {"ckpt": None} if own else config
+    return config | {"ckpt": None} if is_own(config["ckpt"], out) else config

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from metafew.backbones.backbone import Backbone, target_chunks
 from metafew.data.datamodule import FewShot
@@ -25,7 +26,7 @@ from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.calibration import CalibrationError, ValidationLogits, fit_temperatures
 from metafew.evaluation.eval_mode import evaluating
 from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
-from metafew.evaluation.metrics import PerTask, SecondsPerTask, summary
+from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
@@ -71,7 +72,7 @@ class Evaluator(pl.LightningModule):
         self.test_tasks: list[dict[str, PerTask]] = []
         self.test_errors: list[dict[str, CalibrationError]] = []
         self.feature_caches: list[FeatureCache | None] = []
-        self.test_seconds: list[dict[str, SecondsPerTask]] = []
+        self.test_seconds: list[dict[str, MeanMetric]] = []
         self.seconds: list[dict[str, float]] = []
         self.tables: list[dict[str, Tensor]] = []
 
@@ -136,7 +137,9 @@ class Evaluator(pl.LightningModule):
             {name: CalibrationError(self.temperatures.get(name)).to(self.device) for name in self.heads}
             for _ in loaders
         ]
-        self.test_seconds = [{name: SecondsPerTask().to(self.device) for name in self.heads} for _ in loaders]
+        self.test_seconds = [
+            {name: MeanMetric(nan_strategy="disable").to(self.device) for name in self.heads} for _ in loaders
+        ]
         self.feature_caches = []
         for loader in loaders:  # all from one split, so they share a cache
             self.feature_caches.append(next(filter(None, self.feature_caches), None) or self._feature_cache(loader))
@@ -198,7 +201,7 @@ class Evaluator(pl.LightningModule):
         calibrations: Mapping[str, ValidationLogits | CalibrationError],
         cache: FeatureCache | None,
         at_once: int | None = None,
-        seconds: Mapping[str, SecondsPerTask] | None = None,
+        seconds: Mapping[str, MeanMetric] | None = None,
     ) -> None:
         for episode in batch:
             # Otherwise the support set would keep the features of a pass with the first queries. Heads that adapt the
@@ -262,14 +265,14 @@ def adapted_together(head: Head, backbone: Backbone, spec: TaskSpec, device: tor
 
 
 @contextmanager
-def timed(mean: SecondsPerTask | None, episode: Episode) -> Iterator[None]:
-    """Add the duration of this context to ``mean``, if any, as that of the tasks of an episode."""
+def timed(mean: MeanMetric | None, episode: Episode) -> Iterator[None]:
+    """Add the duration per task of this context to ``mean``, if any, with the number of tasks as its weight."""
     if mean is None:
         yield
         return
     begin, tasks = clock(mean.device), len(episode.index)
     yield
-    mean.update(clock(mean.device) - begin, tasks)
+    mean.update((clock(mean.device) - begin) / tasks, tasks)
 
 
 def clock(device: torch.device) -> float:

@@ -59,28 +59,6 @@ class PerTask(Metric):
         return rows[rows[:, 0].argsort()]
 
 
-class SecondsPerTask(Metric):
-    """The mean duration per task, over all processes."""
-
-    full_state_update = False
-    seconds: Tensor
-    tasks: Tensor
-
-    def __init__(self):
-        super().__init__()
-        for name in ("seconds", "tasks"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, seconds: float, tasks: int) -> None:
-        """Add ``tasks`` tasks that took ``seconds`` in all."""
-        self.seconds += seconds
-        self.tasks += tasks
-
-    def compute(self) -> Tensor:
-        """Return the mean, NaN without tasks."""
-        return self.seconds / self.tasks
-
-
 def summary(table: Tensor, measure: str) -> Interval:
     """Summarize ``accuracy`` or ``loss`` over a table of :class:`PerTask`: mean, interval, and number of failed tasks.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from metafew.analysis.compare.text_table import TextTable
+from metafew.analysis.text_table import TextTable
 from metafew.config.groups import group_names
 from metafew.experiments.claims import LINE, MISSING
 from metafew.experiments.plan import plan_cells

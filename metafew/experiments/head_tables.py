@@ -11,7 +11,7 @@ from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.merge import merge
 from metafew.analysis.compare.runs import Run
 from metafew.analysis.compare.tables import accuracy_table, difference_table
-from metafew.analysis.compare.text_table import TextTable
+from metafew.analysis.text_table import TextTable
 from metafew.experiments.plan import Cell
 from metafew.experiments.record import panel_of
 

@@ -8,8 +8,8 @@ from textwrap import fill
 
 import yaml
 
-from metafew.analysis.compare.text_table import escape_markdown
-from metafew.config.groups import CONF
+from metafew.analysis.text_table import escape_markdown
+from metafew.config.groups import CONF, options_of
 from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.record import evidence_lines, panel_tables, published_only
 from metafew.io import read_json
@@ -52,7 +52,7 @@ def reproduction_page(results: Path) -> str:
     Args:
         results: the folder with NAME.json, the results of each experiment, and NAME.md, optional remarks.
     """
-    names = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+    names = options_of("experiment")
     reports = {name: read_reports(results, name) for name in names}
     tables = claims_tables({name: read_yaml(name) for name in names}, reports)
     parts = [INTRO, "## Claims", *(with_italic_title(table.markdown()) for table in tables)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from metafew.analysis.compare.runs import Run
-from metafew.analysis.compare.text_table import DAGGER, FAILED, TextTable
+from metafew.analysis.text_table import DAGGER, FAILED, TextTable
 from metafew.evaluation.statistics import format_options, format_percent
 from metafew.experiments.claims import MISSING, Measurements, claim_verdict, gather_evidence
 from metafew.experiments.measurements import measure_row

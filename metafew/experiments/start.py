@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metafew.config.compose import main_words
 from metafew.config.groups import group_names
-from metafew.config.overrides import verbatim
+from metafew.config.overrides import key, verbatim
 from metafew.config.paths import typed_in
 from metafew.distributed.launcher import require_one_process
 from metafew.errors import UsageError
@@ -41,7 +41,7 @@ def start_experiment(cfg: DictConfig) -> int:
         "budget": cfg.budget,
         "command": " ".join(["python train.py", *shown]),
     }
-    of_runs = [override for override in overrides if override.split("=")[0] not in EXPERIMENT_KEYS]
+    of_runs = [override for override in overrides if key(override) not in EXPERIMENT_KEYS]
     # The table differs from that of the YAML.
     if changed := [override for override in of_runs if override in shown and not SPEED.match(override)]:
         experiment["title"] += f", with {' '.join(changed)}"

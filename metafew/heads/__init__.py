@@ -6,7 +6,7 @@ Modules are imported lazily, when a class is first accessed.
 
 from __future__ import annotations
 
-from typing import Any
+from metafew.config.components import lazy_classes
 
 BASES = (
     "metafew.heads.head.Head",
@@ -15,14 +15,4 @@ BASES = (
     "metafew.heads.adapting.AdaptingHead",
 )
 
-
-def __getattr__(name: str) -> Any:
-    from metafew.config.components import find_class
-
-    return find_class(__name__, "head", BASES, name)
-
-
-def __dir__() -> list[str]:
-    from metafew.config.components import class_names
-
-    return class_names("head", BASES)
+__getattr__, __dir__ = lazy_classes(__name__, "head", BASES)

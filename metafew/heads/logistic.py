@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metafew.errors import UsageError
+from metafew.config.option_values import check_positive
 from metafew.heads.head import FeatureHead
 from metafew.solvers.logistic import logistic
 
@@ -27,8 +27,7 @@ class Logistic(FeatureHead):
 
     def __init__(self, c: float = 1.0, scale: float = 1.0):
         super().__init__()
-        if not c > 0:
-            raise UsageError(f"expected head.c, the weight of each loss, to be positive, got {c}: type head.c=1")
+        check_positive("head.c", c, 1.0)
         self.c = c
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

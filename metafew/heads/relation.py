@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
+from metafew.backbones.convolution import convolution
 from metafew.config.option_values import check_integer
 from metafew.heads.head import class_means
 from metafew.heads.maps import MapHead
@@ -41,19 +42,14 @@ class Relation(MapHead):
             check_integer(f"head.{word}", value, 1, example=8)
         channels, *sides = self.map_shape
 
-        def conv(inputs: int) -> nn.Conv2d:
-            layer = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            return layer
-
         def end() -> list[nn.Module]:
             pooled = min(sides) > 1
             sides[:] = [side // 2 if pooled else side for side in sides]
             return [nn.GroupNorm(1, width), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
 
         # A convolution of concatenated maps is the sum of separate convolutions of each.
-        self.of_class, self.of_query = conv(channels), conv(channels)
-        self.blocks = nn.Sequential(*end(), conv(width), *end(), nn.Flatten())
+        self.of_class, self.of_query = convolution(channels, width), convolution(channels, width)
+        self.blocks = nn.Sequential(*end(), convolution(width, width), *end(), nn.Flatten())
         size = width * sides[0] * sides[1]
         self.score = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 

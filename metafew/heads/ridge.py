@@ -27,7 +27,7 @@ class Ridge(FeatureHead):
         scale: initial value of the learned scale of the logits.
     """
 
-    exemptions: ClassVar = {"cuda_graph": "torch solves its equations with MAGMA, which a CUDA graph cannot record"}
+    exemptions: ClassVar = {"cuda_graph": "torch solves its equations with MAGMA, which a CUDA graph cannot capture"}
 
     def __init__(self, penalty: float = 50.0, learn_penalty: bool = False, scale: float = 1.0):
         super().__init__()

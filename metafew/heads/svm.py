@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metafew.errors import UsageError
+from metafew.config.option_values import check_positive
 from metafew.heads.head import FeatureHead
 from metafew.solvers.crammer_singer import crammer_singer, gram_matrix
 
@@ -29,8 +29,7 @@ class SVM(FeatureHead):
 
     def __init__(self, c: float = 0.1, scale: float = 1.0):
         super().__init__()
-        if not c > 0:
-            raise UsageError(f"expected head.c, the bound of dual variables, to be positive, got {c}: type head.c=0.1")
+        check_positive("head.c", c, 0.1)
         self.c = c
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from metafew.config.mistakes import nearest
 from metafew.config.option_values import as_list
-from metafew.errors import UsageError
+from metafew.errors import UsageError, nearest
 from metafew.norms.norm import Norm
 from metafew.norms.running import RunningNorm
 

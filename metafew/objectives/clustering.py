@@ -68,6 +68,14 @@ def hyperplane_ratio(pairs: Tensor) -> Tensor:
     return _turns(pairs).mean(-1)
 
 
+PAIRWISE = (feature_clustering, hyperplane_variation, hyperplane_ratio)
+
+
+def pairwise(pairs: Tensor) -> list[dict[str, float]]:
+    """Return each measure of :data:`PAIRWISE`, by name, of each of ``pairs`` ``(p, 2, 2, d)``."""
+    return [{measure.__name__: float(measure(pair[None])) for measure in PAIRWISE} for pair in pairs]
+
+
 def variance_ratio(features: Tensor, labels: Tensor) -> Tensor:
     """Return the ratio of the mean variance within classes to the variance between them, for a complete split.
 

@@ -13,13 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.groups import ALL, common_options
-from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
 from metafew.config.option_types import check_option_types
 from metafew.config.option_values import as_list, check_choice, check_integer, check_range, check_truth
 from metafew.config.paths import PATHS
 from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
-from metafew.errors import UsageError
+from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 from metafew.meta_parameters import meta_parameters
 from metafew.training.cuda_graph import check_graph
 from metafew.training.idle_options import check_for_idle_options

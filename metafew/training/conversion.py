@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.overrides import key
 from metafew.data.datamodule import FewShot
 from metafew.data.store import describe
 
@@ -28,7 +29,7 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
     conversion, trained_on = model.get("conversion"), start["metafew"]["training"]["dataset"]
     if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # the same dataset and store
         return
-    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    typed = {key(override) for override in overrides}
     for option, value in {**model["images"], **conversion}.items():
         own = cfg.dataset.get(option, value)
         if value is None or own == value:

@@ -1,4 +1,4 @@
-"""A training step recorded as a CUDA graph: one call issues all of its operations."""
+"""A training step captured as a CUDA graph: one call issues all of its operations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from metafew.norms.running import recorders
 from metafew.objectives.objective import Objective, StepLoss, with_gradients
 
 WARM_UP = 3
-"""Steps before one is recorded, in which libraries choose their kernels and allocate their workspaces."""
+"""Steps before one is captured, in which libraries choose their kernels and allocate their workspaces."""
 EXEMPTIONS = ("cuda_graph", "host_waits")
-"""Exemptions of modules whose steps cannot be recorded."""
+"""Exemptions of modules whose steps cannot be captured."""
 
 
 @runtime_checkable
@@ -49,8 +49,8 @@ class Results(NamedTuple):
 
 
 @dataclass
-class Recorded:
-    """A recorded step.
+class Captured:
+    """A captured step.
 
     Attributes:
         shape: that of its meta-batch.
@@ -71,8 +71,8 @@ class GraphedStep:
     """Compute the loss of a meta-batch and its gradients by replaying a CUDA graph.
 
     A step of a small network consists of about a thousand short operations, and Python takes longer to issue them than
-    a GPU to compute them. The first step is recorded, and all steps of its shape replay it; steps of another shape are
-    computed directly. Numbers that Python computes during a step are recorded too, and stay what they were.
+    a GPU to compute them. The first step is captured, and all steps of its shape replay it; steps of another shape are
+    computed directly. Numbers that Python computes during a step are captured too, and stay what they were.
 
     Args:
         model: the module whose parameters are differentiated and whose running state is updated.
@@ -82,17 +82,17 @@ class GraphedStep:
 
     def __init__(self, model: nn.Module, direct: Callable[[list[Episode]], StepLoss], objective: Objective):
         self.model, self.direct, self.objective = model, direct, objective
-        self.recorded: Recorded | None = None
+        self.captured: Captured | None = None
 
     def __call__(self, batch: list[Episode]) -> StepLoss:
         """Return the loss of a meta-batch.
 
         Raises:
-            UsageError: if the step cannot be recorded.
+            UsageError: if the step cannot be captured.
         """
-        if self.recorded is None:
-            self.recorded = self._record(batch)
-        step = self.recorded
+        if self.captured is None:
+            self.captured = self._capture(batch)
+        step = self.captured
         if step.shape != shape_of(batch):
             return self.direct(batch)
         for kept, value in zip(step.inputs, inputs_of(batch), strict=True):
@@ -105,10 +105,10 @@ class GraphedStep:
         return StepLoss(with_gradients(loss.loss, step.weights, gradients), loss.task_losses.clone())
 
     def free(self) -> None:
-        """Free the memory of the recorded step."""
-        self.recorded = None
+        """Free the memory of the captured step."""
+        self.captured = None
 
-    def _record(self, batch: list[Episode]) -> Recorded:
+    def _capture(self, batch: list[Episode]) -> Captured:
         kept = [copied(episode) for episode in batch]
         weights = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -124,14 +124,14 @@ class GraphedStep:
 
         before = {module: module.pending for module in recorders(self.model)}
         with unchanged_state(self.model):
-            results, graph = record(step)
+            results, graph = capture(step)
         for module in [*before, *results.moments]:
             module.pending = before.get(module)
-        return Recorded(shape_of(batch), [*inputs_of(kept)], weights, results, graph)
+        return Captured(shape_of(batch), [*inputs_of(kept)], weights, results, graph)
 
 
 def shape_of(batch: list[Episode]) -> tuple:
-    """Return what meta-batches must share for the same recorded step."""
+    """Return what meta-batches must share for the same captured step."""
     return tuple((episode.way, *((x.shape, x.dtype) for x in inputs_of([episode]))) for episode in batch)
 
 
@@ -147,11 +147,11 @@ def inputs_of(batch: list[Episode]) -> Iterator[Tensor]:
         yield from (*episode.support, *episode.query)
 
 
-def record(step: Callable[[], Results]) -> tuple[Results, torch.cuda.CUDAGraph]:
+def capture(step: Callable[[], Results]) -> tuple[Results, torch.cuda.CUDAGraph]:
     """Return the results of ``step``, whose values each replay of the graph computes, and the graph.
 
     Raises:
-        UsageError: if the operations cannot be recorded.
+        UsageError: if the operations cannot be captured.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -161,18 +161,18 @@ def record(step: Callable[[], Results]) -> tuple[Results, torch.cuda.CUDAGraph]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        # Meanwhile, other threads, such as one that pins memory, may call what a recording does not allow.
+        # Meanwhile, other threads, such as one that pins memory, may call what a capture does not allow.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = step()
     except RuntimeError as error:
         first: BaseException = error
-        while first.__context__ is not None:  # ending a failed recording raises another error
+        while first.__context__ is not None:  # ending a failed capture raises another error
             first = first.__context__
         if is_oom_error(first):
             raise
         reason = " ".join(str(first).split("\n")[0].split()) or type(first).__name__
         raise UsageError(
-            f"expected a step that a CUDA graph can record for cuda_graph=true, got one that it cannot ({reason}): "
+            f"expected a step that a CUDA graph can capture for cuda_graph=true, got one that it cannot ({reason}): "
             "type cuda_graph=false"
         ) from error
     return results, graph
@@ -189,7 +189,7 @@ def unchanged_state(model: nn.Module) -> Iterator[None]:
 
 
 def check_graph(learner: Any, tasks: TaskSpec | Minibatches, trainer: pl.Trainer) -> None:
-    """Check that the training steps of a run can be recorded, if it is to record them.
+    """Check that the training steps of a run can be captured, if it is to capture them.
 
     Args:
         learner: the LightningModule.
@@ -214,16 +214,16 @@ def check_graph(learner: Any, tasks: TaskSpec | Minibatches, trainer: pl.Trainer
             f"expected training tasks of one shape for cuda_graph=true, got train.way={tasks.way} and "
             f"train.shot={tasks.shot}: type train.way=5 train.shot=1, or cuda_graph=false"
         )
-    check_recordable(learner)
+    check_capturable(learner)
 
 
-def check_recordable(learner: Any) -> None:
-    """Raise UsageError if a module gives a reason why the training steps that it takes part in cannot be recorded."""
+def check_capturable(learner: Any) -> None:
+    """Raise UsageError if a module gives a reason why the training steps that it takes part in cannot be captured."""
     trained = [learner.heads[learner.trained]] * learner.objective.trains_head
     for module in (m for part in (learner.backbone, learner.objective, *trained) for m in part.modules()):
         reasons = module.exemptions if isinstance(module, Exempt) else {}
         if found := [reasons[key] for key in EXEMPTIONS if key in reasons]:
             raise UsageError(
-                "expected training steps that a CUDA graph can record for cuda_graph=true, got "
+                "expected training steps that a CUDA graph can capture for cuda_graph=true, got "
                 f"{type(module).__name__} ({found[0]}): type cuda_graph=false"
             )

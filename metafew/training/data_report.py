@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from metafew.data.summary import summary_lines, warnings
+from metafew.data.summary import describe_change, recorded, summary_lines, warnings
 from metafew.distributed.launcher import is_rank_zero
 from metafew.errors import UsageError
 from metafew.evaluation.base_mean import without_training_images
 from metafew.training.parts import Parts
-from metafew.training.resume import describe_change, recorded
 
 log = logging.getLogger(__name__)
 

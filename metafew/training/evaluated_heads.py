@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
 from metafew.backbones.backbone import Backbone
-from metafew.config.groups import ALL, CONF, load_option
+from metafew.config.groups import ALL, current_options
 from metafew.config.quoting import to_paste
 from metafew.errors import UsageError
 from metafew.heads.head import FeatureHead, Head
@@ -118,11 +118,10 @@ def check_no_options_of_trained_head(name: str, evaluated: Mapping[str, Any]) ->
     Raises:
         UsageError: if it does.
     """
-    file = CONF / "head" / f"{name}.yaml"
-    if name not in evaluated or not file.is_file():
+    default = current_options("head", name)
+    if name not in evaluated or not default:
         return
     typed: Any = OmegaConf.to_container(evaluated[name])
-    default: Any = OmegaConf.to_container(load_option(file))
     changed = {key: value for key, value in typed.items() if value != default.get(key)}
     if changed:
         raise UsageError(

@@ -33,7 +33,7 @@ class Learner(Evaluator):
         schedule: makes a learning-rate schedule from the optimizer; stepped once per optimizer step.
         queries: test queries that share a forward pass: all ``together``, a ``single`` one, or those of one ``class``.
         provenance: plain values stored in every checkpoint to describe it.
-        cuda_graph: whether training steps are recorded once and replayed (:mod:`metafew.training.cuda_graph`).
+        cuda_graph: whether training steps are captured once and replayed (:mod:`metafew.training.cuda_graph`).
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Learner(Evaluator):
         return groups
 
     def on_fit_end(self) -> None:
-        """Free the memory of a recorded step."""
+        """Free the memory of a captured step."""
         if self.graphed is not None:
             self.graphed.free()
 

@@ -69,14 +69,9 @@ class Parts:
         return [name for name, head in self.learner.heads.items() if head.requires_training and name not in trained]
 
     @property
-    def selects_options(self) -> bool:
-        """Whether validation tasks select options of a head, such as its learning rate."""
-        return any(len(head.candidates) > 1 for head in self.learner.heads.values())
-
-    @property
     def selects_on_validation(self) -> bool:
-        """Whether this run makes the selection; a run that only trains leaves it to a later run."""
-        return self.selects_options and self.stages != ["fit"]
+        """Whether validation tasks select options of a head, such as its learning rate, unless the run only trains."""
+        return self.stages != ["fit"] and any(len(head.candidates) > 1 for head in self.learner.heads.values())
 
     @property
     def first_candidates(self) -> list[str]:

@@ -16,9 +16,10 @@ from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
 from metafew.data.store import summary_of
+from metafew.data.summary import describe_change, recorded
 from metafew.data.task_spec import BALANCES, NATURAL
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
-from metafew.distributed.output_folder import CHECKPOINTS, numbered
+from metafew.distributed.output_folder import CHECKPOINTS, is_own, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, write_json
@@ -95,7 +96,7 @@ def is_same_training(
     changed = [group for group in now if before.get(group) != now[group]]
     if not changed and "resume" in start:  # missing from checkpoints of earlier versions
         return is_same_data(start, ckpt, out, data)
-    if changed and Path(ckpt).resolve().is_relative_to(out.resolve()):
+    if changed and is_own(ckpt, out):
         raise UsageError(
             f"expected the options of the training in this folder, got different ones for {' and '.join(changed)} than "
             f"in {ckpt}: leave them out, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new "
@@ -121,34 +122,13 @@ def is_same_data(start: dict, ckpt: str, out: Path, data: FewShot) -> bool:
     if not changed:
         return True
     differences = "; ".join(describe_change(title, before.get(title), now[title]) for title in changed)
-    if Path(ckpt).resolve().is_relative_to(out.resolve()):
+    if is_own(ckpt, out):
         raise UsageError(
             f"expected the images with which the training in this folder began, got others ({differences}): restore "
             f"them, or type another hydra.run.dir with {to_paste('ckpt', ckpt)} for a new training from its weights"
         )
     log.warning("%s was trained on other images (%s): starting a new training from its weights", ckpt, differences)
     return False
-
-
-def recorded(summary: dict) -> dict:
-    """Return the part of a data summary that checkpoints store: the fingerprint and the sizes of splits."""
-    return {key: summary[key] for key in ("fingerprint", "classes", "images")}
-
-
-def describe_change(title: str, before: dict | None, now: dict) -> str:
-    """Describe how the counts of classes and images of a dataset differ from those in a checkpoint.
-
-    >>> before, now = ({"images": {"train": 9, "val": 4}, "classes": {"train": n, "val": 1}} for n in (3, 2))
-    >>> describe_change("folder", before, now)
-    'dataset=folder has 2 instead of 3 train classes'
-    """
-    differences = [
-        f"{now[what].get(split, 0):,} instead of {count:,} {split} {what}"
-        for what in ("classes", "images")
-        for split, count in (before or now)[what].items()
-        if now[what].get(split, 0) != count
-    ]
-    return f"dataset={title} has {', '.join(differences) or 'as many classes and images, but not the same'}"
 
 
 def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence[str]]) -> dict:

@@ -15,11 +15,10 @@ from pytorch_lightning.accelerators import AcceleratorRegistry, CPUAccelerator, 
 from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from metafew.config.groups import CONF, load_option
-from metafew.config.mistakes import SIMILAR_OPTION, did_you_mean, nearest
+from metafew.config.groups import current_options
 from metafew.config.option_types import KINDS
 from metafew.config.quoting import to_paste
-from metafew.errors import UsageError
+from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 
 
 class Owned(NamedTuple):
@@ -107,7 +106,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
             not one of :data:`WORDS`, or the machine has fewer devices.
     """
     arguments = inspect.signature(pl.Trainer).parameters
-    defaults = load_option(CONF / "trainer" / "default.yaml")
+    defaults = current_options("trainer", "default")
     for name, value in options.items():
         if name in OWNED:
             check_owned(name, value)
@@ -126,7 +125,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
 
 def typed(name: str, value: Any) -> str:
     """Return an option of the Trainer as it is typed: with ``++`` if conf/trainer does not have it."""
-    known = name in load_option(CONF / "trainer" / "default.yaml")
+    known = name in current_options("trainer", "default")
     return to_paste(f"trainer.{name}" if known else f"++trainer.{name}", value)
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from benchmarks.measure import Bench, Tables
-from metafew.config.groups import CONF
+from metafew.config.groups import CONF, options_of
 from metafew.norms.fast import accelerate
 from metafew.norms.running import commit
 from metafew.norms.scope import rows
@@ -30,7 +30,7 @@ def tables(bench: Bench) -> Tables:
         y.backward(slope)
         commit(norm)
 
-    words = sorted(file.stem for file in (CONF / "norm").glob("*.yaml") if file.stem != "own")
+    words = [name for name in options_of("norm") if name != "own"]
     makers: dict[str, Callable[[int], nn.Module]] = {"torch.nn.BatchNorm2d": nn.BatchNorm2d}
     makers |= {word: make(OmegaConf.load(CONF / "norm" / f"{word}.yaml")) for word in words}
     layers = {word: accelerate(maker(s.width)).to(bench.device) for word, maker in makers.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import BF16, Bench, Tables
 from metafew.backbones.backbone import channels_last
 from metafew.config.compose import compose_overrides
-from metafew.config.groups import CONF
+from metafew.config.groups import options_of
 from metafew.episode import Episode, Labelled
 from metafew.norms.running import commit
 from metafew.training.factory import make_learner
@@ -105,7 +105,7 @@ def passes(problem: Problem, batches: list[Tensor], bf16: bool = False, backward
 
 def tables(bench: Bench) -> Tables:
     """Measure every head with every norm; with ``bench.bf16``, also in that precision, compared with the row in 32."""
-    heads = bench.setting.heads or sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
+    heads = bench.setting.heads or options_of("head")
     takes: dict[str, Callable[[], object]] = {}
     for suffix, bf16 in bench.precisions.items():
         takes["the backbone alone, torch.nn.BatchNorm2d" + suffix] = floor(bench.problem, bf16)

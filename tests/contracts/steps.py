@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
+from torchmetrics import MeanMetric
 
 from contracts import with_base_mean
 from metafew.episode import Episode, Labelled
 from metafew.evaluation.calibration import CalibrationError
-from metafew.evaluation.metrics import PerTask, SecondsPerTask
+from metafew.evaluation.metrics import PerTask
 from metafew.training.learner import Learner
 
 TRAINER = SimpleNamespace(
@@ -56,7 +57,7 @@ def prepare_tables(learner: Learner) -> None:
     device = next(learner.parameters()).device
     learner.test_tasks = [{name: PerTask().to(device) for name in (*learner.measured, learner.baseline)}]
     learner.test_errors = [{name: CalibrationError(1.0).to(device) for name in learner.heads}]
-    learner.test_seconds = [{name: SecondsPerTask().to(device) for name in learner.heads}]
+    learner.test_seconds = [{name: MeanMetric(nan_strategy="disable").to(device) for name in learner.heads}]
 
 
 @torch.no_grad()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from metafew.analysis.compare.comparison import Comparison, rank_rows
 from metafew.analysis.compare.rows_and_columns import Column, Row
-from metafew.analysis.compare.text_table import Bold
 
 TIME = "ms a task"
 
@@ -53,19 +50,6 @@ def column_name(column: Column, name: str, row: str) -> str:
     if column.baseline:
         return name
     return ", ".join([*filter(None, [row]), *(part for part in name.split(", ") if part != column.head)]) or "accuracy"
-
-
-def in_groups(lines: list[list[str]], transductive: Sequence[bool]) -> list[list[str]]:
-    """Return the lines of a table of heads, with headings if there are both inductive and transductive ones.
-
-    Args:
-        lines: the cells of each head, with inductive heads first.
-        transductive: whether each head is transductive; empty if the rows are not heads.
-    """
-    if len(set(transductive)) < 2:
-        return lines
-    first, blank = transductive.index(True), [""] * (len(lines[0]) - 1)
-    return [[Bold("inductive"), *blank], *lines[:first], [Bold("transductive"), *blank], *lines[first:]]
 
 
 def times_of_heads(comparison: Comparison) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.runs import Omitted
-from metafew.analysis.compare.text_table import TextTable, escape_html
 from metafew.analysis.html_document import figure
+from metafew.analysis.text_table import TextTable, escape_html
 
 CURVE = "learning_curve.png"
 WIDTH = 140

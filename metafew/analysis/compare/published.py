@@ -11,7 +11,7 @@ import yaml
 from metafew.analysis.compare.comparison import Comparison
 from metafew.analysis.compare.rows_and_columns import Column
 from metafew.analysis.compare.runs import Run
-from metafew.analysis.compare.text_table import TextTable
+from metafew.analysis.text_table import TextTable
 from metafew.evaluation.statistics import format_difference, format_percent
 
 FILE = Path(__file__).with_name("published.yaml")

@@ -13,8 +13,8 @@ from metafew.analysis.compare.heads_as_rows import heads_as_rows
 from metafew.analysis.compare.html_page import report_sections
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.tables import arrange, report_tables
-from metafew.analysis.compare.text_table import TextTable
 from metafew.analysis.html_document import document
+from metafew.analysis.text_table import TextTable
 from metafew.errors import UsageError
 
 TABLES = ("table.md", "table.tex", "table.csv", "runs.csv")

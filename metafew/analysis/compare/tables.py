@@ -7,11 +7,11 @@ from itertools import product
 from typing import NamedTuple
 
 from metafew.analysis.compare.comparison import Comparison, Difference, Measurement
-from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, in_groups, kinds_of_heads, times_of_heads
+from metafew.analysis.compare.heads_as_rows import TIME, heads_as_rows, kinds_of_heads, times_of_heads
 from metafew.analysis.compare.published import published_table
 from metafew.analysis.compare.rows_and_columns import Column, Row
 from metafew.analysis.compare.settings import format_overrides, format_value, natural_value
-from metafew.analysis.compare.text_table import CAPTION, DAGGER, FAILED, Bold, TextTable
+from metafew.analysis.text_table import CAPTION, DAGGER, FAILED, Bold, TextTable, in_groups
 from metafew.errors import UsageError
 from metafew.evaluation.statistics import format_difference, format_percent
 

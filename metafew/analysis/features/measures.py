@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metafew.analysis.features.observer import PAIRWISE, Observed
+from metafew.analysis.features.observer import Observed
 from metafew.evaluation.statistics import interval
 from metafew.norms.alpha import Alpha
-from metafew.objectives.clustering import class_clustering, variance_ratio
+from metafew.objectives.clustering import PAIRWISE, class_clustering, variance_ratio
 from metafew.predictions import NO_ANSWER
 
 BY_NAME = 25

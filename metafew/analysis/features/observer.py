@@ -19,11 +19,9 @@ from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.feature_cache import CACHE_BYTES, FeatureCache, parts, rows
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
-from metafew.objectives.clustering import draw_pairs, feature_clustering, hyperplane_ratio, hyperplane_variation
+from metafew.objectives.clustering import draw_pairs, pairwise
 from metafew.precision import precise
 from metafew.predictions import answers
-
-PAIRWISE = (feature_clustering, hyperplane_variation, hyperplane_ratio)
 
 
 class Observed(NamedTuple):
@@ -31,7 +29,7 @@ class Observed(NamedTuple):
 
     Attributes:
         number: the index of the task in its split.
-        pairs: each measure of :data:`PAIRWISE` by name, for each pair of classes.
+        pairs: each measure of :func:`~metafew.objectives.clustering.pairwise` by name, for each pair of classes.
         condition: ``eps`` and one-shot accuracy over all images of the task, for each pair of classes.
         features: ``(n, d)`` of support and query rows.
         classes: ``(n,)``, the class numbers in the split.
@@ -111,11 +109,6 @@ class Observer(pl.LightningModule):
             )
             for task in range(count)
         ]
-
-
-def pairwise(pairs: Tensor) -> list[dict[str, float]]:
-    """Return each measure of each of ``pairs`` ``(p, 2, 2, d)``."""
-    return [{measure.__name__: float(measure(pair[None])) for measure in PAIRWISE} for pair in pairs]
 
 
 def conditions(features: Tensor, labels: Tensor, way: int) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from metafew.analysis.compare.text_table import Bold, TextTable
+from metafew.analysis.text_table import Bold, TextTable
 from metafew.data.formats.names import class_name, natural_order
 from metafew.evaluation.statistics import share_interval
 

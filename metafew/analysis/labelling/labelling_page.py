@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metafew.analysis.compare.text_table import escape_html
 from metafew.analysis.html_document import document, figure
 from metafew.analysis.labelling.labelling import NONE, Labelling, Prediction
+from metafew.analysis.text_table import escape_html
 
 IMAGES = 200
 """Maximum number of images on a page."""

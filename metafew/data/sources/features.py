@@ -66,7 +66,7 @@ class Features(Source):
     @property
     def display_name(self) -> str:
         """The name of the file, or the name in a mixture."""
-        return self.label or (self.title if self.root is None else data_name(self.root))
+        return self.label or data_name(self.root)
 
     @property
     def channels(self) -> int:  # type: ignore[override]  # read from the file, and never set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from textwrap import fill
@@ -183,3 +184,16 @@ def escape_html(text: str) -> str:
     ('a &lt; b', '<b>1.00</b>')
     """
     return f"<b>{escape(text)}</b>" if isinstance(text, Bold) else escape(text)
+
+
+def in_groups(lines: list[list[str]], transductive: Sequence[bool]) -> list[list[str]]:
+    """Return the lines of a table of heads, with headings if there are both inductive and transductive ones.
+
+    Args:
+        lines: the cells of each head, with inductive heads first.
+        transductive: whether each head is transductive; empty if the rows are not heads.
+    """
+    if len(set(transductive)) < 2:
+        return lines
+    first, blank = transductive.index(True), [""] * (len(lines[0]) - 1)
+    return [[Bold("inductive"), *blank], *lines[:first], [Bold("transductive"), *blank], *lines[first:]]

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import sys
-import time
 from functools import partial
 from unittest.mock import patch
 
@@ -25,8 +24,10 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups, load_option
 from metafew.errors import UsageError
+from metafew.evaluation import evaluator
 from metafew.evaluation.statistics import format_difference
 from metafew.heads.head import FeatureHead, Head
+from metafew.heads.protonet import ProtoNet
 from metafew.heads.svm import SVM
 from metafew.training import checkpoint
 from metafew.training.evaluated_heads import fitting_heads, misfit
@@ -193,12 +194,19 @@ def test_each_head_is_described(launch, monkeypatch, capsys):
 
 
 def test_the_time_of_a_head_is_its_own(launch, monkeypatch):
-    embed, classify = Backbone.embed, SVM.classify
-    monkeypatch.setattr(Backbone, "embed", lambda *args, **kwargs: (time.sleep(0.05), embed(*args, **kwargs))[1])
-    monkeypatch.setattr(SVM, "classify", lambda *args: (time.sleep(0.05), classify(*args))[1])
+    now = [0.0]
+
+    def takes(seconds, function):
+        """Return ``function``, after which it is ``seconds`` later."""
+        return lambda *args, **options: (now.append(now.pop() + seconds), function(*args, **options))[1]
+
+    monkeypatch.setattr(Backbone, "embed", takes(10.0, Backbone.embed))
+    monkeypatch.setattr(SVM, "classify", takes(3.0, SVM.classify))
+    monkeypatch.setattr(ProtoNet, "classify", takes(1.0, ProtoNet.classify))
+    monkeypatch.setattr(evaluator, "clock", lambda device: now[0])
     words = ["norm=transductive", "trainer.max_steps=1", "val.total=0", "test.total=4", "test.tasks=2"]
     heads = launch("evaluate=[svm]", *words)[0]["heads"]
-    assert heads["svm"]["seconds_per_task"] > 0.025 > heads["protonet"]["seconds_per_task"]
+    assert {name: head["seconds_per_task"] for name, head in heads.items()} == {"protonet": 0.5, "svm": 1.5}
 
 
 @pytest.mark.slow

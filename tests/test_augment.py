@@ -48,13 +48,46 @@ def test_affine_without_freedom_changes_nothing_and_shifts_in_pixels():
     torch.testing.assert_close(moved[..., 2:], images[..., :-2], atol=1e-5, rtol=0)
 
 
+class Largest:
+    """In place of a random generator: it draws the largest value; of shifts, along one axis, and 0 along the other."""
+
+    def __init__(self, axis=0):
+        self.axis = axis
+
+    def uniform(self, low, high, size):
+        drawn = np.full(size, float(high))
+        if drawn.ndim == 2:
+            drawn[:, 1 - self.axis] = 0
+        return drawn
+
+
+def test_affine_shifts_along_each_axis_and_shears_rows():
+    images = some(channels=1, size=28)
+    shift = Affine(0, 0, (1, 1), 2)
+    right, down = (shift.apply(images, torch.from_numpy(shift.draw(Largest(axis), np.zeros(6)))) for axis in (0, 1))
+    for found, expected in ((right, images.roll(2, 3)), (down, images.roll(2, 2))):
+        torch.testing.assert_close(found[..., 2:, 2:], expected[..., 2:, 2:], atol=1e-5, rtol=0)
+    assert right[..., :2].abs().max() < 1e-5 and down[..., :2, :].abs().max() < 1e-5
+    shear = Affine(0, 2, (1, 1), 0)
+    slanted = shear.apply(images, torch.from_numpy(shear.draw(Largest(), np.zeros(6))))
+    expected = torch.zeros_like(images)
+    for row in range(28):  # 13.5 is the middle
+        moved = 2 * row - 27
+        columns = range(max(0, moved), min(28, 28 + moved))
+        expected[..., row, columns] = images[..., row, [column - moved for column in columns]]
+    torch.testing.assert_close(slanted, expected, atol=1e-5, rtol=0)
+
+
 def test_affine_keeps_its_bounds():
-    maps = Affine(30, 0, (0.5, 2.0), 7).draw(np.random.default_rng(0), np.zeros(2000)).reshape(-1, 2, 3)
+    maps = Affine(30, 0.5, (0.5, 2.0), 7).draw(np.random.default_rng(0), np.zeros(2000)).reshape(-1, 2, 3)
     forward = np.linalg.inv(maps[:, :, :2])
     scale = np.sqrt(np.linalg.det(forward))
     angle = np.degrees(np.arctan2(forward[:, 1, 0], forward[:, 0, 0]))
-    shift = -(forward @ maps[:, :, 2:])[..., 0] * 14
-    for values, low, high in ((scale, 0.5, 2.0), (angle, -30, 30), (shift, -7, 7)):
+    shear = (forward[:, :, 0] * forward[:, :, 1]).sum(1) / scale**2
+    right, down = -(forward @ maps[:, :, 2:])[..., 0].T * 14
+    for values, low, high in (
+        (scale, 0.5, 2.0), (angle, -30, 30), (shear, -0.5, 0.5), (right, -7, 7), (down, -7, 7),
+    ):  # fmt: skip
         assert low - 1e-3 <= values.min() < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < values.max() <= high + 1e-3
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -490,7 +491,7 @@ def test_pretrained_weights_load_into_converted_layers(launch, tmp_path):
 
 
 def test_checkpoints_that_ignored_the_norm_keep_their_own():
-    saved = checkpoint.read("tests/compatibility/module.ckpt")["metafew"]
+    saved = checkpoint.read(Path(__file__).parent / "compatibility" / "module.ckpt")["metafew"]
     assert saved["choices"]["norm"] == "own" and saved["training"]["norm"] == saved["model"]["norm"]
 
 

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered import SIZES, Numbered
+from peak import MEASURABLE, grown
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
 
@@ -201,7 +202,7 @@ def test_a_killed_build_leaves_nothing_under_the_final_name(tmp_path):
     assert list(cache.glob("numbered-*/")) == [store_folder(source, cache)]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
+@MEASURABLE
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """Building and reading a store of 64 MB takes less than a quarter of that beyond what a tiny one takes."""
 
@@ -221,26 +222,12 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         def read(self, keys):
             return (np.full((1, 256, 256), i % 256, np.uint8) for _, i in keys)
 
-    def grown(count):
-        """Return the kB by which the memory of a process of its own grows at most."""
-        receive, send = os.pipe()
-        if not (pid := os.fork()):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-            before = memory("VmRSS")
-            sampler = Sampler(Split(build(Large(count), tmp_path), "train"), plan(way=5), None)
-            for index in range(5):
-                sampler.task(index)
-            os.write(send, str(memory("VmHWM") - before).encode())
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        return int(os.read(receive, 99))
+    def draw(count):
+        sampler = Sampler(Split(build(Large(count), tmp_path), "train"), plan(way=5), None)
+        for index in range(5):
+            sampler.task(index)
 
-    assert grown(128) - grown(8) < 16 * 1024
-
-
-def memory(which):
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(which))
+    assert grown(lambda: draw(128)) - grown(lambda: draw(8)) < 16 * 1024
 
 
 def test_turned_classes_are_turned(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from contracts import files, node, norm, skip_exempt
 from contracts.heads import make_tested
 from contracts.norms import scheme
+from omegaconf import OmegaConf
 from PIL import Image
 
 from metafew import export
@@ -92,6 +93,36 @@ def test_features_are_exported_under_every_norm_that_needs_no_context(file):
             export.feature_network(model)
 
 
+class OwnNorm(torch.nn.Sequential):
+    """A network for ``backbone=module``."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+
+
+def make_unadapted(name):
+    """Return a model with a narrow network of conf/backbone under batch norms with unlike running moments."""
+    options = node(CONF / "backbone" / f"{name}.yaml")
+    for key in ("weights", "freeze"):  # which the run reads
+        options.pop(key, None)
+    changes = {"width": 4, "target": f"{__name__}.OwnNorm"}
+    changes = {key: value for key, value in changes.items() if key in options}
+    torch.manual_seed(0)
+    backbone = make(OmegaConf.merge(options, changes), channels=1, image_size=16, norm=norm("batch"))
+    for layer in backbone.norms:
+        layer.running_mean.normal_(std=0.1)
+        layer.running_var.uniform_(0.1, 0.4)
+    return Model(accelerate(backbone), ProtoNet(), {"norm": "batch"}).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("file", files("backbone"))
+def test_features_of_any_network_are_exported(file):
+    model, images = make_unadapted(file.stem).double(), torch.rand(5, 1, 16, 16, dtype=torch.double)
+    features = model.features(images)
+    torch.testing.assert_close(export.feature_network(model)(images).float(), features)
+    assert features.shape == (5, model.backbone.features) and features.std(0).max() > 0
+
+
 def test_a_head_that_no_layer_equals_is_kept():
     task, _ = make_task(make_model(Cosine()))
     assert isinstance(export.task_network(task)[1], AdaptedHead)
@@ -171,12 +202,7 @@ def test_a_task_under_any_head_is_exported_to_onnx(file, tmp_path):
 @pytest.mark.parametrize("name", ["resnet12", "resnet18", "r2d2"])
 def test_features_of_any_network_are_exported_to_onnx(name, tmp_path):
     pytest.importorskip("onnxscript")
-    options = node(CONF / "backbone" / f"{name}.yaml")
-    del options.weights
-    options.width = 4
-    torch.manual_seed(0)
-    model = Model(make(options, channels=1, image_size=16, norm=norm("batch")), ProtoNet(), {"norm": "batch"}).eval()
-    images = torch.rand(5, 1, 16, 16)
+    model, images = make_unadapted(name), torch.rand(5, 1, 16, 16)
     export.save(export.feature_network(model), tmp_path / "model.onnx", model, {"output": "features"})
     torch.testing.assert_close(
         read_onnx(tmp_path / "model.onnx", images)[0], model.features(images), rtol=1e-4, atol=1e-5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contracts import files
-from runs import TINY, metafew
+from runs import TINY, metafew, weights
 
 from metafew.commands.device_steps import DTYPES, DeviceStep, compare
 from metafew.io import read_json
@@ -42,14 +42,21 @@ def test_the_memory_of_maml_does_not_grow_with_the_tasks(device):
 
 
 def run_on(folder, *words):
-    """Return accuracy and loss of a test after a run in a process of its own."""
+    """Return accuracy and loss of a test after a run in a process of its own, and the weights of its backbone."""
     metafew(*TINY, *words, f"hydra.run.dir={folder}", cwd=folder.parent, process=True)
     metrics = read_json(folder / "results.json")["metrics"]
-    return [metrics[f"test/protonet/{measure}"]["mean"] for measure in ("accuracy", "loss")]
+    values = [value.flatten() for name, value in weights(folder).items() if name.startswith("backbone.")]
+    return [metrics[f"test/protonet/{measure}"]["mean"] for measure in ("accuracy", "loss")], torch.cat(values).cpu()
 
 
 def test_a_run_is_that_of_the_cpu_and_of_ddp_with_one_process(tmp_path):
     gpu = ["trainer.accelerator=gpu", "trainer.devices=1"]
-    on_gpu = run_on(tmp_path / "gpu", *gpu)
-    assert on_gpu == pytest.approx(run_on(tmp_path / "cpu"), abs=0.05)
-    assert on_gpu == pytest.approx(run_on(tmp_path / "ddp", *gpu, "trainer.strategy=ddp"), abs=1e-3)
+    measured, trained = run_on(tmp_path / "gpu", *gpu)
+    cpu, on_cpu = run_on(tmp_path / "cpu")
+    ddp, by_ddp = run_on(tmp_path / "ddp", *gpu, "trainer.strategy=ddp")
+    assert measured == pytest.approx(cpu, abs=0.05)
+    assert measured == pytest.approx(ddp, abs=1e-3)
+    _, untrained = run_on(tmp_path / "untrained", *gpu, "optimizer.lr=0.0")
+    moved = (trained - untrained).norm()
+    # Adam takes full steps along gradients near 0, whose sign rounding decides.
+    assert moved > 0 and (trained - on_cpu).norm() < 0.3 * moved and (trained - by_ddp).norm() < 0.1 * moved

@@ -362,6 +362,24 @@ def test_piecewise_schedule_changes_at_its_boundaries():
 
 
 @pytest.mark.parametrize(
+    ("word", "factors"),
+    [
+        ("classical", [1.0] * 4 + [0.1] * 2 + [0.01] * 2 + [0.001] * 2 + [0.0001] * 2),
+        ("metaoptnet", [1.0] * 4 + [0.06] * 4 + [0.012] * 2 + [0.0024] * 2),
+    ],
+)
+def test_published_schedules_have_these_rates(composed, word, factors):
+    cfg, *_ = composed(f"schedule={word}", "trainer.max_steps=12")
+    optimizer, met = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0), []
+    schedule = make(cfg.schedule)(optimizer)
+    for _ in range(12):
+        met.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        schedule.step()
+    assert met == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
     ("factors", "since"), [([1, 0.1], [0.0]), ([1, 0.1], [0.1, 0.5]), ([1, 0.1, 0.01], [0.0, 0.5, 0.2]), ([], [])]
 )
 def test_a_piecewise_schedule_that_makes_no_sense_is_refused(factors, since):

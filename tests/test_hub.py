@@ -17,8 +17,11 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from metafew.config.compose import compose_overrides
+from metafew.data.formats.conversion import Conversion
+from metafew.data.formats.images import decode
 from metafew.data.formats.parquet import Parquet
 from metafew.data.sources import hub
+from metafew.data.sources.class_splits import divide
 from metafew.errors import UsageError
 from metafew.training.factory import make_source
 
@@ -321,6 +324,49 @@ def test_hub_reads_parquet_files_of_a_folder(make, tmp_path):
     categories = {c.name: c.keys for found in own.splits().values() for c in found}
     assert categories == {name: ((0, (0, row)), (0, (1, row))) for row, name in enumerate("wxyz")}
     assert [tuple(image[:, 0, 0]) for image in own.read(categories["y"])] == expected([6, 2])
+
+
+def pixels(mode, shape):
+    """Return a PNG of random pixels."""
+    rng = np.random.default_rng(1)
+    dtype, high = (np.uint16, 5000) if mode == "I;16" else (np.uint8, 256)
+    array = rng.integers(0, high, shape, dtype)
+    Image.fromarray(array).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "pair"),
+    [
+        ("RGB", [{"channels": 1}, {"channels": 3}]),
+        ("RGB", [{"fit": "stretch"}, {"fit": "crop"}]),
+        ("RGB", [{"fit": "pad", "background": "white"}, {"fit": "pad", "background": "black"}]),
+        ("RGBA", [{"background": "white"}, {"background": "black"}]),
+        ("I;16", [{"white": 6000}, {"white": 9000}]),
+    ],
+)
+def test_hub_converts_images_as_typed(make, tmp_path, mode, pair):
+    content = pixels(mode, (10, 14, *{"RGB": [3], "RGBA": [4]}.get(mode, [])))
+    rows = pa.table({"image": [{"bytes": content, "path": "a.png"}] * 4, "label": list("wxyz")})
+    pq.write_table(rows, file := tmp_path / "a.parquet")
+    converted = []
+    for options in pair:
+        converted += make(root=file, **options).read([(0, (0, 0))])
+        expected = Conversion(**{"channels": 3, "size": 8} | options)(decode(io.BytesIO(content), "the image"))
+        assert np.array_equal(converted[-1], expected)
+    assert not np.array_equal(*converted)
+
+
+def test_the_seed_of_the_hub_draws_its_splits(make, tmp_path):
+    write(tmp_path / "own" / "a.parquet", range(8), list("stuvwxyz"))
+    drawn = [
+        {split: [c.name for c in found] for split, found in make(root=tmp_path / "own", **seed).splits().items()}
+        for seed in ({}, {"split_seed": 0}, {"split_seed": 1})
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[2] == {
+        split: [*names] for split, names in divide(list("stuvwxyz"), None, [0.5, 0.25, 0.25], 1, None).items()
+    }
 
 
 def test_hub_takes_splits_from_a_file(make, tmp_path):

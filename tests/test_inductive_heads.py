@@ -246,6 +246,26 @@ def test_feat_is_attention_of_torch_between_class_means():
         torch.testing.assert_close(logits[t], -torch.cdist(query[t], adapted).square() / 2)
 
 
+def test_feat_drops_attention_and_what_it_adds_in_training_only():
+    support, query = features(6), features(6, 4, 1)
+    heads = {rate: made(FEAT, 6, temperature=2.0, dropout=rate) for rate in (0.0, 0.5, 1.0)}
+    evaluated = [head.classify(support, LABELS, query, W) for head in heads.values()]
+    assert torch.equal(evaluated[0], evaluated[1]) and torch.equal(evaluated[0], evaluated[2])
+    for head in heads.values():
+        head.train()
+    assert torch.equal(heads[0.0].classify(support, LABELS, query, W), evaluated[0])
+    first, second = (heads[0.5].classify(support, LABELS, query, W) for _ in range(2))
+    assert not torch.allclose(first, second)
+    dropped, norm = [], heads[1.0].transformer.norm
+    heads[1.0].transformer.dropout.register_forward_hook(lambda _, inputs, result: dropped.append(inputs[0].shape))
+    logits = heads[1.0].classify(support, LABELS, query, W)
+    assert dropped == [(2, W, W), (2, W, 6)]
+    for t in range(2):
+        means = torch.stack([support[t, LABELS[t] == m].mean(0) for m in range(W)])
+        kept = F.layer_norm(means, (6,), norm.weight, norm.bias)
+        torch.testing.assert_close(logits[t], -torch.cdist(query[t], kept).square() / 2)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -299,6 +299,26 @@ def test_learned_rates_start_where_fixed_ones_are_and_last_beyond_training():
         )
 
 
+def test_the_last_learned_rate_of_a_layer_goes_on_beyond_training(episode):
+    backbone, head = learner("layer", rates="layer", output="zero", test_steps=4)
+    backbone.eval(), head.eval()
+    with torch.no_grad():
+        for rate in head.rates.parameters():
+            rate.copy_(torch.tensor([0.3, 0.05]))
+    logits = head(backbone, episode.support, episode.query.images, W)
+    for found, piece in zip(logits, episode.split(1), strict=True):
+        net, layer = copy.deepcopy(backbone), nn.Linear(4, W).double()
+        nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+        for rate in (0.3, 0.05, 0.05, 0.05):
+            loss = nn.functional.cross_entropy(layer(net.embed(piece.support.images)[0][0]), piece.support.labels[0])
+            loss.backward()
+            with torch.no_grad():
+                for p in (*net.parameters(), *layer.parameters()):
+                    p -= rate * p.grad
+                    p.grad = None
+        torch.testing.assert_close(found, layer(net.embed(piece.query.images)[0][0]))
+
+
 def test_readings_are_what_each_setting_gives_alone(episode):
     backbone, head = learner("tasknorm", test_steps=[1, 3], lr=[0.1, 0.5], trained=False)
     backbone.eval(), head.eval()

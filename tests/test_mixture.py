@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import chisquare
 
-from metafew.data.datamodule import to_model_input
+from metafew.data.augment import Augmentation
+from metafew.data.datamodule import FewShot, to_model_input
 from metafew.data.loader import MetaBatches
 from metafew.data.sampler import STREAMS, MixtureSampler, Sampler
 from metafew.data.sources import Category, Source
+from metafew.data.sources.mixture import Mixture
 from metafew.data.store import Split, build
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
@@ -211,6 +213,51 @@ def test_a_mixture_trains_and_tests_with_every_kind_of_head(launch, photographs,
         rows = [row for row in csv.DictReader(file) if row["head"] == name]
     assert [row["source"] for row in rows] == ["glyphs", "photos"] * 4
     assert len({(row["way"], row["shot"]) for row in rows}) > 2
+
+
+class Coloured(Grouped):
+    """The same in three channels."""
+
+    name, channels = "coloured", 3
+
+    def fingerprint(self):
+        return "coloured"
+
+    def read(self, keys):
+        images = super().read(keys)
+        return (np.concatenate([image, 2 * image, 3 * image]) for image in images)
+
+
+@pytest.mark.parametrize(
+    ("sources", "channels", "expected"),
+    [
+        ([Plain], None, 1),
+        ([Plain], 3, 3),
+        ([Coloured], None, 3),
+        ([Coloured], 3, 3),
+        ([Coloured], 1, 1),
+        ([Plain, Coloured], None, 3),
+        ([Plain, Coloured], 3, 3),
+        ([Coloured, Plain], 1, 1),
+    ],
+)
+def test_all_tasks_have_the_channels_of_the_mixture(folder, sources, channels, expected):
+    made, few = {source.name: source for source in sources}, plan(query=2, support=20)
+
+    def tasks(channels):
+        mixture = Mixture(lambda word, image_size: made[word](), [*made], [], 2, channels)
+        data = FewShot(mixture, few, few, [few], Augmentation([], {}), folder, num_workers=0)
+        data.prepare_data()
+        return mixture.channels, [data.sampler(few).task(index) for index in range(8)]
+
+    (found, converted), (_, coloured) = tasks(channels), tasks(3)
+    assert found == expected and {task.source for task in coloured} == {*range(len(sources))}
+    for one, other in zip(converted, coloured, strict=True):
+        image, colour = (task.support.images.double() for task in (one, other))
+        ratios = torch.tensor([1, 2, 3] if sources[one.source] is Coloured else [1, 1, 1]).view(3, 1, 1)
+        assert torch.equal(colour, colour[:, :, :1] * ratios) and colour.any()
+        grey = (colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(2, keepdim=True)
+        torch.testing.assert_close(image, colour if expected == 3 else grey, rtol=0, atol=0.51)  # rounded
 
 
 def test_a_held_out_dataset_is_only_tested_and_has_the_channels_of_training(launch, photographs):

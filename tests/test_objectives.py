@@ -125,6 +125,19 @@ def test_episodic_adds_the_measure_of_pairs_from_support_and_query(backbone, ada
     torch.testing.assert_close(regularized, plain + 2 * feature_clustering(pairs).mean())
 
 
+@pytest.mark.parametrize("adapting", [False, True])
+def test_pairs_of_a_regularizer_are_not_counted_in_running_moments(adapting):
+    pending = []
+    for regularizer in (OFF, FeatureClustering(2.0)):
+        torch.manual_seed(0)
+        backbone = Smooth("batch").double()
+        head = MAML(backbone, trained=True, way=W, steps=1).double() if adapting else ProtoNet()
+        Episodic(regularizer)(backbone, head, [three_tasks()])
+        pending.append([layer.pending for layer in backbone.norms])
+    assert len(pending[0]) == 2 and all(torch.equal(one, other) for one, other in zip(*pending, strict=True))
+    assert pending[0][0][0, -1] == 3  # each task once
+
+
 def test_the_loss_is_a_mean_over_tasks_of_whatever_shape(backbone):
     task = three_tasks()
     narrow = task._replace(query=Labelled(*(part[:, :W] for part in task.query[:2])))

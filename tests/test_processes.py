@@ -68,7 +68,7 @@ def compose_cases(one):
         ckpt = one / name / "checkpoints" / "last.ckpt"
         cases[name] = [*(word for word in COMMON if not word.startswith("backbone.")), *words]
         tested = ["stages=[test]", f"ckpt={ckpt}", "test.total=120", "test.tasks=12"]
-        cases |= {f"{name}_tested": [*cases[name], *tested], f"{name}_exact": [*cases[name], "stages=[fit]", *EXACT]}
+        cases[f"{name}_tested"] = [*cases[name], *tested]
     return {name: compose_in(one / name, *words) for name, words in cases.items()}
 
 
@@ -104,7 +104,6 @@ def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
     one, many = tmp_path / "one", tmp_path / "many"
     cases = compose_cases(one)
     run_all(cases, one)
-    cases = {name: case for name, case in cases.items() if not name.endswith("_exact")}
     launch_all(cases, many, world)
     for name, (cfg, *_) in cases.items():
         if "fit" in cfg.stages:
@@ -114,11 +113,9 @@ def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
             torch.testing.assert_close(curves(one / name), curves(many / name), **same)
             torch.testing.assert_close(weights(one / name), weights(many / name), **same)
             assert answers(one / name) == answers(many / name), name
-        if name in SINGLE:
+        if name in SINGLE:  # of these values, of about 1, rounding changes 2 eps, and other tasks 1e5
             for read in (weights, losses):
-                ours = read(one / name)
-                rounding = max(distance(ours, read(one / f"{name}_exact")), torch.finfo(torch.float32).eps)
-                assert distance(ours, read(many / name)) <= 4 * rounding < 1e-4, name
+                assert distance(read(one / name), read(many / name)) < 32 * torch.finfo(torch.float32).eps, name
         measured = Counter(row["head"] for row in rows(many / name / "tasks.csv"))
         assert set(measured.values()) == {cfg.test.total} == {len({index for _, index in answers(many / name)})}
 

@@ -184,6 +184,38 @@ def test_what_no_task_adapts_is_frozen_and_all_else_moves(word):
         assert torch.equal(old, new) == ("alpha" in name), name
 
 
+@pytest.mark.parametrize(
+    ("options", "adapting"),
+    [
+        ({"adapt": "no_norm"}, {"body.0.weight", "body.4.weight"}),
+        ({"adapt": "output"}, set()),
+        ({"freeze": ["body.0", "body.1"]}, {"body.4.weight", "body.5.weight", "body.5.bias"}),
+        ({"freeze": ["body.5.bias"], "adapt": "all"}, {f"body.{name}" for name in
+         ("0.weight", "1.weight", "1.bias", "4.weight", "5.weight")}),
+    ],
+)  # fmt: skip
+def test_only_weights_that_adapt_move(options, adapting):
+    backbone, head = learner(**options)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    output = head.output.weight.detach().clone()
+    outer_step(backbone, head)
+    assert {name for name, p in backbone.named_parameters() if not torch.equal(p, before[name])} == adapting
+    assert {*head.names} == adapting and not torch.equal(head.output.weight, output)
+
+
+def test_the_seed_draws_the_minibatches_of_training_only():
+    heads = [learner(seed=seed)[1] for seed in (0, 0, 1)]
+    train = [[head.rows(step, 6, task=3).tolist() for step in range(4)] for head in heads]
+    assert train[0] == train[1] != train[2]
+    steps = [learner(seed=seed) for seed in (0, 0, 1)]
+    for backbone, head in steps:
+        outer_step(backbone, head)
+    moved = [backbone.body[0].weight for backbone, _ in steps]
+    assert torch.equal(moved[0], moved[1]) and not torch.allclose(moved[0], moved[2])
+    test = [[head.eval().rows(step, 6).tolist() for step in range(4)] for head in heads]
+    assert test[0] == test[1] == test[2]
+
+
 def test_running_moments_see_every_task_once():
     backbone, head = learner("batch")
     Reptile(OFF)(backbone, head, [three_tasks()])

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts import node
 from contracts.heads import make_episode, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from scipy.optimize import minimize
 from sklearn.cluster import KMeans
 from sklearn.neighbors import kneighbors_graph
 from torch import nn
+from torch.func import functional_call
 
 from metafew.backbones.task_weights import accept_task_weights
+from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.heads.bd_cspn import BDCSPN, rectified
+from metafew.heads.head import negative_distances
 from metafew.heads.laplacian_shot import LaplacianShot, affinity, updated
 from metafew.heads.protonet import ProtoNet
 from metafew.heads.pt_map import PTMAP, balanced
@@ -26,6 +31,8 @@ from metafew.heads.soft_kmeans import SoftKMeans
 from metafew.heads.tim import TIM, assigned_labels
 from metafew.heads.transductive_finetuning import TransductiveFinetuning
 from metafew.norms.fast import accelerate
+from metafew.norms.scope import rows
+from metafew.training.instantiate import make
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
@@ -192,17 +199,25 @@ def test_pt_map_gives_every_class_as_many_queries():
     assert torch.allclose(logits_of(PTMAP(), queries=1).softmax(-1), torch.full((), 1 / W, dtype=torch.double))
 
 
-def tim_objective(weights, support, members, query, labels=None):
+DEFAULTS = {"support_weight": 0.1, "conditional_weight": 0.1, "temperature": 15.0}
+OTHER = {"support_weight": 0.7, "conditional_weight": 1.6, "temperature": 4.0}
+"""Options of TIM that are not the defaults."""
+
+
+def tim_objective(
+    weights, support, members, query, labels=None, support_weight=0.1, conditional_weight=0.1, temperature=15.0
+):
     """Return TIM's objective, or with ``labels`` of the queries that of TIM-ADM, each a sum over the two tasks."""
     given, found = (
-        (-15 / 2 * (rows.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)).log_softmax(-1)
+        (-temperature / 2 * (rows.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)).log_softmax(-1)
         for rows in (support, query)
     )
     labels = found.exp() if labels is None else labels
     marginal, n = labels.mean(1), query.shape[1]
     # H(Y|X) of labels p is the cross-entropy of p with itself; with other labels TIM-ADM adds their KL divergence.
-    conditional = -0.1 * (labels * found).sum() / n + (labels * (labels.log() - found)).sum() / n
-    return -0.1 * (members * given).sum() / support.shape[1] + (marginal * marginal.log()).sum() + conditional
+    conditional = -conditional_weight * (labels * found).sum() / n + (labels * (labels.log() - found)).sum() / n
+    supervised = -support_weight * (members * given).sum() / support.shape[1]
+    return supervised + (marginal * marginal.log()).sum() + conditional
 
 
 def tim_parts():
@@ -210,47 +225,64 @@ def tim_parts():
     return support, F.one_hot(LABELS, W).double(), query
 
 
-def test_the_gradient_of_tim_is_that_of_autograd():
+@pytest.mark.parametrize("options", [{}, OTHER], ids=["defaults", "other"])
+def test_the_gradient_of_tim_is_that_of_autograd(options):
     weights = features(n=W, seed=2).requires_grad_()
-    (expected,) = torch.autograd.grad(tim_objective(weights, *tim_parts()), weights)
-    torch.testing.assert_close(TIM().gradient(weights.detach(), *tim_parts()), expected)
+    (expected,) = torch.autograd.grad(tim_objective(weights, *tim_parts(), **options), weights)
+    torch.testing.assert_close(TIM(**options).gradient(weights.detach(), *tim_parts()), expected)
 
 
-def test_tim_descends_as_torchs_adam():
+def test_tim_takes_the_published_number_of_steps():
+    options = node(CONF / "head" / "tim.yaml")
+    assert options.steps is None
+    for solver, steps in (("adm", 150), ("gradient", 1000)):
+        head = make(OmegaConf.merge(options, {"solver": solver}))
+        assert head.steps == steps and TIM(solver, steps=3).steps == 3
+        calls = []
+        head.logits = lambda rows, weights, calls=calls: calls.append(0) or negative_distances(rows, weights)
+        head.classify(features(), LABELS, features(n=7, seed=1), W)
+        assert len(calls) == steps + 1  # and those of the result
+
+
+@pytest.mark.parametrize("options", [{}, OTHER], ids=["defaults", "other"])
+def test_tim_descends_as_torchs_adam(options):
     support, members, query = tim_parts()
     start = (members / members.sum(1, keepdim=True)).mT @ support
     weights = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=1e-3)
     for _ in range(20):
         optimizer.zero_grad()
-        tim_objective(weights, *tim_parts()).backward()
+        tim_objective(weights, *tim_parts(), **options).backward()
         optimizer.step()
-    head = TIM("gradient", steps=20, lr=1e-3)
+    head = TIM("gradient", steps=20, lr=1e-3, **options)
     torch.testing.assert_close(head.descended(start, support, members, query), weights.detach(), rtol=1e-6, atol=1e-8)
-    logits = -15 / 2 * (query.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)
+    logits = -head.temperature / 2 * (query.unsqueeze(2) - weights.unsqueeze(1)).square().sum(-1)
     torch.testing.assert_close(
         head.classify(features(), LABELS, features(n=9, seed=1), W), logits, rtol=1e-5, atol=1e-6
     )
 
 
-def test_tim_adm_is_the_loop_over_its_equations():
+@pytest.mark.parametrize("options", [{}, OTHER], ids=["defaults", "other"])
+def test_tim_adm_is_the_loop_over_its_equations(options):
     """Of Proposition 1, with sums over rows in place of means, as the authors write them."""
-    logits = logits_of(TIM(steps=3))
+    logits = logits_of(TIM(steps=3, **options))
+    weight, alpha, temperature = (DEFAULTS | options).values()
+    power, half = 1 + alpha, temperature / 2
     for t, (support, labels, query) in enumerate(tasks()):
         support, query = unit(support), unit(query)
         w = means(support, labels)
         for _ in range(3):
-            ps, pq = softmax(-7.5 * distances(support, w)), softmax(-7.5 * distances(query, w))
-            q = pq**1.1 / np.sqrt((pq**1.1).sum(0))
+            ps, pq = softmax(-half * distances(support, w)), softmax(-half * distances(query, w))
+            q = pq**power / np.sqrt((pq**power).sum(0))
             q /= q.sum(1, keepdims=True)
-            after, ratio = np.empty_like(w), len(query) / len(support) * 0.1 / 1.1
+            after, ratio = np.empty_like(w), len(query) / len(support) * weight / power
             for m in range(W):
                 y = labels == m
                 top = ratio * sum(y[i] * z + ps[i, m] * (w[m] - z) for i, z in enumerate(support))
                 top = top + sum(q[i, m] * z + pq[i, m] * (w[m] - z) for i, z in enumerate(query))
                 after[m] = top / (ratio * y.sum() + q[:, m].sum())
             w = after
-        np.testing.assert_allclose(logits[t], -7.5 * distances(query, w), rtol=1e-9)
+        np.testing.assert_allclose(logits[t], -half * distances(query, w), rtol=1e-9)
 
 
 def test_both_updates_of_tim_adm_decrease_its_objective():
@@ -276,13 +308,14 @@ def test_both_solvers_of_tim_raise_the_mutual_information():
 
 
 @pytest.mark.parametrize("rectify_first", [False, True])
-def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first):
-    logits = logits_of(LaplacianShot(weight=0.8, neighbours=2, steps=4, rectify=rectify_first))
+@pytest.mark.parametrize("neighbours", [1, 2, 4])
+def test_laplacian_shot_is_the_loop_over_its_equations(rectify_first, neighbours):
+    logits = logits_of(LaplacianShot(weight=0.8, neighbours=neighbours, steps=4, rectify=rectify_first))
     for t, (support, labels, query) in enumerate(tasks()):
         prototypes, rows = means(unit(support), labels), unit(query)
         if rectify_first:
             prototypes, rows = rectify(support, labels, query, 1.0)
-        graph = kneighbors_graph(rows, 2).toarray()
+        graph = kneighbors_graph(rows, neighbours).toarray()
         unary = distances(rows, prototypes)
         y = softmax(-unary)
         for _ in range(4):
@@ -328,11 +361,21 @@ def test_laplacian_shot_without_neighbours_is_the_nearest_prototype():
     assert not affinity(query[:, :1], 2).any()
 
 
-@pytest.mark.parametrize("inner", ["batch", "vmap"])
-def test_transductive_finetuning_is_torchs_adam_on_each_task(inner):
+@pytest.mark.parametrize(
+    ("inner", "adapt", "train"),
+    [
+        ("batch", "all", False),
+        ("vmap", "all", False),
+        ("batch", "no_norm", False),
+        ("batch", "output", False),
+        ("batch", "all", True),
+    ],
+)
+def test_transductive_finetuning_is_torchs_adam_on_each_task(inner, adapt, train):
     """In turns on the cross-entropy of the support set and the entropy of the queries, task by task."""
-    episode, backbone = make_episode(), network("layer").eval()
-    head = TransductiveFinetuning(backbone, False, test_steps=3, lr=1e-3, inner=inner).eval()
+    episode, backbone = make_episode(), network("layer").train(train)
+    steps = {"steps": 3, "test_steps": 1} if train else {"steps": 1, "test_steps": 3}
+    head = TransductiveFinetuning(backbone, train, lr=1e-3, adapt=adapt, inner=inner, **steps).train(train)
     adapted = accept_task_weights(accelerate(copy.deepcopy(backbone)))
     logits = head(adapted, episode.support, episode.query.images, W)
     for t, piece in enumerate(episode.split(1)):
@@ -345,19 +388,50 @@ def test_transductive_finetuning_is_torchs_adam_on_each_task(inner):
         layer = nn.Linear(raw.shape[1], W).double()
         layer.weight.data = F.normalize(torch.stack([raw[labels == m].mean(0) for m in range(W)]), dim=-1).detach()
         layer.bias.data.zero_()
-        optimizer = torch.optim.Adam([*net.parameters(), *layer.parameters()], lr=1e-3)
+        of_norms = {id(p) for norm in net.norms for p in norm.parameters()}
+        adapting = [p for p in net.parameters() if adapt == "all" or (adapt == "no_norm" and id(p) not in of_norms)]
+        assert (len(adapting), len(of_norms)) == ({"all": 12, "no_norm": 4, "output": 0}[adapt], 8)
+        optimizer = torch.optim.Adam([*adapting, *layer.parameters()], lr=1e-3)
         for step in range(3):
             if step % 2 == 0:
                 loss = F.cross_entropy(layer(unit_features(piece.support.images)), labels)
             else:
                 p = layer(unit_features(piece.query.images)).softmax(-1)
                 loss = -(p * p.log()).sum(-1).mean()
-            optimizer.zero_grad()
+            for p in (*net.parameters(), *layer.parameters()):
+                p.grad = None
             loss.backward()
             optimizer.step()
         expected = layer(unit_features(piece.query.images))
         torch.testing.assert_close(logits[t], expected, rtol=1e-5, atol=1e-6)
         assert (expected - logits[1 - t]).abs().max() > 1e-3
+
+
+def test_the_outer_gradient_of_transductive_finetuning_is_first_order():
+    """The changes of all weights are constants; the gradient passes through the first layer, of class means."""
+    (episode, *_), backbone = make_episode().split(1), network("layer")
+    head = TransductiveFinetuning(backbone, True, steps=2, lr=1e-3, inner="loop")
+    path, descend = [], head.rates.descend
+    head.rates.descend = lambda *args: path.append(descend(*args)) or path[-1]
+    answers = episode.query.labels[0]
+    ours = F.cross_entropy(head(backbone, episode.support, episode.query.images, W)[0], answers)
+    names, values = zip(*backbone.named_parameters(), strict=True)
+
+    def first_layer(embed):
+        raw, labels = embed(episode.support.images).relu(), episode.support.labels[0]
+        return F.normalize(torch.stack([raw[labels == m].mean(0) for m in range(W)]), dim=-1)
+
+    start = first_layer(lambda images: backbone.embed(images)[0][0])
+    moved = [p + (path[-1][f"backbone.{name}"][0] - p).detach() for name, p in zip(names, values, strict=True)]
+    net = partial(functional_call, backbone, dict(zip(names, moved, strict=True)))
+    weight = start + (path[-1]["weight"][0] - start).detach()
+    with rows(1, len(answers), record=False):
+        features = F.normalize(net((episode.query.images[0],)).relu(), dim=-1)
+    theirs = F.cross_entropy(F.linear(features, weight, path[-1]["bias"][0].detach()), answers)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    gradients = (torch.autograd.grad(loss, values) for loss in (ours, theirs))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What every data set keeps."""
 
+import re
 from itertools import chain
 
 import numpy as np
@@ -16,6 +17,8 @@ from metafew.errors import UsageError
 from metafew.training.factory import make_source
 
 CLASSES, IMAGES = 5, 6
+ABSENT = r"dataset\.download=false forbids downloading|ImageNet's terms forbid downloading|holds no \*\.parquet"
+"""What a data set says whose files are not in its folder."""
 
 
 class Few(Source):
@@ -64,6 +67,8 @@ class DatasetContract:
                 for source in found:
                     source.splits()
             except UsageError as error:
+                if not re.search(ABSENT, str(error)):
+                    raise
                 pytest.skip(f"it cannot be made here: {error}")
             return found
 

@@ -61,6 +61,12 @@ def check_fast_execution(make_norm, images: torch.Tensor, context: int, pool: to
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
+def check_one_rounding(y: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check that ``y`` is ``exact``, in float32, rounded once to ``dtype``."""
+    assert y.dtype == dtype and exact.dtype == torch.float32
+    torch.testing.assert_close(y.float(), exact, rtol=1.01 * torch.finfo(dtype).eps / 2, atol=1e-4)
+
+
 def as_function(norm: Norm, images: torch.Tensor):
     """Return a pure function of images (2, 3, ...) and parameters, the first two rows of a task context; its inputs."""
     names = [name for name, _ in norm.named_parameters()]
@@ -133,10 +139,8 @@ class NormContract:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_moments_are_precise_in_half_precision(self, file, dtype, x):
-        norm, half = scheme(file).float(), x.to(dtype)
-        y = apply(norm, half)
-        assert y.dtype == dtype
-        torch.testing.assert_close(y.float(), apply(norm, half.float()), rtol=1e-2, atol=1e-2)
+        norm, half = scheme(file).float(), (x + 30).to(dtype)
+        check_one_rounding(apply(norm, half), apply(norm, half.float()), dtype)
 
     def test_a_pass_leaves_nothing_behind(self, file, x):
         norm = scheme(file).eval()

@@ -133,9 +133,12 @@ class ObjectiveContract:
 
     def test_queries_are_needed_only_where_declared(self, parts, episode):
         backbone, head, objective = parts
-        if not objective.needs_queries:
+        full = objective(backbone, head, [episode]).loss
+        if objective.needs_queries:
+            other = episode._replace(query=episode.query._replace(images=episode.query.images.square()))
+            assert (objective(backbone, head, [other]).loss - full).abs() > 1e-6
+        else:
             empty = episode._replace(query=Labelled(*(part[:, :0] for part in episode.query)))
-            full = objective(backbone, head, [episode]).loss
             torch.testing.assert_close(objective(backbone, head, [empty]).loss, full)
 
     def test_a_regularizer_of_features_is_added_or_refused(self, parts, episode):

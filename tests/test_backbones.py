@@ -11,8 +11,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from metafew.backbones.dropblock import DropBlock
+from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import CONF, load_option
+from metafew.episode import Labelled
 from metafew.errors import UsageError
+from metafew.heads.maml import MAML
 from metafew.norms.film import modulated
 from metafew.norms.scope import rows
 from metafew.training.instantiate import make
@@ -120,6 +123,7 @@ def test_first_convolution_starts_by_he(word):
         ("resnet12", {"drop": 1.0}),
         ("resnet12", {"block_size": 0}),
         ("resnet12", {"readout": "max"}),
+        ("conv4", {"bias": 1}),
         ("resnet18", {"width": 0}),
         ("resnet18", {"readout": "max"}),
     ],
@@ -128,6 +132,28 @@ def test_bad_values_are_refused(word, changes):
     (key,) = changes
     with pytest.raises(UsageError, match=f"expected backbone.{key} to be .*, got .*: type backbone.{key}="):
         backbone(word, **changes)
+
+
+@pytest.mark.parametrize(
+    ("word", "matters"), [("transductive", False), ("instance", False), ("batch", True), ("layer", True)]
+)
+def test_biases_of_convolutions_that_adapt_matter_unless_the_norm_subtracts_them(word, matters):
+    options = {"width": 4, "downsample": "stride", "readout": "mean"}
+    without, biased = (backbone("conv4", scheme=word, bias=bias, **options).eval() for bias in (False, True))
+    added = biased.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert added == [f"blocks.{i}.0.bias" for i in range(4)]
+    assert not any(biased.get_parameter(name).any() for name in added)
+    torch.manual_seed(0)
+    support, query = split(images())
+    labelled = Labelled(support, torch.tensor([0, 1, 1]).expand(T, -1))
+    heads = [MAML(model, False, 2, test_steps=3, adapt="no_norm").double().eval() for model in (without, biased)]
+    found = [
+        head(accept_task_weights(model), labelled, query, 2)
+        for head, model in zip(heads, (without, biased), strict=True)
+    ]
+    assert ((found[0] - found[1]).abs().max() > 1e-6) == matters
+    if not matters:
+        torch.testing.assert_close(*found)
 
 
 def test_r2d2_is_blocks_three_and_four_and_the_last_has_no_activation():

@@ -39,7 +39,7 @@ from metafew.io import write_json
 NAMES = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
 KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
 OPTIONAL = {"minutes", "parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
-OPTIONAL |= {"report"}
+OPTIONAL |= {"report", "ours"}
 ROWS = {
     "a/good": {"train": ["norm=layer"]},
     "a/bad": {"train": ["train.way=999"]},
@@ -549,6 +549,7 @@ def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path
     assert set(whole) >= KEYS and set(whole) - KEYS <= OPTIONAL
     assert options == ("small", "outputs/cells", 2)
     assert {"small", "paper"} <= set(whole["budgets"]) <= {"small", "medium", "paper"}
+    assert {*whole.get("ours", ())} <= whole["claims"].keys()
     for lines in whole["claims"].values():
         for line in lines:
             found = LINE.fullmatch(line)
@@ -713,7 +714,7 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
 def test_a_claim_stands_beside_what_was_published_and_its_scale():
     experiment = {"paper": "A. Author 2020, Table 1", "settings": ["dataset=omniglot", "backbone=conv4"]}
     experiment |= {"budgets": {"small": [], "paper": ["trainer.max_steps=60000"]}, "rows": {"p/a": {}, "p/b": {}}}
-    experiment |= {"claims": {"a beats b": ["p/a[x] > p/b[x]"], "later": ["p/a[x] > 1"]}}
+    experiment |= {"claims": {"a beats b": ["p/a[x] > p/b[x]"], "later": ["p/a[x] > 1"]}, "ours": ["later"]}
     words, figure = ["dataset=folder", "dataset.root=${data_dir}/birds/all", "backbone=r2d2"], {"ci95": 0.01}
     rows = {"p/a": {"steps": 1000, "words": words, "figures": {"x": figure | {"mean": 0.5}}}}
     rows |= {"p/b": {"steps": 300, "words": words, "figures": {"x": figure | {"mean": 0.25}}}}
@@ -724,7 +725,7 @@ def test_a_claim_stands_beside_what_was_published_and_its_scale():
     here, scale = "50.00 ± 1.00 / 25.00 ± 1.00", "300 to 1,000 of 60,000 steps, 2 seeds, birds, r2d2"
     assert table.title == "A. Author 2020" and table.rows == [
         ["a beats b", "Table 1", "60 ± 1 / –", here, scale, "reproduced", "e"],
-        ["later", "Table 1", "–", "–", "–", "not yet run", "e"],
+        ["later", "ours", "–", "–", "–", "not yet run", "e"],
     ]
 
 

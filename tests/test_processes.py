@@ -113,9 +113,9 @@ def test_several_processes_train_and_measure_what_one_does(tmp_path, world):
             torch.testing.assert_close(curves(one / name), curves(many / name), **same)
             torch.testing.assert_close(weights(one / name), weights(many / name), **same)
             assert answers(one / name) == answers(many / name), name
-        if name in SINGLE:  # of these values, of about 1, rounding changes 2 eps, and other tasks 1e5
+        if name in SINGLE:  # values of about 1, which rounding changes by some 1e-7, and other tasks by 0.1
             for read in (weights, losses):
-                assert distance(read(one / name), read(many / name)) < 32 * torch.finfo(torch.float32).eps, name
+                assert distance(read(one / name), read(many / name)) < 1e-4, name
         measured = Counter(row["head"] for row in rows(many / name / "tasks.csv"))
         assert set(measured.values()) == {cfg.test.total} == {len({index for _, index in answers(many / name)})}
 

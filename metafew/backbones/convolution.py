@@ -8,10 +8,17 @@ from metafew.config.option_values import check_integer
 from metafew.errors import UsageError
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias, with margins of half a kernel and He initialization for the fan-out."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+def convolution(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int | None = None, bias: bool = False
+) -> nn.Conv2d:
+    """Return a convolution with He initialization for the fan-out, and biases of 0 if any.
+
+    Without ``padding``, it pads half a kernel.
+    """
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

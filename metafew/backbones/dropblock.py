@@ -23,10 +23,11 @@ class DropBlock(nn.Module):
     slowly, ``keep = max(1 - drop * calls / 40000, 1 - drop)``. In maps smaller than the square, entire channels are
     dropped.
 
-    A call is one pass in training mode, with any number of tasks and images; the current one is included. A head on
-    frozen features makes one call per step, for support set and queries together, whereas Lee et al. make two; a head
-    that adapts the backbone makes one call per inner step and one for the queries, for all tasks that it adapts
-    together.
+    A call is one pass in training mode, with any number of tasks and images; the current one is included. Lee et al.
+    make two per step, for support sets and queries. Here it depends on the run, and the fraction decreases faster or
+    more slowly: a norm with separate moments for context and targets takes two passes, others one; on a CPU, a
+    meta-batch of large images is computed in parts; and a head that adapts the backbone takes one pass per inner step
+    and one for the queries, for all tasks that it adapts together.
 
     Args:
         drop: fraction of positions dropped after :data:`RAMP` calls.

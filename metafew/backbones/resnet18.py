@@ -68,7 +68,7 @@ class ResNet18(Backbone):
     def __init__(self, channels: int, image_size: int, norm: MakeNorm, width: int = 64, readout: str = "mean"):
         super().__init__(channels, image_size)
         check_network("resnet18", width, image_size, least=3)
-        self.stem = nn.Sequential(convolution(channels, width, 5, 2), norm(width), nn.ReLU())
+        self.stem = nn.Sequential(convolution(channels, width, 5, 2, padding=1), norm(width), nn.ReLU())
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
         self.blocks = nn.Sequential(
             *(Block(sizes[stage + second], sizes[stage + 1], stage, norm) for stage in range(4) for second in range(2))

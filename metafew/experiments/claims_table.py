@@ -17,7 +17,7 @@ COLUMNS = ["in", "published", "here", "scale", "verdict", "experiment"]
 
 
 def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequence[Mapping]]) -> Iterator[TextTable]:
-    """Yield a table for each paper.
+    """Yield a table for each paper, in which claims that the experiment lists under ``ours`` are marked.
 
     The results of a claim are those of the largest budget with which all of its rows were run. The values are those of
     its first comparison.
@@ -36,7 +36,8 @@ def claims_tables(experiments: Mapping[str, Mapping], reports: Mapping[str, Sequ
             found = ((claim, report) for report in reports[name] for claim in report["claims"] if claim["text"] == text)
             decided = [(claim, report) for claim, report in found if claim["verdict"] != MISSING]
             described = describe_claim(*decided[0], totals) if decided else ["–", "–", "–", MISSING]
-            table.rows.append([text, place, *described, name])
+            source = "ours" if text in experiment.get("ours", ()) else place
+            table.rows.append([text, source, *described, name])
     yield from tables.values()
 
 

@@ -21,8 +21,8 @@ INTRO = """\
 
 This page checks claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and
 two claims of Veilleux et al. 2021, which come with tables of all heads. The data are freely available, and one command
-makes each table. `make reproduce` runs all of them at a small budget, which takes hours on two CPU cores; the same
-command resumes after an interruption. To run a single experiment:
+makes each table. `make reproduce` runs all of them at a small budget, which takes about 14 hours on two CPU cores; the
+same command resumes after an interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml

@@ -110,7 +110,8 @@ def published_only(report: Mapping) -> Iterator[TextTable]:
     published = report["published"]
     if published and not published_rows(report)["rows"]:
         rows = [[row, *map(format_published, values)] for row, values in published["rows"].items()]
-        yield TextTable("published", published.get("columns", list(report["columns"])), rows, [published["text"]])
+        title = "reported" if published["text"].startswith("reported") else "published"
+        yield TextTable(title, published.get("columns", list(report["columns"])), rows, [published["text"]])
 
 
 def panel_tables(report: Mapping) -> Iterator[TextTable]:

@@ -15,14 +15,15 @@ class BDCSPN(FeatureHead):
     """Nearest prototype by cosine, after the two corrections of :func:`rectified`: ``logit_m = scale * cos(x, p_m)``.
 
     Liu et al. rectify with the queries of highest confidence in each class; here, as in other public implementations,
-    all queries count. The first correction assumes that support set and queries have the same balance of classes: if
-    the queries are unbalanced, the two means differ for reasons other than a bias. A single query becomes the mean of
-    the support set, whatever its features are, and accuracy is at chance (``test.queries=single``).
+    all queries count, and features are those of any training, whereas they train with a cosine classifier. The first
+    correction assumes that support set and queries have the same balance of classes: if the queries are unbalanced, the
+    two means differ for reasons other than a bias. A single query becomes the mean of the support set, whatever its
+    features are, and accuracy is at chance (``test.queries=single``).
 
     Args:
         scale: initial value of the learned scale of the logits.
-        sharpness: factor ``e`` of the cosine in the weights of :func:`rectified`. With 10, a single support row
-            outweighs the queries of its class where their cosines are low, and nothing is gained.
+        sharpness: factor ``e`` of the cosine in the weights of :func:`rectified`. Public implementations have 1 or 10.
+            With 10, a single support row outweighs the queries of its class where their cosines are low.
     """
 
     transductive = True

@@ -55,11 +55,11 @@ class CNAPs(Head):
     is generated from the class means of the modulated features. There are no gradient steps per task, and tasks may
     have any number of classes. The backbone is meant to be pretrained and frozen, except for the alphas of TaskNorm.
 
-    The published code adds the penalty to the loss of each of 16 tasks and divides only the cross-entropy by 16, so its
-    weight is 0.016 relative to the mean over tasks: 16 times the default here, which is the one in the paper. It also
-    initializes all vectors of a residual block with the same draw, whereas each is drawn separately here. The
-    auto-regressive variant is not implemented. The norm of the set encoder, by default MetaBN, takes all support images
-    as context, whatever the norm of the backbone.
+    The published code adds 0.001 times the penalty, the default here, to a sixteenth of the cross-entropy of each task,
+    which it sums over queries. Relative to the mean over queries, its weight is 0.016 divided by their number, less
+    than here in tasks of more than 16. It also initializes all vectors of a residual block with the same draw, whereas
+    each is drawn separately here. The auto-regressive variant is not implemented. The norm of the set encoder, by
+    default MetaBN, takes all support images as context, whatever the norm of the backbone.
 
     Args:
         backbone: the backbone to modulate; only its dimensions and FiLM layers are used here.

@@ -19,6 +19,10 @@ class DN4(MapHead):
     A class with fewer than ``k`` positions counts ``k`` times the mean over those it has. Positions without direction
     have a cosine of 0.
 
+    The networks of Li et al. halve images twice, which leaves 21 x 21 positions of images of 84 pixels; backbones here
+    halve them four times, to 5 x 5, and images of 28 pixels to a single position, where the head compares whole images
+    by their cosine.
+
     Args:
         backbone: the backbone; only the shape of its maps is used.
         trained: not used, as there is nothing to train.

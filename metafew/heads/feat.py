@@ -28,7 +28,8 @@ class FEAT(FeatureHead):
         backbone: the backbone, of which only the dimension ``d`` of features is used.
         trained: whether the head is, or will be, trained.
         temperature: divisor of the squared distances: 64 in the authors' one-shot runs, and 32 or 64 in those with
-            five shots.
+            five shots, with 64 or 640 features. ``psi`` has a squared length of about ``d``, so that more features,
+            such as the 1,600 of conv4 for images of 84 pixels, need a larger one, or ``backbone.readout=mean``.
         dropout: rate of dropout.
     """
 

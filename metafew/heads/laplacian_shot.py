@@ -25,11 +25,13 @@ class LaplacianShot(SimpleShot):
 
     Only the shift of ``rectify`` assumes balanced classes; with it and a single query, accuracy is at chance, as
     that of :class:`~metafew.heads.bd_cspn.BDCSPN`. Departures: by default features are not centred by the mean
-    of training features; the weights of rectified prototypes are those of :func:`rectified`; the number of updates is
-    fixed.
+    of training features; prototypes are rectified as in BD-CSPN, by weights that are normalized over the rows of a
+    class, whereas the authors' code normalizes them over classes, with ``e = 10``, groups support rows by their
+    predicted class, too, and takes the plain mean of the weighted rows; the number of updates is fixed.
 
     Args:
-        weight: ``lambda``, which the authors choose on validation tasks among 0.1 to 1.5; 0 is the nearest prototype.
+        weight: ``lambda``, which the authors choose on validation tasks among 0.1 to 1.5; because of the departures,
+            the best value may be another one. 0 is the nearest prototype.
         neighbours: nearest neighbours of a query; the authors' 3 count the query itself.
         steps: updates.
         rectify: shift the queries and rectify the prototypes as BD-CSPN does.

@@ -30,9 +30,9 @@ class PTMAP(FeatureHead):
     accuracy of balanced tasks and costs accuracy on unbalanced ones (Veilleux et al. 2021), and with one query per task
     it leaves no preference for any class.
 
-    Defaults are those of the authors' code. Departures: features may be negative, where the power keeps the sign;
-    Sinkhorn iterations continue from those of the previous step, and their number is fixed. QR decomposition, by which
-    the authors reduce the dimension, changes no distance and is left out.
+    Defaults are those of the authors' code, whose script has five shots. Departures: features may be negative, where
+    the power keeps the sign; Sinkhorn iterations continue from those of the previous step, and their number is fixed.
+    QR decomposition, by which the authors reduce the dimension, changes no distance and is left out.
 
     Args:
         power: exponent of the power transform; 1 leaves features as they are.

@@ -17,8 +17,8 @@ class SoftKMeans(FeatureHead):
     classes, and ``p_m`` becomes the mean of the support rows of class ``m``, with weight 1, and of all queries, with
     weight ``z_m`` (Section 3.1.1). Logits are the negative squared distances to the last prototypes.
 
-    Ren et al. refine with a separate set of unlabelled images; here, as in their transductive setting, these are the
-    queries. Their distractor classes are left out. Balanced classes are not assumed.
+    Ren et al. refine with a separate set of unlabelled images; here, as in their code where there is none, these are
+    the queries. Their distractor classes are left out. Balanced classes are not assumed.
 
     Args:
         steps: refinements. Ren et al. find no gain after the first; 0 is ProtoNet.

@@ -14,6 +14,7 @@ from metafew.config.compose import compose_overrides
 from metafew.config.groups import common_options, options_of
 from metafew.config.mistakes import no_option
 from metafew.config.option_values import check_integer
+from metafew.config.overrides import key
 from metafew.config.quoting import overrides
 from metafew.data.array_split import ArraySplit
 from metafew.data.datamodule import FewShot, to_model_input
@@ -124,12 +125,12 @@ def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str,
     split = drawn.split
     cfg = compose_overrides([f"dataset={name}", *overrides({split: shape.given()}), *overrides(options)])
     own = task_options(cfg[split])
-    shapes = [f"{split}.{key}" for key in own]
-    for key in (word.lstrip("+~").partition("=")[0] for word in overrides(options)):
-        if key.partition(".")[0] not in OF_DATA and key not in shapes:
+    shapes = [f"{split}.{name}" for name in own]
+    for option in map(key, overrides(options)):
+        if option.partition(".")[0] not in OF_DATA and option not in shapes:
             raise UsageError(
                 f"expected options of a dataset and of the tasks of the {split} split, {', '.join(OF_DATA)} and "
-                f"{', '.join(shapes)}, got {key}: leave it out"
+                f"{', '.join(shapes)}, got {option}: leave it out"
             )
     spec = drawn.spec(own)
     source, augmentation = make_source(cfg), make(cfg.augment)

@@ -21,8 +21,8 @@ class Conv4(Backbone):
     (Finn et al. 2017), both with ``bias=true``. Pooling precedes the ReLU, which gives the same values on a quarter of
     the positions.
 
-    Norms with moments of the batch or the image subtract the biases of convolutions, which then keep their initial
-    value 0. Where moments are fixed, as those of conventional batch norm in evaluation, or pooled over channels, as
+    Norms with moments of the batch or the image subtract the biases of convolutions, whose gradients are then zero up
+    to rounding. Where moments are fixed, as those of conventional batch norm in evaluation, or pooled over channels, as
     those of layer norm, biases matter to heads that adapt them.
 
     Args:

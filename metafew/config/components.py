@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 
 @cache
@@ -24,21 +23,26 @@ def component_classes(group: str) -> dict[str, str]:
     return {path.rpartition(".")[2]: path for path in paths}
 
 
-def lazy_classes(package: str, group: str, bases: Sequence[str]) -> tuple[Callable, Callable]:
-    """Return ``__getattr__`` and ``__dir__`` of a package, which import its classes when they are first accessed.
+def find_class(package: str, group: str, bases: Sequence[str], name: str) -> type:
+    """Return a class of a package by its name, for the ``__getattr__`` of the package.
 
     Args:
         package: the package.
         group: the group whose options the package implements.
         bases: dotted paths of the base classes that the package offers in addition.
+        name: the name that was looked up.
+
+    Raises:
+        AttributeError: if there is no such class.
     """
+    if name[:1].isupper():  # the import system looks up the names of modules here before it imports them
+        for path in (*bases, *component_classes(group).values()):
+            module, _, found = path.rpartition(".")
+            if found == name:
+                return getattr(import_module(module), name)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    def find(name: str) -> Any:
-        if name[:1].isupper():  # the import system looks up the names of modules here before it imports them
-            for path in (*bases, *component_classes(group).values()):
-                module, _, found = path.rpartition(".")
-                if found == name:
-                    return getattr(import_module(module), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return find, lambda: sorted({*component_classes(group), *(path.rpartition(".")[2] for path in bases)})
+def class_names(group: str, bases: Sequence[str]) -> list[str]:
+    """Return the names that :func:`find_class` finds, for the ``__dir__`` of a package."""
+    return sorted({*component_classes(group), *(path.rpartition(".")[2] for path in bases)})

@@ -41,7 +41,8 @@ tasks, excludes zero; an equality holds if the interval lies within the toleranc
 Otherwise a comparison is undecided. With one seed, the verdict applies to that one training. A claim is reproduced if
 all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small: a claim that
 is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in
-percent where they are accuracies; all comparisons follow below.
+percent where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the
+column *in*.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

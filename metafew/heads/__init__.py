@@ -6,7 +6,9 @@ Modules are imported lazily, when a class is first accessed.
 
 from __future__ import annotations
 
-from metafew.config.components import lazy_classes
+from typing import Any
+
+from metafew.config.components import class_names, find_class
 
 BASES = (
     "metafew.heads.head.Head",
@@ -15,4 +17,10 @@ BASES = (
     "metafew.heads.adapting.AdaptingHead",
 )
 
-__getattr__, __dir__ = lazy_classes(__name__, "head", BASES)
+
+def __getattr__(name: str) -> Any:
+    return find_class(__name__, "head", BASES, name)
+
+
+def __dir__() -> list[str]:
+    return class_names("head", BASES)

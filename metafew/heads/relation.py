@@ -23,9 +23,9 @@ class Relation(MapHead):
     Departures from Sung et al.: the objective is cross-entropy over classes instead of the squared error of a sigmoid
     of each score; class maps are means instead of sums, which differ if classes have different numbers of images; norms
     are layer normalization, as batch normalization would let queries influence one another; the last layer has no bias,
-    which would be the same for all classes; convolutions are padded, also on photographs; weights start as in PyTorch;
-    and backbones here halve images four times, where their embedding does so twice, so that conv4 leaves a single
-    position of images of 28 pixels.
+    which would be the same for all classes; convolutions are padded, also on photographs; dense layers start as in
+    PyTorch; and backbones here halve images four times, where their embedding does so twice, so that conv4 leaves a
+    single position of images of 28 pixels.
 
     Args:
         backbone: the backbone; only the shape of its maps is used.

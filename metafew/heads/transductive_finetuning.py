@@ -29,8 +29,7 @@ class TransductiveFinetuning(AdaptingHead):
 
     Departures: ``f`` are the features of the backbone, whereas Dhillon et al. append their layer to its logits over the
     pre-training classes; the support set, not each batch, provides the moments of norms; images are not augmented, so
-    that all epochs are alike. In training, which Dhillon et
-    al. do without tasks, the outer gradient is first-order.
+    that all epochs are alike. In training, which Dhillon et al. do without tasks, the outer gradient is first-order.
 
     Args:
         backbone: the backbone to adapt; only the names and shapes of its weights are used here.

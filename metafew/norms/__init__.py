@@ -6,8 +6,16 @@ Modules are imported lazily, when a class is first accessed.
 
 from __future__ import annotations
 
-from metafew.config.components import lazy_classes
+from typing import Any
+
+from metafew.config.components import class_names, find_class
 
 BASES = ("metafew.norms.norm.Norm",)
 
-__getattr__, __dir__ = lazy_classes(__name__, "norm", BASES)
+
+def __getattr__(name: str) -> Any:
+    return find_class(__name__, "norm", BASES, name)
+
+
+def __dir__() -> list[str]:
+    return class_names("norm", BASES)

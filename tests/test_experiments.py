@@ -706,7 +706,7 @@ def test_a_claim_has_the_verdict_of_the_largest_budget_that_decided_it(tmp_path)
         claims = [partly | {"verdict": verdict}]
         write_json(results_file(tmp_path, "tasknorm_rates", "paper"), paper | {"claims": claims})
         page = reproduction_page(tmp_path)
-        scale = r"Section 2 \| – \| [^|]+ \| [^|]+, omniglot, conv4"
+        scale = r"ours \| – \| [^|]+ \| [^|]+, omniglot, conv4"
         assert re.search(rf"\| {partly['text']} \| {scale} \| {shown} \| tasknorm_rates \|", page)
     assert page.index(", budget=paper\n") < page.index("![x](pictures/tasknorm_rates-paper_x.png)")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import expanduser
 from pathlib import Path
+from typing import Any
 
 from metafew.errors import UsageError
 from metafew.io import print_any_character
@@ -31,6 +32,22 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
         print_message(error)
         return 2
     return 0
+
+
+def own_options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a command's own options, ``KEY=VALUE``, of which the last counts, and the other words.
+
+    >>> own_options(["a", "out=b", "seed=1", "out=c"], {"out": "report", "rows": None})
+    ({'out': 'c', 'rows': None}, ['a', 'seed=1'])
+    """
+    options, others = dict(defaults), []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key in defaults:
+            options[key] = value
+        else:
+            others.append(word)
+    return options, others
 
 
 def print_message(message: object) -> None:

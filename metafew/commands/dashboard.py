@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from metafew.commands.command_line import run_command, written
+from metafew.commands.command_line import own_options, run_command, written
 from metafew.config.groups import options_of
 from metafew.errors import UsageError
 from metafew.io import write_json
@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def dashboard(arguments: Sequence[str]) -> None:
     """Create the report, or write its description."""
-    if unknown := [word for word in arguments if word.split("=")[0] not in DEFAULTS or "=" not in word]:
+    options, unknown = own_options(arguments, DEFAULTS)
+    if unknown:
         raise UsageError(
             f"expected {', '.join(f'{key}=...' for key in DEFAULTS)}, got {unknown[0]}: type project=metafew"
         )
-    options = DEFAULTS | dict(word.split("=", 1) for word in arguments)
     heads = options["heads"].split(",") if options["heads"] else options_of("head")
     description = describe_report(options["project"], options["entity"], heads, options["by"].split(","))
     if options["out"]:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from metafew.analysis.contact_sheet import contact_sheet, draw_sample
-from metafew.commands.command_line import print_message, run_command
+from metafew.commands.command_line import own_options, print_message, run_command
 from metafew.config.compose import compose_overrides
 from metafew.data.sources import SPLITS, Source
 from metafew.data.store import Split, build, store_root, summary_of, verify
@@ -37,8 +37,8 @@ def prepare(arguments: Sequence[str]) -> None:
     """Build and verify the stores, print what they contain, and draw the contact sheet."""
     from metafew.training.factory import make_source  # imports torch
 
-    out = [word.removeprefix("out=") for word in arguments if word.startswith("out=")]
-    cfg = compose_overrides([word for word in arguments if not word.startswith("out=")])
+    options, overrides = own_options(arguments, {"out": None})
+    cfg = compose_overrides(overrides)
     source = make_source(cfg)
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
     for folder in stores.values():
@@ -46,7 +46,7 @@ def prepare(arguments: Sequence[str]) -> None:
     print_stores(stores)
     print_summaries(stores)
     if all(each.dtype is np.uint8 for each in stores):
-        draw_tasks(source, stores, Path(out[-1] if out else f"{cfg.hydra.runtime.choices.dataset}.png"))
+        draw_tasks(source, stores, Path(options["out"] or f"{cfg.hydra.runtime.choices.dataset}.png"))
 
 
 def print_stores(stores: dict[Source, Path]) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from metafew.analysis.compare.find import find_runs
 from metafew.analysis.compare.report import make_report
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import own_options, run_command
 from metafew.errors import UsageError
 
 DEFAULTS: dict[str, Any] = {"out": "report", "rows": None, "columns": None, "against": None, "spread": "ci95"}
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(arguments: Sequence[str]) -> None:
     """Write the report and print its tables."""
-    pairs = [word.split("=", 1) for word in arguments if word.startswith(tuple(f"{key}=" for key in DEFAULTS))]
-    options = DEFAULTS | dict(pairs)
-    places = [word for word in arguments if word.split("=", 1) not in pairs]
+    options, places = own_options(arguments, DEFAULTS)
     if options["spread"] not in ("ci95", "se"):
         raise UsageError(f"expected spread to be ci95 or se, got {options['spread']}: type spread=se")
     if not places:

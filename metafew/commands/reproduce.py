@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import own_options, run_command
 from metafew.config.groups import options_of
 from metafew.config.quoting import override
 from metafew.distributed.subprocesses import TERMINATED, run_subprocess
@@ -48,9 +48,9 @@ def reproduce(arguments: Sequence[str], docs: Path) -> None:
 
 def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     """Run each experiment of the command line, keep its results, and return the names of those that failed."""
-    overrides = [word for word in arguments if "=" in word and not word.startswith("out=")]
-    out = next((Path(word.removeprefix("out=")) for word in arguments if word.startswith("out=")), Path("outputs"))
-    names = [word for word in arguments if "=" not in word]
+    options, words = own_options(arguments, {"out": "outputs"})
+    overrides, names = [word for word in words if "=" in word], [word for word in words if "=" not in word]
+    out = Path(options["out"])
     known = options_of("experiment")
     names = known if names == ["all"] else names
     if unknown := [name for name in names if name not in known]:

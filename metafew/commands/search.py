@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from metafew.cli import data_fingerprints
-from metafew.commands.command_line import run_command
+from metafew.commands.command_line import own_options, run_command
 from metafew.commands.search_space import Space
 from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
@@ -49,8 +49,8 @@ def search(arguments: Sequence[str]) -> None:
     """Run trials until there are enough, and print them."""
     if find_spec("optuna") is None:
         raise UsageError("expected the package optuna, got no such package: type pip install 'metafew[sweep]'")
-    options = DEFAULTS | dict(word.split("=", 1) for word in arguments if word.split("=")[0] in DEFAULTS)
-    overrides = readable([word for word in arguments if word.split("=")[0] not in DEFAULTS])
+    options, words = own_options(arguments, DEFAULTS)
+    overrides = readable(words)
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     if own := [word for word in overrides if word.startswith(("stages=", "experiment="))]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from metafew.config.quoting import parser
 from metafew.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def distribution(override: str) -> optuna.distributions.BaseDistribution | None:
                 f"{found['low']}..{found['high']}{found['log'] or ''} ({error}): type {found['key']}=1e-4..1e-1,log"
             ) from error
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        parsed = parser().parse_override(override)
     except HydraException as error:
         raise UsageError(" ".join(str(error).split())) from error
     if not parsed.is_sweep_override():

@@ -167,7 +167,7 @@ def complete_state(state: dict[str, Tensor], model: nn.Module, path: str, fit: b
             "type backbone=... with the options of the checkpoint, or leave it out to use them"
         )
     if untrained:
-        log.warning("%d values of the norm are not in %s and start untrained", len(untrained), path)
+        log.warning("%d values of the norm are not loaded from %s and start untrained", len(untrained), path)
     return complete
 
 

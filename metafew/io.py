@@ -28,6 +28,11 @@ def write_json(path: Path, content: dict) -> None:
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def is_own(ckpt: str | None, out: Path) -> bool:
+    """Return whether ``ckpt`` is a checkpoint of the run in ``out``, which then only means that the run was resumed."""
+    return ckpt is not None and Path(ckpt).resolve().is_relative_to(out.resolve())
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
     """Open a file that replaces ``path`` once it is complete; before that, and after an error, ``path`` is unchanged.

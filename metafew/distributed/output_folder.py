@@ -17,11 +17,6 @@ CHECKPOINTS = re.compile(r"checkpoints(-\d+)?")
 """Folders of checkpoints; with a number, those that a later training in the same folder has set aside."""
 
 
-def is_own(ckpt: str | None, out: Path) -> bool:
-    """Return whether ``ckpt`` is a checkpoint of the run in ``out``, which then only means that the run was resumed."""
-    return ckpt is not None and Path(ckpt).resolve().is_relative_to(out.resolve())
-
-
 def claim(key: str, folder: Path, by_clock: bool) -> Path:
     """Create an output folder, and return its path.
 

@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 
 from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
-from metafew.distributed.output_folder import is_own
 from metafew.distributed.threads import share_cores
-from metafew.io import read_json
+from metafew.io import is_own, read_json
 
 
 class ReportFailedCells(Callback):

@@ -12,6 +12,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import WandbLogger
 
 from metafew.errors import UsageError
+from metafew.io import is_own
 
 KEPT = ("best", "last")
 
@@ -49,7 +50,7 @@ class Wandb(WandbLogger):
                 "type logger.wandb.checkpoints=[best,last]"
             )
         folder = Path(save_dir).resolve()
-        resumed = ckpt is not None and Path(ckpt).resolve().is_relative_to(folder)
+        resumed = is_own(ckpt, folder)
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         super().__init__(
             name=name,

@@ -19,10 +19,10 @@ from metafew.data.store import summary_of
 from metafew.data.summary import describe_change, recorded
 from metafew.data.task_spec import BALANCES, NATURAL
 from metafew.distributed.launcher import is_rank_zero, job_of_queue
-from metafew.distributed.output_folder import CHECKPOINTS, is_own, numbered
+from metafew.distributed.output_folder import CHECKPOINTS, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
-from metafew.io import atomic_write, write_json
+from metafew.io import atomic_write, is_own, write_json
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)

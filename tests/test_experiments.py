@@ -491,6 +491,9 @@ def test_the_tables(tmp_path, started):
     assert "bad failed: too many classes: type train.way=5" in first.notes
     elsewhere = report | {"published": theirs | {"rows": {"another network": [62.6]}}}
     assert result_tables(elsewhere)[-1].rows == [["another network", "62.60"]]
+    assert result_tables(elsewhere)[-1].title == "published"
+    elsewhere["published"]["standing"] = "reported"
+    assert result_tables(elsewhere)[-1].title == "reported"
     assert "| seen † | 82.50 ± 1.96 | – |" in (tmp_path / "out/table.md").read_text()
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metafew.config.groups import common_options, current_options, default_options, describe_groups, options_of
+from metafew.config.overrides import key as key_of
 from metafew.config.quoting import can_be_read, to_paste
 from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 
@@ -114,7 +115,7 @@ def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
 def no_key(key: str, words: Sequence[str]) -> str:
     """Return the error for a key that does not exist in the configuration of a command line."""
     group, _, option = key.partition(".")
-    value = next((word.partition("=")[2] for word in words if word.lstrip("+~").partition("=")[0] == key), "")
+    value = next((word.partition("=")[2] for word in words if key_of(word) == key), "")
     owners = [name for name in describe_groups().get(group, ()) if option in keys_of(group, name)]
     if owners:
         owner = next((name for name in LIKELIEST if name in owners), owners[0])

@@ -106,12 +106,15 @@ def published_rows(report: Mapping) -> Mapping:
 
 
 def published_only(report: Mapping) -> Iterator[TextTable]:
-    """Yield a table of the published results, if any, for rows with other names."""
+    """Yield a table of the published results, if any, for rows with other names.
+
+    Its title is ``standing``: ``published``, the default, or ``reported`` for values quoted from another source.
+    """
     published = report["published"]
     if published and not published_rows(report)["rows"]:
         rows = [[row, *map(format_published, values)] for row, values in published["rows"].items()]
-        title = "reported" if published["text"].startswith("reported") else "published"
-        yield TextTable(title, published.get("columns", list(report["columns"])), rows, [published["text"]])
+        columns = published.get("columns", list(report["columns"]))
+        yield TextTable(published.get("standing", "published"), columns, rows, [published["text"]])
 
 
 def panel_tables(report: Mapping) -> Iterator[TextTable]:

@@ -20,9 +20,9 @@ INTRO = """\
 [metafew](../README.md) · next: [Compare](compare.md), [Understand](understand.md)
 
 This page checks claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and
-two claims of Veilleux et al. 2021, which come with tables of all heads. The data are freely available, and one command
-makes each table. `make reproduce` runs all of them at a small budget, which takes about 14 hours on two CPU cores; the
-same command resumes after an interruption. To run a single experiment:
+two claims of Veilleux et al. 2021, which come with tables of all heads. One command makes each table. `make reproduce`
+runs all of them at a small budget, which takes about 14 hours on two CPU cores; the same command resumes after an
+interruption. To run a single experiment:
 
 ```
 python train.py experiment=tasknorm_maml
@@ -32,9 +32,11 @@ python train.py experiment=tasknorm_maml budget=paper
 
 `budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, on the data and
 networks below, and `budget=medium`, which some experiments have, is between this and the small budget. `seeds=[0,1,2]`
-trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply to every run of the table. Runs
-are kept in `outputs/cells`, in folders named after their overrides, so that tables share them. Omniglot, mini-ImageNet
-and Caltech-101 (`caltech101/101_ObjectCategories`) are expected in `data_dir`.
+trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply to every run of the table. An
+experiment first prints how many trainings it runs, and how long they take. Runs are kept in `outputs/cells`, in folders
+named after their overrides, so that tables share them. Omniglot is downloaded; [mini-ImageNet](data.md) and
+[Caltech-101](https://data.caltech.edu/records/mzrjq-6wc02) (`caltech101/101_ObjectCategories`) are expected in
+`data_dir`.
 
 An inequality holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
 tasks, excludes zero; an equality holds if the interval lies within the tolerance, and fails if it lies outside.
@@ -42,7 +44,8 @@ Otherwise a comparison is undecided. With one seed, the verdict applies to that 
 all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small: a claim that
 is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in
 percent where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the
-column *in*.
+column *in*. Results called *reported*, and not *published*, are quoted from another source than the paper, and have not
+been compared with it.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial, partialmethod
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from metafew.distributed.report_once import (
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
-from metafew.io import print_any_character, write_json
+from metafew.io import print_any_character, read_json, write_json
 from metafew.training.start import compose_run
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def run_single(cfg: DictConfig, out: Path) -> None:
     try:
         compose_run(cfg).start(out)
     except UsageError as error:
-        report_error(out, str(error), diverged=isinstance(error, Diverged))
+        report_error(out, str(error), diverged=isinstance(error, Diverged), refused=not error.in_stages)
         sys.exit(2)
     except Exception:
         if already_reported():  # another rank failed, and this rank lost the connection to it
@@ -180,11 +181,26 @@ def data_fingerprints(cfg: DictConfig) -> dict[str, str]:
     return {each.title: describe(build(each, root))["fingerprint"] for each in make_source(cfg).all_components()}
 
 
-def report_error(out: Path, message: str, diverged: bool = False) -> None:
-    """Print an error and write it to results.json, once for all ranks."""
+def report_error(out: Path, message: str, diverged: bool = False, refused: bool = False) -> None:
+    """Print an error and write it to results.json, once for all ranks.
+
+    Results of an earlier run in the folder are renamed to results-1.json, or the first free number.
+
+    Args:
+        out: folder of the run.
+        message: the error.
+        diverged: whether training diverged.
+        refused: whether nothing was run, so that results of an earlier run stay, and the error is only printed.
+    """
     with first_to_report() as reports:
         if reports:
             message = f"process {global_rank()}: {message}" if global_rank() else message
-            with suppress(OSError):  # the error may be that nothing can be written
-                write_json(out / "results.json", {"error": message} | ({"diverged": True} if diverged else {}))
+            with suppress(OSError, UsageError):  # the error may be that nothing can be read or written
+                file = out / "results.json"
+                earlier = "metrics" in read_json(file)
+                if earlier and not refused:
+                    aside = (file.with_name(f"results-{number}.json") for number in count(1))
+                    file.rename(next(path for path in aside if not path.exists()))
+                if not (earlier and refused):
+                    write_json(file, {"error": message} | ({"diverged": True} if diverged else {}))
             print(f"metafew: {message}", file=sys.stderr)

@@ -10,7 +10,13 @@ SIMILAR_KEY, SIMILAR_OPTION = 0.72, 0.6
 
 
 class UsageError(Exception):
-    """An error that the user can correct. The message says what was expected, what was given, and what to type."""
+    """An error that the user can correct. The message says what was expected, what was given, and what to type.
+
+    Attributes:
+        in_stages: whether the stages of a run had begun, so that earlier results in its folder no longer hold.
+    """
+
+    in_stages: bool = False
 
 
 class Diverged(UsageError):

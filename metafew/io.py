@@ -12,13 +12,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from metafew.errors import UsageError
+
 
 def read_json(path: Path) -> dict:
-    """Return the content of a JSON file, or an empty dictionary if there is no such file."""
+    """Return the content of a JSON file, or an empty dictionary if there is no such file.
+
+    Raises:
+        UsageError: if the file is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise UsageError(
+            f"expected {path} to be JSON, as metafew wrote it, got damaged text ({error}): restore or delete it"
+        ) from error
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -30,7 +40,10 @@ def write_json(path: Path, content: dict) -> None:
 
 def is_own(ckpt: str | None, out: Path) -> bool:
     """Return whether ``ckpt`` is a checkpoint of the run in ``out``, which then only means that the run was resumed."""
-    return ckpt is not None and Path(ckpt).resolve().is_relative_to(out.resolve())
+    if ckpt is None:
+        return False
+    path, checkpoints = Path(ckpt).resolve(), (out / "checkpoints").resolve()  # which may be a link
+    return path.is_relative_to(out.resolve()) or path.is_relative_to(checkpoints)
 
 
 @contextmanager

@@ -161,6 +161,10 @@ def test_arrays_come_with_features_of_training_classes_or_their_mean():
     head = SimpleShot()
     first = metafew.classify(head, x[::10], y[::10], x, base=base).probabilities
     assert torch.equal(metafew.classify(head, x[::10], y[::10], x).probabilities, first)
+    zero = torch.zeros(8)
+    assert not torch.equal(metafew.classify(head, x[::10], y[::10], x, base=zero).probabilities, first)
+    metafew.evaluate(x, y, heads=[head], query=5, tasks=2, base=zero)
+    assert torch.equal(metafew.classify(head, x[::10], y[::10], x).probabilities, first)  # it keeps its own mean
 
 
 @pytest.mark.parametrize("base", [np.zeros(3), np.zeros((2, 3, 8)), np.zeros((0, 8)), np.full(8, np.nan)])

@@ -50,6 +50,14 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     assert json.loads((tmp_path / "out/results.json").read_text()) == {"error": message.removeprefix("metafew: ")}
 
 
+def test_a_refused_command_leaves_the_results_of_its_folder(tmp_path):
+    metafew(*TINY, "hydra.run.dir=out", cwd=tmp_path)
+    before = (tmp_path / "out/results.json").read_text()
+    for words in (["test.way=999"], ["ckpt=last", "optimizer.lr=0.5"]):
+        assert metafew(*TINY, "hydra.run.dir=out", *words, cwd=tmp_path, code=2).stderr.startswith("metafew: ")
+        assert (tmp_path / "out/results.json").read_text() == before
+
+
 def test_missing_data_without_network_is_a_usage_error(tmp_path):
     done = metafew(*TINY, "dataset=omniglot", "data_dir=nothing", "dataset.download=false", cwd=tmp_path, code=2)
     assert "Traceback" not in done.stdout + done.stderr

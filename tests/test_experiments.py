@@ -33,7 +33,7 @@ from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.page import experiment_section, reproduction_page, results_file
 from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
 from metafew.experiments.progress import Progress
-from metafew.experiments.record import collect_results, result_tables
+from metafew.experiments.record import collect_results, measured_seeds, result_tables
 from metafew.io import write_json
 
 NAMES = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
@@ -399,6 +399,35 @@ def test_a_training_that_diverged_is_below_all_others(tmp_path, started):
     verdicts = [claim["evidence"][0]["verdict"] for claim in report["claims"]]
     assert verdicts == ["holds", "fails", "holds", "fails", "undecided", "fails", "undecided"]
     assert result_tables(report)[0].rows[1] == ["bad", "diverged"]
+    # A shot of its own, which a run without results does not have; and a measure that has no better direction.
+    columns = {"5-shot": COLUMNS["5-shot"], "R_FC": COLUMNS["R_FC"]}
+    lines = ["good > bad", "bad < good", "good = bad within 0.1"]
+    whole |= {"columns": columns, "claims": {line: [line] for line in lines}}
+    evidence = [each for claim in collect_results(whole, cells)["claims"] for each in claim["evidence"]]
+    assert [each["verdict"] for each in evidence if "5-shot" in each["line"]] == ["holds", "holds", "fails"]
+    assert [each["verdict"] for each in evidence if "R_FC" in each["line"]] == ["undecided"] * 3
+
+
+def test_a_row_counts_the_steps_of_its_training_and_the_seeds_that_were_measured(tmp_path, started):
+    whole = table(rows={"one": {}}, columns={"ProtoNet": "test/protonet/accuracy"})
+    run_experiment(whole, planned(whole, tmp_path), tmp_path / "out")
+    cells = planned(whole, tmp_path, seeds=(0, 1))
+    write_json(cells[0].test.folder / "results.json", cells[0].test.report | {"steps": 7})  # of its best checkpoint
+    report = collect_results(whole, cells)
+    assert report["rows"]["one"]["steps"] == 10
+    assert report["seeds"] == [0, 1] and measured_seeds(report, ["one"]) == 1
+    report["rows"]["one"]["figures"] = {}
+    assert measured_seeds(report, ["one"]) == 2
+
+
+def test_damaged_results_are_a_usage_error(tmp_path, started):
+    whole = table(rows={"one": {}})
+    (cell,) = cells = planned(whole, tmp_path)
+    run_experiment(whole, cells, tmp_path / "out")
+    file = cell.test.folder / "results.json"
+    file.write_text(file.read_text()[:20])
+    with pytest.raises(UsageError, match=rf"expected {file} to be JSON, .* got damaged text .*: restore or delete it"):
+        run_experiment(whole, cells, tmp_path / "out")
 
 
 def test_a_claim_waits_for_all_seeds(tmp_path, started):
@@ -718,7 +747,10 @@ def test_a_claim_stands_beside_what_was_published_and_its_scale():
     experiment = {"paper": "A. Author 2020, Table 1", "settings": ["dataset=omniglot", "backbone=conv4"]}
     experiment |= {"budgets": {"small": [], "paper": ["trainer.max_steps=60000"]}, "rows": {"p/a": {}, "p/b": {}}}
     experiment |= {"claims": {"a beats b": ["p/a[x] > p/b[x]"], "later": ["p/a[x] > 1"]}, "ours": ["later"]}
-    words, figure = ["dataset=folder", "dataset.root=${data_dir}/birds/all", "backbone=r2d2"], {"ci95": 0.01}
+    words, figure = (
+        ["dataset=folder", "dataset.root=${data_dir}/birds/all", "backbone=r2d2"],
+        {"ci95": 0.01, "seeds": {"0": 0.0, "1": 0.0}},
+    )
     rows = {"p/a": {"steps": 1000, "words": words, "figures": {"x": figure | {"mean": 0.5}}}}
     rows |= {"p/b": {"steps": 300, "words": words, "figures": {"x": figure | {"mean": 0.25}}}}
     claims = [{"text": "a beats b", "verdict": "reproduced", "evidence": [{"line": "p/a[x] > p/b[x]"}]}]

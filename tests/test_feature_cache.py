@@ -118,16 +118,20 @@ def test_a_run_measures_the_same_either_way(launch, monkeypatch, precision, word
     """In float64, or rounding decides answers that are nearly a tie."""
     common = ["dataset.jitter=null", "norm=batch", "evaluate=[svm,ridge]", "val.total=80", "test.total=120"]
     common += [f"trainer.precision={precision}", *words]
-    tables, embeddings, sizes, validated = [], [], [], []
+    tables, embeddings, sizes, validated, kept = [], [], [], [], []
     once, step = evaluator.FeatureCache, Learner.test_step
     monkeypatch.setattr(evaluator, "FeatureCache", lambda *a, **k: embeddings.append(1) or once(*a, **k))
     monkeypatch.setattr(Learner, "test_step", lambda self, b, *a: sizes.append(len(b[0].index)) or step(self, b, *a))
-    validation = Learner.validation_step
+    validation, trained = Learner.validation_step, Learner.training_step
+    monkeypatch.setattr(
+        Learner, "training_step", lambda self, b, i: kept.append(self.feature_caches) or trained(self, b, i)
+    )
     monkeypatch.setattr(
         Learner, "validation_step", lambda self, b, i: validated.append(len(b[0].index)) or validation(self, b, i)
     )
     for name in ("once", "each"):
         _, out = launch(*common, "test.tasks=10", "val.tasks=10", out=None)
+        assert kept and not any(kept)  # no cache takes memory during a training step
         assert (max(sizes) > 10) == (max(validated) > 10) == (name == "once")
         sizes.clear(), validated.clear()
         with (out / "tasks.csv").open() as file:

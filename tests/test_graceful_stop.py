@@ -59,7 +59,12 @@ def test_a_signal_to_one_rank_stops_all_of_them_between_two_steps():
         ours.on_validation_batch_start(trainer, None, None, 0)
     trainer.world_size = 1
     ours.on_test_batch_start(trainer, None, None, 0)
+    ours.on_predict_batch_start(trainer, None, None, 0)
     assert reduced == ["max"] * 3  # one process has nobody to ask
+    ours.on_predict_start(trainer, None)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        ours.on_predict_batch_start(trainer, None, None, 0)
 
 
 @pytest.mark.usefixtures("_handlers")

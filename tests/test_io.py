@@ -13,7 +13,7 @@ import torch
 from metafew.callbacks.checkpoints import AtomicCheckpointIO
 from metafew.cli import report_error
 from metafew.errors import UsageError
-from metafew.io import atomic_write, print_any_character, read_json
+from metafew.io import atomic_write, print_any_character, read_json, write_json
 from metafew.training.full_disk import writable
 
 
@@ -64,6 +64,21 @@ def test_a_full_disk_ends_a_run_and_is_its_error(launch, tmp_path, monkeypatch):
     monkeypatch.undo()
     report_error(tmp_path, "no space")
     assert read_json(tmp_path / "results.json") == {"error": "no space"}
+
+
+def test_an_error_sets_earlier_results_aside_unless_nothing_was_run(tmp_path, capsys):
+    earlier = {"metrics": {"test/protonet/accuracy": 1}}
+    write_json(tmp_path / "results.json", earlier)
+    report_error(tmp_path, "wrong words", refused=True)
+    assert read_json(tmp_path / "results.json") == earlier
+    for number in (1, 2):
+        write_json(tmp_path / "results.json", earlier)
+        report_error(tmp_path, "not finite", diverged=True)
+        assert read_json(tmp_path / "results.json") == {"error": "not finite", "diverged": True}
+        assert read_json(tmp_path / f"results-{number}.json") == earlier
+    report_error(tmp_path, "again")
+    assert read_json(tmp_path / "results.json") == {"error": "again"} and len(os.listdir(tmp_path)) == 3
+    assert capsys.readouterr().err.splitlines()[0] == "metafew: wrong words"
 
 
 def test_an_error_is_printed_even_if_it_cannot_be_written(tmp_path, full, capsys):

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import re
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metafew.commands import dashboard
 from metafew.errors import UsageError
 from metafew.loggers import wandb as loggers
+from metafew.loggers.wandb import closing
 
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # of the log format of LevelDB, in which a .wandb file is written
 
@@ -206,6 +209,17 @@ def test_a_run_elsewhere_or_without_a_checkpoint_starts_its_own(tmp_path):
         for ckpt in (own, other, None)
     ]
     assert ids == ["second-try", None, None]
+
+
+@pytest.mark.parametrize("before", [None, "the user's own"])
+def test_only_a_run_of_wandb_that_started_inside_is_finished(monkeypatch, before):
+    package, finished = SimpleNamespace(run=before), []
+    package.finish = lambda: finished.append(package.run)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    with pytest.raises(UsageError), closing():
+        package.run = before or "started inside"
+        raise UsageError("an error of the run")
+    assert finished == ([] if before else ["started inside"])
 
 
 def test_a_dashboard_is_described_in_a_file_or_an_error_says_what_is_missing(tmp_path, monkeypatch, capsys):

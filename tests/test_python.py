@@ -253,6 +253,13 @@ def test_episodes_have_the_balance_of_the_command():
     assert len({*queries()}) == 1 < len({*queries(test={"balance": "dirichlet"})})
 
 
+def test_features_in_bfloat16_have_the_numbers_of_their_values(vectors):
+    x, y = vectors
+    rounded = torch.from_numpy(np.asarray(x)).to(torch.bfloat16)
+    found = metafew.evaluate(rounded, y, heads=["protonet"], query=2, tasks=5)
+    assert found.to_dict() == metafew.evaluate(rounded.float(), y, heads=["protonet"], query=2, tasks=5).to_dict()
+
+
 def test_values_of_vectors_are_not_scaled():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 10)

@@ -25,7 +25,7 @@ from metafew.data.store import build, describe, store_root
 from metafew.distributed.launcher import is_restarted, job_of_queue
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
-from metafew.io import write_json
+from metafew.io import is_own, write_json
 from metafew.solvers import unsolved
 from metafew.training import checkpoint, resume
 from metafew.training.factory import make_source
@@ -243,6 +243,27 @@ def test_a_finished_run_is_only_tested_again(whole, tmp_path, monkeypatch):
     assert before == {path: path.read_bytes() for path in before} and len(before) == 4
     command("stages=[test]", "ckpt=last", out=out)
     assert all(path.read_bytes() == before[path] for path in before if path.name != "tasks.csv")
+
+
+def test_a_finished_run_can_be_tested_with_other_heads(whole, tmp_path):
+    out = shutil.copytree(whole("protonet"), tmp_path / "moved")
+    first = json.loads((out / "results.json").read_text())["metrics"]["test/protonet/accuracy"]
+    for heads in (["svm", "cosine"], []):
+        metrics = command(*HEADS["protonet"], "ckpt=last", f"evaluate=[{','.join(heads)}]", out=out)["metrics"]
+        assert metrics["test/protonet/accuracy"] == first
+        assert {f"test/{head}/accuracy" for head in heads} <= metrics.keys()
+
+
+def test_a_folder_of_checkpoints_may_be_a_link(whole, tmp_path):
+    words, out, scratch = HEADS["protonet"], tmp_path / "out", tmp_path / "scratch" / "mine"
+    interrupted(*words, out=out, moment="step", count=8, act=die)
+    scratch.parent.mkdir()
+    (out / "checkpoints").rename(scratch)
+    (out / "checkpoints").symlink_to(scratch)
+    command(*words, "ckpt=last", out=out)
+    assert (out / "checkpoints").is_symlink() and not (out / "checkpoints-1").exists()
+    check_equal(out, whole("protonet"))
+    assert is_own(str(scratch / "last.ckpt"), out) and not is_own(str(scratch.parent / "last.ckpt"), out)
 
 
 @pytest.mark.slow

@@ -407,6 +407,20 @@ def test_a_trained_head_may_choose_its_rate_when_it_is_tested(launch, tmp_path):
     assert report["chosen"]["maml"]["lr"] in (0.1, 0.2)
 
 
+def test_the_validation_that_chooses_a_rate_is_no_point_of_the_curve(launch):
+    words = [
+        "evaluate=[maml]",
+        "evaluate.maml.lr=[0.1,0.2]",
+        "evaluate.maml.test_steps=1",
+        "val.total=4",
+        "val.every=1",
+    ]
+    report, out = launch(*words, "trainer.max_steps=2", out=None)
+    with (out / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["val/protonet/accuracy"]]
+    assert steps == ["0", "1"] and report["chosen"]["maml"]["lr"] in (0.1, 0.2)
+
+
 @pytest.mark.figures
 def test_no_score_is_better_than_what_was_predicted(launch, caplog, capsys):
     # Training does not adapt; in evaluation all logits are NaN.

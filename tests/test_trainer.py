@@ -27,6 +27,7 @@ from metafew.callbacks.nan_guard import NanGuard
 from metafew.callbacks.progress import Progress
 from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.config.groups import CONF
+from metafew.config.option_types import check_option_types
 from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
@@ -112,6 +113,15 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
 def test_a_value_of_another_kind_is_a_usage_error(name, value, said):
     with pytest.raises(UsageError, match=rf"^expected trainer.{name} to be .*{said}"):
         check_trainer_options({name: value})
+
+
+def test_numbers_in_lists_are_finite_too():
+    """Infinite ones could not be written to results.json at the end of the run."""
+    stopping = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "stopping_threshold": float("inf")}
+    for value in ([stopping], [[float("nan")]]):
+        with pytest.raises(UsageError, match=r"expected trainer\.callbacks to be a list whose numbers are finite, got"):
+            check_option_types(OmegaConf.create({"trainer": {"callbacks": value}}))
+    check_option_types(OmegaConf.create({"trainer": {"callbacks": [stopping | {"stopping_threshold": 0.5}]}}))
 
 
 def test_values_of_the_kinds_of_the_trainer_are_accepted():

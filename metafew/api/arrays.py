@@ -6,6 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -217,7 +218,17 @@ def make_heads(heads: Heads, backbone: Identity, way: int | str, seed: int) -> d
             f"expected heads of different names, got {', '.join(sorted(repeated))} twice: pass a dictionary, such as "
             "heads={'first': SVM(c=0.1), 'second': SVM(c=1.0)}"
         )
-    return {name: head if isinstance(head, Head) else make_one(head, backbone, way, seed) for name, head in given}
+    return {
+        name: as_given(head) if isinstance(head, Head) else make_one(head, backbone, way, seed) for name, head in given
+    }
+
+
+def as_given(head: Head) -> Head:
+    """Return a copy of a head, which evaluation may move to a GPU or give another mean of training features.
+
+    A head that lacks this mean is not copied, and keeps that of its first evaluation.
+    """
+    return head if head.needs_base_mean and head.base_mean is None else deepcopy(head)
 
 
 def name_of(head: str | Head) -> str:

@@ -159,8 +159,11 @@ def array_sampler(data: np.ndarray | Tensor, labels: Any, shape: Shape, drawn: D
 
 def as_array(values: Any) -> np.ndarray:
     """Return values, such as a tensor or a list, as an array on the CPU."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
     try:
-        return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        return np.asarray(values)
     except ValueError as error:
         raise UsageError(f"expected rows of equal length, got others ({error}): pad them, or leave some out") from error
 

@@ -36,7 +36,7 @@ class GracefulStop(Callback):
                 if signal.getsignal(number) == signal.SIG_DFL:  # submitit has a handler, which requeues its job
                     signal.signal(number, self.note)
 
-    on_train_start = on_validation_start = on_test_start = listen
+    on_train_start = on_validation_start = on_test_start = on_predict_start = listen
 
     def note(self, number: int, _: Any) -> None:
         """Record the signal; a second Ctrl-C ends the process at once."""
@@ -55,6 +55,10 @@ class GracefulStop(Callback):
         self.end(trainer)
 
     def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """End between two batches."""
+        self.end(trainer)
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """End between two batches."""
         self.end(trainer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -73,8 +73,24 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
             continue
         if OmegaConf.is_dict(node[key]):
             check_option_types(node[key], f"{full}.")
+        elif OmegaConf.is_list(node[key]):
+            if not all(map(math.isfinite, numbers_in(OmegaConf.to_container(node[key])))):
+                raise wrong_type(full, "a list whose numbers are finite", node[key])
         elif isinstance(node[key], float) and not math.isfinite(node[key]):
             raise wrong_type(full, "a finite number", node[key])
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """Yield the numbers in nested lists and dictionaries.
+
+    >>> list(numbers_in([1, {"lr": [0.5, "a"]}]))
+    [1, 0.5]
+    """
+    if isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(each)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def wrong_type(key: str, expected: str, value: Any) -> UsageError:

@@ -120,7 +120,7 @@ class Evaluator(pl.LightningModule):
                 self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
         if not self.trainer.sanity_checking:
             self.temperatures = fit_temperatures(self.val_logits)
-        self.val_logits = {}
+        self.val_logits, self.feature_caches = {}, []
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         for number, alpha in enumerate(self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()
@@ -159,6 +159,7 @@ class Evaluator(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute a table of tasks and the calibration for every test and head."""
+        self.feature_caches = []
         self.tables = [{name: metric.compute() for name, metric in test.items()} for test in self.test_tasks]
         self.calibration = [{name: error.summary() for name, error in test.items()} for test in self.test_errors]
         self.seconds = [{name: mean.compute().item() for name, mean in test.items()} for test in self.test_seconds]

@@ -9,7 +9,8 @@ A claim consists of comparisons, each a line such as
 
 An inequality is decided if the 95 % interval of the difference excludes 0, an equality if the interval lies entirely
 within the tolerance or entirely outside it. Differences are paired by seed if the seeds are equal, else by test task if
-the tasks are, else unpaired. A diverged training counts as worse than all others.
+the tasks are, else unpaired. A diverged training counts as worse than all others in accuracy, and is undecided in other
+measures.
 """
 
 from __future__ import annotations
@@ -49,8 +50,13 @@ class Evidence:
     paired: bool = True
 
 
-def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: Sequence[str]) -> list[Evidence]:
+def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: Mapping[str, str]) -> list[Evidence]:
     """Return the evidence for every comparison: one for each column if the comparison names none.
+
+    Args:
+        lines: the comparisons of a claim.
+        measurements: the measurements by row and column.
+        columns: the unit of each column; accuracies are in percent.
 
     Raises:
         UsageError: if a line is not a comparison.
@@ -65,22 +71,23 @@ def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: S
             )
         for column in [match["in"]] if match["in"] else columns:
             full_line = line if match["in"] else line.replace(match["left"], f"{match['left']}[{column}]", 1)
-            found.append(compare_cells(full_line, match, measurements, column))
+            evidence = compare_cells(full_line, match, measurements, column, columns[column] == "percent")
+            found.append(evidence)
     return found
 
 
-def compare_cells(line: str, match: re.Match, measurements: Measurements, column: str) -> Evidence:
-    """Return the evidence for one comparison in one column."""
+def compare_cells(line: str, match: re.Match, measurements: Measurements, column: str, accuracies: bool) -> Evidence:
+    """Return the evidence for one comparison in one column, of ``accuracies`` or of another measure."""
     left = measurements.get((match["left"], column))
     number = re.fullmatch(r"[\d.]+", match["right"])
     right = None if number else measurements.get((match["right"], match["at"] or column))
     if left is None or (right is None and not number) or (right and right.seeds.keys() != left.seeds.keys()):
         return Evidence(line, MISSING)
     if left.mean is None or (right and right.mean is None):
-        undecided = left.mean is None and (right is None or right.mean is None)
+        undecided = not accuracies or (left.mean is None and (right is None or right.mean is None))
         higher = OPEN if undecided else FAILS if left.mean is None else HOLDS
         lower = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[higher]
-        return Evidence(line, {">": higher, "<": lower, "=": FAILS}[match["sign"]])
+        return Evidence(line, {">": higher, "<": lower, "=": FAILS if accuracies else OPEN}[match["sign"]])
     gap = difference(left, right) if right else Difference(left.mean - float(match["right"]), left.ci95, True)
     # A comparison without an interval, as for a scalar of a single training, is undecided.
     verdict = OPEN if gap.ci95 is None else judge(match["sign"], gap.mean, gap.ci95, match["bound"])

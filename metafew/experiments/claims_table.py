@@ -11,7 +11,13 @@ from metafew.config.groups import group_names
 from metafew.experiments.claims import LINE, MISSING
 from metafew.experiments.plan import plan_cells
 from metafew.experiments.progress import planned_steps
-from metafew.experiments.record import format_figure, format_published, name_in_panel, published_rows
+from metafew.experiments.record import (
+    format_figure,
+    format_published,
+    measured_seeds,
+    name_in_panel,
+    published_rows,
+)
 
 COLUMNS = ["in", "published", "here", "scale", "verdict", "experiment"]
 
@@ -78,7 +84,7 @@ def scale(report: Mapping, rows: Sequence[str], totals: Mapping[str, int | None]
     data = [name_dataset(word) for word in words if re.match(r"dataset(\.root)?=", word)]
     networks = [word.removeprefix("backbone=") for word in words if word.startswith("backbone=")]
     done, total = span([report["rows"][row]["steps"] for row in rows]), span([totals.get(row) for row in rows])
-    steps, count = f"{done} of {total} steps", len(report["seeds"])
+    steps, count = f"{done} of {total} steps", measured_seeds(report, rows)
     seeds = f"{count} seed{'s' * (count > 1)}"
     return ", ".join([steps, seeds, *(" and ".join(dict.fromkeys(filter(None, names))) for names in (data, networks))])
 

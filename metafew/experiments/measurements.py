@@ -89,11 +89,11 @@ def measured_head(run: Run, column: str | dict) -> str | None:
 
 
 def task_accuracies(run: Run, column: str | dict) -> dict:
-    """Return the accuracy of each test task of a column; empty for other measures."""
-    match = parse_accuracy(run, column)
-    if not match:
+    """Return the accuracy of each test task of a column; empty for other measures, and without results."""
+    match, shots = parse_accuracy(run, column), [str(shot) for shot in run.shots]
+    if not match or match["shot"] not in (None, *shots):
         return {}
-    number = [str(shot) for shot in run.shots].index(match["shot"]) if match["shot"] else 0
+    number = shots.index(match["shot"]) if match["shot"] else 0
     return run.task_accuracies(match["head"], number, match["source"])
 
 

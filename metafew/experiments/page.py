@@ -11,7 +11,7 @@ import yaml
 from metafew.analysis.text_table import escape_markdown
 from metafew.config.groups import CONF, options_of
 from metafew.experiments.claims_table import claims_tables
-from metafew.experiments.record import evidence_lines, panel_tables, published_only
+from metafew.experiments.record import evidence_lines, measured_seeds, panel_tables, published_only
 from metafew.io import read_json
 
 INTRO = """\
@@ -96,7 +96,7 @@ def experiment_section(name: str, report: Mapping) -> list[str]:
         return [*parts, "Not yet run."]
     stem = results_file(Path(), name, budget).stem
     steps = sorted({row["steps"] for row in report["rows"].values()} - {0})
-    seeds = len(report["seeds"])
+    seeds = measured_seeds(report, list(report["rows"]))
     parts.append(
         f"{', '.join(f'{count:,}' for count in steps)} training steps, {seeds} {'seeds' if seeds > 1 else 'seed'}, "
         f"{report['minutes']:.0f} minutes of run time."

@@ -26,6 +26,7 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
         cells: all cells.
     """
     columns = experiment["columns"]
+    units = {name: column_unit(column) for name, column in columns.items()}
     cells_of = {row: [cell for cell in cells if cell.row == row] for row in experiment["rows"]}
     measurements: dict = {}
     for row, own in cells_of.items():
@@ -35,12 +36,12 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
                 measurements[row, name] = measurement
     claims = []
     for text, lines in experiment.get("claims", {}).items():
-        evidence = gather_evidence(lines, measurements, list(columns))
+        evidence = gather_evidence(lines, measurements, units)
         claims.append({"text": text, "verdict": claim_verdict(evidence), "evidence": list(map(asdict, evidence))})
     reports = {command.folder: command.report for cell in cells for command in cell.all_commands if command.finished}
     return {
         **{key: experiment[key] for key in ("name", "title", "paper", "setting", "budget", "command")},
-        "columns": {name: column_unit(column) for name, column in columns.items()},
+        "columns": units,
         "seeds": sorted({cell.seed for cell in cells}),
         "rows": {row: row_results(own, row, measurements) for row, own in cells_of.items()},
         "published": experiment.get("published"),
@@ -49,6 +50,12 @@ def collect_results(experiment: Mapping, cells: Sequence[Cell]) -> dict:
         "minutes": round(sum(sum(report["seconds"].values()) for report in reports.values()) / 60, 1),
         "versions": next((report["versions"] for report in reports.values()), {}),
     }
+
+
+def measured_seeds(report: Mapping, rows: Sequence[str]) -> int:
+    """Return the number of seeds over which some rows were measured, or are to be."""
+    figures = (figure for row in rows for figure in report["rows"][row]["figures"].values())
+    return len({seed for figure in figures for seed in figure["seeds"]} or report["seeds"])
 
 
 def panel_of(row: str) -> str:
@@ -70,7 +77,7 @@ def column_unit(column: str | Mapping) -> str:
 
 def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> dict:
     """Return the entry of one row in results.json."""
-    reports = [cell.test.report for cell in cells if cell.finished]
+    reports = [cell.fit.report for cell in cells if cell.finished]
     figures = {}
     for (own, column), found in measurements.items():
         if own == row:
@@ -86,7 +93,7 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
         "transductive": any(
             Run(cell.test.folder, cell.test.report).is_transductive() for cell in cells if cell.finished
         ),
-        "chosen": [report["chosen"] for report in reports if report["chosen"]],
+        "chosen": [chosen for cell in cells if cell.finished and (chosen := cell.test.report["chosen"])],
         "errors": sorted({cell.error for cell in cells if cell.error}),
         "under_way": sorted({so_far for cell in cells if (so_far := steps_so_far(cell))}),
     }

@@ -6,7 +6,8 @@ import netrc
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pytorch_lightning.loggers import WandbLogger
@@ -89,7 +90,20 @@ def group_of(folder: Path) -> str | None:
     return None
 
 
-def close() -> None:
-    """Finish the Weights & Biases run, if any, so that the next run of a sweep starts its own."""
-    if package := sys.modules.get("wandb"):
-        package.finish()
+@contextmanager
+def closing() -> Iterator[None]:
+    """Finish the Weights & Biases run that starts inside this context, if any, so that the next run starts its own."""
+    if is_open():  # by the user's own code, which may log more
+        yield
+        return
+    try:
+        yield
+    finally:
+        if is_open():
+            sys.modules["wandb"].finish()
+
+
+def is_open() -> bool:
+    """Return whether a Weights & Biases run is open in this process."""
+    package = sys.modules.get("wandb")
+    return package is not None and package.run is not None

@@ -176,7 +176,10 @@ def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
     if not is_rank_zero():
         return
     folder = out / "checkpoints"
-    if ckpt is None or ckpt.parent != folder:
+    own = ckpt is not None and ckpt.parent.resolve() == folder.resolve()  # the folder may be a link
+    if ckpt is not None and own:
+        ckpt = folder / ckpt.name
+    else:
         set_aside(folder)
     if ckpt is not None:
         copy_history(ckpt, step, out)

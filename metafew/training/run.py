@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -36,16 +37,12 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
     """
     silence_lightning()
     try:
-        with counted() as unsolved, writable(out):
+        with wandb.closing(), counted() as unsolved, writable(out):
             check_options(cfg)
             parts = make_parts(cfg, choices, overrides, out)
             check_parts(parts)
             log_configuration(parts)
-            outcome = run_stages(parts)
-            report = make_report(parts, outcome, unsolved)
-            if parts.trainer.is_global_zero:
-                write_outputs(report, parts)
-            return report
+            return report_of(parts, unsolved)
     except MisconfigurationException as error:
         raise UsageError(
             f"expected options that Lightning can run, got others ({reason(error)}): --cfg job shows every value of "
@@ -53,8 +50,22 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
         ) from error
     except SIGTERMException:
         resume.exit_after_signal(out, "fit" in as_list(cfg.stages))
-    finally:
-        wandb.close()
+
+
+def report_of(parts: Parts, unsolved: Counter[str]) -> dict:
+    """Run the stages, write the results, and return the content of results.json.
+
+    Raises:
+        UsageError: if a stage cannot be finished; ``in_stages`` is set.
+    """
+    try:
+        report = make_report(parts, run_stages(parts), unsolved)
+        if parts.trainer.is_global_zero:
+            write_outputs(report, parts)
+        return report
+    except UsageError as error:
+        error.in_stages = True
+        raise
 
 
 def log_configuration(parts: Parts) -> None:

@@ -70,13 +70,24 @@ def run_stages(parts: Parts) -> Outcome:
             outcome.finished = report_end(parts)
             outcome.selected = load_selected(parts)
         if parts.selects_on_validation:
-            trainer.validate(learner, data, verbose=False)
+            with without_loggers(trainer):  # it is no validation of the training
+                trainer.validate(learner, data, verbose=False)
             outcome.chosen = learner.choose()
         if "test" in parts.stages:
             outcome.seconds["test"] = timed(trainer.test, learner, data, verbose=False)
         if "analyze" in parts.stages:
             outcome.analysis = analyze.analyze(trainer, learner, data, parts.out)
     return outcome
+
+
+@contextmanager
+def without_loggers(trainer: Trainer) -> Iterator[None]:
+    """Log nothing inside this context."""
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 @contextmanager
@@ -147,8 +158,11 @@ def load_selected(parts: Parts) -> str:
             "the fewest (%d of %d tasks failed), and a smaller optimizer.lr or head.lr may help",
             *(parts.checkpoints.failed, parts.config["val"]["total"]),
         )
-    selected = checkpoint.read(folder / f"{which}.ckpt")
-    parts.learner.load_state_dict(selected["state_dict"])
+    file = folder / f"{which}.ckpt"
+    selected = checkpoint.read(file)
+    # A resumed training may evaluate other heads than those of the checkpoint.
+    state = checkpoint.complete_state(checkpoint.trained_state(selected), parts.learner, str(file), fit=True)
+    parts.learner.load_state_dict(state)
     parts.learner.temperatures = selected["metafew"]["temperatures"]
     parts.learner.base_mean.value = selected["metafew"]["base_mean"]
     return which

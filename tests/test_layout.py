@@ -24,7 +24,8 @@ ROOMS = [
     ["norms"],
     ["loggers", "data", "distributed"],
     ["config"],
-    ["solvers", "episode", "errors", "precision", "io", "allocator", "meta_parameters", "predictions", "signals"],
+    ["solvers", "episode", "precision", "io", "allocator", "meta_parameters", "predictions", "signals"],
+    ["errors"],
 ]
 """From top to bottom. Rooms of one line do not import one another."""
 LEVEL = {room: level for level, line in enumerate(ROOMS) for room in line}

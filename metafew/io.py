@@ -57,7 +57,7 @@ def atomic_write(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
     """
     unfinished = path.with_name(f"{path.name}.tmp")
     if "b" not in mode:
-        options.setdefault("encoding", "utf-8")
+        options = {"encoding": "utf-8", "errors": "surrogateescape"} | options  # for names of files in other encodings
     try:
         with unfinished.open(mode, **options) as file:
             yield file

@@ -275,6 +275,16 @@ def test_a_diverged_checkpoint_logs_a_warning(trained, launch, tmp_path, caplog)
     assert not (out / "analysis.json").exists()
 
 
+def test_features_that_are_too_large_to_be_squared_are_not_measured(trained, launch, tmp_path, caplog):
+    content = torch.load(trained[1] / "checkpoints" / "last.ckpt", weights_only=True)
+    scales = [v for k, v in content["state_dict"].items() if k.startswith("backbone.blocks.3.") and v.ndim == 1]
+    for scale in scales:  # of the last norm
+        scale.mul_(1e25)
+    torch.save(content, tmp_path / "huge.ckpt")
+    report, _ = launch(f"ckpt={tmp_path}/huge.ckpt", "norm=tasknorm", *ANALYZE)
+    assert report["analysis"] is None and "or too large to be squared" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

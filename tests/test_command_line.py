@@ -233,7 +233,8 @@ def test_defaults_are_those_of_the_configuration():
 @pytest.mark.parametrize("chdir", [None, True])
 def test_paths_are_those_of_the_folder_where_they_were_typed(chdir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    (tmp_path / "birds").mkdir()
+    for name in ("birds", "glyphs", "x"):
+        (tmp_path / name).mkdir()
     place = OmegaConf.create({"job": {"chdir": chdir}, "runtime": {"cwd": str(tmp_path)}})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: place)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from metafew.analysis import style
 from metafew.analysis.compare import comparison_plots
+from metafew.analysis.compare.find import find_runs
 from metafew.commands import report
 
 
@@ -94,6 +95,21 @@ def test_figures_are_drawn_only_if_the_runs_have_the_data(tmp_path):
     assert {file.name for file in out.iterdir()} - tables == {"learning_curves.png", "learning_curves.svg"}
     assert '<img alt="learning curves" src="data:image/png;base64,' in (out / "index.html").read_text()
     assert "<svg" in (out / "learning_curves.svg").read_text()
+
+
+def test_analyzed_runs_of_two_datasets_are_not_pooled(tmp_path):
+    for number, (head, dataset) in enumerate((h, d) for h in ("maml", "fomaml") for d in ("omniglot", "glyphs")):
+        queries = {"test.query": 7 if dataset == "glyphs" else 15}  # the defaults
+        finished(tmp_path / str(number), accuracies(0), head=head, dataset=dataset, config=queries)
+        (tmp_path / str(number) / "analysis.json").write_text('{"distances": [1.0]}')
+    runs, _ = find_runs([str(tmp_path)])
+    folders = comparison_plots.analysis_folders(runs, "distances")
+    labels = {f"head={head} dataset={dataset}" for head in ("maml", "fomaml") for dataset in ("omniglot", "glyphs")}
+    assert folders.keys() == labels and all(len(each) == 1 for each in folders.values())
+    of_one = comparison_plots.analysis_folders([run for run in runs if run.dataset == "glyphs"], "distances")
+    assert of_one.keys() == {"head=maml", "head=fomaml"}
+    of_one = comparison_plots.analysis_folders([run for run in runs if run.heads[0] == "maml"], "distances")
+    assert of_one.keys() == {"dataset=omniglot", "dataset=glyphs"}
 
 
 def test_lines_differ_in_more_than_their_colour():

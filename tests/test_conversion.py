@@ -145,6 +145,12 @@ def test_pad_keeps_the_image_between_margins_of_the_background(shape, rows, colu
     assert pixels[0].sum() - inner.sum(dtype=np.uint32) == level * (144 - inner.size)
 
 
+def test_pad_keeps_proportions_in_averages_over_areas_too():
+    image = Image.fromarray(np.full((2, 4), 60, np.uint8))
+    (pixels,), _ = convert([image], size=2, resample="area", fit="pad", background="black")
+    assert pixels[0].tolist() == [[30, 30], [30, 30]]  # two of four rows are margins
+
+
 def test_areas_are_averaged():
     image = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6))
     (pixels,), _ = convert([image], size=2, resample="area")
@@ -298,7 +304,10 @@ def test_a_test_follows_the_training(typed, expected, logged, caplog):
     with caplog.at_level(logging.WARNING):
         follow_training(cfg, {"metafew": {"model": model, "training": {"dataset": {}}}}, ["dataset=folder", *typed])
     assert {key: cfg.dataset[key] for key in expected} == expected and "resample" not in cfg.dataset
-    assert logged in caplog.text
+    assert logged in caplog.text and "no such option" not in caplog.text
+    area = model | {"conversion": model["conversion"] | {"resample": "area"}}
+    follow_training(cfg.copy(), {"metafew": {"model": area, "training": {"dataset": {}}}}, [])
+    assert "images are not converted with resample=area, as in the training of a.ckpt" in caplog.text
     followed = cfg.copy()
     for saved, trained_on in (({"images": model["images"]}, {}), (model, {**options})):
         cfg = OmegaConf.create({"ckpt": "a.ckpt", "dataset": options})

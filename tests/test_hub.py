@@ -342,6 +342,7 @@ def pixels(mode, shape):
         ("RGB", [{"fit": "stretch"}, {"fit": "crop"}]),
         ("RGB", [{"fit": "pad", "background": "white"}, {"fit": "pad", "background": "black"}]),
         ("RGBA", [{"background": "white"}, {"background": "black"}]),
+        ("RGB", [{"invert": False}, {"invert": True}]),
         ("I;16", [{"white": 6000}, {"white": 9000}]),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 
 from metafew.callbacks.checkpoints import AtomicCheckpointIO
 from metafew.cli import report_error
+from metafew.data.formats.names import class_name
 from metafew.errors import UsageError
 from metafew.io import atomic_write, print_any_character, read_json, write_json
 from metafew.training.full_disk import writable
@@ -85,6 +86,16 @@ def test_an_error_is_printed_even_if_it_cannot_be_written(tmp_path, full, capsys
     report_error(tmp_path, "no space")
     assert capsys.readouterr().err == "metafew: no space\n"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_in_another_encoding_is_written_as_it_is(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    with atomic_write(tmp_path / "table.csv") as file:
+        file.write(name)
+    assert (tmp_path / "table.csv").read_bytes() == b"caf\xe9.jpg"
+    with pytest.raises(UsageError, match=r"expected names of classes in UTF-8, got 'caf.*rename the folder"):
+        class_name(name)
+    assert class_name("cafe\u0301 數") == "caf\u00e9 數"
 
 
 def test_a_file_is_replaced_or_unchanged(tmp_path):

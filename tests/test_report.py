@@ -360,6 +360,19 @@ def test_runs_on_different_test_images_are_neither_paired_nor_merged(tmp_path, d
     assert gap.paired == (differs is None)
 
 
+def test_images_of_a_folder_are_compared_by_their_fingerprints(tmp_path):
+    """Results name a folder as sources do, and its fingerprint after the option of dataset."""
+    for number, images in enumerate(("old", "new", "new")):
+        own = {"sources": {"photos": True}, "data": {"folder": {"fingerprint": images}}}
+        finished(tmp_path / str(number), accuracies(number), head="svm" if number == 2 else "protonet", **own)
+    runs, omitted = find_runs([str(tmp_path)])
+    assert len(runs) == 3 and not omitted and [run.tested_images["folder"] for run in runs] == ["old", "new", "new"]
+    rows = compare_runs(runs).rows
+    assert [len(row.runs) for row in rows] == [1, 1, 1]  # one seed on other images is no second seed
+    assert sorted(row.label.split(" images=")[0] for row in rows) == ["head=protonet", "head=protonet", "head=svm"]
+    assert len({row.label for row in rows}) == 3
+
+
 def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(tmp_path):
     finished(tmp_path / "a" / "0", accuracies(0))
     finished(tmp_path / "a" / "1", accuracies(1), head="svm")

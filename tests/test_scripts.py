@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from runs import SCRIPTS
 from metafew import __main__
 from metafew.analysis.labelling.labelling import Labelling
 from metafew.commands import predict, prepare, queries
+from metafew.commands.command_line import written
 from metafew.commands.image_conversion import choose_conversion
 from metafew.config.quoting import to_paste
 from metafew.data.formats.conversion import CHOICES, Conversion
@@ -400,6 +402,11 @@ def test_predict_replaces_no_image_and_no_page_but_its_own(tmp_path):
     queries.check_beside(csv_file, tmp_path)
     with pytest.raises(UsageError, match=r"expected out=.*cat.csv to have a name of its own"):
         queries.check_beside(csv_file, image)
+
+
+def test_out_has_the_name_of_a_file():
+    with pytest.raises(UsageError, match=r"expected out to be a file, got \.: type out=FILE.csv"), written(Path()):
+        pass
 
 
 @pytest.mark.parametrize("name", [".png", ".html"])

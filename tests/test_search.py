@@ -76,6 +76,12 @@ def test_the_best_is_found_and_the_same_command_resumes_the_search(tmp_path, sta
     best = max(report["validation"]["val/svm/accuracy"] for report in reports if "error" not in report)
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     assert f"{100 * best:.2f} %" in rows[0] and best > 0.85 and len(rows) == 25
+    column = [cell.strip() for cell in re.split("[┃│]", shown.splitlines()[1])].index("norm")
+    assert {row.split("│")[column].strip() for row in rows} == {
+        "batch",
+        "layer",
+        "tasknorm",
+    }  # whatever the order when typed
     command = shown.split("the best, to be trained and tested:\n")[1].strip()
     assert re.fullmatch(r"python train.py head=svm norm=batch head.scale=\d+ optimizer.lr=0.0\d+", command)
     assert search.main([*SPACE, "trials=25", out]) == 0 and len(started) == 25

@@ -58,6 +58,8 @@ def print_message(message: object) -> None:
 @contextmanager
 def written(out: Path, example: str = "FILE.csv") -> Iterator[None]:
     """Raise UsageError, which advises ``out=example``, if the file or one beside it cannot be written inside."""
+    if not out.name:
+        raise UsageError(f"expected out to be a file, got {out}: type out={example}")
     try:
         yield
     except OSError as error:

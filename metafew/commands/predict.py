@@ -150,7 +150,7 @@ def predict(values: dict[str, str]) -> None:
         UsageError: if an input cannot be used, or, once everything is written, if queries have no prediction.
     """
     out, query = Path(values["out"]), Path(values["query"])
-    if out.suffix.lower() in PICTURES:
+    if not out.name or out.suffix.lower() in PICTURES:
         raise UsageError(f"expected out to be a CSV file, got {out}: type out=FILE.csv")
     check_beside(out, query)
     files, examples = list_images(query, out.with_suffix(".png")), read_examples(Path(values["support"]))

@@ -90,9 +90,9 @@ def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(out / "study.log")))
     except OSError as error:
-        raise UsageError(f"expected out={out} to be a folder that can be created, got {error}: type out=DIR") from error
-    storage = JournalStorage(JournalFileBackend(str(out / "study.log")))
+        raise UsageError(f"expected out={out} to be a folder that can be written, got {error}: type out=DIR") from error
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("words", overrides)
     if sorted(before) != sorted(overrides):
@@ -162,10 +162,11 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
     table = Table("trial", *map(escape, space.distributions))
     table.add_column("validation accuracy", justify="right")
     for trial in ranked + failed:
-        values = (escape(str(value)) for value in rounded(trial.params).values())
+        values = rounded(trial.params)
         # In earlier versions, the value of a trial is its accuracy.
         accuracy = trial.user_attrs.get("validation", {"mean": trial.value, "ci95": None})
-        table.add_row(f"{trial.number:03d}", *values, "failed" if trial in failed else format_percent(accuracy, " %"))
+        cells = [escape(str(values[key])) for key in space.distributions]
+        table.add_row(f"{trial.number:03d}", *cells, "failed" if trial in failed else format_percent(accuracy, " %"))
     console.print(table)
     for trial in failed:
         print_plain(console, f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")

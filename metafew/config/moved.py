@@ -21,6 +21,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"duplicates": "warn", "white": None, "background": None, "layout": "auto", "columns": None},
     "backbone": {"norms": "convert", "freeze": None, "mean": None, "std": None, "output": None, "readout": "flatten"},
     "metafew.backbones.conv4.Conv4": {"bias": False},
+    "metafew.data.sources.hub.Hub": {"invert": False},
     "metafew.backbones.resnet18.ResNet18": {"readout": "mean"},
     "head": {"output_std": None, "memory": "auto"},
     "val": {"at_start": True, "balance": "balanced", "dirichlet": 2.0},  # at_start does not affect results

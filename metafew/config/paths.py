@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from metafew.config.groups import options_of
+
 PATHS = (
     "data_dir", "cache_dir", "ckpt", "cells", "backbone.weights",
     "dataset.root", "dataset.splits", "dataset.labels",
@@ -16,6 +18,8 @@ PATHS = (
 """Options with a single path, or null."""
 LISTS = ("dataset.sources", "dataset.test_sources")
 """Options with lists of paths and other words."""
+OF_A_SOURCE = ("root", "splits", "labels")
+"""Options with paths of a dataset in these lists."""
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 """Options of Hydra itself that are paths."""
 
@@ -53,11 +57,12 @@ def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
     if isinstance(value, list):
         return [resolved_path(item, folder, listed) for item in value]
     if isinstance(value, dict):
-        return {key: resolved_path(item, folder, key != "root") for key, item in value.items()}
+        return {key: resolved_path(item, folder) if key in OF_A_SOURCE else item for key, item in value.items()}
     if not isinstance(value, str):
         return value
     path = os.path.expanduser(value)
-    return path if folder is None or (listed and not (folder / path).exists()) else str(folder / path)
+    is_word = listed and (value in options_of("dataset") or (folder is not None and not (folder / path).exists()))
+    return path if folder is None or is_word else str(folder / path)
 
 
 def typed_in() -> Path:

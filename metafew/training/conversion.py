@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.overrides import key
 from metafew.data.datamodule import FewShot
+from metafew.data.formats.conversion import Conversion
 from metafew.data.store import describe
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,13 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
     conversion, trained_on = model.get("conversion"), start["metafew"]["training"]["dataset"]
     if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # the same dataset and store
         return
-    typed = {key(override) for override in overrides}
+    typed, usual = {key(override) for override in overrides}, Conversion(1, 1).options
     for option, value in {**model["images"], **conversion}.items():
+        if option not in cfg.dataset and option in conversion and value != usual[option]:
+            log.warning(
+                "images are not converted with %s=%s, as in the training of %s: this dataset has no such option",
+                *(option, value, cfg.ckpt),
+            )
         own = cfg.dataset.get(option, value)
         if value is None or own == value:
             continue

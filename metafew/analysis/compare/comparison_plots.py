@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 
 from metafew.analysis.compare.comparison import Comparison, Measurement
 from metafew.analysis.compare.feature_plots import alpha_curves, projections, sufficient_conditions, weight_distances
-from metafew.analysis.compare.rows_and_columns import Column, canonical, group_rows, named_by_folder
+from metafew.analysis.compare.rows_and_columns import (
+    Column,
+    canonical,
+    group_rows,
+    named_by_folder,
+    task_settings,
+)
 from metafew.analysis.compare.runs import Omitted, Run
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 from metafew.analysis.compare.training_curves import (
@@ -94,9 +100,15 @@ def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
 
 def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
     """Return the folders of runs with ``key`` in their analysis.json, by row; empty for a single row."""
-    rows = group_rows([run for run in runs if run.analysis.get(key)])
-    folders = {row.label + MARK * row.transductive: [run.analyzed for run in row.runs] for row in rows}
-    return folders if len(rows) > 1 else {}
+    analyzed = [run for run in runs if run.analysis.get(key)]
+    tasks = named_by_folder(analyzed, varying_keys(map(task_settings, analyzed)))
+    folders: dict[str, list[Path]] = {}
+    for row in group_rows(analyzed):
+        for run in row.runs:
+            of_tasks = format_overrides(run.values | {"dataset": run.dataset}, tasks)
+            label = " ".join(filter(None, [row.label if row.settings or not tasks else "", of_tasks]))
+            folders.setdefault(label + MARK * row.transductive, []).append(run.analyzed)
+    return folders if len(folders) > 1 else {}
 
 
 def accuracy_over_shots(comparison: Comparison) -> Figure | None:

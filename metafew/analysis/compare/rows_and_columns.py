@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -79,26 +80,29 @@ class Column(NamedTuple):
 def group_rows(runs: Sequence[Run]) -> list[Row]:
     """Group runs that only differ in seed and test tasks, and sort the groups by the settings in which they differ.
 
-    Checkpoints only separate runs with the same seed: by the names of their files, and by their paths if necessary.
+    Checkpoints only separate runs with the same seed: by the names of their files, and by their paths if necessary. So
+    do the images of the tests, by their fingerprints.
     """
-    separated: list[tuple[list[Run], tuple]] = []
+    separated: list[tuple[list[Run], tuple, str | None]] = []
     for group in agreeing(runs, training_settings):
         if not repeats(group):
-            separated.append((group, ()))
+            separated.append((group, (), None))
             continue
         varying = varying_keys(run.starts for run in group)
-        separated += [(part, tuple(start for start in STARTS if start in varying)) for part in by_start(group)]
-    keys = varying_keys(union(map(row_settings, group)) for group, _ in separated)
+        starts = tuple(start for start in STARTS if start in varying)
+        separated += [(part, starts, images) for same in by_start(group) for images, part in by_images(same)]
+    keys = varying_keys(union(map(row_settings, group)) for group, _, _ in separated)
     rows = []
-    for group, starts in separated:
+    for group, starts, images in separated:
         values = union(run.values for run in group)
         settings = {key: values[key] for key in in_group_order(keys) if key in values}
         for key in starts:  # seeds may have checkpoints of their own
             start, *others = {run.starts[key] for run in group}
             settings[key] = Path(start).name if start and others else start
+        settings |= {"images": images} if images else {}
         label = format_overrides(settings, settings) or format_overrides(values, ("head", "norm"))
         rows.append(Row(label or group[0].folder.name, group, settings))
-    order = in_group_order([*keys, *STARTS])
+    order = in_group_order([*keys, *STARTS, "images"])
     return sorted(rows, key=lambda row: [natural_value(row.settings.get(key)) for key in order])
 
 
@@ -111,6 +115,16 @@ def by_start(runs: Iterable[Run]) -> Iterator[list[Run]]:
     """Yield groups of runs that start from checkpoints of one name, such as best.ckpt, or else of one path."""
     for names in divide(runs, lambda path: Path(path).name):
         yield from divide(names, str) if repeats(names) else [names]
+
+
+def by_images(runs: list[Run]) -> list[tuple[str | None, list[Run]]]:
+    """Return groups of runs with the same test images, and a name of these; one without a name if no seed repeats."""
+    if not repeats(runs):
+        return [(None, runs)]
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(sha256(canonical(run.tested_images).encode()).hexdigest()[:6], []).append(run)
+    return [*found.items()] if len(found) > 1 else [(None, runs)]
 
 
 def divide(runs: Iterable[Run], name: Callable[[str], str]) -> list[list[Run]]:

@@ -94,10 +94,11 @@ class Run:
     @property
     def tested_images(self) -> dict:
         """What determines the images of the tests: fingerprints of the data, and random views of test images."""
-        data, tested = self.report.get("data", {}), self.report.get("sources") or self.report.get("data", {})
+        data, sources = self.report.get("data", {}), self.report.get("sources") or {}
+        tested = sources if sources and sources.keys() <= data.keys() else data  # a folder has its own name in sources
         views = {key: value for key, value in self.values.items() if key.startswith("augment.views")}
         augmented = "test" in (self.values.get("augment.splits") or [])
-        return {title: data[title]["fingerprint"] for title in tested if title in data} | (views if augmented else {})
+        return {title: data[title]["fingerprint"] for title in tested} | (views if augmented else {})
 
     @property
     def command(self) -> str:

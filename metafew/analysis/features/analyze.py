@@ -41,11 +41,12 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     observer = Observer(learner, sampler)
     predictions = trainer.predict(observer, data)
     tasks = in_order([batch for process in gather_objects(predictions) for batch in process])
-    diverged = next((task.number for task in tasks if not task.features.isfinite().all()), None)
+    # Squares, of which all measures consist, exceed the range of float32 before features do.
+    diverged = next((task.number for task in tasks if not task.features.square().sum(-1).isfinite().all()), None)
     if diverged is not None:
         log.warning(
-            "features of task %d of the %s split are not finite, as training diverged, and are not measured: a smaller "
-            "optimizer.lr may help",
+            "features of task %d of the %s split are not finite, or too large to be squared, as training diverged, and "
+            "are not measured: a smaller optimizer.lr may help",
             *(diverged, data.analyzed.split),
         )
         return None

@@ -168,7 +168,7 @@ class Conversion:
             image = blend(image, self.background or BACKGROUNDS[0])
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.resample == "area":
-            values = channels_first(image).astype(np.float64)
+            values = channels_first(self._padded(image)).astype(np.float64)
             pixels = np.rint(average(255 - values if self.invert else values, self.size)).astype(np.uint8)
         else:
             pixels = channels_first(self._resize(image))
@@ -183,9 +183,15 @@ class Conversion:
             return image.resize(square, Image.Resampling.LANCZOS)
         scale = self.size / max(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
-        padded = Image.new(image.mode, square, self.background or BACKGROUNDS[0])
-        inner = image.resize((width, height), Image.Resampling.LANCZOS)
-        padded.paste(inner, ((self.size - width) // 2, (self.size - height) // 2))
+        return self._padded(image.resize((width, height), Image.Resampling.LANCZOS))
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """Add margins with ``fit=pad``, so that the image becomes square."""
+        if self.fit != "pad" or image.width == image.height:
+            return image
+        side = max(image.size)
+        padded = Image.new(image.mode, (side, side), self.background or BACKGROUNDS[0])
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return padded
 
     def _to_8_bits(self, image: Image.Image) -> Image.Image:

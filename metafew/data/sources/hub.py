@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+from filelock import FileLock
 
 from metafew.config.option_values import check_choice, option_path
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
@@ -52,6 +53,7 @@ class Hub(Collected):
         background: ``white`` or ``black``, behind transparent pixels and in margins; None derives it from all images.
         download: whether missing files are downloaded into ``root``.
         duplicates: how to treat equal images: ``warn``, ``error`` (refuse them) or ``drop``.
+        invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
 
     Raises:
         UsageError: if an option has an invalid value.
@@ -77,8 +79,9 @@ class Hub(Collected):
         background: str | None,
         download: bool,
         duplicates: str = POLICIES[0],
+        invert: bool = False,
     ):
-        super().__init__(channels, image_size, fit, white=white, background=background)
+        super().__init__(channels, image_size, fit, invert=invert, white=white, background=background)
         check_choice("dataset.duplicates", duplicates, POLICIES)
         if repo is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", repo):
             raise UsageError(
@@ -131,9 +134,11 @@ class Hub(Collected):
                     f"expected dataset.repo={self.repo} in {saved.parent}, and dataset.download=false forbids "
                     "downloading it: type dataset.download=true, or dataset.root=DIR of a folder that holds it"
                 )
-            listing = self._request_listing()
             try:
-                write_json(saved, listing)
+                saved.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(saved.with_name(f".{saved.name}.lock")):  # of runs that start at the same time
+                    if not saved.is_file():
+                        write_json(saved, self._request_listing())
             except OSError as error:
                 raise UsageError(f"{saved.parent} cannot be written ({error}): type data_dir=PATH") from error
         return json.loads(saved.read_text(encoding="utf-8"))

@@ -266,6 +266,13 @@ def test_the_monitor_logs_in_training_what_the_analysis_measures(trained, launch
         assert report["analysis"][name]["mean"] == pytest.approx(float(logged[-1][f"val/{name}"]), rel=1e-5)
 
 
+def test_the_monitor_measures_balanced_tasks(launch):
+    words = ["val.balance=dirichlet", "val.way=2", "val.query=1", "val.total=12", "val.every=1", "analyze.every=1"]
+    _, out = launch(*words, "trainer.max_steps=1", "stages=[fit]", out=None)
+    with (out / "metrics.csv").open() as file:
+        assert any(row["val/feature_clustering"] for row in csv.DictReader(file))
+
+
 def test_a_diverged_checkpoint_logs_a_warning(trained, launch, tmp_path, caplog):
     content = torch.load(trained[1] / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"]["backbone.blocks.0.0.weight"][0] = float("nan")

@@ -9,8 +9,11 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import nn
 
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF, describe_groups
 from metafew.config.quoting import override
+from metafew.errors import UsageError
+from metafew.heads.protonet import ProtoNet
 from metafew.training.factory import make_backbone, make_objective, make_source
 from metafew.training.instantiate import make, make_head
 
@@ -65,6 +68,20 @@ class Own(nn.Sequential):
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten())
+
+
+class Keeping(ProtoNet):
+    """A head that keeps the backbone, whose weights would then be its own, too."""
+
+    def __init__(self, backbone, trained):
+        super().__init__()
+        self.backbone = backbone
+
+
+def test_a_head_that_keeps_its_backbone_is_refused():
+    node = OmegaConf.create({"head": {"_target_": "test_conf.Keeping", "_partial_": True}}).head
+    with pytest.raises(UsageError, match="expected head to use the backbone only when it is made, got Keeping"):
+        make_head(node, Identity(4, 1, norm=nn.Identity), trained=True)
 
 
 @pytest.mark.parametrize("word", ["conv4", "r2d2", "resnet12", "resnet18", "module"])

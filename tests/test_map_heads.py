@@ -53,6 +53,13 @@ def test_dn4_of_constant_features_is_finite_with_gradients():
     assert not logits.any() and support.grad.isfinite().all() and query.grad.isfinite().all()
 
 
+def test_a_support_image_that_is_not_finite_fails_the_task():
+    support, query = features(), features(4, 1)
+    support[0, 0] = torch.nan
+    logits = DN4(SimpleNamespace(map_shape=(60, 1, 1)), False).classify(support, LABELS, query, W)
+    assert logits[0].isnan().any() and logits[1:].isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 5), (15, 2, 2), (60, 1, 1)])
 def test_relation_scores_concatenated_maps(shape):
     torch.manual_seed(0)

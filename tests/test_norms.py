@@ -585,6 +585,18 @@ def test_formula_of_batch_renorm_in_training_and_its_stopped_gradient(over, x):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_bounds_of_batch_renorm_that_make_no_sense_are_refused():
+    for options in ({"r_max": 0.5}, {"d_max": -1.0}):
+        with pytest.raises(UsageError, match=f"expected norm.{next(iter(options))} to be"):
+            make(OmegaConf.load(CONF / "norm" / "batch_renorm.yaml"), **options)(C)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_instance_norm_of_a_single_position_is_refused(shape):
+    with pytest.raises(UsageError, match="which normalization per image and channel would set to 0"), rows(1, 2):
+        scheme("instance")(torch.rand(4, C, *shape, dtype=torch.double))
+
+
 def with_alpha(norm: Norm, alpha: float) -> Norm:
     """Return ``norm`` with its alpha set for any context size, and weight 1 and bias 0."""
     with torch.no_grad():

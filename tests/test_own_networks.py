@@ -223,6 +223,19 @@ def test_a_network_that_works_in_place_does_not_change_the_images():
     assert torch.equal(backbone.embed(images)[0], features)
 
 
+class ThenInPlace(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(SIZE * SIZE, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+
+
+def test_the_output_of_a_layer_is_not_changed_by_the_next_one_in_place():
+    backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.ThenInPlace", norms="own", output="1")
+    images = torch.randn(1, 8, 1, SIZE, SIZE)
+    features, _ = backbone.embed(images)
+    torch.testing.assert_close(features[0], backbone.network[1](images[0].flatten(1)))
+    assert (features < 0).any()
+
+
 def test_features_in_double_precision_are_those_of_the_images_for_heads():
     backbone = Wrapped(1, SIZE, BatchNorm, f"{__name__}.Double", norms="own")
     assert backbone.embed(torch.rand(1, 4, 1, SIZE, SIZE))[0].dtype == torch.float32

@@ -7,6 +7,7 @@ import torch
 from contracts import sampled, takes_steps
 from runs import HALF, TINY, state
 from smooth import Smooth
+from torch import nn
 from torch.nn import functional as F
 
 from metafew.config.groups import CONF
@@ -15,6 +16,7 @@ from metafew.heads.fast_weights import autograd_gradient, vmap_safe_gradient
 from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
 from metafew.objectives.episodic import Episodic
+from metafew.objectives.objective import in_turn
 from metafew.objectives.regularizers import NoRegularizer
 
 HEADS = sorted(file.stem for file in (CONF / "head").glob("*.yaml"))
@@ -94,6 +96,22 @@ def test_inner_gradients_do_not_vanish_in_float16(differentiate):
     torch.testing.assert_close(value, loss({"w": weight}).detach(), rtol=1e-2, atol=0)
     second, reference = (torch.autograd.grad(3e12 * g["w"].square().sum(), weight)[0] for g in (grads, exact))
     torch.testing.assert_close(second, reference, rtol=2e-2, atol=5e-2 * reference.abs().max().item())
+
+
+def test_gradients_of_what_is_computed_in_float32_are_in_float32_too():
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 64), nn.Parameter(torch.randn(64, 64))
+
+    def loss(weights):
+        with torch.autocast("cpu", enabled=False):
+            return (x @ (x @ weights["w"])).square().mean()[None]
+
+    (exact,) = torch.autograd.grad(loss({"w": weight}), weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        inner = autograd_gradient(loss, {"w": weight}, False)[0]["w"]
+        in_turn([loss({"w": weight}).sum()], [weight], 1.0).backward()
+    for found in (inner, weight.grad):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
 
 
 def meta_gradient(head, inner, scale, dtype):

@@ -97,6 +97,11 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
         ("accelerator", "cdua", r"got cdua \(did you mean cuda\?\): type trainer.accelerator=cuda$"),
         ("precision", "foo", "or bf16-mixed or .* or null, got foo: type trainer.precision=32-true$"),
         ("precision", "bf16-mixd", r"\(did you mean bf16-mixed\?\): type trainer.precision=bf16-mixed$"),
+        (
+            "precision",
+            "bf16-true",
+            r"got bf16-true \(moments .* in float32 at least\): type trainer.precision=32-true$",
+        ),
         ("profiler", "foo", r"simple or advanced or pytorch or null, got foo: type \+\+trainer.profiler=simple$"),
         (
             "gradient_clip_algorithm",

@@ -232,6 +232,13 @@ def test_the_gradient_of_tim_is_that_of_autograd(options):
     torch.testing.assert_close(TIM(**options).gradient(weights.detach(), *tim_parts()), expected)
 
 
+def test_the_gradient_of_tim_is_finite_where_probabilities_are_zero():
+    weights, (support, members, query) = features(n=W, seed=2).float(), [part.float() for part in tim_parts()]
+    head = TIM(temperature=1e4)
+    assert not head.logits(query[:, :1], weights).softmax(-1).amin((1, 2)).any()
+    assert head.gradient(weights, support, members, query[:, :1]).isfinite().all()
+
+
 def test_tim_takes_the_published_number_of_steps():
     options = node(CONF / "head" / "tim.yaml")
     assert options.steps is None
@@ -449,6 +456,7 @@ def test_the_outer_gradient_of_transductive_finetuning_is_first_order():
         (lambda: TransductiveFinetuning(network(), False, lr=-1.0), "head.lr"),
         (lambda: TIM(solver="newton"), "head.solver"),
         (lambda: TIM(support_weight=0.0), "head.support_weight"),
+        (lambda: TIM(temperature=0.0), "head.temperature"),
     ],
 )
 def test_bad_values_are_refused(make, message):

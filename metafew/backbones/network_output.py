@@ -36,8 +36,8 @@ class NetworkOutput:
             network.get_submodule(str(output)).register_forward_hook(self.keep)
 
     def keep(self, _: nn.Module, __: Any, result: Any) -> None:
-        """Keep the output of the layer."""
-        self.latest = result
+        """Keep the output of the layer, as a copy, since later layers may change it in place."""
+        self.latest = result.clone() if isinstance(result, Tensor) else result
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return features ``(b, d)`` of images ``(b, c, h, w)``."""

@@ -12,6 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from metafew.backbones.backbone import Backbone
 from metafew.data.datamodule import FewShot, to_model_input
+from metafew.data.task_spec import BALANCES
 from metafew.objectives.clustering import draw_pairs, pairwise, variance_ratio
 from metafew.precision import precise
 
@@ -42,7 +43,8 @@ class ClusteringMonitor(Callback):
             return
         data = cast(FewShot, trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
         backbone, dtype = cast(Backbone, pl_module.backbone), cast(torch.dtype, pl_module.dtype)
-        sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total)))
+        # Balanced, as pairs need two images of each class.
+        sampler = data.sampler(replace(data.val, total=min(self.tasks, data.val.total), balance=BALANCES[0]))
         pairs, ratios = [], []
         for index in range(sampler.spec.total):
             (episode,) = data.transfer_batch_to_device([sampler.task(index)], pl_module.device, 0)

@@ -42,7 +42,7 @@ class DN4(MapHead):
         votes = []
         for m in range(way):
             found = cosines.masked_fill(classes != m, -torch.inf).topk(nearest).values
-            present = found.isfinite()
+            present = found != -torch.inf
             votes.append(found.where(present, 0).sum(-1) / present.sum(-1))
         return self.neighbours * torch.stack(votes, -1).unflatten(1, (query.shape[1], -1)).sum(2)
 

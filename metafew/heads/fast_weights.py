@@ -142,7 +142,8 @@ def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weight
     scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():
         value = loss(weights)
-        grads = torch.autograd.grad(value.sum() * scale, targets, create_graph=graph, materialize_grads=True)
+        with torch.autocast(value.device.type, enabled=False):  # where the loss is computed in float32, so is this
+            grads = torch.autograd.grad(value.sum() * scale, targets, create_graph=graph, materialize_grads=True)
         return unscaled(dict(zip(weights, grads, strict=True)), scale), value.detach()
 
 

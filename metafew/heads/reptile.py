@@ -79,6 +79,7 @@ class Reptile(MAML):
         check_choice("head.adapt", adapt, ("all", "no_norm", "output"))  # the outer step moves what tasks adapt
         for key, value in {"batch": batch, "test_batch": test_batch}.items():
             check_integer(f"head.{key}", value, 1, 5)
+        check_integer("head.seed", seed, 0)
         if output == "shared":
             raise UsageError(
                 "expected an output layer with a row for each class, got head.output=shared: type head.output=zero"

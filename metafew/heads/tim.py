@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metafew.config.option_values import check_choice, check_integer, check_range
+from metafew.config.option_values import check_choice, check_integer, check_positive, check_range
 from metafew.heads.cosine import direction
 from metafew.heads.head import FeatureHead, class_means, negative_distances
 from metafew.heads.inner import Adam
@@ -51,6 +51,7 @@ class TIM(FeatureHead):
         check_range("head.lr", lr, 0, math.inf)
         check_range("head.support_weight", support_weight, 1e-6, math.inf)
         check_range("head.conditional_weight", conditional_weight, 0, math.inf)
+        check_positive("head.temperature", temperature, example=15)
         self.solver, self.lr, self.temperature = solver, lr, temperature
         self.steps = steps if steps is not None else {"adm": 150, "gradient": 1000}[solver]
         self.support_weight, self.conditional_weight = support_weight, conditional_weight
@@ -95,7 +96,8 @@ class TIM(FeatureHead):
         rows, counts = torch.cat([support, query], 1), (support.shape[1], query.shape[1])
         given, found = self.logits(rows, weights).log_softmax(-1).split(counts, 1)
         p = found.exp()
-        slope = p.mean(1, keepdim=True).log() - self.conditional_weight * found  # in p, up to a constant for each query
+        shares = found.logsumexp(1, keepdim=True) - math.log(counts[1])  # logarithms of the mean of p
+        slope = shares - self.conditional_weight * found  # in p, up to a constant for each query
         slope = p * (slope - (p * slope).sum(-1, keepdim=True)) / counts[1]
         residual = torch.cat([self.support_weight / counts[0] * (given.exp() - members), slope], 1)
         return self.temperature * pull(residual, rows, weights)

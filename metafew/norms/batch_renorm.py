@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
+from metafew.config.option_values import check_range
 from metafew.norms.norm import Moments
 from metafew.norms.running import GroupedNorm, group_moments
 
@@ -24,7 +26,7 @@ class BatchRenorm(GroupedNorm):
         eps: added to the variance.
         momentum: weight of the newest step in the running moments.
         over: ``apart`` or ``joined``, as in :class:`~metafew.norms.batch.BatchNorm`.
-        r_max: bound of the correction of the scale.
+        r_max: bound of the correction of the scale, at least 1.
         d_max: bound of the correction of the mean.
     """
 
@@ -40,6 +42,8 @@ class BatchRenorm(GroupedNorm):
         d_max: float = 5.0,
     ):
         super().__init__(channels, eps, momentum, over)
+        check_range("norm.r_max", r_max, 1, math.inf)
+        check_range("norm.d_max", d_max, 0, math.inf)
         self.r_max, self.d_max = r_max, d_max
 
     def moments(self, own: Moments | None, context: int) -> Moments:

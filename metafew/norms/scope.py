@@ -49,5 +49,6 @@ def current() -> Rows:
     except LookupError:
         raise RuntimeError(
             "a normalization layer was called outside a scope: use backbone.embed(context, targets), "
-            "or open metafew.norms.scope.rows(tasks, context) around the pass"
+            "or open metafew.norms.scope.rows(tasks, context) around the pass; checkpointing of activations, which "
+            "repeats a pass later, is not supported"
         ) from None

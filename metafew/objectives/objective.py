@@ -205,7 +205,8 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
     values: list[Tensor] = []
     grads: list[Tensor | None] = [None] * len(weights)
     for loss in losses:
-        parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+        with torch.autocast(loss.device.type, enabled=False):  # as in Lightning's backward pass
+            parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
         values.append(loss.detach())
     unscaled = [None if g is None else g / scale for g in grads]

@@ -55,5 +55,10 @@ def make_head(node: DictConfig, backbone: Backbone, trained: bool) -> Head:
             f"expected {group} to make a metafew.heads.head.Head, got {type(head).__name__}: "
             f"type {group}=protonet, or derive its class from Head or FeatureHead"
         )
+    if any(module is backbone for module in head.modules()):
+        raise UsageError(
+            f"expected {group} to use the backbone only when it is made, got {type(head).__name__}, which keeps it, so "
+            "that its weights would count twice: keep what it needs, such as backbone.features"
+        )
     accelerate(head)
     return head

@@ -74,7 +74,7 @@ class Words(NamedTuple):
         reason: why they are refused.
     """
 
-    values: tuple[str, ...]
+    values: tuple[str | int, ...]
     refused: tuple[str, ...] = ()
     reason: str = ""
 
@@ -91,9 +91,14 @@ WORDS = {
         "solvers and metrics use float64",
     ),
     "gradient_clip_algorithm": Words(("norm", "value")),
+    "precision": Words(
+        ("32-true", "bf16-mixed", "16-mixed", "64-true", "32", "64", "bf16", "16", 32, 64, 16),
+        ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"),
+        "moments and heads are computed in float32 at least",
+    ),
     "profiler": Words(("simple", "advanced", "pytorch")),
 }
-"""Options that Lightning annotates as any string."""
+"""Options that Lightning annotates as any string, and its precisions, of which some do not work with all heads."""
 ADDED = ("callbacks", "logger", "plugins")
 """Options that are checked where they are made."""
 

@@ -591,12 +591,6 @@ def test_bounds_of_batch_renorm_that_make_no_sense_are_refused():
             make(OmegaConf.load(CONF / "norm" / "batch_renorm.yaml"), **options)(C)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_instance_norm_of_a_single_position_is_refused(shape):
-    with pytest.raises(UsageError, match="which normalization per image and channel would set to 0"), rows(1, 2):
-        scheme("instance")(torch.rand(4, C, *shape, dtype=torch.double))
-
-
 def with_alpha(norm: Norm, alpha: float) -> Norm:
     """Return ``norm`` with its alpha set for any context size, and weight 1 and bias 0."""
     with torch.no_grad():

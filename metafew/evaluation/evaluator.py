@@ -109,12 +109,18 @@ class Evaluator(pl.LightningModule):
         self._measure(batch, self.val_tasks, self.val_logits, self.feature_caches[0])
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas for the largest training context."""
+        """Log accuracy, loss and failed tasks of every head, and TaskNorm's alphas for the largest training context.
+
+        After training, where options are chosen, only those of the candidates are logged.
+        """
+        chooses = self.trainer.state.fn == TrainerFn.VALIDATING
         for name, metric in self.val_tasks.items():
             table = metric.compute()
             accuracy = summary(table, "accuracy")
             found = {"accuracy": accuracy["mean"], "loss": summary(table, "loss")["mean"], "failed": accuracy["failed"]}
             self.validation[name] = found
+            if chooses and name in self.heads:
+                continue
             for measure, value in found.items():
                 shown = name == self.trained and measure != "loss"
                 self.log(f"val/{name}/{measure}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
@@ -122,7 +128,7 @@ class Evaluator(pl.LightningModule):
             self.temperatures = fit_temperatures(self.val_logits)
         self.val_logits, self.feature_caches = {}, []
         data = cast(FewShot, self.trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
-        for number, alpha in enumerate(self.alphas, 1):
+        for number, alpha in enumerate([] if chooses else self.alphas, 1):
             value = alpha(data.train.contexts[1]).mean()
             self.log(f"alpha/layer{number}", value, sync_dist=self.trainer.world_size > 1)
 

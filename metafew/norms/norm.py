@@ -145,10 +145,9 @@ class Norm(nn.Module):
                 f"expected a batch of {tasks} tasks with {context} context rows or more each, got {x.shape[0]} rows: "
                 "open task_scope(n_tasks, n_context) with the numbers of the batch"
             )
-        if self.needs_positions and x.shape[2:].numel() == 1:  # of no dimensions, too
-            what = f"rows {tuple(x.shape)}" if x.ndim == 2 else f"maps {tuple(x.shape)} of a single position"
+        if x.ndim == 2 and self.needs_positions:
             raise UsageError(
-                f"expected maps (b, c, h, w), got {what}, which normalization per image and "
+                f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, which normalization per image and "
                 "channel would set to 0: type norm=layer, or name the layers to replace in backbone.norms"
             )
         return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)

@@ -70,24 +70,13 @@ def run_stages(parts: Parts) -> Outcome:
             outcome.finished = report_end(parts)
             outcome.selected = load_selected(parts)
         if parts.selects_on_validation:
-            with without_loggers(trainer):  # it is no validation of the training
-                trainer.validate(learner, data, verbose=False)
+            trainer.validate(learner, data, verbose=False)
             outcome.chosen = learner.choose()
         if "test" in parts.stages:
             outcome.seconds["test"] = timed(trainer.test, learner, data, verbose=False)
         if "analyze" in parts.stages:
             outcome.analysis = analyze.analyze(trainer, learner, data, parts.out)
     return outcome
-
-
-@contextmanager
-def without_loggers(trainer: Trainer) -> Iterator[None]:
-    """Log nothing inside this context."""
-    loggers, trainer.loggers = trainer.loggers, []
-    try:
-        yield
-    finally:
-        trainer.loggers = loggers
 
 
 @contextmanager

@@ -134,11 +134,11 @@ class Hub(Collected):
                     f"expected dataset.repo={self.repo} in {saved.parent}, and dataset.download=false forbids "
                     "downloading it: type dataset.download=true, or dataset.root=DIR of a folder that holds it"
                 )
+            listing = self._request_listing()
             try:
                 saved.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(saved.with_name(f".{saved.name}.lock")):  # of runs that start at the same time
-                    if not saved.is_file():
-                        write_json(saved, self._request_listing())
+                    write_json(saved, listing)
             except OSError as error:
                 raise UsageError(f"{saved.parent} cannot be written ({error}): type data_dir=PATH") from error
         return json.loads(saved.read_text(encoding="utf-8"))

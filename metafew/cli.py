@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial, partialmethod
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from metafew.distributed.report_once import (
 from metafew.distributed.subprocesses import run_cell
 from metafew.distributed.sweep import finished
 from metafew.errors import Diverged, UsageError
-from metafew.io import print_any_character, read_json, write_json
+from metafew.io import has_results, print_any_character, write_error
 from metafew.training.start import compose_run
 
 log = logging.getLogger(__name__)
@@ -195,12 +194,7 @@ def report_error(out: Path, message: str, diverged: bool = False, refused: bool 
     with first_to_report() as reports:
         if reports:
             message = f"process {global_rank()}: {message}" if global_rank() else message
-            with suppress(OSError, UsageError):  # the error may be that nothing can be read or written
-                file = out / "results.json"
-                earlier = "metrics" in read_json(file)
-                if earlier and not refused:
-                    aside = (file.with_name(f"results-{number}.json") for number in count(1))
-                    file.rename(next(path for path in aside if not path.exists()))
-                if not (earlier and refused):
-                    write_json(file, {"error": message} | ({"diverged": True} if diverged else {}))
+            with suppress(OSError):  # the error may be that nothing can be written
+                if not (refused and has_results(out)):
+                    write_error(out, {"error": message} | ({"diverged": True} if diverged else {}))
             print(f"metafew: {message}", file=sys.stderr)

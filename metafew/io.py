@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,28 @@ def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_error(out: Path, content: dict) -> None:
+    """Write an error as the results of the run in ``out``; earlier results are set aside."""
+    set_results_aside(out)
+    write_json(out / "results.json", content)
+
+
+def set_results_aside(out: Path) -> None:
+    """Rename results of an earlier run in ``out``, if any, to results-1.json, or the first free number."""
+    if has_results(out):
+        names = (out / f"results-{number}.json" for number in count(1))
+        (out / "results.json").rename(next(name for name in names if not name.exists()))
+
+
+def has_results(out: Path) -> bool:
+    """Return whether results.json has results rather than an error; a damaged one counts, too."""
+    try:
+        found = read_json(out / "results.json")
+    except UsageError:
+        return True
+    return bool(found) and "error" not in found
 
 
 def is_own(ckpt: str | None, out: Path) -> bool:

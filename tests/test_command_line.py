@@ -244,12 +244,14 @@ def test_paths_are_those_of_the_folder_where_they_were_typed(chdir, tmp_path, mo
             "dataset": {"root": "${data_dir}/cub", "sources": ["glyphs", "birds", {"root": "birds", "name": "x"}]},
         }
     )  # fmt: skip
+    cfg.dataset.sources.append({"dataset": "birds"})
     resolve_paths(cfg)
     prefix = f"{tmp_path}/" if chdir else ""
     assert cfg.cache_dir == "/home/me/kept"
     assert cfg.ckpt == f"{prefix}a/best.ckpt"
     assert cfg.dataset.root == f"{prefix}data/cub"
-    assert cfg.dataset.sources == ["glyphs", f"{prefix}birds", {"root": f"{prefix}birds", "name": "x"}]
+    birds = f"{prefix}birds"
+    assert cfg.dataset.sources == ["glyphs", birds, {"root": birds, "name": "x"}, {"dataset": birds}]
     cfg.ckpt = "last"
     assert resolve_paths(cfg).ckpt == "last"
 

@@ -21,10 +21,11 @@ from metafew.data.formats.damage import UnreadableImages
 from metafew.data.formats.remarks import remarks
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.folder import Folder
+from metafew.data.sources.omniglot import Omniglot
 from metafew.data.summary import warnings
 from metafew.errors import UsageError
 from metafew.inference import Model
-from metafew.training.conversion import follow_training
+from metafew.training.conversion import follow_training, warn_of_other_conversions
 
 SIZE = 12
 
@@ -304,15 +305,22 @@ def test_a_test_follows_the_training(typed, expected, logged, caplog):
     with caplog.at_level(logging.WARNING):
         follow_training(cfg, {"metafew": {"model": model, "training": {"dataset": {}}}}, ["dataset=folder", *typed])
     assert {key: cfg.dataset[key] for key in expected} == expected and "resample" not in cfg.dataset
-    assert logged in caplog.text and "no such option" not in caplog.text
-    area = model | {"conversion": model["conversion"] | {"resample": "area"}}
-    follow_training(cfg.copy(), {"metafew": {"model": area, "training": {"dataset": {}}}}, [])
-    assert "images are not converted with resample=area, as in the training of a.ckpt" in caplog.text
+    assert logged in caplog.text
     followed = cfg.copy()
     for saved, trained_on in (({"images": model["images"]}, {}), (model, {**options})):
         cfg = OmegaConf.create({"ckpt": "a.ckpt", "dataset": options})
         follow_training(cfg, {"metafew": {"model": saved, "training": {"dataset": trained_on}}}, [])
         assert cfg.dataset == options != followed.dataset  # of an earlier version, or the dataset of training
+
+
+def test_a_test_without_an_option_of_the_training_warns(tmp_path, caplog):
+    drawn = Omniglot(str(tmp_path), "lake", 28, False)
+    start = {"metafew": {"model": {"conversion": drawn.conversion.options}}}
+    warn_of_other_conversions(drawn, start, "a.ckpt")
+    assert not caplog.text
+    warn_of_other_conversions(folder(tmp_path, invert=True), start, "a.ckpt")
+    assert "converted with resample=lanczos, unlike those in the training of a.ckpt, with area" in caplog.text
+    assert "invert" not in caplog.text
 
 
 # store, predictions and the loaded model have the same pixels

@@ -420,6 +420,13 @@ def test_a_row_counts_the_steps_of_its_training_and_the_seeds_that_were_measured
     assert measured_seeds(report, ["one"]) == 2
 
 
+def test_a_claim_on_a_column_that_is_not_there_is_not_yet_run(tmp_path, started):
+    whole = table(rows={"one": {}}, claims={"misspelt": ["one[ProtNet] > 0.5"]})
+    cells = planned(whole, tmp_path)
+    run_experiment(whole, cells, tmp_path / "out")
+    assert collect_results(whole, cells)["claims"][0]["verdict"] == "not yet run"
+
+
 def test_damaged_results_are_a_usage_error(tmp_path, started):
     whole = table(rows={"one": {}})
     (cell,) = cells = planned(whole, tmp_path)

@@ -6,9 +6,11 @@ import logging
 import os
 import resource
 import sys
+from functools import partial
 
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from metafew.callbacks.checkpoints import AtomicCheckpointIO
 from metafew.cli import report_error
@@ -80,6 +82,32 @@ def test_an_error_sets_earlier_results_aside_unless_nothing_was_run(tmp_path, ca
     report_error(tmp_path, "again")
     assert read_json(tmp_path / "results.json") == {"error": "again"} and len(os.listdir(tmp_path)) == 3
     assert capsys.readouterr().err.splitlines()[0] == "metafew: wrong words"
+
+
+def test_damaged_results_are_set_aside_and_those_of_an_experiment_kept(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{")
+    report_error(tmp_path, "an error")
+    assert read_json(tmp_path / "results.json") == {"error": "an error"}
+    assert (tmp_path / "results-1.json").read_text() == "{"
+    write_json(tmp_path / "results.json", {"rows": {}})
+    report_error(tmp_path, "wrong words", refused=True)
+    assert read_json(tmp_path / "results.json") == {"rows": {}}
+
+
+def test_errors_after_the_stages_have_begun_are_no_refusals(launch, monkeypatch):
+    """Also those that other contexts convert, of a full disk or of Lightning."""
+    for error in (OSError(errno.ENOSPC, "No space left on device"), MisconfigurationException("no such thing")):
+        monkeypatch.setattr("metafew.training.stages.Trainer.fit", partial(throw, error))
+        with pytest.raises(UsageError) as raised:
+            launch()
+        assert raised.value.in_stages
+    with pytest.raises(UsageError, match=r"test\.way=999") as raised:
+        launch("test.way=999")
+    assert not raised.value.in_stages
+
+
+def throw(error, *_, **__):
+    raise error
 
 
 def test_an_error_is_printed_even_if_it_cannot_be_written(tmp_path, full, capsys):

@@ -98,7 +98,8 @@ def test_inner_gradients_do_not_vanish_in_float16(differentiate):
     torch.testing.assert_close(second, reference, rtol=2e-2, atol=5e-2 * reference.abs().max().item())
 
 
-def test_gradients_of_what_is_computed_in_float32_are_in_float32_too():
+@pytest.mark.parametrize("differentiate", [autograd_gradient, vmap_safe_gradient])
+def test_gradients_of_what_is_computed_in_float32_are_in_float32_too(differentiate):
     torch.manual_seed(0)
     x, weight = torch.randn(64, 64), nn.Parameter(torch.randn(64, 64))
 
@@ -108,7 +109,7 @@ def test_gradients_of_what_is_computed_in_float32_are_in_float32_too():
 
     (exact,) = torch.autograd.grad(loss({"w": weight}), weight)
     with torch.autocast("cpu", torch.bfloat16):
-        inner = autograd_gradient(loss, {"w": weight}, False)[0]["w"]
+        inner = differentiate(loss, {"w": weight}, False)[0]["w"]
         in_turn([loss({"w": weight}).sum()], [weight], 1.0).backward()
     for found in (inner, weight.grad):
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())

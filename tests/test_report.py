@@ -20,7 +20,7 @@ from rich.console import Console
 from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
-from metafew.analysis.compare.comparison import compare_runs
+from metafew.analysis.compare.comparison import compare_runs, find_row
 from metafew.analysis.compare.csv_files import measurements
 from metafew.analysis.compare.find import find_results, find_runs, read_run
 from metafew.analysis.compare.published import published_results
@@ -371,6 +371,7 @@ def test_images_of_a_folder_are_compared_by_their_fingerprints(tmp_path):
     assert [len(row.runs) for row in rows] == [1, 1, 1]  # one seed on other images is no second seed
     assert sorted(row.label.split(" images=")[0] for row in rows) == ["head=protonet", "head=protonet", "head=svm"]
     assert len({row.label for row in rows}) == 3
+    assert find_row(rows, rows[1].label) == 1
 
 
 def test_a_trained_head_has_one_column_and_heads_measured_by_all_have_their_own(tmp_path):

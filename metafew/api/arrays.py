@@ -228,7 +228,11 @@ def as_given(head: Head) -> Head:
 
     A head that lacks this mean is not copied, and keeps that of its first evaluation.
     """
-    return head if head.needs_base_mean and head.base_mean is None else deepcopy(head)
+    if head.needs_base_mean and head.base_mean is None:
+        return head
+    # A mean of features with a graph cannot be copied.
+    mean = head.base_mean
+    return deepcopy(head, {} if mean is None else {id(mean): mean.detach()})
 
 
 def name_of(head: str | Head) -> str:

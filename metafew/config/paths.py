@@ -57,7 +57,10 @@ def resolved_path(value: Any, folder: Path | None, listed: bool = False) -> Any:
     if isinstance(value, list):
         return [resolved_path(item, folder, listed) for item in value]
     if isinstance(value, dict):
-        return {key: resolved_path(item, folder) if key in OF_A_SOURCE else item for key, item in value.items()}
+        found = {key: resolved_path(item, folder) for key, item in value.items() if key in OF_A_SOURCE}
+        if "dataset" in value:  # an option, or a folder
+            found["dataset"] = resolved_path(value["dataset"], folder, listed=True)
+        return value | found
     if not isinstance(value, str):
         return value
     path = os.path.expanduser(value)

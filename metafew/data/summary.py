@@ -103,7 +103,7 @@ def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
     if source.published_images is not None and images != source.published_images:
         found.append(
             f"expected the {source.published_images:,} images of the published benchmark for dataset={source.title}, "
-            f"got {images:,}: results are not those of the benchmark; type dataset.root=DIR of a complete copy"
+            f"got {images:,}: results are not those of the benchmark; type dataset.root=DIR of a copy with just these"
         )
     return found
 

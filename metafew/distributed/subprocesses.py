@@ -19,7 +19,7 @@ from metafew.config.paths import typed_in
 from metafew.config.quoting import override
 from metafew.distributed.threads import VARIABLE
 from metafew.errors import UsageError
-from metafew.io import read_json
+from metafew.io import read_json, set_results_aside
 from metafew.signals import ENDING, OF_SCHEDULERS
 
 PROGRAM = ["-m", "metafew"]
@@ -111,6 +111,7 @@ def run_cell(out: Path) -> None:
             "expected runs of one process with hydra/launcher=joblib, got one of several: type trainer.devices=1, "
             "or leave out hydra/launcher=joblib"
         )
+    set_results_aside(out)
     (out / "results.json").unlink(missing_ok=True)
     folders = ["hydra.mode=RUN", override("hydra.run.dir", out), "hydra.output_subdir=null"]
     folders.append(override("hydra.sweep.dir", typed_in() / hydra.sweep.dir))

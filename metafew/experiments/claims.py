@@ -71,7 +71,7 @@ def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: M
             )
         for column in [match["in"]] if match["in"] else columns:
             full_line = line if match["in"] else line.replace(match["left"], f"{match['left']}[{column}]", 1)
-            evidence = compare_cells(full_line, match, measurements, column, columns[column] == "percent")
+            evidence = compare_cells(full_line, match, measurements, column, columns.get(column) == "percent")
             found.append(evidence)
     return found
 

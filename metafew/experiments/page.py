@@ -44,8 +44,8 @@ Otherwise a comparison is undecided. With one seed, the verdict applies to that 
 all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small: a claim that
 is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in
 percent where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the
-column *in*. Results called *reported*, and not *published*, are quoted from another source than the paper, and have not
-been compared with it.
+column *in*. Results called *reported*, and not *published*, are quoted from another source than the paper or its
+slides, and have not been compared with it.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

@@ -115,7 +115,8 @@ def published_rows(report: Mapping) -> Mapping:
 def published_only(report: Mapping) -> Iterator[TextTable]:
     """Yield a table of the published results, if any, for rows with other names.
 
-    Its title is ``standing``: ``published``, the default, or ``reported`` for values quoted from another source.
+    Its title is ``standing``: ``published``, the default, or ``reported`` for values that are not quoted from the paper
+    or its slides.
     """
     published = report["published"]
     if published and not published_rows(report)["rows"]:

@@ -150,12 +150,9 @@ def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weight
 def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the same as :func:`autograd_gradient`, inside ``vmap`` too."""
     scale = inner_scale(weights)
-
-    def total(weights: Weights) -> tuple[Tensor, Tensor]:
-        value = loss(weights)
-        return value.sum() * scale, value
-
-    grads, (_, value) = torch.func.grad_and_value(total, has_aux=True)(weights)
+    value, pull = torch.func.vjp(loss, weights)[:2]
+    with torch.autocast(value.device.type, enabled=False):  # as in autograd_gradient
+        (grads,) = pull(torch.full_like(value, scale))
     grads = unscaled(grads, scale)
     return grads if graph else detached(grads), value.detach()
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.overrides import key
 from metafew.data.datamodule import FewShot
-from metafew.data.formats.conversion import Conversion
+from metafew.data.sources import Source
 from metafew.data.store import describe
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,8 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
     conversion, trained_on = model.get("conversion"), start["metafew"]["training"]["dataset"]
     if conversion is None or OmegaConf.to_container(cfg.dataset) == trained_on:  # the same dataset and store
         return
-    typed, usual = {key(override) for override in overrides}, Conversion(1, 1).options
+    typed = {key(override) for override in overrides}
     for option, value in {**model["images"], **conversion}.items():
-        if option not in cfg.dataset and option in conversion and value != usual[option]:
-            log.warning(
-                "images are not converted with %s=%s, as in the training of %s: this dataset has no such option",
-                *(option, value, cfg.ckpt),
-            )
         own = cfg.dataset.get(option, value)
         if value is None or own == value:
             continue
@@ -49,6 +44,20 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
             if own is not None:
                 log.warning("dataset.%s=%s is taken from the training of %s, not %s", option, value, cfg.ckpt, own)
             cfg.dataset[option] = value
+
+
+def warn_of_other_conversions(source: Source, start: dict, ckpt: str) -> None:
+    """Warn of test images that are converted otherwise than in training, as their dataset has no option for it."""
+    saved = start["metafew"]["model"].get("conversion") or {}
+    for part in source.components("test"):
+        own = part.conversion.options if part.conversion else {}
+        for option in ("invert", "resample"):
+            if option in saved and own.get(option, saved[option]) != saved[option]:
+                log.warning(
+                    "images of %s are converted with %s=%s, unlike those in the training of %s, with %s: this dataset "
+                    "has no such option",
+                    *(part.display_name, option, own[option], ckpt, saved[option]),
+                )
 
 
 def images_of_training(data: FewShot) -> dict[str, Any]:

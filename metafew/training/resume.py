@@ -22,7 +22,7 @@ from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.output_folder import CHECKPOINTS, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
-from metafew.io import atomic_write, is_own, write_json
+from metafew.io import atomic_write, is_own, write_error
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def set_aside(folder: Path) -> None:
         folder.rename(aside)
         for name in OF_A_TRAINING:
             if (file := folder.with_name(name)).is_file():
-                file.rename(aside / name)
+                shutil.move(file, aside / name)  # which may be a link to another file system
         log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 
@@ -227,7 +227,7 @@ def exit_after_signal(out: Path, fits: bool = True) -> NoReturn:
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
     how = f"type the same command again with {advice(out)}" if fits else "repeat its command"
     message = f"a signal stopped the run before its end: {how}"
-    write_json(out / "results.json", {"error": message})
+    write_error(out, {"error": message})
     print(f"metafew: {message}", file=sys.stderr)
     sys.exit(TERMINATED)
 

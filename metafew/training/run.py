@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +20,7 @@ from metafew.training.checks import check_options, check_parts
 from metafew.training.full_disk import writable
 from metafew.training.outputs import make_report, write_outputs
 from metafew.training.parts import Parts, make_parts
-from metafew.training.stages import run_stages
+from metafew.training.stages import prepare, run_stages
 
 
 def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Path) -> dict:
@@ -36,33 +37,40 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
             full.
     """
     silence_lightning()
+    with wandb.closing():
+        try:
+            with counted() as unsolved, suitable_options(), writable(out):
+                check_options(cfg)
+                parts = make_parts(cfg, choices, overrides, out)
+                check_parts(parts)
+                log_configuration(parts)
+                fingerprints = prepare(parts)
+                with in_stages(), suitable_options(), writable(out):
+                    report = make_report(parts, run_stages(parts, fingerprints), unsolved)
+                    if parts.trainer.is_global_zero:
+                        write_outputs(report, parts)
+                    return report
+        except SIGTERMException:
+            resume.exit_after_signal(out, "fit" in as_list(cfg.stages))
+
+
+@contextmanager
+def suitable_options() -> Iterator[None]:
+    """Raise UsageError if Lightning refuses options."""
     try:
-        with wandb.closing(), counted() as unsolved, writable(out):
-            check_options(cfg)
-            parts = make_parts(cfg, choices, overrides, out)
-            check_parts(parts)
-            log_configuration(parts)
-            return report_of(parts, unsolved)
+        yield
     except MisconfigurationException as error:
         raise UsageError(
             f"expected options that Lightning can run, got others ({reason(error)}): --cfg job shows every value of "
             "trainer"
         ) from error
-    except SIGTERMException:
-        resume.exit_after_signal(out, "fit" in as_list(cfg.stages))
 
 
-def report_of(parts: Parts, unsolved: Counter[str]) -> dict:
-    """Run the stages, write the results, and return the content of results.json.
-
-    Raises:
-        UsageError: if a stage cannot be finished; ``in_stages`` is set.
-    """
+@contextmanager
+def in_stages() -> Iterator[None]:
+    """Mark errors as those of a run whose stages have begun, so that earlier results in its folder no longer hold."""
     try:
-        report = make_report(parts, run_stages(parts), unsolved)
-        if parts.trainer.is_global_zero:
-            write_outputs(report, parts)
-        return report
+        yield
     except UsageError as error:
         error.in_stages = True
         raise

@@ -20,7 +20,7 @@ from metafew.callbacks.validation_at_start import ValidationAtStart
 from metafew.distributed.report_once import wait_for_other_ranks
 from metafew.errors import UsageError, reason
 from metafew.training import checkpoint, resume
-from metafew.training.conversion import images_of_training
+from metafew.training.conversion import images_of_training, warn_of_other_conversions
 from metafew.training.data_report import check_base_images, report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
@@ -49,20 +49,35 @@ class Outcome:
     data: dict[str, dict] = field(default_factory=dict)
 
 
-def run_stages(parts: Parts) -> Outcome:
+def prepare(parts: Parts) -> dict[str, dict]:
+    """Build the stores of all datasets, and return the fingerprint of the content of each and its summary.
+
+    Raises:
+        UsageError: if data are missing, or are not those that the run needs.
+    """
+    # Before Lightning launches other ranks, which would wait forever if this rank failed to build a store.
+    parts.data.prepare_data()
+    found = report_data(parts)
+    if parts.start is not None and not parts.fits:
+        warn_of_other_conversions(parts.source, parts.start, parts.config["ckpt"])
+    check_base_images(parts)
+    parts.learner.provenance["model"] |= images_of_training(parts.data)
+    wait_for_other_ranks()
+    return found
+
+
+def run_stages(parts: Parts, fingerprints: dict[str, dict]) -> Outcome:
     """Run the stages in order.
+
+    Args:
+        parts: the model, the data and the trainer.
+        fingerprints: what :func:`prepare` returned.
 
     Raises:
         UsageError: if memory runs out, or training diverges.
     """
     learner, data, trainer = parts.learner, parts.data, parts.trainer
-    outcome = Outcome()
-    # Before Lightning launches other ranks, which would wait forever if this rank failed to build a store.
-    data.prepare_data()
-    outcome.data = report_data(parts)
-    check_base_images(parts)
-    learner.provenance["model"] |= images_of_training(data)
-    wait_for_other_ranks()
+    outcome = Outcome(data=fingerprints)
     with enough_memory(trainer, learner), suitable_callbacks(), closing(data):
         if parts.fits:
             seconds = timed(trainer.fit, learner, data, ckpt_path=resumed(parts), weights_only=True)
@@ -97,7 +112,7 @@ def suitable_callbacks() -> Iterator[None]:
 
 def resumed(parts: Parts) -> Path | None:
     """Prepare the output folder for training, and return the checkpoint to resume, or None."""
-    ckpt = Path(parts.config["ckpt"]).resolve() if parts.resumes else None
+    ckpt = Path(parts.config["ckpt"]).absolute() if parts.resumes else None  # its folder may be a link
     if ckpt is not None and parts.start is not None:
         parts.checkpoints.comparable = resume.has_same_validation(parts.start, parts.learner.provenance["config"])
     resume.take_over(parts.out.resolve(), ckpt, parts.start["global_step"] if parts.start else 0)

@@ -225,7 +225,7 @@ def find_row(rows: Sequence[Row], against: str) -> int:
     """Return the number of the row with the overrides ``against``."""
     found = []
     for number, row in enumerate(rows):
-        overrides = {f"{key}={format_value(value)}" for key, value in row.runs[0].values.items()}
+        overrides = {f"{key}={format_value(value)}" for key, value in (row.runs[0].values | row.settings).items()}
         if set(against.split()) <= overrides:
             found.append(number)
     if len(found) != 1:

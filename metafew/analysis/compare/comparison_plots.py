@@ -59,7 +59,7 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
     figures: dict[str, tuple[Callable[[Folders, Path], None], Folders]] = {
         "learning_curves": (learning_curves, training_folders(comparison)),
         "rates": (learning_rates, learning_rate_folders(comparison)),
-        "projections": (projections, analysis_folders(runs, "projection")),
+        "projections": (projections, analysis_folders(of_first_tasks(runs), "projection")),
         "travel": (weight_distances, analysis_folders(runs, "distances")),
         "alphas": (alpha_curves, analysis_folders(runs, "alpha")),
         "conditions": (sufficient_conditions, analysis_folders(runs, "sufficient_condition")),
@@ -98,8 +98,13 @@ def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
     return {label: list(chain(*rates.values())) for label, rates in group_lines(points, least=2)}
 
 
+def of_first_tasks(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with the test tasks of the first one, as a figure of projections shows the same classes."""
+    return [run for run in runs if task_settings(run) == task_settings(runs[0])]
+
+
 def analysis_folders(runs: Sequence[Run], key: str) -> dict[str, list[Path]]:
-    """Return the folders of runs with ``key`` in their analysis.json, by row; empty for a single row."""
+    """Return the folders of runs with ``key`` in analysis.json, by row and test tasks; empty for a single label."""
     analyzed = [run for run in runs if run.analysis.get(key)]
     tasks = named_by_folder(analyzed, varying_keys(map(task_settings, analyzed)))
     folders: dict[str, list[Path]] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from metafew.analysis.features import measures, plots
 from metafew.analysis.features.observer import Observed, Observer, in_order
@@ -41,8 +42,9 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     observer = Observer(learner, sampler)
     predictions = trainer.predict(observer, data)
     tasks = in_order([batch for process in gather_objects(predictions) for batch in process])
-    # Squares, of which all measures consist, exceed the range of float32 before features do.
-    diverged = next((task.number for task in tasks if not task.features.square().sum(-1).isfinite().all()), None)
+    diverged = next((task.number for task in tasks if not measurable(task.features)), None)
+    if diverged is None and observer.split_features and not measurable(observer.split_features[0]):
+        diverged = tasks[0].number
     if diverged is not None:
         log.warning(
             "features of task %d of the %s split are not finite, or too large to be squared, as training diverged, and "
@@ -68,6 +70,11 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
         draw_analysis(content, confused_images(content["confusion"], sampler), out)
         print_analysis(content)
     return summarize(content)
+
+
+def measurable(features: Tensor) -> bool:
+    """Return whether squared distances, of which all measures consist, are finite."""
+    return bool((2 * features).square().sum(-1).isfinite().all())
 
 
 def summarize(content: dict) -> dict:

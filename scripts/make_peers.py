@@ -72,7 +72,7 @@ def main() -> None:
     for name in arguments.names or NAMES:
         try:
             print(f"{name}: created with {create(arguments.folder, name)}", flush=True)
-        except (Failure, OSError) as failure:
+        except (Failure, OSError, subprocess.CalledProcessError) as failure:
             print(f"{name}: failed, {failure}", flush=True)
 
 

@@ -19,6 +19,10 @@ pytest.register_assert_rewrite("contracts")
 collect_ignore = ["start_method"]  # its sitecustomize is another module than that of the interpreter
 # Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the user's terminal, proxies and Hydra are set to changes what is printed and how local servers are reached.
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "HYDRA_FULL_ERROR", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+os.environ |= {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 # A collection passes over all that is imported: at Python's threshold, a tenth of the time of all tests.
 gc.set_threshold(50_000, 20, 20)
 # No test depends on how fast a machine is.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peak import MEASURABLE
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -241,6 +242,7 @@ def test_launches_count_alike():
     }
 
 
+@MEASURABLE
 def test_growth_is_the_peak():
     grown = growth(lambda: bytearray(b"1") * 2**25)
     assert 0.9 * 2**25 < grown < 2**26

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT
+from runs import PATIENCE, ROOT
 
 from metafew.data.loader import start_methods
 
@@ -39,5 +39,5 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path, method):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     # Workers hold its output open: without their end, communicate() waits.
     with subprocess.Popen([sys.executable, script, method], stdout=subprocess.PIPE, env=env) as main:
-        main.communicate(timeout=60)
+        main.communicate(timeout=PATIENCE)
     assert main.returncode == -signal.SIGKILL

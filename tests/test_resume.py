@@ -23,7 +23,7 @@ from metafew import cli
 from metafew.config.groups import CONF, describe_groups
 from metafew.data.store import build, describe, store_root
 from metafew.distributed.launcher import is_restarted, job_of_queue
-from metafew.distributed.sweep import finished
+from metafew.distributed.sweep import error_of, finished
 from metafew.errors import UsageError
 from metafew.io import is_own, write_json
 from metafew.solvers import unsolved
@@ -192,6 +192,28 @@ def test_a_job_that_its_queue_starts_again_goes_on_by_itself(whole, tmp_path, mo
     command(*HEADS["protonet"], out=tmp_path)
     assert len(seen) == 6  # of 12
     check_equal(tmp_path, whole("protonet"))
+
+
+def test_a_job_that_began_from_a_checkpoint_goes_on_from_its_own(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
+    words = [*HEADS["protonet"], "seed=1", f"ckpt={whole('protonet')}/checkpoints/best.ckpt"]
+    interrupted(*words, out=tmp_path, moment="step", count=8, act=die)
+    seen, step = [], Learner.training_step
+    monkeypatch.setattr(Learner, "training_step", lambda *args: (seen.append(1), step(*args))[1])
+    command(*words, out=tmp_path)
+    assert len(seen) == 6 and not (tmp_path / "checkpoints-1").exists()  # of 12
+
+
+def test_the_furthest_checkpoint_is_the_newest_whatever_the_times_of_copies(whole, tmp_path):
+    out = shutil.copytree(whole("protonet"), tmp_path / "copy")
+    last, best = (out / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    os.utime(best, (last.stat().st_mtime + 60,) * 2)
+    assert checkpoint.read(best)["global_step"] < checkpoint.read(last)["global_step"]
+    assert resume.newest(out) == last
+    (out / "checkpoints" / "gone.ckpt").symlink_to(tmp_path / "nowhere")
+    assert resume.newest(out) == last
+    last.unlink()
+    assert resume.newest(out) == best
 
 
 def test_a_job_of_slurm_counts_its_starts(monkeypatch):
@@ -384,6 +406,15 @@ def test_tasks_that_a_solver_gave_up_before_are_counted_after(tmp_path, monkeypa
     assert whole["unsolved"] == {"logistic regression": 4 * 2 + 2 * 4 + 6}
     interrupted(*words, out=tmp_path / "cut", moment="step", count=4, act=die)
     assert command(*words, "ckpt=last", out=tmp_path / "cut")["unsolved"] == whole["unsolved"]
+
+
+def test_a_cell_without_results_has_failed(tmp_path):
+    assert error_of(tmp_path) == "it wrote no results"
+    (tmp_path / "results.json").write_text("{")
+    assert "got damaged text" in error_of(tmp_path)
+    for report, error in (({"error": "too large"}, "too large"), ({"metrics": {}}, None)):
+        write_json(tmp_path / "results.json", report)
+        assert error_of(tmp_path) == error
 
 
 def test_a_cell_that_went_on_from_its_own_checkpoint_is_finished_all_the_same(tmp_path):

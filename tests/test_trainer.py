@@ -32,6 +32,7 @@ from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
+from metafew.training.instantiate import make
 from metafew.training.stages import seconds_at_start, suitable_callbacks
 from metafew.training.trainer import make_added, make_trainer
 from metafew.training.trainer_options import OWNED, WORDS, check_devices, check_trainer_options
@@ -118,6 +119,12 @@ def test_each_word_of_lightning_is_accepted_or_refused_by_name(name):
 def test_a_value_of_another_kind_is_a_usage_error(name, value, said):
     with pytest.raises(UsageError, match=rf"^expected trainer.{name} to be .*{said}"):
         check_trainer_options({name: value})
+
+
+def test_options_that_a_constructor_of_torch_refuses_are_a_usage_error():
+    adam = OmegaConf.create({"optimizer": {"_target_": "torch.optim.Adam", "fused": True, "foreach": True}}).optimizer
+    with pytest.raises(UsageError, match="optimizer cannot be made with these options"):
+        make(adam, params=[torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_numbers_in_lists_are_finite_too():

@@ -74,7 +74,7 @@ class NanGuard(Callback):
     ) -> None:
         """Refuse to save non-finite weights."""
         self.check_recent(trainer, pl_module)
-        if not finite(pl_module):
+        if not finite(trainer, pl_module):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             stop(trainer, pl_module, f"a weight is not finite after step {trainer.global_step}", lr)
 
@@ -92,7 +92,7 @@ class NanGuard(Callback):
         tasks = sorted(task for part in gather_objects(diverged) for task in part)
         named = f" of task{'s' * (len(tasks) > 1)} {', '.join(map(str, tasks))}" if tasks else ""
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
-        if finite(learner) and batch % trainer.accumulate_grad_batches == 0:
+        if finite(trainer, learner) and batch % trainer.accumulate_grad_batches == 0:
             trainer.save_checkpoint(last(trainer))
         stop(trainer, learner, f"the training loss{named} is not finite in step {step.number}", step.lr)
 
@@ -106,10 +106,11 @@ def stop(trainer: pl.Trainer, learner: pl.LightningModule, what: str, lr: float)
     raise Diverged(f"{what}, with a learning rate of {lr:g}{kept}: type optimizer.lr={lr / 10:g}{inner}")
 
 
-def finite(learner: pl.LightningModule) -> bool:
-    """Return whether all weights and moments are finite."""
-    values = (value for value in learner.state_dict().values() if isinstance(value, Tensor))
-    return all(bool(value.isfinite().all()) for value in values)
+def finite(trainer: pl.Trainer, learner: pl.LightningModule) -> bool:
+    """Return whether all weights and moments are finite on all ranks, which save checkpoints together."""
+    values = [value for value in learner.state_dict().values() if isinstance(value, Tensor)]
+    failed = torch.tensor(float(not all(bool(value.isfinite().all()) for value in values)), device=values[0].device)
+    return not trainer.strategy.reduce(failed, reduce_op="max").item()
 
 
 def last(trainer: pl.Trainer) -> Path:

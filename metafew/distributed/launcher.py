@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from metafew.distributed.output_folder import claim, named_by_clock, require_named
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 
 if TYPE_CHECKING:
     from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -176,7 +176,16 @@ class SharedOutputFolder(Callback):
         cluster = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SrunEnvironment()
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
         # Lightning connects to the same store later, so rank zero keeps it open.
-        SharedOutputFolder.store, self.rank, _ = next(rendezvous("env://", cluster.global_rank(), cluster.world_size()))
+        meeting = rendezvous("env://", cluster.global_rank(), cluster.world_size())
+        try:
+            SharedOutputFolder.store, self.rank, _ = next(meeting)
+        except RuntimeError as error:
+            exit_with(
+                UsageError(
+                    f"expected processes to meet at {cluster.main_address}:{cluster.main_port}, got {reason(error)}: "
+                    "type MASTER_PORT=29501 in front of srun, or --master_port 29501 after torchrun"
+                )
+            )
         store = SharedOutputFolder.store
         if self.rank == 0:
             claimed = ""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
 from metafew.distributed.threads import share_cores
+from metafew.errors import UsageError
 from metafew.io import is_own, read_json
 
 
@@ -29,13 +30,21 @@ class ReportFailedCells(Callback):
         """Read the results of every cell of this sweep."""
         times = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
         cells = [cell for cell, time in times.items() if self.before.get(cell) != time]
-        errors = {cell: read_json(cell / "results.json").get("error") for cell in cells}
-        failed = {cell: error for cell, error in errors.items() if error}
+        failed = {cell: error for cell in cells if (error := error_of(cell))}
         if failed:
             print(f"{len(failed)} of {len(cells)} runs failed:", file=sys.stderr)
             for cell, error in failed.items():
                 print(f"  {cell}: {error}", file=sys.stderr)
             sys.exit(1)
+
+
+def error_of(cell: Path) -> str | None:
+    """Return the error of a cell, if any; Hydra turns exceptions in a callback into warnings."""
+    try:
+        report = read_json(cell / "results.json")
+    except (OSError, UsageError) as error:
+        return str(error)
+    return report.get("error") if report else "it wrote no results"
 
 
 def start_times(sweep: Path, subdir: str | None) -> dict[Path, int]:

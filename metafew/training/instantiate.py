@@ -18,7 +18,7 @@ from metafew.norms.fast import accelerate
 
 REJECTIONS = (
     InstantiationException, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
-    MisconfigurationException,
+    MisconfigurationException, RuntimeError,
 )  # fmt: skip
 """What constructors raise for options that they do not accept."""
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,18 +55,27 @@ def newest(out: Path) -> Path | None:
     Raises:
         UsageError: if there are checkpoints but none can be read.
     """
-    files = sorted((out / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    files = [file for file in (out / "checkpoints").glob("*.ckpt") if file.is_file()]  # rather than a dangling link
+    files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for number, file in enumerate(files, 1):
         try:
-            checkpoint.read(file)
+            step = checkpoint.read(file)["global_step"]
         except UsageError as error:
             if number == len(files):
                 raise
             log.warning("%s: trying the one before it", error)
         else:
-            return file
+            return further(file.with_name("last.ckpt"), file, step)
     log.warning("ckpt=last resumes the training in %s, which has no checkpoint yet: starting a new training", out)
     return None
+
+
+def further(last: Path, newest: Path, step: int) -> Path:
+    """Return ``last`` if it is readable and no earlier than ``newest``, at ``step``, as times of copied files vary."""
+    with suppress(UsageError):
+        if last.is_file() and last != newest and checkpoint.read(last)["global_step"] >= step:
+            return last
+    return newest
 
 
 def is_same_training(
@@ -227,7 +237,8 @@ def exit_after_signal(out: Path, fits: bool = True) -> NoReturn:
         sys.exit()  # otherwise Lightning or torchrun would kill rank zero, which may still be writing
     how = f"type the same command again with {advice(out)}" if fits else "repeat its command"
     message = f"a signal stopped the run before its end: {how}"
-    write_error(out, {"error": message})
+    with suppress(OSError):  # of a full disk
+        write_error(out, {"error": message})
     print(f"metafew: {message}", file=sys.stderr)
     sys.exit(TERMINATED)
 

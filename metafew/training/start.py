@@ -25,6 +25,7 @@ from metafew.config.compose import (
 )
 from metafew.config.groups import ALL, named_with_all, register_evaluation_heads
 from metafew.config.mistakes import in_one_line
+from metafew.config.option_values import as_list
 from metafew.config.overrides import key, verbatim
 from metafew.config.paths import resolve_paths
 from metafew.config.quoting import overrides
@@ -158,10 +159,11 @@ def compose_run(cfg: DictConfig) -> ComposedRun:
             from metafew.training.resume import newest_of_this_run
 
             cfg.ckpt = newest_of_this_run()
-        elif cfg.ckpt is None and is_restarted():
+        elif is_restarted() and (cfg.ckpt is None or "fit" in as_list(cfg.stages)):
             from metafew.training.resume import newest_of_this_job
 
-            cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir))
+            # Further than the checkpoint from which the job started, if any.
+            cfg.ckpt = newest_of_this_job(Path(HydraConfig.get().runtime.output_dir)) or cfg.ckpt
         if cfg.ckpt is not None:
             with collection_paused():
                 from metafew.training.checkpoint import read

@@ -183,7 +183,7 @@ class SharedOutputFolder(Callback):
             exit_with(
                 UsageError(
                     f"expected processes to meet at {cluster.main_address}:{cluster.main_port}, got {reason(error)}: "
-                    "type MASTER_PORT=29501 in front of srun, or --master_port 29501 after torchrun"
+                    "set MASTER_PORT=29501 in front of srun, or --master_port 29501 after torchrun"
                 )
             )
         store = SharedOutputFolder.store

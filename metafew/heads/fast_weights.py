@@ -7,6 +7,7 @@ several needs layers that take weights for each task (:mod:`metafew.backbones.ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -150,9 +151,16 @@ def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weight
 def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weights, Tensor]:
     """Return the same as :func:`autograd_gradient`, inside ``vmap`` too."""
     scale = inner_scale(weights)
-    value, pull = torch.func.vjp(loss, weights)[:2]
-    with torch.autocast(value.device.type, enabled=False):  # as in autograd_gradient
-        (grads,) = pull(torch.full_like(value, scale))
+    device = next(iter(weights.values())).device.type
+    mixed = torch.is_autocast_enabled(device)
+
+    def total(weights: Weights) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device, torch.get_autocast_dtype(device)) if mixed else nullcontext():
+            value = loss(weights)
+        return value.sum() * scale, value
+
+    with torch.autocast(device, enabled=False):  # of the gradients, as in autograd_gradient
+        grads, (_, value) = torch.func.grad_and_value(total, has_aux=True)(weights)
     grads = unscaled(grads, scale)
     return grads if graph else detached(grads), value.detach()
 

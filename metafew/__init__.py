@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from metafew.api.arrays import Classification, Evaluation
+    from metafew.api.results import Classification, Evaluation
     from metafew.episode import Episode
     from metafew.heads.head import Head
     from metafew.inference import Model

@@ -28,8 +28,8 @@ ROLE = re.compile(r":\w+:`(?:[^`<]*<)?(?P<short>~?)(?P<path>[\w.]+)>?`")
 RETURNED = {
     "What the functions return": [
         "metafew.training.start.Run",
-        "metafew.api.arrays.Evaluation",
-        "metafew.api.arrays.Classification",
+        "metafew.api.results.Evaluation",
+        "metafew.api.results.Classification",
         "metafew.inference.Model",
         "metafew.inference.Task",
         "metafew.episode.Episode",

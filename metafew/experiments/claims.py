@@ -71,8 +71,8 @@ def gather_evidence(lines: Sequence[str], measurements: Measurements, columns: M
             )
         for column in [match["in"]] if match["in"] else columns:
             full_line = line if match["in"] else line.replace(match["left"], f"{match['left']}[{column}]", 1)
-            evidence = compare_cells(full_line, match, measurements, column, columns.get(column) == "percent")
-            found.append(evidence)
+            accuracies = columns.get(column) == "percent"
+            found.append(compare_cells(full_line, match, measurements, column, accuracies))
     return found
 
 
@@ -84,10 +84,12 @@ def compare_cells(line: str, match: re.Match, measurements: Measurements, column
     if left is None or (right is None and not number) or (right and right.seeds.keys() != left.seeds.keys()):
         return Evidence(line, MISSING)
     if left.mean is None or (right and right.mean is None):
-        undecided = not accuracies or (left.mean is None and (right is None or right.mean is None))
+        if not accuracies:
+            return Evidence(line, OPEN)
+        undecided = left.mean is None and (right is None or right.mean is None)
         higher = OPEN if undecided else FAILS if left.mean is None else HOLDS
         lower = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[higher]
-        return Evidence(line, {">": higher, "<": lower, "=": FAILS if accuracies else OPEN}[match["sign"]])
+        return Evidence(line, {">": higher, "<": lower, "=": FAILS}[match["sign"]])
     gap = difference(left, right) if right else Difference(left.mean - float(match["right"]), left.ci95, True)
     # A comparison without an interval, as for a scalar of a single training, is undecided.
     verdict = OPEN if gap.ci95 is None else judge(match["sign"], gap.mean, gap.ci95, match["bound"])

@@ -77,7 +77,8 @@ def column_unit(column: str | Mapping) -> str:
 
 def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> dict:
     """Return the entry of one row in results.json."""
-    reports = [cell.fit.report for cell in cells if cell.finished]
+    done = [cell for cell in cells if cell.finished]
+    tests = [Run(cell.test.folder, cell.test.report) for cell in done]
     figures = {}
     for (own, column), found in measurements.items():
         if own == row:
@@ -89,11 +90,9 @@ def row_results(cells: Sequence[Cell], row: str, measurements: Measurements) -> 
     return {
         "words": [word for word in cells[0].fit.overrides if not NOT_RECORDED.match(word)],
         "figures": figures,
-        "steps": max((report["steps"] for report in reports), default=0),
-        "transductive": any(
-            Run(cell.test.folder, cell.test.report).is_transductive() for cell in cells if cell.finished
-        ),
-        "chosen": [chosen for cell in cells if cell.finished and (chosen := cell.test.report["chosen"])],
+        "steps": max((cell.fit.report["steps"] for cell in done), default=0),
+        "transductive": any(run.is_transductive() for run in tests),
+        "chosen": [run.report["chosen"] for run in tests if run.report["chosen"]],
         "errors": sorted({cell.error for cell in cells if cell.error}),
         "under_way": sorted({so_far for cell in cells if (so_far := steps_so_far(cell))}),
     }

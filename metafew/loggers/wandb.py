@@ -93,13 +93,11 @@ def group_of(folder: Path) -> str | None:
 @contextmanager
 def closing() -> Iterator[None]:
     """Finish the Weights & Biases run that starts inside this context, if any, so that the next run starts its own."""
-    if is_open():  # by the user's own code, which may log more
-        yield
-        return
+    before = is_open()  # by the user's own code, which may log more
     try:
         yield
     finally:
-        if is_open():
+        if is_open() and not before:
             sys.modules["wandb"].finish()
 
 

@@ -186,8 +186,7 @@ def take_over(out: Path, ckpt: Path | None, step: int = 0) -> None:
     if not is_rank_zero():
         return
     folder = out / "checkpoints"
-    own = ckpt is not None and ckpt.parent.resolve() == folder.resolve()  # the folder may be a link
-    if ckpt is not None and own:
+    if ckpt is not None and ckpt.parent.resolve() == folder.resolve():  # which may be a link
         ckpt = folder / ckpt.name
     else:
         set_aside(folder)

@@ -39,17 +39,17 @@ def run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], out: Pat
     silence_lightning()
     with wandb.closing():
         try:
-            with counted() as unsolved, suitable_options(), writable(out):
+            with suitable_options(), writable(out):
                 check_options(cfg)
                 parts = make_parts(cfg, choices, overrides, out)
                 check_parts(parts)
                 log_configuration(parts)
                 fingerprints = prepare(parts)
-                with in_stages(), suitable_options(), writable(out):
-                    report = make_report(parts, run_stages(parts, fingerprints), unsolved)
-                    if parts.trainer.is_global_zero:
-                        write_outputs(report, parts)
-                    return report
+            with counted() as unsolved, in_stages(), suitable_options(), writable(out):
+                report = make_report(parts, run_stages(parts, fingerprints), unsolved)
+                if parts.trainer.is_global_zero:
+                    write_outputs(report, parts)
+                return report
         except SIGTERMException:
             resume.exit_after_signal(out, "fit" in as_list(cfg.stages))
 

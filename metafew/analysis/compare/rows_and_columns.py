@@ -121,19 +121,25 @@ def by_images(runs: list[Run]) -> list[tuple[str | None, list[Run]]]:
     """Return groups of runs with the same test images, and a name of these; one without a name if no seed repeats."""
     if not repeats(runs):
         return [(None, runs)]
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(sha256(canonical(run.tested_images).encode()).hexdigest()[:6], []).append(run)
+    found = grouped(runs, lambda run: sha256(canonical(run.tested_images).encode()).hexdigest()[:6])
     return [*found.items()] if len(found) > 1 else [(None, runs)]
 
 
 def divide(runs: Iterable[Run], name: Callable[[str], str]) -> list[list[Run]]:
     """Divide runs by ``name`` of the checkpoints from which they start."""
+
+    def names(run: Run) -> str:
+        return canonical([None if start is None else name(start) for start in run.starts.values()])
+
+    return list(grouped(runs, names).values())
+
+
+def grouped(runs: Iterable[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """Return the runs of each ``key``, in order."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = canonical([None if start is None else name(start) for start in run.starts.values()])
-        found.setdefault(key, []).append(run)
-    return list(found.values())
+        found.setdefault(key(run), []).append(run)
+    return found
 
 
 def find_columns(runs: Sequence[Run]) -> dict[Column, str]:

@@ -42,14 +42,14 @@ def analyze(trainer: pl.Trainer, learner: Evaluator, data: FewShot, out: Path) -
     observer = Observer(learner, sampler)
     predictions = trainer.predict(observer, data)
     tasks = in_order([batch for process in gather_objects(predictions) for batch in process])
-    diverged = next((task.number for task in tasks if not measurable(task.features)), None)
-    if diverged is None and observer.split_features and not measurable(observer.split_features[0]):
-        diverged = tasks[0].number
-    if diverged is not None:
+    diverged = [f"task {task.number}" for task in tasks if not measurable(task.features)]
+    if observer.split_features and not measurable(observer.split_features[0]):
+        diverged.append("an image")
+    if diverged:
         log.warning(
-            "features of task %d of the %s split are not finite, or too large to be squared, as training diverged, and "
+            "features of %s of the %s split are not finite, or too large to be squared, as training diverged, and "
             "are not measured: a smaller optimizer.lr may help",
-            *(diverged, data.analyzed.split),
+            *(diverged[0], data.analyzed.split),
         )
         return None
     split, names = data.analyzed.split, [name for part in parts(sampler) for name in part.split.names]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import NamedTuple
-from unicodedata import normalize
 
 from metafew.analysis.text_table import Bold, TextTable
-from metafew.data.formats.names import natural_order
+from metafew.data.formats.names import composed, natural_order
 from metafew.evaluation.statistics import share_interval
 
 NONE = "none"
@@ -129,5 +128,5 @@ def true_class(file: str, classes: Collection[str]) -> str | None:
     >>> true_class("crow/2021/1.png", {"crow"}), true_class("a/b/1.png", {"a/b"}), true_class("1.png", {"crow"})
     ('crow', 'a/b', None)
     """
-    folders = (normalize("NFC", str(folder)) for folder in PurePosixPath(file).parents)  # as names of classes are
+    folders = map(composed, PurePosixPath(file).parents)  # as names of classes are
     return next((folder for folder in folders if folder in classes), None)

@@ -178,11 +178,10 @@ class Conversion:
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """Resample to the size of the result; images of that size are copied exactly."""
-        square = (self.size, self.size)
-        if self.fit != "pad" or image.width == image.height:
-            return image.resize(square, Image.Resampling.LANCZOS)
-        scale = self.size / max(image.size)
-        width, height = (max(1, round(length * scale)) for length in image.size)
+        width = height = self.size
+        if self.fit == "pad":
+            scale = self.size / max(image.size)
+            width, height = (max(1, round(length * scale)) for length in image.size)
         return self._padded(image.resize((width, height), Image.Resampling.LANCZOS))
 
     def _padded(self, image: Image.Image) -> Image.Image:

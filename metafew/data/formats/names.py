@@ -10,15 +10,21 @@ from unicodedata import normalize
 from metafew.errors import UsageError
 
 
-def class_name(label: object) -> str:
-    """Return a label as a class name, in Unicode's composed form (NFC).
+def composed(text: object) -> str:
+    """Return text in Unicode's composed form (NFC).
 
     File systems and spreadsheets write an accented letter as one character, or as a letter and its accent.
+    """
+    return normalize("NFC", str(text))
+
+
+def class_name(label: object) -> str:
+    """Return a label as a class name, :func:`composed`.
 
     Raises:
         UsageError: if it is the name of a folder that is not encoded in UTF-8, which tables and figures cannot show.
     """
-    name = normalize("NFC", str(label))
+    name = composed(label)
     if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
         raise UsageError(f"expected names of classes in UTF-8, got {name!r}: rename the folder")
     return name

@@ -57,11 +57,11 @@ def main(program: str = "python train.py", commands: Mapping[str, str] | None = 
         print(f"metafew {metafew.__version__}")
         return
     use_huge_pages()  # under torchrun, a callback of Hydra imports torch before job() is called
-    register_evaluation_heads(sys.argv[1:])
     accept_any_help()
     Hydra.get_sanitized_cfg = show_configuration  # type: ignore[assignment, method-assign]
     Hydra.app_help = partialmethod(show_help, program, commands or {})  # type: ignore[assignment, method-assign]
     try:
+        register_evaluation_heads(sys.argv[1:])
         with in_one_line(sys.argv[1:]):
             sys.argv[1:] = defer_to_checkpoint(readable(sys.argv[1:]))
             utils.is_under_debugger = lambda: True  # Hydra raises its errors, instead of printing them over many lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
@@ -84,7 +85,7 @@ class Model(nn.Module):
         """
         support = self.prepare(images)
         # Tensors with the same value have different hashes.
-        labels = [label.item() if isinstance(label, Tensor) else label for label in labels]
+        labels = [cast(Hashable, label.tolist()) if isinstance(label, Tensor) else label for label in labels]
         if len(labels) != support.shape[1]:
             raise UsageError(
                 f"expected one label for each image, and there are {len(labels)} for {support.shape[1]} images: "
@@ -149,7 +150,9 @@ class Model(nn.Module):
             raise UsageError(f"{expected}, got {values.dtype}: {advice}")
         if not vectors and values.numel() and not -TOLERANCE <= values.min() <= values.max() <= 1 + TOLERANCE:
             low, high = values.min().item(), values.max().item()
-            raise UsageError(f"{expected}, got values from {low:g} to {high:g}: divide values of 0..255 by 255")
+            finite = math.isfinite(low) and math.isfinite(high)
+            advice = "divide values of 0..255 by 255" if finite else "replace those that are not finite"
+            raise UsageError(f"{expected}, got values from {low:g} to {high:g}: {advice}")
         return values.to(own).unsqueeze(0)
 
 

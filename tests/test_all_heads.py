@@ -227,3 +227,21 @@ def test_heads_that_nobody_trains_are_named(tmp_path):
     assert named(*test, last.format(tmp_path / "classical"), out="again") == ["feat"]
     context = ["head=matching", "evaluate=[svm]", "head.context=full"]
     assert named(*ONE_STEP, *context, "stages=[fit]", "objective=classical", out="matching") == ["matching"]
+
+
+def test_heads_of_the_folder_of_the_users_configuration_are_evaluated_and_suggested(tmp_path, capsys):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "wide.yaml").write_text(OWN)
+    for flag in (["--config-dir", str(tmp_path)], [f"-cd={tmp_path}"]):
+        typed(*flag, "evaluate=[wide]", "--cfg", "job")
+        assert "wide:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        typed("--config-dir", str(tmp_path), "head=wyde")
+    assert "got wyde (did you mean wide?)" in capsys.readouterr().err
+    (tmp_path / "head" / "wip.yaml").write_text("defaults: [nothing]\n")
+    for text in ("defaults: [nothing]\n", "c: [1\n"):
+        (tmp_path / "head" / "wip.yaml").write_text(text)
+        with pytest.raises(SystemExit):
+            typed("--config-dir", str(tmp_path), "evaluate=[svm]")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "to be a file of options in YAML" in line

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from image_folders import grow
 from runs import TINY
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
@@ -252,6 +253,15 @@ def test_analysis_writes_numbers_and_figures_in_both_formats(trained):
     assert len(content["distances"]) == 4 and len(set(shown["names"])) == 5
     assert np.bincount(shown["classes"]).tolist() == [4] * 5
     assert np.shape(shown["points"]["principal"]) == np.shape(shown["points"]["discriminant"]) == (20, 2)
+
+
+def test_training_images_are_analyzed_without_their_augmentation(trained, launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
+    grow(tmp_path / "images" / "train", [f"class{number}" for number in range(6)], images=4)
+    words = ["dataset=folder", f"dataset.root={tmp_path}/images", "dataset.image_size=28", "dataset.channels=1"]
+    words += ["stages=[fit,analyze]", "analyze.split=train", "trainer.max_steps=1", "val.total=0", "norm=none"]
+    report, _ = launch(*words, "augment=standard", "test.query=1", "analyze.tasks=2", out=tmp_path / "out")
+    assert report["analysis"]["whole_split"] is True and report["analysis"]["images"] == 24
 
 
 def test_the_monitor_logs_in_training_what_the_analysis_measures(trained, launch, monkeypatch):

@@ -353,7 +353,10 @@ class TestModule:
         changed[1, -1] += 1
         for train in (True, False):
             plain, other = (torch.cat(model.train(train).embed(*split(b)), 1)[0] for b in (batch, changed))
-            assert torch.equal(plain, other) == (running and not train)
+            assert torch.equal(plain, other) != train, "tasks are coupled in training only"
+        batch[0, -1] += 1
+        apart = [model.embed(*split(b))[1][0, 0] for b in (batch, changed)]
+        assert torch.equal(*apart) == running, "but the images of a task are, without running moments"
         assert model.own_norms and model.norms == []
         assert model.couples_tasks and model.transductive != running
 

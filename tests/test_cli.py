@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from image_folders import grow
 from runs import ROOT, TINY, metafew
 
 from metafew.commands import report
@@ -93,6 +94,21 @@ def test_a_multirun_goes_on_after_failed_cells_names_them_and_keeps_the_others(t
     after = [(tmp_path / f"sweep/{cell}/metrics.csv").stat().st_mtime_ns for cell in (0, 1)]
     assert after[0] == times[0] and after[1] != times[1] and "sweep/0 was finished before" in again.stdout
     assert again.stderr.split("6 of 8 runs failed:\n")[1].splitlines() == named
+
+
+def test_a_sweep_of_tests_follows_the_images_of_the_training_and_is_finished_once(tmp_path):
+    for name in ("photos", "others", "more"):
+        for split in ("train", "val", "test"):
+            grow(tmp_path / name / split, [f"{split}{number}" for number in range(5)], images=3)
+    data = ["dataset=folder", "dataset.image_size=20", "dataset.channels=1", "dataset.fit=stretch"]
+    tiny = [*TINY, "trainer.max_steps=1", "val.total=0", "test.total=2"]
+    metafew(*tiny, *data, "dataset.root=photos", "stages=[fit]", "hydra.run.dir=fit", cwd=tmp_path)
+    ckpt = "ckpt=fit/checkpoints/last.ckpt"
+    words = ["-m", "stages=[test]", ckpt, "dataset=folder", "dataset.root=others,more", "hydra.sweep.dir=sweep"]
+    for count in (0, 2):
+        assert metafew(*words, cwd=tmp_path).stdout.count("was finished before") == count
+    shown = metafew("stages=[test]", ckpt, "dataset=folder", "dataset.root=more", "--cfg", "job", cwd=tmp_path).stdout
+    assert "image_size: 20" in shown and "fit: stretch" in shown
 
 
 @pytest.mark.slow

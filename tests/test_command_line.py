@@ -72,6 +72,7 @@ def test_a_value_of_any_option_may_have_letters_of_other_scripts():
         ["dataset.root=null", "ckpt=last", "ckpt='a b'", "data_dir=${oc.env:HOME}/x", "hydra.run.dir=o/${now:%H}"],
         ["--config-name=my", "-cn=my", "--cfg=job", "-p", "head", "+x=[{a: 1}]", "evaluate=[]", "~logger"],
         ["+a=choice(1,2)", "seed=range(1,4)", "dataset.root=a,b", "train.way=[5"],
+        ["-m", "norm=glob(task*)", "head=choice(svm,ridge)"],
     ],
 )  # fmt: skip
 def test_words_that_hydra_can_read_stay_the_same(words):

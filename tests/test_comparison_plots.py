@@ -97,6 +97,27 @@ def test_figures_are_drawn_only_if_the_runs_have_the_data(tmp_path):
     assert "<svg" in (out / "learning_curves.svg").read_text()
 
 
+def test_trainings_from_other_weights_and_tests_of_other_checkpoints_have_lines_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        trained(tmp_path / "fit" / name, [0.3, 0.4], config={"backbone.weights": f"runs/{name}.ckpt"})
+    folders = comparison_plots.training_folders(comparison_of(tmp_path / "fit"))
+    assert folders == {f"backbone.weights=runs/{name}.ckpt": [tmp_path / "fit" / name] for name in ("a", "b")}
+    for rate in (0.1, 0.2):
+        for name in ("a", "b"):
+            config = {"backbone.weights": f"runs/{name}.ckpt", "optimizer.lr": rate}
+            trained(tmp_path / "rates" / f"{name}{rate}", [0.3], config=config)
+    assert len(comparison_plots.learning_rate_folders(comparison_of(tmp_path / "rates"))) == 2
+    for number, name in enumerate(("best", "last")):
+        values = {"protonet": accuracies(number), "protonet/shot5": accuracies(9, 0.1)}
+        config = {"test.shot": [1, 5], "ckpt.": None}
+        finished(tmp_path / "test" / name, values, config=config)
+        whole = json.loads((tmp_path / "test" / name / "results.json").read_text())
+        whole["config"]["ckpt"] = f"/fit/{name}.ckpt"
+        (tmp_path / "test" / name / "results.json").write_text(json.dumps(whole))
+    figure = comparison_plots.accuracy_over_shots(comparison_of(tmp_path / "test"))
+    assert len(set(legend(figure))) == 2 == len({line.get_color() for line in figure.axes[0].lines})
+
+
 def test_analyzed_runs_of_two_datasets_are_not_pooled(tmp_path):
     for number, (head, dataset) in enumerate((h, d) for h in ("maml", "fomaml") for d in ("omniglot", "glyphs")):
         queries = {"test.query": 7 if dataset == "glyphs" else 15}  # the defaults

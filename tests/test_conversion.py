@@ -243,6 +243,9 @@ def test_remarks_are_made_on_own_images_and_from_the_store(tmp_path):
     (remark,) = warnings(again, store.describe(built)["summary"])
     assert remark.startswith("dataset=folder: expected") and "type dataset.white=4095" in remark
     assert store.describe(built)["conversion"]["white"] == 65535
+    again.label = "photos"  # a part of a mixture
+    (remark,) = warnings(again, store.describe(built)["summary"])
+    assert remark.startswith("dataset=photos: expected") and "type white:4095 for photos" in remark
     again.own_images = False
     assert warnings(again, store.describe(built)["summary"]) == []
 

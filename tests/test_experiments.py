@@ -389,6 +389,15 @@ def test_seeds_and_tasks_are_paired(tmp_path, started):
     assert report["rows"]["one"]["figures"]["R_FC"]["mean"] == 1.25 and report["minutes"] == 3.0
 
 
+def test_seeds_of_validation_tasks_have_trainings_of_their_own(tmp_path):
+    (plain,), *others = (
+        planned(table(rows={"one": {}}), tmp_path, [*words])
+        for words in ((), ("test.seed=1",), ("analyze.every=5",), ("test.total=7",))
+    )
+    (seed,), (monitored,), (more,) = others
+    assert seed.fit.folder != plain.fit.folder != monitored.fit.folder and more.fit.folder == plain.fit.folder
+
+
 def test_a_training_that_diverged_is_below_all_others(tmp_path, started):
     rows = {"good": {}, "bad": {"train": ["diverges=true"]}, "ill": {"train": ["diverges=true", "x=1"]}}
     lines = ["good > bad", "good < bad", "bad < good", "bad > good", "bad > ill", "good = bad within 0.1", "bad > 0.5"]
@@ -769,6 +778,9 @@ def test_a_claim_stands_beside_what_was_published_and_its_scale():
         ["a beats b", "Table 1", "60 ± 1 / –", here, scale, "reproduced", "e"],
         ["later", "ours", "–", "–", "–", "not yet run", "e"],
     ]
+    report["columns"], report["published"] = {"x": "percent", "y": "percent"}, {"columns": ["y"], "rows": {"a": ["60"]}}
+    (table,) = claims_tables({"e": experiment}, {"e": [report]})
+    assert table.rows[0][2] == "60 / – (y)", "the column that was published, if it is another"
 
 
 def test_an_experiment_without_results_is_marked_as_not_run(tmp_path):

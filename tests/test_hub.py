@@ -110,6 +110,24 @@ def test_parquet_takes_the_only_columns_or_the_one_typed(tmp_path):
         Parquet([file], "plaice")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [pa.array(["x", "y", "x"]).dictionary_encode(), pa.array([b"x", b"y", b"x"]), pa.array([True, False, True])],
+    ids=["dictionary", "bytes", "booleans"],
+)
+def test_parquet_takes_the_column_called_label_whatever_its_type(tmp_path, labels):
+    whole = table(range(3), labels, nested=False).append_column("width", pa.array([6, 7, 8]))
+    pq.write_table(whole, file := tmp_path / "a.parquet")
+    assert sorted(map(len, Parquet([file]).classes.values())) == [1, 2]
+
+
+def test_parquet_does_not_pass_over_a_column_called_label(tmp_path):
+    whole = table(range(3), [[0], [1], [0]]).append_column("width", pa.array([6, 7, 8]))
+    pq.write_table(whole, file := tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"label \(list.*, width \(int64\): type dataset\.label=width"):
+        Parquet([file])
+
+
 def test_parquet_without_images(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), file := tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=r"a column of images .* text \(string\), label \(int64\): call .* image"):

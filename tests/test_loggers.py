@@ -239,3 +239,23 @@ def test_a_dashboard_is_described_in_a_file_or_an_error_says_what_is_missing(tmp
     missing, key, unknown = capsys.readouterr().err.splitlines()
     assert "type pip install wandb-workspaces" in missing and "type wandb login" in key
     assert "got runs: type project=metafew" in unknown
+
+
+@pytest.mark.parametrize(
+    ("machine", "settings", "found"),
+    [
+        ("api.new.com", {}, True),
+        ("api.wandb.ai", {}, True),  # written by an older version
+        ("api.wandb.ai", {"base_url": "https://wandb.corp:8080", "is_local": True}, False),
+        ("wandb.corp:8080", {"base_url": "https://wandb.corp:8080", "is_local": True}, True),
+        ("elsewhere", {"api_key": "k"}, True),
+        ("elsewhere", {}, False),
+    ],
+)
+def test_the_key_is_that_of_the_server_of_wandb(tmp_path, monkeypatch, machine, settings, found):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "keys").write_text(f"machine {machine}\n  login user\n  password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
+    settings = {"base_url": "https://api.new.com", "api_key": None, "is_local": False} | settings
+    monkeypatch.setattr("wandb.setup", lambda: SimpleNamespace(settings=SimpleNamespace(**settings)))
+    assert loggers.has_wandb_key() == found

@@ -346,6 +346,8 @@ def test_readings_are_what_each_setting_gives_alone(episode):
         ({"freeze": ["head"]}, "prefixes of names of adapting weights, got head: type one of"),
         ({"inner": "fast"}, "expected head.inner to be auto or loop"),
         ({"lr": 0}, "positive"),
+        ({"lr": True}, "expected head.lr to be a positive number, got True"),
+        ({"adapt": "body", "way": "2..5", "output_std": 1}, "no head.output_std for head.output=prototype"),
         ({"rates": "layer", "lr": [0.1, 0.2], "trained": False}, "expected one head.lr for head.rates=layer"),
         ({"rates": "layer", "steps": 0}, "type head.steps=1"),
         ({"steps": -1}, "expected head.steps to be an integer of at least 0, got -1"),

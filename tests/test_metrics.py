@@ -81,6 +81,7 @@ def test_tables_and_tasks_show_failures(tmp_path):
     ]  # fmt: skip
     shown = summary(metric.compute(), "accuracy") | {"ci95": 0.1234}
     assert percent(shown) == "50.00 ± 12.34 % (1 failed)" and short(shown) == "50.0±12.3 (1 failed)"
+    assert short({"mean": 0.87594, "ci95": 0.01296, "failed": 0}) == "87.6±1.3"
 
 
 def test_results_call_own_data_by_their_name(capsys):

@@ -311,6 +311,13 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
         ),
         (["dataset.sources=[mixture]"], "cannot be a part of a mixture"),
         (["dataset.sources=[glyphs]", "objective=classical"], "expected the classes of one dataset"),
+        (
+            [
+                *("norm=batch_shared", "dataset.sources=[glyphs,{dataset:glyphs,name:b}]"),
+                *(f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=5", "shot=1")),
+            ],
+            "expected training tasks of one dataset, .* got those of glyphs, b: type norm=batch",
+        ),
         (["dataset.sources=[glyphs]", "train.way=200..300"], "needs 200 classes of one group"),
         (["dataset.sources=[glyphs]", "train.support=20"], "train.support to be an integer of at least 50, got 20"),
     ],

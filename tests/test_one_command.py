@@ -120,6 +120,9 @@ def test_help_finds_words_of_the_users_own(typed, tmp_path):
         lines = [" ".join(line.split()) for line in typed("--help", *words).out.splitlines()]
         assert {"head=mine the head of a test", "norm=plain mine.Plain", "+preset=fast no description"} <= {*lines}
     assert "norm=layer layer norm: moments" in " ".join(typed("--help", "hydra.searchpath=[file://own]").out.split())
+    (tmp_path / "own" / "head" / "wide.yaml").write_text("defaults: [svm, _self_]\nc: 0.5  # wider\n")
+    shown = " ".join(typed("--help", "hydra.searchpath=[file://own]", "head=wide").out.split())
+    assert "head.c=0.5 wider" in shown and "head.scale=1.0" in shown
     shown = typed("--help", "hydra.searchpath=[file://own]", "head=mine", "+preset=fast").out
     assert shown.startswith("head=mine: the head of a test\n\n  head.scale=[1,2]  of the logits\n")
     assert "  train.way=2  a comment" in shown

@@ -18,6 +18,7 @@ import metafew
 from metafew.backbones import Conv4
 from metafew.config.components import component_classes
 from metafew.config.groups import CONF
+from metafew.config.quoting import overrides
 from metafew.data.datamodule import to_model_input
 from metafew.data.sources import Category
 from metafew.data.sources.omniglot import Omniglot
@@ -93,6 +94,24 @@ def test_heads_on_an_array_have_the_numbers_of_the_command(launch, vectors, tmp_
     assert table.best == max(names[:3], key=table.mean.get)
     assert f"{100 * table.mean['svm']:.2f} ± {100 * table.ci95['svm']:.2f}" in repr(table)
     assert f"| {table.best} | **{100 * table.mean[table.best]:.2f} ±" in table._repr_markdown_()
+
+
+def test_numbers_of_numpy_are_numbers(vectors):
+    counts = {"way": 4, "shot": 2, "query": 3, "tasks": 2, "seed": 7}
+    evaluate = partial(metafew.evaluate, *vectors, heads="protonet")
+    assert evaluate(**{key: np.int64(value) for key, value in counts.items()}).mean == evaluate(**counts).mean
+    drawn = [
+        next(metafew.episodes(*vectors, steps=kind(1), seed=kind(3), way=kind(2), tasks=kind(2)))
+        for kind in (int, np.int32)
+    ]
+    assert torch.equal(drawn[0].support.images, drawn[1].support.images)
+    assert overrides({"seed": np.arange(3)[2], "lr": np.float64(0.5)}) == ["seed=2", "lr=0.5"]
+
+
+def test_heads_are_evaluated_in_a_job_of_slurm(vectors, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "compare", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert metafew.evaluate(*vectors, heads="protonet", query=2, tasks=2).mean["protonet"] > 0
 
 
 def test_heads_are_words_objects_or_a_dictionary_of_them(vectors):

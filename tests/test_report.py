@@ -483,6 +483,19 @@ def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
     assert table.top[column] == {best, labels(table).index("norm=none")}
 
 
+def test_rows_of_unequal_seeds_differ_by_the_t_interval_over_those_that_both_have(tmp_path):
+    lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03]}
+    for norm, each in lifts.items():
+        for seed, lift in enumerate(each):
+            finished(tmp_path / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
+    table = comparison_of(tmp_path, against="norm=batch")
+    (column,) = table.top
+    difference = table.differences[labels(table).index("norm=layer"), column]
+    gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
+    assert difference.paired and difference.mean == pytest.approx(np.mean(gaps), abs=1e-12)
+    assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 1) * stats.sem(gaps), abs=1e-12)
+
+
 def test_only_the_best_is_bold_and_rows_that_do_not_differ_from_it_are_marked(tmp_path):
     wiggle = np.tile([0.03, -0.03], TASKS // 2)
     for norm, lift in {"batch": 0.0, "layer": -0.001 + wiggle, "none": -0.05, "instance": wiggle[::-1] - 0.2}.items():

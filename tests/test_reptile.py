@@ -255,3 +255,10 @@ def test_what_does_not_go_together_is_refused():
         learner(output="shared")
     with pytest.raises(UsageError, match=r"head\.batch to be an integer"):
         learner(batch=0)
+
+
+def test_weight_clustering_wants_weights_that_adapt():
+    backbone, head = learner("layer", output="zero", freeze=["body.0", "body.4"])
+    with pytest.raises(UsageError, match="which regularizer=weight_clustering draws together, got none"):
+        Reptile(WeightClustering(1.0)).prepare(backbone, head)
+    Reptile(OFF).prepare(backbone, head)

@@ -381,6 +381,16 @@ def test_backbone_weights_replace_those_of_a_checkpoint(launch, tmp_path):
     launch(*words, "norm=batch", "head=ridge", out=tmp_path / "again")
 
 
+def test_a_frozen_norm_without_moments_of_a_training_warns(launch, tmp_path, caplog):
+    launch("norm=frozen", "trainer.max_steps=1", "val.total=0", "stages=[fit]")
+    assert "running moments of no training" in caplog.text
+    caplog.clear()
+    _, fit = launch("norm=batch", "trainer.max_steps=1", "val.total=0", "stages=[fit]", out=tmp_path / "fit")
+    words = ["norm=frozen", f"backbone.weights={fit}/checkpoints/last.ckpt", "backbone.freeze=none", "val.total=0"]
+    launch(*words, "stages=[fit]", "trainer.max_steps=1", out=tmp_path / "frozen")
+    assert "of no training" not in caplog.text
+
+
 def test_frozen_norm_needs_running_moments(launch, tmp_path):
     _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
     for word in ("backbone.weights", "ckpt"):

@@ -22,7 +22,7 @@ from runs import SCRIPTS
 
 from metafew import __main__
 from metafew.analysis.labelling.labelling import Labelling
-from metafew.commands import predict, prepare, queries
+from metafew.commands import predict, prepare, queries, reproduce
 from metafew.commands.command_line import written
 from metafew.commands.image_conversion import choose_conversion
 from metafew.config.quoting import to_paste
@@ -545,3 +545,21 @@ def test_commands_work_where_only_the_package_is_installed(tmp_path):
     assert done.stdout.startswith(str(tmp_path / "site"))
     written = {str(path.relative_to(tmp_path / "here")) for path in (tmp_path / "here").rglob("*") if path.is_file()}
     assert written == {"dashboard.json", "docs/reproduction.md", "sheet.png"}
+
+
+@pytest.mark.parametrize(("name", "word"), [("report", "out="), ("prepare", "out="), ("search", "trials=")])
+def test_an_empty_option_of_a_command_is_refused(name, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.md").write_text("mine")
+    assert import_module(f"metafew.commands.{name}").main(["runs", word]) == 2
+    assert f"to have a value, got {word}: leave it out, or type {word}VALUE" in capsys.readouterr().err
+    assert (tmp_path / "table.md").read_text() == "mine"
+
+
+def test_the_folder_of_finished_runs_can_be_chosen(monkeypatch, tmp_path):
+    typed = []
+    monkeypatch.setattr(reproduce, "run_subprocess", lambda words: typed.append(words) or reproduce.REFUSED)
+    with pytest.raises(UsageError):
+        reproduce.reproduce(["heads", "cells=kept", f"out={tmp_path}"], tmp_path / "docs")
+    (words,) = typed
+    assert [word for word in words if word.startswith("cells=")][-1] == "cells=kept"

@@ -32,6 +32,7 @@ from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
+from metafew.training.checks import check_ranks
 from metafew.training.instantiate import make
 from metafew.training.stages import seconds_at_start, suitable_callbacks
 from metafew.training.trainer import make_added, make_trainer
@@ -447,3 +448,19 @@ def test_a_checkpoint_carries_no_callbacks(tmp_path):
     metafew(*TINY, f"+trainer.callbacks=[{STOPPING}}}]", "hydra.run.dir=fit", cwd=tmp_path)
     metafew("stages=[test]", "ckpt=fit/checkpoints/best.ckpt", "hydra.run.dir=test", cwd=tmp_path)
     assert "callbacks" not in read_json(tmp_path / "test" / "results.json")["config"]["trainer"]
+
+
+def test_batch_norms_of_a_network_in_several_processes_warn(caplog):
+    def parts(size, norms):
+        learner = SimpleNamespace(backbone=SimpleNamespace(couples_tasks=True, norms=norms))
+        config = {"trainer": {"devices": size, "num_nodes": 1}}
+        data = SimpleNamespace(train=SimpleNamespace(tasks=4))
+        return SimpleNamespace(
+            fits=True, trainer=SimpleNamespace(world_size=size), config=config, data=data, learner=learner
+        )
+
+    check_ranks(parts(1, []))
+    check_ranks(parts(2, [SimpleNamespace(couples_tasks=True)]))
+    assert not caplog.text
+    check_ranks(parts(2, []))
+    assert "take their moments from the tasks of one process" in caplog.text

@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from metafew.api.loops import as_array, check_tasks
@@ -19,6 +20,7 @@ from metafew.api.results import Classification, Evaluation
 from metafew.backbones.identity import Identity
 from metafew.config.groups import ALL, CONF, load_option, options_of
 from metafew.config.mistakes import no_option
+from metafew.config.option_values import as_int
 from metafew.data.array_split import ArraySplit
 from metafew.data.loader import MetaBatches, make_loader
 from metafew.data.sampler import Sampler
@@ -45,6 +47,7 @@ def evaluate_features(
     seed: int, base: np.ndarray | Tensor | None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate heads on tasks drawn from features: :func:`metafew.evaluate`."""
+    way, shot, query, tasks, seed = map(as_int, (way, shot, query, tasks, seed))
     advice = "give an array of vectors, and one label for each"
     vectors, classes = labelled_vectors(as_array(features), as_array(labels), "features and labels", "labels", advice)
     split = ArraySplit(vectors[..., None, None], categories(classes))
@@ -77,6 +80,7 @@ def run_test(evaluator: Evaluator, sampler: Sampler) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         silence_lightning()
         trainer = pl.Trainer(
+            plugins=[LightningEnvironment()],  # one process, also in a SLURM job of several
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
             logger=False,

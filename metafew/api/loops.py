@@ -13,7 +13,7 @@ from torch import Tensor
 from metafew.config.compose import compose_overrides
 from metafew.config.groups import common_options, options_of
 from metafew.config.mistakes import no_option
-from metafew.config.option_values import check_integer
+from metafew.config.option_values import as_int, check_integer
 from metafew.config.overrides import key
 from metafew.config.quoting import overrides
 from metafew.data.array_split import ArraySplit
@@ -90,6 +90,7 @@ def episodes_of(
         device: the device of the episodes.
         options: options of the command line for a dataset.
     """
+    shape, drawn = Shape(*map(as_int, shape)), Drawn(*map(as_int, drawn))
     if drawn.split not in SPLITS:
         raise UsageError(f"expected split to be {' or '.join(SPLITS)}, got {drawn.split}: pass split='{SPLITS[0]}'")
     if drawn.steps is not None:

@@ -147,6 +147,13 @@ class Wrapped(Backbone):
         # Heads compute in the precision of the images.
         return features.to(images.dtype) if features.dtype == torch.float64 else features
 
+    def _pass(self, images: Tensor, context: int, record: bool | dict, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Embed tasks; one by one in evaluation if a batch norm has no running moments, as none may affect another."""
+        if self.training or len(images) == 1 or not self._without_running_moments:
+            return super()._pass(images, context, record, share)
+        passed = [super(Wrapped, self)._pass(task, context, record, share) for task in images.split(1)]
+        return torch.cat([features for features, _ in passed]), torch.cat([features for _, features in passed])
+
     @property
     def per_image(self) -> bool:
         """Whether no image changes the features of another, through a scheme or through a batch norm of the network."""
@@ -160,7 +167,7 @@ class Wrapped(Backbone):
     @property
     def transductive(self) -> bool:
         """Whether a batch norm without running moments lets images influence each other in evaluation."""
-        return super().transductive or any(norm.running_mean is None for norm in self._batch_norms.values())
+        return super().transductive or self._without_running_moments
 
     @property
     def context_depends_on_targets(self) -> bool:
@@ -175,9 +182,14 @@ class Wrapped(Backbone):
         return super().couples_tasks or coupling
 
     @property
+    def _without_running_moments(self) -> bool:
+        """Whether a batch norm of the network takes moments in evaluation, too."""
+        return any(norm.running_mean is None for norm in self._batch_norms.values())
+
+    @property
     def _takes_moments(self) -> bool:
         """Whether a batch norm takes moments of its batch in the current mode."""
-        return any(norm.training or norm.running_mean is None for norm in self._batch_norms.values())
+        return self._without_running_moments or any(norm.training for norm in self._batch_norms.values())
 
     @property
     def _batch_norms(self) -> dict[str, _BatchNorm]:

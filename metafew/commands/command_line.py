@@ -37,6 +37,9 @@ def run_command(action: Callable[[Sequence[str]], None], arguments: Sequence[str
 def own_options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of a command's own options, ``KEY=VALUE``, of which the last counts, and the other words.
 
+    Raises:
+        UsageError: if a value is empty.
+
     >>> own_options(["a", "out=b", "seed=1", "out=c"], {"out": "report", "rows": None})
     ({'out': 'c', 'rows': None}, ['a', 'seed=1'])
     """
@@ -44,6 +47,8 @@ def own_options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[
     for word in arguments:
         key, equals, value = word.partition("=")
         if equals and key in defaults:
+            if not value:  # an empty variable of the shell; as a path, it would be the current folder
+                raise UsageError(f"expected {key} to have a value, got {word}: leave it out, or type {key}=VALUE")
             options[key] = value
         else:
             others.append(word)

@@ -61,8 +61,8 @@ def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name}", flush=True)
         folder = out / name
-        places = (override("hydra.run.dir", folder), override("cells", out / "cells"))
-        code = run_subprocess([f"experiment={name}", *overrides, *places])
+        cells, place = override("cells", out / "cells"), override("hydra.run.dir", folder)
+        code = run_subprocess([f"experiment={name}", cells, *overrides, place])  # of several cells=, the last counts
         if code != REFUSED:
             keep_results(name, folder, docs)
         if code in (TERMINATED, 130):

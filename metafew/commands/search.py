@@ -55,6 +55,9 @@ def search(arguments: Sequence[str]) -> None:
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")
     if own := [word for word in overrides if word.startswith(("stages=", "experiment="))]:
         raise UsageError(f"expected no {own[0].partition('=')[0]}, as a search trains, got {own[0]}: leave it out")
+    if start := next((word for word in overrides if word.startswith("ckpt=")), None):
+        weights = to_paste("backbone.weights", start.partition("=")[2])
+        raise UsageError(f"expected a search to start from the weights of a backbone, got {start}: type {weights}")
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
     composed = [compose_overrides(each) for each in space.bounds()]  # refuses invalid values before the first run
     if not all(cfg.val.total for cfg in composed):

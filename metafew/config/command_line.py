@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 
+from hydra.core.override_parser.types import ChoiceSweep, Glob
+
 from metafew.config.groups import common_options, default_options, group_names
 from metafew.config.mistakes import no_option
 from metafew.config.paths import FOLDERS, PATHS
@@ -182,7 +184,7 @@ def check_null(key: str, value: str) -> None:
 
 
 def check_group(key: str, value: str) -> None:
-    """Check that each option of a group is a word, and not a number, null or a list.
+    """Check that each option of a group is a word, or Hydra's ``choice`` or ``glob``, and not a number, null or a list.
 
     Raises:
         UsageError: if one of them is not; Hydra would print a traceback.
@@ -193,7 +195,7 @@ def check_group(key: str, value: str) -> None:
         raise UsageError(no_option(key, value))
     for part in parts(value):
         read = parsed(part)
-        if read and not isinstance(read[0], str):
+        if read and not isinstance(read[0], str | ChoiceSweep | Glob):
             raise UsageError(no_option(key, part))
 
 

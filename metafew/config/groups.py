@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from metafew.config.overrides import key
+from metafew.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
@@ -21,6 +24,7 @@ ALL = "all"
 """The option of ``evaluate`` for all heads that fit; in a configuration, a key next to those of the heads, whose value
 lists the heads that are always kept."""
 SEARCH_PATH = "hydra.searchpath="
+CONFIG_DIR = ("--config-dir", "-cd")
 NOT_COMMON = ("defaults", "hydra")
 """Parts of conf/train.yaml that are not options of metafew."""
 
@@ -94,7 +98,10 @@ def register_evaluation_heads(words: Sequence[str] = ()) -> None:
     """Register each head as an option of ``evaluate``, without its settings in other groups, and :data:`ALL` of them.
 
     Args:
-        words: the command line, whose ``hydra.searchpath`` may name folders with further heads.
+        words: the command line, which may name folders with further heads.
+
+    Raises:
+        UsageError: if the file of such a head cannot be read.
     """
     heads = register_own_heads()
     further = {file.stem: file for folder in search_folders(words) for file in sorted((folder / "head").glob("*.yaml"))}
@@ -130,24 +137,41 @@ def named_with_all(words: Sequence[str]) -> list[str]:
 
 
 def search_folders(words: Sequence[str]) -> Iterator[Path]:
-    """Yield the folders that ``hydra.searchpath`` names on a command line that chooses heads to evaluate.
+    """Yield the folders of options that a command line names, if it chooses heads to evaluate.
 
-    >>> list(search_folders(["evaluate=all", "hydra.searchpath=[file://mine, pkg://theirs]"]))
-    [PosixPath('mine')]
+    >>> list(search_folders(["evaluate=all", "hydra.searchpath=[file://mine, pkg://theirs]", "-cd", "other"]))
+    [PosixPath('mine'), PosixPath('other')]
     """
     if any(key(word) == "evaluate" for word in words):
-        for word in words:
+        for word, following in zip_longest(words, words[1:], fillvalue=""):
+            flag, _, value = word.partition("=")
             if word.startswith(SEARCH_PATH):
-                yield from map(Path, re.findall(r"file://([^\],'\"]+)", word.removeprefix(SEARCH_PATH)))
+                yield from map(Path, re.findall(r"file://([^\],'\"]+)", value))
+            elif flag in CONFIG_DIR and (value or following):
+                yield Path(value or following)
 
 
 def load_option(file: Path) -> DictConfig:
-    """Return the content of a YAML file of a group, merged over the options of the group that its defaults list names.
+    """Return the content of a YAML file of a group, merged over its :func:`base_files`.
 
-    These are files next to it, or of metafew.
+    Raises:
+        UsageError: if one of these files cannot be read.
     """
-    node = cast(DictConfig, OmegaConf.load(file))
-    names = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    files = [file.with_name(f"{name}.yaml") for name in names]
-    bases = (load_option(base if base.is_file() else CONF / file.parent.name / base.name) for base in files)
+    try:
+        node = cast(DictConfig, OmegaConf.load(file))
+    except (OSError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"expected {file} to be a file of options in YAML, got {reason}: correct it") from error
+    bases = map(load_option, base_files(file, node.pop("defaults", [])))
     return cast(DictConfig, OmegaConf.merge(*bases, node))
+
+
+def base_files(file: Path, defaults: Iterable[Any]) -> Iterator[Path]:
+    """Yield the files of the options that the defaults list of a file names in its own group.
+
+    They are next to the file, or in metafew.
+    """
+    for name in defaults:
+        if isinstance(name, str) and name != "_self_":
+            base = file.with_name(f"{name}.yaml")
+            yield base if base.is_file() else CONF / file.parent.name / base.name

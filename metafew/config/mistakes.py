@@ -99,10 +99,10 @@ def no_option(group: str, given: str, listed: Sequence[str] = ()) -> str:
     Args:
         group: the group.
         given: the value on the command line.
-        listed: the options of a group outside metafew, if Hydra lists them.
+        listed: the options of the group, if Hydra lists them, those of the user's own included.
     """
     group = group.partition("@")[0]
-    options = options_of(group) or list(listed)
+    options = list(dict.fromkeys([*options_of(group), *listed]))
     if not options:
         return f"expected {group} to be the name of an option, got {given}: leave out {group}"
     nothing = given in ("null", f"~{group}")

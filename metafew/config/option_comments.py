@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
-from metafew.config.groups import describe_file
+from metafew.config.groups import base_files, describe_file
 
 NOT_SHOWN = ("defaults", "hydra", "experiment")
 """Keys of a file that are not options of a component."""
@@ -68,17 +68,17 @@ def commented(file: Path, package: str) -> dict[str, Value]:
     named = PACKAGE.search(text)
     own = named[1] if named else package
     values: dict[str, Value] = {}
-    for base in bases(root):
-        values |= commented(file.with_name(f"{base}.yaml"), package)
+    for base in base_files(file, defaults_of(root)):
+        values |= commented(base, package)
     for key, value in walk(root, text, "" if own == "_global_" else f"{own}."):
         values[key] = Value(value.text, value.comment or values.get(key, value).comment)
     return values
 
 
-def bases(root: yaml.MappingNode) -> list[str]:
-    """Return the files next to this one that its defaults list names."""
+def defaults_of(root: yaml.MappingNode) -> list[str]:
+    """Return the defaults list of a file, without the choices in other groups."""
     listed = [item for key, node in root.value if key.value == "defaults" for item in node.value]
-    return [item.value for item in listed if isinstance(item, yaml.ScalarNode) and item.value != "_self_"]
+    return [item.value for item in listed if isinstance(item, yaml.ScalarNode)]
 
 
 def chosen_with(file: Path) -> Iterator[str]:

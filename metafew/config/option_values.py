@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isinf
+from numbers import Integral
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from metafew.errors import UsageError
 def as_list(value: Any) -> list:
     """Return the values of a list or tuple, or a list of the single value."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def as_int(value: Any) -> Any:
+    """Return an integer of another type, such as NumPy's, as an int, and any other value unchanged."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def check_integer(option: str, value: Any, least: int, example: int | None = None, most: int | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -85,7 +86,7 @@ def grammar(value: object) -> str:
         return f"[{','.join(map(grammar, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value) if isinstance(value, int | float) else quoted(str(value))
+    return str(value) if isinstance(value, Real) else quoted(str(value))  # NumPy's numbers, too
 
 
 def to_paste(key: str, value: object) -> str:

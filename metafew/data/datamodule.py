@@ -17,6 +17,7 @@ from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.shared_images import shared_images
 from metafew.data.sources import Source
 from metafew.data.store import Split, build, summary_of
+from metafew.data.summary import as_typed_for
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Episode
 from metafew.errors import UsageError
@@ -115,8 +116,9 @@ class FewShot(pl.LightningDataModule):
 
     def sampler(self, spec: TaskSpec | Minibatches) -> Sampler:
         """Return a sampler of the tasks of ``spec``; the stores must have been built."""
+        views = "test" if spec is self.analyzed else spec.split  # an analysis measures images as a test would see them
         parts = [
-            (self._split_for(source, spec), self.augmentation.chain(spec.split, source.jitter))
+            (self._split_for(source, spec), self.augmentation.chain(views, source.jitter))
             for source in self.source.components(spec.split)
         ]
         if isinstance(spec, Minibatches):
@@ -150,7 +152,8 @@ class FewShot(pl.LightningDataModule):
         if lacks:
             options = [f"{option}={value}" for shortage in lacks for option, value in shortage.options.items()]
             advice = f"type {' '.join(options)}, or " if all(shortage.options for shortage in lacks) else "type "
-            raise UsageError(f"{'; '.join(shortage.problem for shortage in lacks)}: {advice}dataset.duplicates=warn")
+            message = f"{'; '.join(shortage.problem for shortage in lacks)}: {advice}dataset.duplicates=warn"
+            raise UsageError(as_typed_for(source, message))
         return split
 
     @property

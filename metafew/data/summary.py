@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ KINDS = {
     "within_class": "copies within a class",
 }
 """Kinds of copies, the most serious first."""
+OPTION = re.compile(r"\bdataset\.(\w+)=(\w+)")
 
 
 def summarize(source: Source, splits: Mapping[str, Mapping[str, Any]], copies: Mapping[str, dict]) -> dict[str, Any]:
@@ -73,10 +75,16 @@ def describe_duplicates(source: Source, copies: Mapping[str, dict]) -> str | Non
     ]
     if not found:
         return None
-    option = "dataset.duplicates=drop" if source.label is None else f"duplicates:drop for {source.title}"
-    return (
-        f"expected each image of dataset={source.title} once, got {', and '.join(found)}: type {option}, or remove them"
+    return as_typed_for(
+        source,
+        f"expected each image of dataset={source.title} once, got {', and '.join(found)}: type dataset.duplicates=drop"
+        ", or remove them",
     )
+
+
+def as_typed_for(source: Source, message: str) -> str:
+    """Return a message with options in the form for ``source``, which may be one of the datasets of a mixture."""
+    return message if source.label is None else OPTION.sub(rf"\1:\2 for {source.title}", message)
 
 
 def describe_example(example: Mapping[str, Any]) -> str:
@@ -93,17 +101,23 @@ def warnings(source: Source, summary: Mapping[str, Any]) -> list[str]:
 
     Properties of the images are only reported for the user's own datasets.
     """
-    found = [f"dataset={source.title}: {remark}" for remark in remarks(summary["seen"] if source.own_images else {})]
+    seen = summary["seen"] if source.own_images else {}
+    found = [as_typed_for(source, f"dataset={source.title}: {remark}") for remark in remarks(seen)]
     images = sum(summary["images"].values())
     if source.duplicates == "warn" and (message := describe_duplicates(source, summary["duplicates"])):
         found.append(message)
     if source.duplicates == "drop" and summary["duplicates"]:
         counts = ", ".join(f"{kind}: {copies['images']:,}" for kind, copies in kinds_of_copies(summary["duplicates"]))
-        found.append(f"dataset={source.title} held {counts}; dataset.duplicates=drop left {images:,} images")
+        message = f"dataset={source.title} held {counts}; dataset.duplicates=drop left {images:,} images"
+        found.append(as_typed_for(source, message))
     if source.published_images is not None and images != source.published_images:
         found.append(
-            f"expected the {source.published_images:,} images of the published benchmark for dataset={source.title}, "
-            f"got {images:,}: results are not those of the benchmark; type dataset.root=DIR of a copy with just these"
+            as_typed_for(
+                source,
+                f"expected the {source.published_images:,} images of the published benchmark for dataset="
+                f"{source.title}, got {images:,}: results are not those of the benchmark; type dataset.root=DIR with "
+                "a copy of just these",
+            )
         )
     return found
 

@@ -129,5 +129,4 @@ def percent(value: dict) -> str:
 
 def short(value: dict) -> str:
     """Format a mean and its interval with one decimal, for tables with many columns."""
-    measured = format_percent(value | {"failed": 0})
-    return re.sub(r"(\.\d)\d| ", r"\1", measured) + format_failed(value["failed"])
+    return format_percent(value | {"failed": 0}, digits=1).replace(" ", "") + format_failed(value["failed"])

@@ -36,18 +36,6 @@ def standard_errors(count: float) -> float:
     return float(stdtrit(count - 1, 0.975))
 
 
-def share_interval(count: int, total: int) -> tuple[float, float]:
-    """Return both ends of Wilson's 95 % interval for a proportion; it lies in [0, 1] and has a width at 0 and 1, too.
-
-    >>> [round(end, 3) for end in share_interval(19, 20)], [round(end, 3) for end in share_interval(20, 20)]
-    ([0.764, 0.991], [0.839, 1.0])
-    """
-    squared = standard_errors(math.inf) ** 2
-    centre = (count + squared / 2) / (total + squared)
-    half = math.sqrt(squared * (count * (total - count) / total + squared / 4)) / (total + squared)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def score(accuracy: float, failed: int) -> float:
     """Return the score of a candidate on validation tasks, where fewer failed tasks take precedence over accuracy.
 
@@ -127,7 +115,7 @@ def contains_zero(difference: Mapping[str, Any]) -> bool:
     return abs(difference["mean"]) <= (difference["ci95"] or 0.0)
 
 
-def format_percent(measure: Mapping[str, Any] | None, unit: str = "") -> str:
+def format_percent(measure: Mapping[str, Any] | None, unit: str = "", digits: int = 2) -> str:
     """Format an accuracy in percent with its confidence interval, if any, and the number of failed tasks.
 
     >>> format_percent({"mean": 0.875, "ci95": 0.0123}), format_percent({"mean": 1.0, "ci95": None})
@@ -139,8 +127,8 @@ def format_percent(measure: Mapping[str, Any] | None, unit: str = "") -> str:
         return "–"
     if measure["mean"] is None:
         return "diverged"
-    spread = "" if measure["ci95"] is None else f" ± {100 * measure['ci95']:.2f}"
-    return f"{100 * measure['mean']:.2f}{spread}{unit}{format_failed(measure.get('failed'))}"
+    spread = "" if measure["ci95"] is None else f" ± {100 * measure['ci95']:.{digits}f}"
+    return f"{100 * measure['mean']:.{digits}f}{spread}{unit}{format_failed(measure.get('failed'))}"
 
 
 def format_difference(difference: Mapping[str, Any]) -> str:

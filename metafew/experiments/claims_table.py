@@ -65,6 +65,9 @@ def describe_claim(claim: Mapping, report: Mapping, totals: Mapping[str, int | N
     published = [published_figure(report, row, column) for row, column in sides]
     rows = {side for match in lines for side in (match["left"], match["right"])} & report["rows"].keys()
     shown = [" / ".join(figures) if any(each != "–" for each in figures) else "–" for figures in (published, here)]
+    only = published_rows(report).get("columns", ())
+    if len(only) == 1 and shown[0] != "–" and any(column not in only for _, column in sides):
+        shown[0] += f" ({only[0]})"
     return [*shown, scale(report, sorted(rows), totals), claim["verdict"]]
 
 

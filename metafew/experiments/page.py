@@ -30,22 +30,25 @@ python train.py experiment=tasknorm_maml seeds=[0,1,2] trainer.max_steps=2000
 python train.py experiment=tasknorm_maml budget=paper
 ```
 
-`budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, on the data and
-networks below, and `budget=medium`, which some experiments have, is between this and the small budget. `seeds=[0,1,2]`
-trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply to every run of the table. An
-experiment first prints how many trainings it runs, and how long they take. Runs are kept in `outputs/cells`, in folders
-named after their overrides, so that tables share them. Omniglot is downloaded; [mini-ImageNet](data.md) and
-[Caltech-101](https://data.caltech.edu/records/mzrjq-6wc02) (`caltech101/101_ObjectCategories`) are expected in
-`data_dir`.
+`budget=paper` uses the optimizers, schedules, steps, tasks per step and test tasks of the papers, as far as these state
+them, on the data and networks below, and `budget=medium`, which some experiments have, is between this and the small
+budget. `seeds=[0,1,2]` trains three times, `jobs=2` runs two trainings at a time, and all other overrides apply to
+every run of the table. An experiment first prints how many trainings it runs and, if it has been measured, how long
+they take. Its table, results and figures are written to `outputs/NAME`; `make reproduce` and `metafew reproduce NAME`
+also copy results and figures to `docs` in the current folder, in place of those shown here. Runs are kept in
+`outputs/cells`, in folders whose names are hashes of their overrides, so that tables share them. Omniglot is
+downloaded; [mini-ImageNet](data.md) and [Caltech-101](https://data.caltech.edu/records/mzrjq-6wc02)
+(`caltech101/101_ObjectCategories`) are expected in `data_dir`.
 
-An inequality holds or fails if the 95 % interval of the difference, over the same seeds or else over the same test
-tasks, excludes zero; an equality holds if the interval lies within the tolerance, and fails if it lies outside.
-Otherwise a comparison is undecided. With one seed, the verdict applies to that one training. A claim is reproduced if
-all of its comparisons hold, and partly reproduced if only some do. These networks and budgets are small: a claim that
-is not reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in
-percent where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the
-column *in*. Results called *reported*, and not *published*, are quoted from another source than the paper or its
-slides, and have not been compared with it.
+An inequality holds if the 95 % interval of the difference, over the same seeds or else over the same test tasks, lies
+on the claimed side of zero, and fails if it lies on the other side; an equality holds if the interval lies within the
+tolerance, and fails if it lies outside. Otherwise a comparison is undecided. With one seed, the verdict applies to that
+one training. A claim is reproduced if all of its comparisons hold, partly reproduced if some hold, not reproduced if
+none holds and at least one fails, and otherwise undecided. These networks and budgets are small: a claim that is not
+reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in percent
+where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the column
+*in*. Results marked *reported* instead of *published* are quoted from a secondary source, and have not been checked
+against the paper.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

@@ -45,11 +45,6 @@ class Output(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise UsageError(f"expected head.output to be one of {', '.join(KINDS)}, got {kind}: type head.output=auto")
-        if std is not None and kind in ("zero", "prototype"):
-            raise UsageError(
-                f"expected no head.output_std for head.output={kind}, whose initial values are not random, got {std}: "
-                "type head.output_std=null"
-            )
         if std is not None and not (isinstance(std, int | float) and 0 < std < inf):
             raise UsageError(f"expected head.output_std to be a positive number, got {std}: type head.output_std=1")
         if not adapts and kind in ("zero", "shared"):
@@ -57,10 +52,16 @@ class Output(nn.Module):
                 "expected an output layer whose rows differ, so that gradients reach the features, for "
                 f"head.adapt=body, got head.output={kind}: type head.output=prototype"
             )
+        typed = kind
         if kind == "auto" and not adapts:
             kind = "linear" if trained and isinstance(way, int) else "prototype"
         if kind == "auto":
             kind = "zero" if not trained else "linear" if isinstance(way, int) else "shared"
+        if std is not None and kind in ("zero", "prototype") and (trained or kind == typed):
+            raise UsageError(
+                f"expected no head.output_std for head.output={kind}, whose initial values are not random, got {std}: "
+                "type head.output_std=null"
+            )
         if kind == "linear" and not isinstance(way, int):
             raise UsageError(
                 "expected one number of classes, as a linear output layer has, "

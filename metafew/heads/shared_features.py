@@ -38,9 +38,5 @@ class SharedFeatures:
             self._features[key] = self._backbone.embed(context, targets, record)
         return self._features[key]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features ``(b, d)`` of a flat batch, as the backbone does."""
-        return self._backbone(images)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)

@@ -83,8 +83,9 @@ class TransductiveFinetuning(AdaptingHead):
 
     def loss(self, model: Model, tasks: SupportSet, step: int, weights: Weights) -> Tensor:
         """Return the mean cross-entropy ``(t,)`` of the support set in even steps, else the queries' mean entropy."""
-        if step % 2 == 0 or tasks.queries is None:
+        if step % 2 == 0:
             return super().loss(model, tasks, step, weights)
+        assert tasks.queries is not None  # for the type checker; a head in evaluation has queries
         _, features = model.embed(weights, tasks.images, tasks.queries, record=False, targets_only=True)
         log_p = self.logits(features, weights).log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1).mean(1)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
 
@@ -16,6 +17,8 @@ from metafew.errors import UsageError
 from metafew.io import is_own
 
 KEPT = ("best", "last")
+CLOUD = "api.wandb.ai"
+"""The host for which older versions of wandb write a key."""
 
 
 class Wandb(WandbLogger):
@@ -67,12 +70,17 @@ class Wandb(WandbLogger):
 
 def has_wandb_key() -> bool:
     """Return whether Weights & Biases can log in without a prompt."""
-    if os.environ.get("WANDB_API_KEY"):
+    import wandb
+
+    settings = wandb.setup().settings  # of the environment and of wandb's own files
+    if os.environ.get("WANDB_API_KEY") or settings.api_key:
         return True
+    hosts = [urlsplit(settings.base_url).netloc, *([] if settings.is_local else [CLOUD])]
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        keys = netrc.netrc(os.environ.get("NETRC"))  # where wandb login writes
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(keys.authenticators(host) for host in hosts)
 
 
 def newest_id(folder: Path) -> str | None:

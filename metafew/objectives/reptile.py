@@ -51,7 +51,8 @@ class Reptile(Objective):
         """Freeze what no task adapts.
 
         Raises:
-            UsageError: if the inner loop of ``head`` cannot advance in lock step, or the regularizer takes features.
+            UsageError: if the inner loop of ``head`` cannot advance in lock step, or the regularizer takes features or
+                has no weights to draw together.
         """
         if self.regularizer.on_features:
             raise UsageError(
@@ -64,9 +65,16 @@ class Reptile(Objective):
                 "type head=reptile"
             )
         check_one_rate(head)
-        adapting = cast(AdaptingHead, head).names
+        inner = cast(AdaptingHead, head)
         for name, p in backbone.named_parameters():
-            p.requires_grad_(p.requires_grad and name in adapting)
+            p.requires_grad_(p.requires_grad and name in inner.names)
+        adapting = [(name, p) for name, p in backbone.named_parameters() if name in inner.names]
+        adapting += inner.output.named_parameters()
+        if self.regularizer.on_weights and not any(p.ndim > 1 and inner.lasts(name) for name, p in adapting):
+            raise UsageError(
+                "expected weights of convolutions or linear layers that adapt, which regularizer=weight_clustering "
+                "draws together, got none: type regularizer=none, or head.freeze=[]"
+            )
 
     def advise(self, optimizer: Optimizer) -> None:
         """Log a warning unless the step is the published one."""

@@ -20,6 +20,7 @@ from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 from metafew.meta_parameters import meta_parameters
+from metafew.norms.running import RunningNorm
 from metafew.training.cuda_graph import check_graph
 from metafew.training.idle_options import check_for_idle_options
 from metafew.training.parts import Parts
@@ -156,6 +157,7 @@ def check_parts(parts: Parts) -> None:
         check_graph(parts.learner, parts.data.train, parts.trainer)
     check_fixed_ways(parts)
     warn_of_context_sizes(parts)
+    warn_of_initial_moments(parts)
     check_ranks(parts)
 
 
@@ -205,7 +207,7 @@ def check_objective_has_queries(parts: Parts) -> None:
 
 
 def check_tasks_form_one_batch(parts: Parts) -> None:
-    """Check the head and the task sizes if the norm pools moments over the tasks of a meta-batch."""
+    """Check the head and the tasks if the norm pools moments over the tasks of a meta-batch."""
     learner, train = parts.learner, parts.data.train
     if not learner.backbone.couples_tasks:
         return
@@ -222,6 +224,11 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
         raise UsageError(
             f"expected tasks all of one size, as {norm} treats the tasks of a meta-batch as one batch, got train.way"
             f"={train.way} with train.shot={train.shot}: type train.way=5 train.shot=1, or norm=batch"
+        )
+    if len(datasets := parts.source.components("train")) > 1:
+        raise UsageError(
+            f"expected training tasks of one dataset, as {norm} treats the tasks of a meta-batch as one batch, got "
+            f"those of {', '.join(source.title for source in datasets)}: type norm=batch"
         )
 
 
@@ -252,6 +259,18 @@ def warn_of_context_sizes(parts: Parts) -> None:
         )
 
 
+def warn_of_initial_moments(parts: Parts) -> None:
+    """Warn if a norm whose running moments are those of an earlier training has the initial ones."""
+    if parts.start is not None or parts.config["backbone"].get("weights"):
+        return
+    norms = [norm for norm in parts.learner.backbone.norms if isinstance(norm, RunningNorm)]
+    if any(norm.requires_running_moments(fit=True) and not norm.running_mean.any() for norm in norms):
+        log.warning(
+            "norm=frozen has running moments of no training, mean 0 and variance 1, and does nothing: type "
+            "backbone.weights=CKPT of a training with norm=batch"
+        )
+
+
 def check_something_trains(parts: Parts) -> None:
     """Check that some parameter can be trained if the backbone is frozen."""
     if not any(parameter.requires_grad for parameter in parts.learner.parameters()):
@@ -267,9 +286,17 @@ def check_ranks(parts: Parts) -> None:
     """Check the number of processes, and that they can divide a meta-batch evenly."""
     world_size, trainer = parts.trainer.world_size, parts.config["trainer"]
     check_world_size(trainer["devices"], trainer["num_nodes"], world_size)
+    if not parts.fits or world_size == 1:
+        return
     tasks = parts.data.train.tasks
-    if parts.fits and tasks % world_size:
+    if tasks % world_size:
         raise UsageError(
             f"expected train.tasks to be a multiple of the {world_size} processes, got {tasks}: "
             f"type train.tasks={world_size * (1 + tasks // world_size)}"
+        )
+    backbone = parts.learner.backbone
+    if backbone.couples_tasks and not any(norm.couples_tasks for norm in backbone.norms):
+        log.warning(
+            "the batch norms of this network take their moments from the tasks of one process, so that results depend "
+            "on the number of processes: type norm=batch_shared for the moments of all tasks, or trainer.devices=1"
         )

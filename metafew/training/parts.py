@@ -21,7 +21,6 @@ from metafew.evaluation import results
 from metafew.evaluation.base_mean import without_training_images
 from metafew.loggers.metrics_file import MetricsFile
 from metafew.training import checkpoint, resume
-from metafew.training.conversion import follow_training
 from metafew.training.factory import make_data, make_learner, make_source
 from metafew.training.instantiate import make
 from metafew.training.learner import Learner
@@ -109,8 +108,6 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     fits = "fit" in (stages := as_list(cfg.stages))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     start = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
-    if start is not None and not fits:
-        follow_training(cfg, start, overrides)
     source = make_source(cfg)
     provenance = {
         "overrides": overrides,

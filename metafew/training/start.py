@@ -167,9 +167,13 @@ def compose_run(cfg: DictConfig) -> ComposedRun:
         if cfg.ckpt is not None:
             with collection_paused():
                 from metafew.training.checkpoint import read
+                from metafew.training.conversion import follow_training
 
-            cfg, overrides = compose_on_checkpoint(cfg, read(cfg.ckpt)["metafew"])
+            start = read(cfg.ckpt)
+            cfg, overrides = compose_on_checkpoint(cfg, start["metafew"])
             resolve_paths(cfg)
+            if "fit" not in as_list(cfg.stages):
+                follow_training(cfg, start, overrides)
         if ALL in (cfg.get("evaluate") or {}):
             cfg.evaluate[ALL] = named_with_all(overrides)
         OmegaConf.to_container(cfg, resolve=True)  # refuses unknown ${name}s

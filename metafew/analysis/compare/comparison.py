@@ -180,16 +180,17 @@ def measure(row: Row, column: Column) -> Measurement | None:
 
 
 def difference(ours: Measurement, theirs: Measurement) -> Difference:
-    """Return ``ours`` minus ``theirs``, paired by seeds if these are equal, else by tasks if these are, else unpaired.
+    """Return ``ours`` minus ``theirs``.
 
-    Neither may have diverged.
+    They are paired by the seeds that both have, if there are two or more, else by test tasks if these are equal, else
+    unpaired. Neither may have diverged.
     """
     assert ours.mean is not None
     assert theirs.mean is not None
     same = ours.task_stream and ours.task_stream == theirs.task_stream
     same = same and ours.accuracies.keys() == theirs.accuracies.keys()
-    if same and share_seeds([ours, theirs]):
-        pairs = interval([value - theirs.seeds[seed] for seed, value in ours.seeds.items()])
+    if same and (shared := shared_seeds([ours, theirs])):
+        pairs = interval([ours.seeds[seed] - theirs.seeds[seed] for seed in shared])
         return Difference(pairs["mean"], pairs["ci95"], True)
     if same and ours.accuracies:
         pairs = interval([value - theirs.accuracies[task] for task, value in ours.accuracies.items()])
@@ -198,9 +199,10 @@ def difference(ours: Measurement, theirs: Measurement) -> Difference:
     return Difference(ours.mean - theirs.mean, ci95, False)
 
 
-def share_seeds(cells: Sequence[Measurement]) -> bool:
-    """Return whether measurements share their seeds, of which there are two or more."""
-    return len(cells[0].seeds) > 1 and all(cell.seeds.keys() == cells[0].seeds.keys() for cell in cells)
+def shared_seeds(cells: Sequence[Measurement]) -> list[int]:
+    """Return the seeds that all measurements have, if there are two or more; else none."""
+    shared = [seed for seed in cells[0].seeds if all(seed in cell.seeds for cell in cells)]
+    return shared if len(shared) > 1 else []
 
 
 def average_ranks(comparison: Comparison, least: int) -> np.ndarray | None:
@@ -214,9 +216,9 @@ def average_ranks(comparison: Comparison, least: int) -> np.ndarray | None:
         if column.baseline or column in pooled or len(cells) < len(rows):
             continue
         if all(difference(cell, cells[0]).paired for cell in cells):
-            by_seed = share_seeds(cells)
-            units: list[Mapping[Any, float]] = [cell.seeds if by_seed else cell.accuracies for cell in cells]
-            values = np.array([[unit[key] for key in units[0]] for unit in units])
+            seeds = shared_seeds(cells)
+            units: list[Mapping[Any, float]] = [cell.seeds if seeds else cell.accuracies for cell in cells]
+            values = np.array([[unit[key] for key in seeds or units[0]] for unit in units])
             ranked.append(ranks(values))
     return np.mean(ranked, 0) if len(ranked) >= least and len(rows) > 1 else None
 

@@ -15,12 +15,13 @@ from metafew.analysis.compare.comparison import Comparison, Measurement
 from metafew.analysis.compare.feature_plots import alpha_curves, projections, sufficient_conditions, weight_distances
 from metafew.analysis.compare.rows_and_columns import (
     Column,
+    Row,
     canonical,
     group_rows,
     named_by_folder,
     task_settings,
 )
-from metafew.analysis.compare.runs import Omitted, Run
+from metafew.analysis.compare.runs import STARTS, Omitted, Run
 from metafew.analysis.compare.settings import format_overrides, varying_keys
 from metafew.analysis.compare.training_curves import (
     INTERVAL,
@@ -84,9 +85,11 @@ def remove(file: Path) -> Path:
 
 def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
     """Return the folders of validated trainings, one per seed, by label; empty for a single training."""
-    runs = [run for run in compared_runs(comparison) if run.validations]
-    kept = [{key: value for key, value in run.settings.items() if not key.startswith("test.")} for run in runs]
-    lines = group_lines((run, settings, run.seed, run.folder) for run, settings in zip(runs, kept, strict=True))
+    trained = [(run, settings) for run, settings in compared_runs(comparison) if run.validations]
+    lines = group_lines(
+        (run, without(settings, *(key for key in settings if key.startswith("test."))), run.seed, run.folder)
+        for run, settings in trained
+    )
     several = sum(len(seeds) for _, seeds in lines) > 1
     return {label: [folders[0] for folders in seeds.values()] for label, seeds in lines} if several else {}
 
@@ -94,7 +97,9 @@ def training_folders(comparison: Comparison) -> dict[str, list[Path]]:
 def learning_rate_folders(comparison: Comparison) -> dict[str, list[Path]]:
     """Return, by label, the folders of runs that only differ in seed and outer learning rate, for two or more rates."""
     key = "optimizer.lr"
-    points = ((run, without(run.settings, key), run.values.get(key), run.folder) for run in compared_runs(comparison))
+    points = (
+        (run, without(settings, key), run.values.get(key), run.folder) for run, settings in compared_runs(comparison)
+    )
     return {label: list(chain(*rates.values())) for label, rates in group_lines(points, least=2)}
 
 
@@ -122,7 +127,7 @@ def accuracy_over_shots(comparison: Comparison) -> Figure | None:
     for i, column, cell in plottable_cells(comparison):
         run = cell.runs[0]
         if isinstance(shot := run.shots[column.number], int):
-            settings = without(run.settings, "test.shot") | {HEAD: column.head, ROW: i}
+            settings = without(line_settings(comparison.rows[i], run), "test.shot") | {HEAD: column.head, ROW: i}
             points.append((run, settings, shot, (column.head, cell)))
     lines = group_lines(points, least=2)
     if not lines:
@@ -185,9 +190,14 @@ def most_shared(cells: Mapping[str, list[Measurement]], mode: str) -> Measuremen
     return max(cells[mode], key=lambda cell: every.count(checkpoints(cell)))
 
 
-def compared_runs(comparison: Comparison) -> list[Run]:
-    """Return the runs of all rows."""
-    return [run for row in comparison.rows for run in row.runs]
+def compared_runs(comparison: Comparison) -> list[tuple[Run, dict]]:
+    """Return the runs of all rows, each with the settings of its line."""
+    return [(run, line_settings(row, run)) for row in comparison.rows for run in row.runs]
+
+
+def line_settings(row: Row, run: Run) -> dict:
+    """Return the settings of a run, and the checkpoint or weights, if these separate its row from others."""
+    return run.settings | {key: row.settings[key] for key in STARTS if key in row.settings}
 
 
 def plottable_cells(comparison: Comparison) -> Iterator[tuple[int, Column, Measurement]]:

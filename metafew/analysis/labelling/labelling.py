@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from metafew.analysis.text_table import Bold, TextTable
 from metafew.data.formats.names import composed, natural_order
-from metafew.evaluation.statistics import share_interval
 
 NONE = "none"
 """The prediction shown for an image with non-finite logits."""
@@ -73,8 +72,11 @@ class Labelling:
         """Return accuracy, confusions and the number of images marked as unknown, one line each."""
         found = []
         if count := self.confusion.total():
+            from scipy.stats import binomtest  # takes longer to import than the rest of a command that only prints help
+
             right = count - sum(p.wrong for p in self.predictions)
-            share, low, high = (f"{100 * x:.1f}" for x in (right / count, *share_interval(right, count)))
+            wilson = binomtest(right, count).proportion_ci(method="wilson")  # has a width at 0 and 1, too
+            share, low, high = (f"{100 * x:.1f}" for x in (right / count, *wilson))
             found.append(f"accuracy {share} % (95 % interval {low} to {high} %): {right} of {count} images")
             if confused := self.most_confused(5):
                 found.append(f"confused: {', '.join(f'{a} as {b or NONE} ({n})' for (a, b), n in confused)}")

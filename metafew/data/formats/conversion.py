@@ -26,8 +26,8 @@ from metafew.errors import UsageError
 FITS = ("crop", "stretch", "pad")
 BACKGROUNDS = ("white", "black")
 RESAMPLINGS = ("lanczos", "area")
-CHOICES = ("fit", "invert", "white", "background", "resample")
-"""The arguments of a conversion, except those for the shape of the result."""
+CHOICES = ("fit", "invert", "white", "background")
+"""The arguments of a conversion that users choose, except those for the shape of the result."""
 WHITES = (1, 255, 65535)
 OVERSHOOT = 1.25
 """Tolerance for floating-point pixels above white, as in resized images."""
@@ -93,7 +93,7 @@ class Conversion:
     @property
     def options(self) -> dict[str, Any]:
         """The options of an equal conversion, including values set by :meth:`decide`."""
-        return {name: getattr(self, name) for name in CHOICES}
+        return {name: getattr(self, name) for name in (*CHOICES, "resample")}
 
     @property
     def seen(self) -> dict[str, Any]:

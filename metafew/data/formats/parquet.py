@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from metafew.config.quoting import to_paste
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "fine_label", "class")
+Label = int | float | str | bytes
 
 
 class Parquet:
@@ -38,8 +39,8 @@ class Parquet:
 
     Args:
         files: the files.
-        label: the label column, integers or strings; None for ``label``, ``labels``, ``fine_label`` or ``class``, or
-            else the only such column.
+        label: the label column, of integers, strings, bytes or booleans; None for ``label``, ``labels``, ``fine_label``
+            or ``class``, or else the only such column.
 
     Raises:
         UsageError: if pyarrow is not installed, or a file is damaged or lacks these columns.
@@ -135,18 +136,28 @@ def _image_column(schema: Schema, file: Path) -> str:
 
 
 def _label_column(schema: Schema, label: str | None, file: Path) -> str:
+    """Return the column of labels, of any type that may hold classes."""
     from pyarrow import types
 
-    kinds = (types.is_integer, types.is_string, types.is_large_string, types.is_floating)
-    found = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    kinds = (types.is_integer, types.is_boolean, types.is_floating, *texts)
+    images, found = _image_column(schema, file).partition(".")[0], []
+    for field in schema:
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        if field.name != images and any(fits(kind) for fits in kinds):
+            found.append(field.name)
     return _choose_column("labels (integers or strings)", found, LABELS, label, schema, file)
 
 
 def _choose_column(
     what: str, found: Sequence[str], usual: Sequence[str], override: str | None, schema: Schema, file: Path
 ) -> str:
-    """Return ``override`` if given, else the first column with a usual name, else the only one found."""
-    candidates = [override] if override is not None else [*usual, *(found if len(found) == 1 else ())]
+    """Return ``override`` if given, else the first column with a usual name, else the only one found.
+
+    A column with a usual name and of another type is not passed over for the only one found.
+    """
+    only = found if len(found) == 1 and not {*usual} & {*schema.names} else ()
+    candidates = [override] if override is not None else [*usual, *only]
     chosen = next((name for name in candidates if name in found), None)
     if chosen is None:
         expected = f"column '{override}'" if override is not None else "a column"
@@ -161,11 +172,13 @@ def _choose_column(
     return chosen
 
 
-def _class_names(schema: Schema, column: str, values: Sequence[int | str | None], file: Path) -> dict[int | str, str]:
+def _class_names(schema: Schema, column: str, values: Sequence[Label | None], file: Path) -> dict[Label, str]:
     """Return the class name of each label: from metadata of the ``datasets`` library, or else the label itself."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get(column, {}).get("names")
     if names:
         return dict(enumerate(map(class_name, names)))
-    labels = np.unique(class_labels([value for value in values if value is not None], f"column {column} of {file}"))
-    return {label: class_name(label) for label in labels.tolist()}
+    given = [value for value in values if value is not None]
+    labels = class_labels(given, f"column {column} of {file}").tolist()
+    found = dict(zip(given, labels, strict=True))
+    return {value: class_name(label) for value, label in sorted(found.items(), key=itemgetter(1))}

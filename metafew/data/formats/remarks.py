@@ -15,7 +15,7 @@ def remarks(seen: Mapping[str, Any]) -> list[str]:
     images, found = seen.get("images", 0), []
     if seen.get("cut_away", 0) > 1 / 3 or seen.get("most_cut_away", 0) > 1 / 2:
         found.append(
-            f"expected images that are almost square for dataset.fit=crop, got {seen['cropped']} of {images} that are "
+            f"expected images that are almost square with dataset.fit=crop, got {seen['cropped']} of {images} that are "
             f"cropped: {seen['cut_away']:.0%} of an image is cut away on average, and {seen['most_cut_away']:.0%} of "
             "the most cropped one: type dataset.fit=stretch or dataset.fit=pad to keep whole images"
         )

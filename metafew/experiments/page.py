@@ -46,9 +46,10 @@ tolerance, and fails if it lies outside. Otherwise a comparison is undecided. Wi
 one training. A claim is reproduced if all of its comparisons hold, partly reproduced if some hold, not reproduced if
 none holds and at least one fails, and otherwise undecided. These networks and budgets are small: a claim that is not
 reproduced here is not refuted. The values in the tables of claims are those of a claim's first comparison, in percent
-where they are accuracies; all comparisons follow below. A claim that the paper does not make has *ours* in the column
-*in*. Results marked *reported* instead of *published* are quoted from a secondary source, and have not been checked
-against the paper.
+where they are accuracies; all comparisons follow below. The second number of steps is that of `budget=paper`; where the
+papers state none, as for all heads, inner learning rates and ProtoNets, it is our choice. A claim that the paper does
+not make has *ours* in the column *in*. Results marked *reported* instead of *published* are quoted from a secondary
+source, and have not been checked against the paper.
 
 This page is generated from the files in [results](results): `metafew reproduce page`."""
 

@@ -19,9 +19,14 @@ pytest.register_assert_rewrite("contracts")
 collect_ignore = ["start_method"]  # its sitecustomize is another module than that of the interpreter
 # Tensors in tests are small: a second thread costs more than it brings. Torch, which reads it, is not yet imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What the user's terminal, proxies and Hydra are set to changes what is printed and how local servers are reached.
-for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "HYDRA_FULL_ERROR", "XDG_CACHE_HOME"):
-    os.environ.pop(name, None)
+# What the user's terminal, proxies and Hydra are set to changes what is printed and how local servers are reached, and
+# a job in which the tests run makes each run one of its processes.
+OF_TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES", "HYDRA_FULL_ERROR", "XDG_CACHE_HOME")
+OF_JOBS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+PREFIXES = ("MASTER_", "TORCHELASTIC_", "SLURM_", "SUBMITIT_", "WANDB_")
+for name in [*os.environ]:
+    if name in (*OF_TERMINAL, *OF_JOBS) or name.startswith(PREFIXES):
+        del os.environ[name]
 os.environ |= {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 # A collection passes over all that is imported: at Python's threshold, a tenth of the time of all tests.
 gc.set_threshold(50_000, 20, 20)

@@ -39,8 +39,10 @@ def memory_as_it_is(monkeypatch):
 @pytest.fixture
 def doubles():
     torch.set_default_dtype(torch.float64)
-    yield Problem(TINY, torch.device("cpu"), torch.float64)
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield Problem(TINY, torch.device("cpu"), torch.float64)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def measured(tmp_path, *typed, setting=TINY):

@@ -11,10 +11,12 @@ from contracts.heads import make_tested
 from contracts.norms import scheme
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 from metafew import export
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.conv4 import Conv4
+from metafew.backbones.module import Wrapped
 from metafew.commands import export as command
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
@@ -24,9 +26,46 @@ from metafew.heads.cosine import Cosine
 from metafew.heads.protonet import ProtoNet
 from metafew.inference import Model
 from metafew.norms.fast import accelerate
+from metafew.norms.tasknorm import TaskNorm
 from metafew.training.instantiate import make
 
 CLASSES = ["ant", "bee", "cat"]
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm that ends with an activation, as ``BatchNormAct2d`` of timm."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.Softplus()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class Followed(nn.Module):
+    """Norms whose conversion needs hooks or other shapes: with an activation, over the last dimension, on rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last, self.rows = (
+            nn.Conv2d(1, 4, 3),
+            Activated(4),
+            nn.LayerNorm(4),
+            nn.BatchNorm1d(4),
+        )
+
+    def forward(self, x):
+        return self.rows(self.last(self.norm(self.conv(x)).flatten(2).mT).mean(1))
+
+
+class Twice(Followed):
+    """One norm in two places."""
+
+    def forward(self, x):
+        return self.norm(self.norm(self.conv(x))).mean((2, 3))
+
+
 LINEAR = {"anil", "boil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}
 LINEAR |= {"meta_curvature", "proto_maml"}
 """The heads whose logits are linear in the features of a query."""
@@ -68,6 +107,29 @@ def test_a_task_under_any_head_becomes_a_network(file):
     assert isinstance(network[1], torch.nn.Linear) == (file.stem in LINEAR)
     # Each image is a task of its own for its own moments, and the support set is in the network already.
     torch.testing.assert_close(network(queries[2:3]), network(queries)[2:3], rtol=1e-5, atol=1e-5)
+
+
+def make_converted(network, **options):
+    """Return a model with a network of this module, whose norms TaskNorm replaces."""
+    torch.manual_seed(0)
+    options = {"norms": ["batch", "layer"]} | options
+    backbone = Wrapped(1, 16, TaskNorm, f"{__name__}.{network.__name__}", **options)
+    choices = {"head": "protonet", "norm": "tasknorm", "backbone": "module", "dataset": "own"}
+    return Model(accelerate(backbone), ProtoNet(), choices, temperature=2.0).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("options", [{}, {"output": "norm", "readout": "mean"}], ids=str)
+def test_what_follows_a_converted_norm_is_exported_with_it(options, tmp_path):
+    task, queries = make_task(make_converted(Followed, **options))
+    network = export.task_network(task)
+    close(network(queries), task.predict(queries))
+    export.save(network, tmp_path / "task.pt2", task.model, {})
+    close(torch.export.load(tmp_path / "task.pt2").module()(queries), task.predict(queries))
+
+
+def test_a_norm_in_two_places_cannot_be_exported():
+    with pytest.raises(UsageError, match=r"calls each norm once, .* got one that calls a norm twice"):
+        export.task_network(make_task(make_converted(Twice))[0])
 
 
 @pytest.mark.parametrize("file", files("norm"))

@@ -108,6 +108,19 @@ def test_an_error_of_all_ranks_is_reported_once_and_that_of_one_by_it(monkeypatc
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_signal_before_the_command_of_a_cell_is_known_reaches_it(monkeypatch):
+    sent, child = [], SimpleNamespace(wait=lambda: 0, send_signal=lambda number: sent.append(number))
+
+    def start(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(subprocesses, "start_subprocess", start)
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was meant for the command"))
+    assert subprocesses.run_subprocess([]) == 143 and sent == [signal.SIGTERM]
+
+
+@pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_lets_the_command_of_a_cell_end_in_order(monkeypatch, tmp_path, name):
     end = {"SIGINT": "time.sleep(1)", "SIGTERM": "signal.sigwait([signal.SIGTERM])"}[name]

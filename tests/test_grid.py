@@ -237,7 +237,7 @@ def test_every_head_takes_a_network_of_the_user(quick, head, network):
     said = {"cnaps": "expected a backbone with FiLM layers for head=cnaps, got Wrapped"}
     if network == "BatchNormed":
         # Without a 3x3 convolution, tsa has no adapters.
-        said |= dict.fromkeys(ADAPTING - {"tsa"}, "this network .* type a network without batch norm")
+        said |= dict.fromkeys(ADAPTING - {"tsa"}, "this network .* type norm=tasknorm backbone.norms=convert")
     if head in said:
         with pytest.raises(UsageError, match=said[head]):
             quick(*words)

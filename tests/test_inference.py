@@ -1,6 +1,7 @@
 """A loaded model predicts what its run measured, and checks images and labels."""
 
 import csv
+import itertools
 import subprocess
 import sys
 from unittest.mock import MagicMock
@@ -20,7 +21,7 @@ from metafew.backbones.conv4 import Conv4
 from metafew.data.datamodule import to_model_input
 from metafew.data.sources.glyphs import Glyphs
 from metafew.errors import UsageError
-from metafew.evaluation import unknown
+from metafew.evaluation import evaluator, unknown
 from metafew.evaluation.calibration import applicable_temperature
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
@@ -103,6 +104,14 @@ def test_predictions_are_what_the_run_measured(launch, composed, monkeypatch, ca
         right = [f"class {label}" == said for label, said in zip(truth, task.label(images), strict=True)]
         assert sum(right) / len(right) == pytest.approx(float(row["accuracy"]), abs=1e-12)
         assert F.nll_loss(task.predict(images).log(), truth).item() == pytest.approx(float(row["loss"]), rel=1e-3)
+
+
+def test_the_test_of_a_run_uses_the_temperatures_of_the_weights_that_it_tests(launch, monkeypatch):
+    fits = itertools.count(1)
+    monkeypatch.setattr(evaluator, "fit_temperatures", lambda _: {"protonet": float(next(fits))})
+    report, _ = launch("optimizer=plain_sgd", "optimizer.lr=0", "val.every=2", "trainer.max_steps=4")
+    assert report["steps"] == 4 and next(fits) == 3, "validated twice, and the first of equals is the best"
+    assert report["calibration"]["protonet"]["temperature"] == 1.0
 
 
 def test_a_test_of_a_checkpoint_uses_its_temperatures(launch, tmp_path):

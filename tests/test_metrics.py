@@ -68,6 +68,18 @@ def test_a_query_without_finite_logits_is_wrong_and_its_task_fails(bad):
     assert report["baselines"]["pixels_1nn"] == report["metrics"]["test/svm/accuracy"] == accuracy
 
 
+def test_the_best_step_has_the_fewest_failures():
+    metric = PerTask()
+    metric.update(torch.eye(2).expand(10, 2, 2), episode([*range(10)], [[0, 1]] * 10))
+    whole = metric.compute()
+    partly = whole.clone()
+    partly[:5, PerTask.columns.index("accuracy")] = 0.5
+    whole[0, PerTask.columns.index("failed")] = 1
+    report = collect([{"maml": whole, "maml/step1": whole, "maml/step2": partly}], [1], ["maml"], ["glyphs"])
+    (best,) = (value for name, value in report["metrics"].items() if "step" in value)
+    assert best["step"] == 2 and best["failed"] == 0 and best["mean"] < 1
+
+
 def test_tables_and_tasks_show_failures(tmp_path):
     metric = PerTask()
     metric.update(torch.full((1, 2, 2), torch.nan), episode([0], [[0, 1]]))
@@ -103,7 +115,15 @@ def test_a_validation_with_failures_is_the_best_only_until_one_has_fewer(tmp_pat
         if best.check_monitor_top_k(trainer, torch.tensor(accuracy)):
             best.best_model_score = torch.tensor(accuracy)  # as Lightning does
             kept.append((accuracy, best.state_dict()["failed"]))
+        if len(kept) == 1:
+            after_one = best.state_dict()
     assert kept == [(0.9, 2), (0.95, 2), (0.1, 0), (0.2, 0)]
+    (best.folder / "best.ckpt").parent.mkdir(exist_ok=True)
+    (best.folder / "best.ckpt").touch()
+    resumed = Checkpoints(tmp_path, "svm", 1, False)
+    resumed.load_state_dict(after_one)
+    trainer = SimpleNamespace(callback_metrics={"val/svm/failed": torch.tensor(1.0)})
+    assert resumed.failed == 2 and resumed.check_monitor_top_k(trainer, torch.tensor(0.1)), "with fewer failed tasks"
 
 
 def test_a_candidate_with_failures_is_chosen_only_if_all_have_some(caplog):

@@ -9,6 +9,7 @@ import torch
 from runs import HALF, TINY, metafew, state
 
 from metafew.backbones.backbone import Backbone
+from metafew.callbacks import nan_guard
 from metafew.callbacks.nan_guard import NanGuard
 from metafew.errors import UsageError
 from metafew.objectives.episodic import Episodic
@@ -107,6 +108,31 @@ def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
             guard.on_before_backward(trainer, learner, torch.tensor(values).mean())
     with pytest.raises(UsageError, match=r"loss of task 3 is not finite in step 2, with a learning rate of 0.5: type"):
         guard.on_before_backward(trainer, learner, torch.tensor(values).mean())
+
+
+def test_a_loss_or_a_weight_of_another_rank_stops_this_one_too(monkeypatch):
+    lost = SimpleNamespace(reduce=lambda value, reduce_op: torch.maximum(value, torch.ones_like(value)))
+    current = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
+    trainer = SimpleNamespace(
+        precision_plugin=None,
+        log_every_n_steps=1,
+        accumulate_grad_batches=1,
+        global_step=0,
+        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}])],
+        checkpoint_callback=SimpleNamespace(folder=Path("nowhere")),
+        strategy=lost,
+        fit_loop=SimpleNamespace(epoch_loop=current),
+    )
+    learner = SimpleNamespace(
+        device=torch.device("cpu"), heads={"a": SimpleNamespace(learning_rates=())}, trained="a",
+        state_dict=lambda: {"weight": torch.zeros(1)}, task_losses=torch.ones(2),
+    )  # fmt: skip
+    assert not nan_guard.finite(trainer, learner)
+    monkeypatch.setattr(nan_guard, "gather_objects", lambda own: [own, [3]])
+    guard = NanGuard()
+    guard.on_train_batch_start(trainer, learner, [SimpleNamespace(index=torch.tensor([0, 1]))], 0)
+    with pytest.raises(UsageError, match="loss of task 3 is not finite in step 1"):
+        guard.on_before_backward(trainer, learner, torch.tensor(1.0))
 
 
 def test_an_overflow_in_float16_is_left_to_the_scaler(launch, tmp_path, ill):

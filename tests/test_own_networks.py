@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from metafew.backbones.module import Wrapped
 from metafew.episode import Episode, Labelled
 from metafew.errors import UsageError
 from metafew.evaluation.eval_mode import evaluating
+from metafew.heads.fast_weights import adapting_names
 from metafew.heads.maml import MAML
 from metafew.heads.reptile import Reptile as ReptileHead
 from metafew.norms.batch import BatchNorm
@@ -110,6 +112,71 @@ def test_an_inner_loop_adapts_no_layer_that_the_network_froze(options, inner, ep
     norm = set() if "adapt" in options else {"backbone.network.norm.weight", "backbone.network.norm.bias"}
     assert moved == norm | {"backbone.network.out.weight", "backbone.network.out.bias", "weight", "bias"}
     assert not any("conv" in name for name in before)
+
+
+class Attention(nn.Module):
+    """Attention between the rows of an image, with a fused kernel, and a norm that is no layer norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.norm = nn.Linear(SIZE, 3 * SIZE), nn.RMSNorm(SIZE)
+
+    def forward(self, x):
+        query, key, value = self.project(x).chunk(3, -1)
+        return self.norm(F.scaled_dot_product_attention(query, key, value)).mean((1, 2))
+
+
+class Hard(nn.Linear):
+    """An activation without a second derivative."""
+
+    def __init__(self):
+        super().__init__(SIZE * SIZE, 3)
+
+    def forward(self, x):
+        return F.hardsigmoid(super().forward(x.flatten(1)))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of a fused kernel in vmap
+@pytest.mark.parametrize("inner", ["loop", "vmap"])
+def test_attention_is_differentiated_twice(inner, episode):
+    backbone = wrapped(Attention)
+    head = MAML(backbone, True, WAY, lr=0.5, inner=inner).double()
+    parameters = [backbone.network.project.weight, *head.output.parameters()]
+
+    def loss():
+        return Episodic(NoRegularizer())(backbone, head, [episode]).loss
+
+    found = torch.autograd.grad(loss(), parameters)
+    step, generator = 1e-5, torch.Generator().manual_seed(1)
+    ways = [torch.randn(p.shape, generator=generator, dtype=torch.double) for p in parameters]
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, way in zip(parameters, ways, strict=True):
+                p += sign * step * way
+        ends.append(loss().item())
+        with torch.no_grad():
+            for p, way in zip(parameters, ways, strict=True):
+                p -= sign * step * way
+    slope = sum((g * way).sum().item() for g, way in zip(found, ways, strict=True))
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-8)
+
+
+def test_an_operation_without_a_second_derivative_advises_the_first_order(episode):
+    backbone = wrapped(Hard)
+    head = MAML(backbone, True, WAY).double()
+    with pytest.raises(UsageError, match=r"has none .*hardsigmoid.*: type head\.first_order=true"):
+        Episodic(NoRegularizer())(backbone, head, [episode])
+    Episodic(NoRegularizer())(backbone, MAML(backbone, True, WAY, first_order=True).double(), [episode])
+
+
+def test_names_of_layers_are_those_of_the_network():
+    backbone = wrapped(Attention)
+    assert adapting_names(backbone, freeze=["project"]) == ["network.norm.weight"]
+    assert adapting_names(backbone, freeze=["network.project"]) == ["network.norm.weight"]
+    assert adapting_names(backbone, "no_norm") == ["network.project.weight", "network.project.bias"]
+    with pytest.raises(UsageError, match=r"got conv: type one of project\.weight, project\.bias, norm\.weight"):
+        adapting_names(backbone, freeze=["conv"])
 
 
 def test_the_outer_step_of_reptile_trains_no_layer_that_the_network_froze(episode):

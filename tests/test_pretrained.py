@@ -15,6 +15,7 @@ from metafew.backbones.standardize import IMAGENET, Standardize
 from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.training.checks import check_something_trains
+from metafew.training.factory import make_backbone, make_source
 from metafew.training.pretrained import freeze, load_backbone
 
 SIZE = 8
@@ -165,6 +166,42 @@ def test_a_map_has_the_positions_of_the_output():
 def test_an_output_that_is_not_there_is_refused_with_those_that_are(network, options, message):
     with pytest.raises(UsageError, match=message):
         wrapped(network, **options)
+
+
+class Auxiliary(nn.Sequential):
+    """A network that returns several outputs in training only, as ``inception_v3`` of torchvision."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten())
+
+    def forward(self, x):
+        y = super().forward(x)
+        return (y, 2 * y) if self.training else y
+
+
+def test_the_first_output_is_that_of_networks_with_further_ones_in_training():
+    backbone, images = wrapped(Auxiliary, output=0), torch.rand(2, 3, SIZE, SIZE)
+    torch.testing.assert_close(backbone.train()(images), backbone.eval()(images))
+
+
+def test_frozen_instance_norms_keep_their_moments(tmp_path):
+    backbone = wrapped(Tracked)
+    freeze(backbone, "all")
+    backbone.train()(torch.rand(2, 3, SIZE, SIZE))
+    assert not backbone.network[1].running_mean.any()
+
+
+class Tracked(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), nn.Flatten())
+
+
+def test_a_dataset_without_channels_is_not_advised_to_have_them(composed):
+    words = ["backbone=module", f"backbone.target={__name__}.Auxiliary", "dataset=glyphs"]
+    with pytest.raises(UsageError, match="type backbone.arguments=") as error:
+        cfg = composed(*words)[0]
+        make_backbone(cfg, make_source(cfg))
+    assert "dataset.channels" not in str(error.value)
 
 
 def test_a_layer_is_read_in_vmap_too():

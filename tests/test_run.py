@@ -381,6 +381,15 @@ def test_backbone_weights_replace_those_of_a_checkpoint(launch, tmp_path):
     launch(*words, "norm=batch", "head=ridge", out=tmp_path / "again")
 
 
+def test_the_seed_is_that_of_the_initial_weights(launch, tmp_path):
+    words = ["optimizer=plain_sgd", "optimizer.lr=0", "stages=[fit]", "trainer.max_steps=1", "val.total=0"]
+    first, again, other = (
+        weights(launch(*words, f"seed={seed}", out=tmp_path / str(number))[1])["backbone.blocks.0.0.weight"]
+        for number, seed in enumerate((0, 0, 1))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_a_frozen_norm_without_moments_of_a_training_warns(launch, tmp_path, caplog):
     launch("norm=frozen", "trainer.max_steps=1", "val.total=0", "stages=[fit]")
     assert "running moments of no training" in caplog.text

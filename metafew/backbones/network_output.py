@@ -93,7 +93,12 @@ class NetworkOutput:
         )
 
     def choose(self, result: Any) -> Tensor:
-        """Return the output that is asked for."""
+        """Return the output that is asked for.
+
+        The first output is also the tensor that some networks return alone in evaluation.
+        """
+        if isinstance(result, Tensor) and self.output == "0":
+            return result
         found = outputs(result)
         if self.output in found:
             return found[self.output]

@@ -75,8 +75,13 @@ def forward_signals(children: Collection[subprocess.Popen]) -> Iterator[list[int
 
 def run_subprocess(overrides: list[str]) -> int:
     """Run one command, wait for its end and return its exit code, which is ``TERMINATED`` after a signal."""
-    child = start_subprocess(overrides)
-    with forward_signals([child]) as received:
+    children: list[subprocess.Popen] = []
+    with forward_signals(children) as received:
+        child = start_subprocess(overrides)
+        early = [number for number in received if number != signal.SIGINT]
+        children.append(child)
+        for number in early:
+            child.send_signal(number)
         code = child.wait()
     return TERMINATED if received else code
 

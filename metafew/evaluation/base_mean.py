@@ -15,7 +15,7 @@ from metafew.data.datamodule import FewShot, to_model_input
 from metafew.data.minibatches import MinibatchSampler
 from metafew.data.sources.source import Source
 from metafew.evaluation.eval_mode import evaluating
-from metafew.evaluation.feature_cache import IMAGES_PER_PASS
+from metafew.evaluation.feature_cache import images_per_pass
 from metafew.heads.head import Head
 from metafew.precision import precise
 
@@ -81,7 +81,7 @@ def base_mean(backbone: Backbone, data: FewShot, like: Tensor) -> Tensor:
 def mean_feature(backbone: Backbone, data: FewShot, sampler: MinibatchSampler, like: Tensor) -> Tensor:
     """Return the mean feature ``(d,)`` over all minibatches of ``sampler``, in float64 on the CPU."""
     spec, total = sampler.spec, torch.zeros(backbone.features, dtype=torch.float64)
-    at_once = max(1, IMAGES_PER_PASS // spec.chunk)
+    at_once = max(1, images_per_pass(backbone) // spec.chunk)
     for start in range(0, spec.total, at_once):
         batch = sampler.batch(range(start, min(start + at_once, spec.total)))
         (episode,) = data.transfer_batch_to_device(batch, like.device, 0)

@@ -12,7 +12,8 @@ from metafew.data.sampler import MixtureSampler, Sampler
 from metafew.data.store import Split
 from metafew.episode import Episode
 
-IMAGES_PER_PASS = 256
+IMAGES_PER_PASS, PIXELS_PER_PASS = 256, 2**23
+"""Maximum sizes of a pass, of which the second bounds the memory for large images."""
 CACHE_BYTES = 2**31  # maximum size of cached features
 STEP_BYTES = 2**23  # size of the tasks of a step; more would not fit in the processor's cache
 
@@ -70,11 +71,17 @@ def rows(split: Split) -> int:
     return len(split.images) * (1 + int(split.turns.max(initial=0)))
 
 
+def images_per_pass(backbone: Backbone) -> int:
+    """Return the number of images that a backbone embeds at once."""
+    return max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // backbone.image_size**2))
+
+
 def table(backbone: Backbone, split: Split, like: Tensor) -> Tensor:
     """Return the features of every image of a split, in the order of :meth:`~metafew.data.store.Split.ids`."""
     features = []
-    for start in range(0, rows(split), IMAGES_PER_PASS):
-        turns, images = np.divmod(np.arange(start, min(start + IMAGES_PER_PASS, rows(split))), len(split.images))
+    at_once = images_per_pass(backbone)
+    for start in range(0, rows(split), at_once):
+        turns, images = np.divmod(np.arange(start, min(start + at_once, rows(split))), len(split.images))
         pixels = as_float(torch.from_numpy(split.gather(images, turns)).to(like.device), like.dtype)
         features.append(backbone.embed(pixels.unsqueeze(0))[0][0])
     return torch.cat(features)

@@ -63,9 +63,12 @@ def save(network: nn.Module, path: str | PathLike, model: Model, description: di
             f"expected out={path} to be a file that can be written, got {error}: type out=FILE.pt2"
         ) from error
     except Exception as error:  # torch documents no class of errors for what it cannot export
+        own_network = description.get("output") == "features" or model.choices.get("backbone") == "module"
+        part = "backbone" if own_network else "head"
+        other = "out=model.pt2, or " if path.suffix == ".onnx" else ""
         raise UsageError(
-            f"expected operations that {FORMATS[path.suffix]} has, got others of head={model.choices['head']} "
-            f"({reason(error)[:200]}): type out=model.pt2, or ckpt=PATH of a training with another head"
+            f"expected operations that {FORMATS[path.suffix]} has, got others of {part}={model.choices[part]} "
+            f"({reason(error)[:200]}): type {other}ckpt=PATH of a training with another {part}"
         ) from error
 
 

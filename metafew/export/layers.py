@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,35 +18,39 @@ from metafew.norms.norm import Moments, Norm, image_moments
 from metafew.norms.scope import rows
 from metafew.precision import precise
 
+CONTEXT = ("context_mean", "context_var")
+"""Buffers with the moments of the context of a task."""
 
-class ContextNorm(nn.Module):
-    """A normalization layer with the context of one task, of which it keeps the moments of each image.
+
+def keep_moments(norm: Norm, own: Moments) -> None:
+    """Make a normalization layer treat all images as targets of one task, of whose context it keeps the moments.
+
+    The layer itself stays, with its hooks: some apply an activation, or move the channels.
 
     Args:
         norm: the layer.
         own: mean and variance ``(1, s, c)`` of the context images.
     """
+    for name, moment in zip(CONTEXT, own, strict=True):
+        norm.register_buffer(name, moment)
+    norm.forward = partial(normalize_targets, norm)  # type: ignore[method-assign]
 
-    mean: Tensor
-    var: Tensor
 
-    def __init__(self, norm: Norm, own: Moments):
-        super().__init__()
-        self.norm = norm
-        for name, moment in zip(("mean", "var"), own, strict=True):
-            self.register_buffer(name, moment)
+def normalize_targets(norm: Norm, x: Tensor) -> Tensor:
+    """Normalize images ``(n, c, *)``, all of which are targets."""
+    kept = [norm.get_buffer(name) for name in CONTEXT]
+    context = kept[0].shape[1]
+    wide = maps(precise(x))
+    own = [torch.cat([moment, new], 1) for moment, new in zip(kept, image_moments(wide.unsqueeze(0)), strict=True)]
+    mean, var = (
+        moment.expand(1, context + x.shape[0], -1)[0, context:] for moment in norm.moments((own[0], own[1]), context)
+    )
+    return norm.normalize(wide, mean, var).reshape(x.shape).to(x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize images ``(n, c, h, w)``, all of which are targets."""
-        context = self.mean.shape[1]
-        wide = precise(x)
-        pairs = zip((self.mean, self.var), image_moments(wide.unsqueeze(0)), strict=True)
-        own = [torch.cat([kept, new], 1) for kept, new in pairs]
-        mean, var = (
-            moment.expand(1, context + x.shape[0], -1)[0, context:]
-            for moment in self.norm.moments((own[0], own[1]), context)
-        )
-        return self.norm.normalize(wide, mean, var).to(x.dtype)
+
+def maps(x: Tensor) -> Tensor:
+    """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are."""
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)
 
 
 class Modulated(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.export.layers import AdaptedHead, ContextNorm, Divided, Features, Fitted, Modulated
+from metafew.export.layers import AdaptedHead, Divided, Features, Fitted, Modulated, keep_moments, maps
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
 from metafew.norms.fast import decelerate
@@ -151,19 +151,27 @@ def modulate(backbone: Backbone, vectors: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_context(backbone: Backbone, images: Tensor) -> None:
-    """Replace norms of a backbone that need a context with layers that keep that of support images ``(1, s, ...)``."""
-    names = [name for name, module in backbone.named_modules() if isinstance(module, Norm) and needs_context(module)]
-    own: dict[str, Moments] = {}
+    """Make norms of a backbone that need a context keep that of support images ``(1, s, ...)``.
 
-    def keep(name: str) -> Any:
-        return lambda _, inputs: own.update({name: image_moments(precise(inputs[0]).unsqueeze(0))})
+    Raises:
+        UsageError: if the network calls such a norm twice.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, Norm) and needs_context(module)]
+    own: dict[Norm, Moments] = {}
 
-    hooks = [backbone.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    def keep(norm: Any, inputs: tuple) -> None:
+        if norm in own:
+            raise UsageError(
+                "expected a network that calls each norm once, as an exported norm keeps the moments of one context, "
+                "got one that calls a norm twice: give each place a layer of its own"
+            )
+        own[norm] = image_moments(maps(precise(inputs[0])).unsqueeze(0))
+
+    hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
     backbone.embed(images)
-    for name, hook in zip(names, hooks, strict=True):
+    for norm, hook in zip(norms, hooks, strict=True):
         hook.remove()
-        norm: Any = backbone.get_submodule(name)
-        backbone.set_submodule(name, ContextNorm(norm, own[name]))
+        keep_moments(norm, own[norm])
 
 
 def needs_context(norm: Norm) -> bool:

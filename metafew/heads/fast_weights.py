@@ -7,11 +7,12 @@ several needs layers that take weights for each task (:mod:`metafew.backbones.ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metafew.backbones.backbone import Backbone
 from metafew.errors import UsageError
@@ -21,7 +22,7 @@ from metafew.norms.norm import Norm
 
 BACKBONE = "backbone."
 """Prefix of the names of a backbone's weights, as opposed to those of an output layer."""
-NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 Loss = Callable[[Weights], Tensor]
 Gradient = Callable[[Loss, Weights, bool], tuple[Weights, Tensor]]
 
@@ -107,9 +108,11 @@ def adapting_names(backbone: Backbone, adapt: str = "all", freeze: Iterable[str]
     fixed |= {id(p) for p in meta_parameters(backbone).values()}
     names = [name for name, p in backbone.named_parameters() if id(p) not in fixed and name not in backbone.frozen]
     for prefix in freeze:
-        rest = [name for name in names if not f"{name}.".startswith(f"{prefix}.")]
+        starts = (f"{prefix}.", f"{backbone.prefix}{prefix}.")  # as backbone.freeze
+        rest = [name for name in names if not f"{name}.".startswith(starts)]
         if rest == names:
-            instead = f"one of {', '.join(names)}" if names else "head.freeze=[]"
+            shown = [name.removeprefix(backbone.prefix) for name in names]
+            instead = f"one of {', '.join(shown)}" if names else "head.freeze=[]"
             raise UsageError(
                 f"expected head.freeze to hold prefixes of names of adapting weights, got {prefix}: type {instead}"
             )
@@ -142,7 +145,8 @@ def autograd_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weight
     weights = {name: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for name, w in weights.items()}
     scale, targets = inner_scale(weights), list(weights.values())
     with torch.enable_grad():
-        value = loss(weights)
+        with differentiable_twice() if graph else nullcontext():
+            value = loss(weights)
         with torch.autocast(value.device.type, enabled=False):  # where the loss is computed in float32, so is this
             grads = torch.autograd.grad(value.sum() * scale, targets, create_graph=graph, materialize_grads=True)
         return unscaled(dict(zip(weights, grads, strict=True)), scale), value.detach()
@@ -155,7 +159,10 @@ def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weigh
     mixed = torch.is_autocast_enabled(device)
 
     def total(weights: Weights) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device, torch.get_autocast_dtype(device)) if mixed else nullcontext():
+        with (
+            torch.autocast(device, torch.get_autocast_dtype(device)) if mixed else nullcontext(),
+            differentiable_twice() if graph else nullcontext(),
+        ):
             value = loss(weights)
         return value.sum() * scale, value
 
@@ -163,6 +170,11 @@ def vmap_safe_gradient(loss: Loss, weights: Weights, graph: bool) -> tuple[Weigh
         grads, (_, value) = torch.func.grad_and_value(total, has_aux=True)(weights)
     grads = unscaled(grads, scale)
     return grads if graph else detached(grads), value.detach()
+
+
+def differentiable_twice() -> AbstractContextManager:
+    """Return a context in which attention is computed by operations that have second derivatives."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def unscaled(grads: Weights, scale: float) -> Weights:

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from metafew.backbones.backbone import Backbone
 from metafew.data.sources import Source
 from metafew.episode import Episode
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs
@@ -206,7 +206,15 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
     grads: list[Tensor | None] = [None] * len(weights)
     for loss in losses:
         with torch.autocast(loss.device.type, enabled=False):  # as in Lightning's backward pass
-            parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+            try:
+                parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
+            except RuntimeError as error:
+                if "derivative for" not in str(error):
+                    raise
+                raise UsageError(
+                    "expected a network whose gradients can be differentiated, got one with an operation that has none "
+                    f"({reason(error)}): type head.first_order=true"
+                ) from error
         grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
         values.append(loss.detach())
     unscaled = [None if g is None else g / scale for g in grads]

@@ -213,7 +213,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
         return
     norm, instead = "this norm", "norm=transductive"
     if not any(norm.couples_tasks for norm in learner.backbone.norms):
-        norm, instead = "this network", "a network without batch norm"
+        norm, instead = "this network", "norm=tasknorm backbone.norms=convert, which replace its batch norms"
     if learner.heads[learner.trained].adapts_backbone:
         raise UsageError(
             f"head={learner.trained} adapts the backbone to one task at a time, and {norm} treats the tasks of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -145,7 +146,12 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     """Return the backbone, frozen as ``backbone.freeze`` says; null freezes it if it has ``backbone.weights``."""
     node = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in ("weights", "freeze")])
     options = {"channels": source.channels, "image_size": source.image_size, "norm": make(cfg.norm)}
-    backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
+    try:
+        backbone = attempt("backbone or norm", instantiate, node, **options, _convert_="all")
+    except UsageError as error:
+        if "channels" in cfg.dataset:
+            raise
+        raise UsageError(re.sub(r"dataset\.channels=\d+, or ", "", str(error))) from error
     if backbone.own_norms and not isinstance(options["norm"], OwnNorms):
         log.warning("norm has no effect here, as backbone.norms=own keeps the layers of the network")
     backbone.keep_frozen()

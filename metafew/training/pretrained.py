@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from metafew.backbones.backbone import Backbone
 from metafew.config.option_values import as_list
@@ -59,7 +59,7 @@ def freeze(backbone: Backbone, which: str | Sequence[str] = "all") -> None:
             )
         for name in frozen:
             parameters[name].requires_grad_(name in kept)
-        modules = (name for name, module in backbone.named_modules() if isinstance(module, _BatchNorm))
+        modules = (name for name, module in backbone.named_modules() if isinstance(module, _NormBase))
         backbone.in_eval |= {name for name in modules if f"{name}.".startswith(starts)}
     backbone.train(backbone.training)
 

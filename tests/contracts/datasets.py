@@ -118,4 +118,6 @@ class DatasetContract:
                     (support,), (query,) = one.ids
                     assert not set(support.tolist()) & set(query.tolist())
                 drawn = [torch.cat([*sampler.task(i).ids], 1) for sampler in (first, other) for i in range(3)]
-                assert len({tuple(ids.flatten().tolist()) for ids in drawn}) > 1
+                drawn = [ids.flatten().tolist() for ids in drawn]
+                assert drawn[0] != drawn[1] or drawn[0] != drawn[2]
+                assert drawn[:3] != drawn[3:], "the tasks of another seed"

@@ -61,6 +61,14 @@ def has_results(out: Path) -> bool:
     return bool(found) and "error" not in found
 
 
+def has_results_of(out: Path, config: dict) -> bool:
+    """Return whether results.json has the results of a run with this configuration."""
+    try:
+        return read_json(out / "results.json").get("config") == config
+    except UsageError:
+        return False
+
+
 def is_own(ckpt: str | None, out: Path) -> bool:
     """Return whether ``ckpt`` is a checkpoint of the run in ``out``, which then only means that the run was resumed."""
     if ckpt is None:

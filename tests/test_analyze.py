@@ -255,6 +255,17 @@ def test_analysis_writes_numbers_and_figures_in_both_formats(trained):
     assert np.shape(shown["points"]["principal"]) == np.shape(shown["points"]["discriminant"]) == (20, 2)
 
 
+def test_an_analysis_in_the_folder_of_a_run_keeps_its_test(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
+    tested, _ = launch("trainer.max_steps=1", "val.total=0")
+    ckpt = f"ckpt={tmp_path}/checkpoints/last.ckpt"
+    for _ in range(2):
+        launch(ckpt, "stages=[analyze]", "analyze.tasks=2")
+        assert json.loads((tmp_path / "results.json").read_text())["analysis"]["tasks"] == 2
+    assert json.loads((tmp_path / "results-1.json").read_text())["metrics"] == tested["metrics"]
+    assert not (tmp_path / "results-2.json").exists(), "the same analysis again"
+
+
 def test_training_images_are_analyzed_without_their_augmentation(trained, launch, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "draw_analysis", lambda *_: None)
     grow(tmp_path / "images" / "train", [f"class{number}" for number in range(6)], images=4)

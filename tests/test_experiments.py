@@ -1,5 +1,6 @@
 """Experiments: the runs that they plan, how they resume, and the tables, claims and page made of the results."""
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import ROOT, TINY, Copy, command, compose_in, metafew
 
+from metafew import cli
 from metafew.analysis.text_table import DAGGER
 from metafew.config.groups import CONF, group_names
 from metafew.config.overrides import merge
@@ -387,6 +389,29 @@ def test_seeds_and_tasks_are_paired(tmp_path, started):
     assert [each["line"] for each in report["claims"][1]["evidence"]][-1] == "one[R_FC] < two"
     assert [claim["verdict"] for claim in report["claims"][1:]] == ["partly", "reproduced", "undecided"]
     assert report["rows"]["one"]["figures"]["R_FC"]["mean"] == 1.25 and report["minutes"] == 3.0
+
+
+def test_what_is_not_started_is_cancelled_if_results_cannot_be_written(tmp_path, started, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = table(rows={str(number): {"train": [f"x={number}"]} for number in range(9)})
+    cells = planned(whole, tmp_path)
+    monkeypatch.setattr(cells_module, "write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run_experiment(whole, cells, tmp_path / "out")
+    assert len(started) < 9
+
+
+def test_folders_of_an_experiment_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capsys):
+    def fail(_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/kept/cells")
+
+    monkeypatch.setattr("metafew.experiments.start.start_experiment", fail)
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "(/kept/cells): free some space, or type cells=DIR" in capsys.readouterr().err
 
 
 def test_seeds_of_validation_tasks_have_trainings_of_their_own(tmp_path):

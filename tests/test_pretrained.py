@@ -198,7 +198,7 @@ class Tracked(nn.Sequential):
 
 def test_a_dataset_without_channels_is_not_advised_to_have_them(composed):
     words = ["backbone=module", f"backbone.target={__name__}.Auxiliary", "dataset=glyphs"]
-    with pytest.raises(UsageError, match="type backbone.arguments=") as error:
+    with pytest.raises(UsageError, match=r"type backbone\.arguments=") as error:
         cfg = composed(*words)[0]
         make_backbone(cfg, make_source(cfg))
     assert "dataset.channels" not in str(error.value)

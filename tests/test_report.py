@@ -20,6 +20,7 @@ from rich.console import Console
 from run_folders import TASKS, accuracies, analyzed, comparison_of, finished
 from scipy import stats
 
+from metafew.analysis.compare import comparison_plots
 from metafew.analysis.compare.comparison import compare_runs, find_row
 from metafew.analysis.compare.csv_files import measurements
 from metafew.analysis.compare.find import find_results, find_runs, read_run
@@ -494,6 +495,30 @@ def test_rows_of_unequal_seeds_differ_by_the_t_interval_over_those_that_both_hav
     gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
     assert difference.paired and difference.mean == pytest.approx(np.mean(gaps), abs=1e-12)
     assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 1) * stats.sem(gaps), abs=1e-12)
+
+
+def test_a_row_that_is_ahead_of_the_best_in_the_seeds_of_both_is_marked(tmp_path):
+    for norm, lifts in {"batch": [0.0, 0.01, 0.02, 0.03, -0.06], "layer": [-0.01, 0.002, 0.009, 0.021]}.items():
+        for seed, lift in enumerate(lifts):
+            finished(tmp_path / f"{norm}{seed}", accuracies(0, lift), norm=norm, seed=seed)
+    table = comparison_of(tmp_path)
+    (column,) = table.top
+    assert labels(table)[table.best[column]] == "norm=layer" and table.top[column] == {0, 1}
+
+
+def test_analyses_of_several_splits_are_no_repetitions(tmp_path):
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            folder = tmp_path / f"{name}-{split}"
+            config = {"analyze.split": split, "backbone.weights": f"runs/{name}.ckpt"}
+            finished(folder, {}, config=config, analysis={"tasks": 4})
+            (folder / "analysis.json").write_text('{"distances": [1.0]}')
+    runs, omitted = find_runs([str(tmp_path)])
+    assert len(runs) == 4 and not omitted
+    folders = comparison_plots.analysis_folders(runs, "distances")
+    assert sorted(folders) == [
+        f"backbone.weights=runs/{name}.ckpt analyze.split={split}" for name in "ab" for split in ("test", "train")
+    ]
 
 
 def test_only_the_best_is_bold_and_rows_that_do_not_differ_from_it_are_marked(tmp_path):

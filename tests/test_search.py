@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from runs import TINY
@@ -102,6 +103,21 @@ def test_a_trial_with_failed_validation_tasks_is_the_last(tmp_path, monkeypatch,
     rows = [re.sub("[│ ]+", " ", row).split(" ", 3)[2:] for row in capsys.readouterr().out.splitlines() if "│" in row]
     order = list(dict.fromkeys(seed for seed, _ in rows))
     assert order == sorted(order, key="120".index) and ["0", "90.00 % (2 failed) "] in rows
+
+
+def test_the_command_of_the_best_trial_trains_it(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "v.npz", x_train=np.ones((9, 2)), y_train=np.arange(9) % 3)
+    monkeypatch.setattr(search, "data_fingerprints", lambda _: {})
+
+    def launch(typed, log, threads):
+        values = dict(word.split("=", 1) for word in typed)
+        write_json(Path(values["hydra.run.dir"]) / "results.json", {"validation": {"val/maml/accuracy": 0.5}})
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(cells, "start_subprocess", launch)
+    words = ["dataset=features", f"dataset.root={tmp_path}/v.npz", "head=maml", "head.lr=0.01..1,log"]
+    search.search([*words, "trials=1", f"out={tmp_path}/out"])
+    assert capsys.readouterr().out.rstrip().endswith("'stages=[fit,test]'")
 
 
 def test_overrides_are_fixed_or_searched():

@@ -26,6 +26,7 @@ from metafew.commands.command_line import own_options, run_command
 from metafew.commands.search_space import Space
 from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
+from metafew.config.option_values import as_list
 from metafew.config.quoting import to_paste
 from metafew.distributed.subprocesses import forward_signals
 from metafew.errors import UsageError
@@ -72,7 +73,8 @@ def search(arguments: Sequence[str]) -> None:
             run_trial(study, space, out, console)
     except KeyboardInterrupt:
         raise UsageError(f"interrupted; finished trials are kept in {out}: type the same command to resume") from None
-    print_trials(study, space, out, console)
+    trains = all("fit" in as_list(cfg.stages) for cfg in composed)
+    print_trials(study, space, out, console, [] if trains else ["stages=[fit,test]"])
 
 
 def open_study(out: Path, overrides: list[str], data: dict[str, str]) -> optuna.Study:
@@ -154,8 +156,8 @@ def rounded(values: dict[str, float | int | str]) -> dict[str, float | int | str
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
-def print_trials(study: optuna.Study, space: Space, out: Path, console: Console) -> None:
-    """Print all trials, the best first, and the command of the best.
+def print_trials(study: optuna.Study, space: Space, out: Path, console: Console, stages: Sequence[str]) -> None:
+    """Print all trials, the best first, and the command of the best, with an override of the stages if necessary.
 
     Raises:
         UsageError: if all trials failed.
@@ -179,4 +181,5 @@ def print_trials(study: optuna.Study, space: Space, out: Path, console: Console)
             f"{to_paste('out', f'{out}_2')}"
         )
     print_plain(console, "the best, to be trained and tested:")
-    print_plain(console, "  " + shlex.join(["python", "train.py", *space.overrides(rounded(ranked[0].params))]))
+    best = space.overrides(rounded(ranked[0].params))
+    print_plain(console, "  " + shlex.join(["python", "train.py", *best, *stages]))

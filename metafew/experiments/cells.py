@@ -85,7 +85,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     print_plain(console, f"{todo}: {describe_cost(len(trainings), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
     failed: set[Command] = set()
-    with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool:
+    with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool, cancelling(pool):
 
         def run_in_order(commands: Sequence[Command]) -> None:
             for command in commands:
@@ -112,6 +112,16 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
                     print_plain(console, f"  {line}")
                 write_json(out / "results.json", collect_results(experiment, cells))
     return signals
+
+
+@contextmanager
+def cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Cancel what has not started if an error, such as a full disk, leaves this context; the pool would wait for it."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def pending_commands(cells: Sequence[Cell]) -> Iterator[list[Command]]:

@@ -14,8 +14,13 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Raise UsageError if writing to ``folder`` fails inside this context for lack of space or permission."""
+def writable(folder: Path, option: str = "hydra.run.dir=DIR") -> Iterator[None]:
+    """Raise UsageError if writing to ``folder`` fails inside this context for lack of space or permission.
+
+    Args:
+        folder: the folder.
+        option: what to type for another one.
+    """
     try:
         yield
     except OSError as error:
@@ -24,5 +29,5 @@ def writable(folder: Path) -> Iterator[None]:
         at = f" ({error.filename})" if error.filename else ""
         raise UsageError(
             f"expected a folder that can be written to, got an error in {folder}: {error.strerror}{at}: free some "
-            "space, or type hydra.run.dir=DIR with another folder"
+            f"space, or type {option} with another folder"
         ) from error

@@ -16,7 +16,7 @@ from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.evaluation import results
 from metafew.evaluation.results_table import print_results
-from metafew.io import write_json
+from metafew.io import has_results_of, set_results_aside, write_json
 from metafew.loggers.publish import publish
 from metafew.training.parts import Parts
 from metafew.training.stages import Outcome
@@ -80,6 +80,8 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
 def write_outputs(report: dict, parts: Parts) -> None:
     """Write results.json, tasks.csv, splits drawn at random and figures, publish them, and print the table."""
     learner, data, out = parts.learner, parts.data, parts.out
+    if not parts.fits and not has_results_of(out, parts.config):
+        set_results_aside(out)
     write_json(out / "results.json", report)
     write_drawn_splits(parts)
     if parts.fits:

@@ -130,7 +130,7 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     load_weights(learner, start, cfg.ckpt, cfg.backbone.weights, fits)
     no_effect = {"head": learner.heads[learner.trained].evaluation_options, "dataset": source.evaluation_options}
     if start is not None and "data" in start["metafew"]:
-        no_effect["dataset"] += ("root",)  # the images themselves are compared
+        no_effect["dataset"] += resume.PATHS_OF_DATA  # the images themselves are compared
     data = make_data(cfg, source, learner.objective)
     training = training_options(written)
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)

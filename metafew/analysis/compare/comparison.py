@@ -141,7 +141,9 @@ def rank_rows(comparison: Comparison, reference: int | None = None, least: int =
         comparison.best[column] = best = max(means, key=lambda i: means[i])
         measured = {i: cells[i, column] for i in means}
         gaps = {i: difference(cell, measured[best]) for i, cell in measured.items()}
-        comparison.top[column] = {i for i, gap in gaps.items() if i == best or contains_zero(gap._asdict())}
+        # With other seeds than the best row, a row may be ahead of it in those that both have.
+        level = {i for i, gap in gaps.items() if gap.mean > 0 or contains_zero(gap._asdict())}
+        comparison.top[column] = {best, *level}
         base = best if reference is None else reference
         if base in measured:
             gaps = {i: difference(cell, measured[base]) for i, cell in measured.items()}

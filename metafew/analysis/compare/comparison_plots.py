@@ -57,10 +57,11 @@ def draw_comparison(comparison: Comparison, runs: Sequence[Run], folder: Path) -
         if figure := draw(comparison):
             files[draw.__name__] = file
             save(figure, file)
+    analyzed = [run for run in runs if run.analysis]
     figures: dict[str, tuple[Callable[[Folders, Path], None], Folders]] = {
         "learning_curves": (learning_curves, training_folders(comparison)),
         "rates": (learning_rates, learning_rate_folders(comparison)),
-        "projections": (projections, analysis_folders(of_first_tasks(runs), "projection")),
+        "projections": (projections, analysis_folders(of_first_tasks(analyzed), "projection")),
         "travel": (weight_distances, analysis_folders(runs, "distances")),
         "alphas": (alpha_curves, analysis_folders(runs, "alpha")),
         "conditions": (sufficient_conditions, analysis_folders(runs, "sufficient_condition")),

@@ -16,8 +16,8 @@ from metafew.analysis.compare.merge import agreeing
 from metafew.analysis.compare.runs import STARTS, Run, TaskKey
 from metafew.analysis.compare.settings import format_overrides, in_group_order, natural_value, varying_keys
 
-TASK_KEYS = re.compile(r"dataset(\..*)?|test\.(way|shot|support|balance|dirichlet)")
-"""Settings that define the test tasks, and therefore distinguish columns instead of rows."""
+TASK_KEYS = re.compile(r"dataset(\..*)?|analyze\.split|test\.(way|shot|support|balance|dirichlet)")
+"""Settings that define the test tasks, or the classes of an analysis, and so distinguish columns instead of rows."""
 ROOT = "dataset.root"
 TRAINED = "trained head"
 

@@ -16,7 +16,7 @@ GROUP_ORDER = ("head", "norm", "backbone", "dataset", "objective", "regularizer"
 """Groups in the order in which labels name them."""
 NOT_COMPARED = re.compile(
     r"(seed|stages|ckpt|backbone\.weights|data_dir|cache_dir|cuda_graph|(val|test)\.tasks|val\.at_start|"
-    r"(analyze|data|logger|save)\..*|logger|evaluate|"
+    r"(analyze\.(?!split)|data\.|logger\.|save\.).*|logger|evaluate|"
     r"trainer\.(accelerator|devices|num_nodes|strategy|log_every_n_steps|enable_progress_bar)|"
     r"(head|evaluate\.\w+)\.(inner|chunk|memory|seed))"
 )
@@ -43,6 +43,8 @@ def non_default_settings(report: dict) -> dict:
     values = flatten(config)
     settings = {group: choice for group, choice in choices.items() if choice != default_choices.get(group)}
     settings |= {key: value for key, value in values.items() if value != interpolate(default_values.get(key), values)}
+    if not report.get("analysis"):
+        settings.pop("analyze.split", None)
     if choices.get("norm") == "own":  # a network with its own norms ignores norm.*
         settings = {key: value for key, value in settings.items() if not key.startswith("norm.")}
     return {key: value for key, value in settings.items() if not NOT_COMPARED.fullmatch(key)}

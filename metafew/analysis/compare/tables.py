@@ -269,7 +269,7 @@ def difference_notes(comparison: Comparison) -> list[str]:
     """Return the notes of the table of differences."""
     notes = ["mean ± 95 % confidence interval of the differences on the same test tasks"]
     if any(len(cell.runs) > 1 for cell in comparison.cells.values()):
-        notes.append("rows with the same seeds (two or more): the t-interval over the differences for each seed")
+        notes.append("rows that share two seeds or more: the t-interval over the differences for each of these seeds")
     if not all(difference.paired for difference in comparison.differences.values()):
         notes.append(UNPAIRED)
     return notes

@@ -127,11 +127,9 @@ def show_configuration(hydra: Hydra, cfg: DictConfig, cfg_type: str) -> DictConf
 def launch_experiment(cfg: DictConfig) -> None:
     """Run all cells of an experiment, and exit with a non-zero code if one of them failed."""
     from metafew.experiments.start import start_experiment
-    from metafew.training.full_disk import writable
 
     try:
-        with writable(Path(cfg.cells), "cells=DIR"):
-            code = start_experiment(resolve_paths(cfg))
+        code = start_experiment(resolve_paths(cfg))
     except UsageError as error:  # not report_error, which would overwrite results in its folder
         print(f"metafew: {error}", file=sys.stderr)
         code = 2

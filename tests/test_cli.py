@@ -111,19 +111,18 @@ def test_a_sweep_of_tests_follows_the_images_of_the_training_and_is_finished_onc
     assert "image_size: 20" in shown and "fit: stretch" in shown
 
 
-def test_a_sweep_of_more_values_trains_where_its_numbers_have_changed(tmp_path):
+def test_a_sweep_may_grow_as_long_as_its_runs_keep_their_numbers(tmp_path):
     tiny = [*TINY, "trainer.max_steps=1", "val.total=0", "test.total=2", "hydra.sweep.dir=sweep"]
     metafew("-m", *tiny, "norm=none,layer", "seed=0,1", cwd=tmp_path)
     first = cells(tmp_path / "sweep")
-    done = metafew("-m", *tiny, "norm=none,layer", "seed=0,1,2", "ckpt=last", cwd=tmp_path)
-    second = cells(tmp_path / "sweep")
-    assert [(each["choices"]["norm"], each["seed"]) for each in second] == [
-        (norm, seed) for norm in ("none", "layer") for seed in (0, 1, 2)
-    ]
-    assert done.stdout.count("was finished before") == 2 and done.stdout.count("is of another run of the sweep") == 2
-    assert second[3]["metrics"] == first[2]["metrics"], "trained anew, from the beginning"
-    aside = json.loads((tmp_path / "sweep/2/checkpoints-1/results.json").read_text())
-    assert aside["metrics"] == first[2]["metrics"]
+    for words in (["norm=none,layer", "seed=0,1,2"], ["seed=0,1", "norm=none,layer"], ["norm=layer,none", "seed=0,1"]):
+        done = metafew("-m", *tiny, *words, "ckpt=last", cwd=tmp_path, code=2)
+        assert "so that ckpt=last finds its runs, got others: type hydra.sweep.dir=sweep_2" in done.stderr
+    assert cells(tmp_path / "sweep") == first
+    done = metafew("-m", *tiny, "norm=none,layer,instance", "seed=0,1", "ckpt=last", cwd=tmp_path)
+    grown = cells(tmp_path / "sweep")
+    assert grown[:4] == first and [each["choices"]["norm"] for each in grown[4:]] == ["instance", "instance"]
+    assert done.stdout.count("was finished before") == 4
 
 
 @pytest.mark.slow

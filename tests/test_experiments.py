@@ -404,14 +404,19 @@ def test_what_is_not_started_is_cancelled_if_results_cannot_be_written(tmp_path,
 
 
 def test_folders_of_an_experiment_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capsys):
-    def fail(_):
+    def fail(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "/kept/cells")
 
-    monkeypatch.setattr("metafew.experiments.start.start_experiment", fail)
+    monkeypatch.setattr(start, "run_experiment", fail)
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1, "which keeps what was finished, unlike 2"
+    assert "(/kept/cells): free some space, or type cells=DIR" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", "cells=null"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "(/kept/cells): free some space, or type cells=DIR" in capsys.readouterr().err
+    assert "got None: type cells=outputs/cells" in capsys.readouterr().err
 
 
 def test_seeds_of_validation_tasks_have_trainings_of_their_own(tmp_path):

@@ -253,7 +253,6 @@ def test_a_dashboard_is_described_in_a_file_or_an_error_says_what_is_missing(tmp
     ],
 )
 def test_the_key_is_that_of_the_server_of_wandb(tmp_path, monkeypatch, machine, settings, found):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     (tmp_path / "keys").write_text(f"machine {machine}\n  login user\n  password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
     settings = {"base_url": "https://api.new.com", "api_key": None, "is_local": False} | settings

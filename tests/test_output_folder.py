@@ -119,14 +119,14 @@ def steps(folder, checkpoints="checkpoints"):
 
 def test_a_new_training_sets_aside_the_checkpoints_of_another(tmp_path, caplog):
     for step in (10, 20):
-        for name in ("analysis.json", "alpha.png", "splits.json"):
+        for name in ("analysis.json", "alpha.png", "mine.png"):
             (tmp_path / name).write_text(str(step))
         checkpoint(tmp_path, "best", step)
         checkpoint(tmp_path, "step-000010", 10)
         resume.take_over(tmp_path, None)
     assert steps(tmp_path, "checkpoints-1") == {"best": 10, "step-000010": 10}
     assert steps(tmp_path, "checkpoints-2") == {"best": 20, "step-000010": 10}
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints-1", "checkpoints-2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints-1", "checkpoints-2", "mine.png"}
     assert (tmp_path / "checkpoints-2" / "analysis.json").read_text() == "20"
     assert caplog.messages[1].endswith(
         f"contained checkpoints of another training, which are now in {tmp_path / 'checkpoints-2'}"

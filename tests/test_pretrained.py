@@ -168,14 +168,15 @@ def test_an_output_that_is_not_there_is_refused_with_those_that_are(network, opt
         wrapped(network, **options)
 
 
-class Auxiliary(nn.Sequential):
+class Auxiliary(nn.Module):
     """A network that returns several outputs in training only, as ``inception_v3`` of torchvision."""
 
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 4, 3), nn.Flatten())
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x):
-        y = super().forward(x)
+        y = self.conv(x).flatten(1)
         return (y, 2 * y) if self.training else y
 
 

@@ -148,7 +148,7 @@ def test_overrides_are_fixed_or_searched():
         (["seed"], "missing EQUAL"),
         (["seed=0,1", "stages=[test]"], "expected no stages, as a search trains, got stages=[test]: leave it out"),
         (["seed=0,1", "experiment=heads"], "expected no experiment, as a search trains"),
-        (["seed=0,1", "ckpt=a.ckpt"], "got ckpt=a.ckpt: type backbone.weights=a.ckpt"),
+        (["seed=0,1", "ckpt=a.ckpt"], "got ckpt=a.ckpt: leave it out, or type backbone.weights=PATH"),
     ],
 )
 def test_what_cannot_be_searched_is_an_error_before_any_run(tmp_path, started, capsys, typed, sentence):

@@ -32,8 +32,8 @@ from metafew.distributed.sweep import finished
 from metafew.errors import UsageError
 from metafew.experiments.plan import Cell, Command
 from metafew.io import read_json
-from metafew.training.checks import check_ranks
 from metafew.training.instantiate import make
+from metafew.training.norm_checks import warn_of_moments_of_one_process
 from metafew.training.stages import seconds_at_start, suitable_callbacks
 from metafew.training.trainer import make_added, make_trainer
 from metafew.training.trainer_options import OWNED, WORDS, check_devices, check_trainer_options
@@ -453,14 +453,10 @@ def test_a_checkpoint_carries_no_callbacks(tmp_path):
 def test_batch_norms_of_a_network_in_several_processes_warn(caplog):
     def parts(size, norms):
         learner = SimpleNamespace(backbone=SimpleNamespace(couples_tasks=True, norms=norms))
-        config = {"trainer": {"devices": size, "num_nodes": 1}}
-        data = SimpleNamespace(train=SimpleNamespace(tasks=4))
-        return SimpleNamespace(
-            fits=True, trainer=SimpleNamespace(world_size=size), config=config, data=data, learner=learner
-        )
+        return SimpleNamespace(trainer=SimpleNamespace(world_size=size), learner=learner)
 
-    check_ranks(parts(1, []))
-    check_ranks(parts(2, [SimpleNamespace(couples_tasks=True)]))
+    warn_of_moments_of_one_process(parts(1, []))
+    warn_of_moments_of_one_process(parts(2, [SimpleNamespace(couples_tasks=True)]))
     assert not caplog.text
-    check_ranks(parts(2, []))
+    warn_of_moments_of_one_process(parts(2, []))
     assert "take their moments from the tasks of one process" in caplog.text

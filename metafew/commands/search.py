@@ -57,8 +57,10 @@ def search(arguments: Sequence[str]) -> None:
     if own := [word for word in overrides if word.startswith(("stages=", "experiment="))]:
         raise UsageError(f"expected no {own[0].partition('=')[0]}, as a search trains, got {own[0]}: leave it out")
     if start := next((word for word in overrides if word.startswith("ckpt=")), None):
-        weights = to_paste("backbone.weights", start.partition("=")[2])
-        raise UsageError(f"expected a search to start from the weights of a backbone, got {start}: type {weights}")
+        raise UsageError(
+            f"expected no ckpt, as the trials of a search are new trainings, got {start}: leave it out, or type "
+            "backbone.weights=PATH for the weights of a backbone"
+        )
     space, out, trials = Space(overrides), Path(options["out"]), int(options["trials"])
     composed = [compose_overrides(each) for each in space.bounds()]  # refuses invalid values before the first run
     if not all(cfg.val.total for cfg in composed):

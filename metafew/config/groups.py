@@ -170,8 +170,16 @@ def base_files(file: Path, defaults: Iterable[Any]) -> Iterator[Path]:
     """Yield the files of the options that the defaults list of a file names in its own group.
 
     They are next to the file, or in metafew.
+
+    Raises:
+        UsageError: if there is no such file.
     """
     for name in defaults:
         if isinstance(name, str) and name != "_self_":
-            base = file.with_name(f"{name}.yaml")
-            yield base if base.is_file() else CONF / file.parent.name / base.name
+            places = (file.with_name(f"{name}.yaml"), CONF / file.parent.name / f"{name}.yaml")
+            if (base := next((place for place in places if place.is_file()), None)) is None:
+                raise UsageError(
+                    f"expected the defaults of {file} to name options of {file.parent.name}, got {name}, which has no "
+                    f"file: correct {file}"
+                )
+            yield base

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
+from metafew.config.quoting import to_paste
 from metafew.distributed.threads import share_cores
 from metafew.errors import UsageError
 from metafew.io import is_own, read_json
@@ -22,6 +25,13 @@ class ReportFailedCells(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Record the cells of an earlier sweep in the same folder, and divide the cores among concurrent cells."""
+        numbered = cast(dict, OmegaConf.to_container(config.hydra.sweep)).get("subdir") == "${hydra.job.num}"
+        try:
+            if config.get("ckpt") == "last" and numbered and config.hydra.runtime.choices["hydra/sweeper"] == "basic":
+                check_numbers(Path(config.hydra.sweep.dir), config.hydra.overrides.task)
+        except UsageError as error:
+            print(f"metafew: {error}", file=sys.stderr)
+            sys.exit(2)
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             share_cores(config.hydra.launcher.n_jobs)
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
@@ -36,6 +46,30 @@ class ReportFailedCells(Callback):
             for cell, error in failed.items():
                 print(f"  {cell}: {error}", file=sys.stderr)
             sys.exit(1)
+
+
+def check_numbers(folder: Path, overrides: Sequence[str]) -> None:
+    """Check that the runs of an earlier sweep in a folder, which ``ckpt=last`` resumes, keep their numbers.
+
+    Raises:
+        UsageError: if they do not, as other values are swept, or in another order.
+    """
+    if not (folder / "multirun.yaml").is_file():
+        return
+    before = swept(cast(DictConfig, OmegaConf.load(folder / "multirun.yaml")).hydra.overrides.task)
+    if before != swept(overrides)[: len(before)]:
+        raise UsageError(
+            f"expected the values that the sweep in {folder} was started with, or more of its first one, so that "
+            f"ckpt=last finds its runs, got others: type {to_paste('hydra.sweep.dir', f'{folder}_2')} for the new ones"
+        )
+
+
+def swept(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each run of a sweep, without those that all runs share."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    varying = {each.get_key_element() for each in parsed if each.is_sweep_override()}
+    (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [[override for override in run if override.partition("=")[0] in varying] for run in runs]
 
 
 def error_of(cell: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     print_plain(console, f"{todo}: {describe_cost(len(trainings), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
     failed: set[Command] = set()
-    with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool, cancelling(pool):
+    with forward_signals(children) as signals, ThreadPoolExecutor(jobs) as pool, cancelling(pool, signals):
 
         def run_in_order(commands: Sequence[Command]) -> None:
             for command in commands:
@@ -115,11 +116,17 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
 
 
 @contextmanager
-def cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Cancel what has not started if an error, such as a full disk, leaves this context; the pool would wait for it."""
+def cancelling(pool: ThreadPoolExecutor, signals: list[int]) -> Iterator[None]:
+    """Start no more commands if an error, such as a full disk, leaves this context; the pool would wait for all.
+
+    Args:
+        pool: what runs the commands.
+        signals: the signals so far, after which no command starts.
+    """
     try:
         yield
     except BaseException:
+        signals.append(signal.SIGTERM)
         pool.shutdown(wait=False, cancel_futures=True)
         raise
 

@@ -8,9 +8,9 @@ A claim consists of comparisons, each a line such as
     single = together within 0.01              equality up to a tolerance
 
 An inequality is decided if the 95 % interval of the difference excludes 0, an equality if the interval lies entirely
-within the tolerance or entirely outside it. Differences are paired by seed if the seeds are equal, else by test task if
-the tasks are, else unpaired. A diverged training counts as worse than all others in accuracy, and is undecided in other
-measures.
+within the tolerance or entirely outside it. Differences are paired by the seeds that both sides have, if there are two
+or more, else by test task if the tasks are equal, else unpaired. A diverged training counts as worse than all others in
+accuracy, and is undecided in other measures.
 """
 
 from __future__ import annotations

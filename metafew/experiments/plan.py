@@ -18,7 +18,7 @@ from metafew.io import read_json
 EXPERIMENT_KEYS = ("experiment", "budget", "seeds", "jobs", "cells")
 """Keys of the experiment itself; all other overrides apply to each of its runs."""
 EVALUATION = re.compile(r"(test\.(?!seed=)|analyze\.(?!every=)|evaluate|data_dir=|cache_dir=)")
-"""Overrides that do not affect training, in which ``test.seed`` draws the validation tasks."""
+"""Overrides that do not affect training, as ``test.seed``, which draws validation tasks, and ``analyze.every`` do."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from metafew.distributed.launcher import require_one_process
 from metafew.errors import UsageError
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
+from metafew.training.full_disk import writable
 
 PLACES = re.compile(r"(cells|jobs|data_dir|cache_dir)=")
 """Overrides that set where and how an experiment runs, and do not affect results."""
@@ -47,7 +49,12 @@ def start_experiment(cfg: DictConfig) -> int:
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
     out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)
-    return run_experiment(experiment, cells, out, cfg.jobs)
+    try:
+        with writable(Path(cfg.cells), "cells=DIR hydra.run.dir=DIR"):
+            return run_experiment(experiment, cells, out, cfg.jobs)
+    except UsageError as error:
+        print(f"metafew: {error}", file=sys.stderr)
+        return 1
 
 
 def check_experiment_options(cfg: DictConfig, mode: RunMode | None) -> None:

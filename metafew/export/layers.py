@@ -14,7 +14,7 @@ from metafew.episode import Labelled
 from metafew.heads.adapting import AdaptingHead
 from metafew.heads.fast_weights import PrecomputedFeatures, SupportSet
 from metafew.heads.inner import Weights, entry
-from metafew.norms.norm import Moments, Norm, image_moments
+from metafew.norms.norm import Moments, Norm, as_maps, image_moments
 from metafew.norms.scope import rows
 from metafew.precision import precise
 
@@ -40,17 +40,12 @@ def normalize_targets(norm: Norm, x: Tensor) -> Tensor:
     """Normalize images ``(n, c, *)``, all of which are targets."""
     kept = [norm.get_buffer(name) for name in CONTEXT]
     context = kept[0].shape[1]
-    wide = maps(precise(x))
+    wide = as_maps(precise(x))
     own = [torch.cat([moment, new], 1) for moment, new in zip(kept, image_moments(wide.unsqueeze(0)), strict=True)]
     mean, var = (
         moment.expand(1, context + x.shape[0], -1)[0, context:] for moment in norm.moments((own[0], own[1]), context)
     )
     return norm.normalize(wide, mean, var).reshape(x.shape).to(x.dtype)
-
-
-def maps(x: Tensor) -> Tensor:
-    """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are."""
-    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)
 
 
 class Modulated(nn.Module):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
 from metafew.errors import UsageError
-from metafew.export.layers import AdaptedHead, Divided, Features, Fitted, Modulated, keep_moments, maps
+from metafew.export.layers import AdaptedHead, Divided, Features, Fitted, Modulated, keep_moments
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
 from metafew.norms.fast import decelerate
 from metafew.norms.film import FiLM, current_vectors
-from metafew.norms.norm import Moments, Norm, image_moments
+from metafew.norms.norm import Moments, Norm, as_maps, image_moments
 from metafew.precision import precise
 
 PROBES = 1024
@@ -165,13 +165,14 @@ def keep_context(backbone: Backbone, images: Tensor) -> None:
                 "expected a network that calls each norm once, as an exported norm keeps the moments of one context, "
                 "got one that calls a norm twice: give each place a layer of its own"
             )
-        own[norm] = image_moments(maps(precise(inputs[0])).unsqueeze(0))
+        own[norm] = image_moments(as_maps(precise(inputs[0])).unsqueeze(0))
 
     hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
     backbone.embed(images)
-    for norm, hook in zip(norms, hooks, strict=True):
+    for hook in hooks:
         hook.remove()
-        keep_moments(norm, own[norm])
+    for norm, moments in own.items():  # without those that the network only calls in training
+        keep_moments(norm, moments)
 
 
 def needs_context(norm: Norm) -> bool:

@@ -89,7 +89,7 @@ class MAML(AdaptingHead):
         for key, values in {"steps": [steps], "test_steps": test_steps}.items():
             for value in values or [None]:
                 check_integer(f"head.{key}", value, 0, 5)
-        if not lrs or not all(type(v) in (int, float) and v > 0 for v in lrs):
+        if not lrs or not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in lrs):
             raise UsageError(f"expected head.lr to be a positive number, got {lr}: type head.lr=0.4")
         if rates in LEARNED and len(lrs) > 1:
             raise UsageError(

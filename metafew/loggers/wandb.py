@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from metafew.errors import UsageError
 from metafew.io import is_own
@@ -55,7 +56,8 @@ class Wandb(WandbLogger):
             )
         folder = Path(save_dir).resolve()
         resumed = is_own(ckpt, folder)
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        logs = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it
+        mode = os.environ.get("WANDB_MODE") or ("online" if logs and has_wandb_key() else "offline")
         super().__init__(
             name=name,
             save_dir=save_dir,
@@ -73,7 +75,7 @@ def has_wandb_key() -> bool:
     import wandb
 
     settings = wandb.setup().settings  # of the environment and of wandb's own files
-    if os.environ.get("WANDB_API_KEY") or settings.api_key:
+    if settings.api_key:
         return True
     hosts = [urlsplit(settings.base_url).netloc, *([] if settings.is_local else [CLOUD])]
     try:

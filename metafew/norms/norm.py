@@ -37,6 +37,11 @@ def pool(mean: Tensor, var: Tensor, dim: int = 1) -> Moments:
     return pooled, (var + (mean - pooled).square()).mean(dim, keepdim=True)
 
 
+def as_maps(x: Tensor) -> Tensor:
+    """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are."""
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)
+
+
 def context_moments(own: Moments, context: int) -> Moments:
     """Return the moments ``(t, 1, c)`` of all context images of each task."""
     if context == own[0].shape[1]:
@@ -150,4 +155,4 @@ class Norm(nn.Module):
                 f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, which normalization per image and "
                 "channel would set to 0: type norm=layer, or name the layers to replace in backbone.norms"
             )
-        return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, 1)
+        return as_maps(x)

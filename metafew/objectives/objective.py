@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import ClassVar, NamedTuple, cast
 
@@ -164,7 +165,9 @@ class Objective(nn.Module):
         adapts = trained is not None and trained.adapts_backbone
         if torch.is_grad_enabled() and self.splits_batches and (adapts or len(pieces) > 1):
             modules = (backbone, head, self) if self.trains_head else (backbone, self)
-            mean = in_turn(shares(), [p for m in modules for p in m.parameters() if p.requires_grad], self.loss_scale)
+            weights = [p for m in modules for p in m.parameters() if p.requires_grad]
+            with twice_differentiable() if adapts else nullcontext():
+                mean = in_turn(shares(), weights, self.loss_scale)
         else:
             mean = reduce(torch.add, shares())
         return StepLoss(mean, torch.cat(seen))
@@ -192,6 +195,20 @@ def tasks_per_chunk(backbone: Backbone, head: Head | None, episode: Episode) -> 
     return max(1, PIXELS // (support[0, :, 0].numel() + query[0, :, 0].numel()))
 
 
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Raise UsageError if a network has an operation without a second derivative, of which PyTorch has some."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise UsageError(
+            "expected a network whose gradients can be differentiated, got one with an operation that has none "
+            f"({reason(error)}): type head.first_order=true"
+        ) from error
+
+
 def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float | Tensor) -> Tensor:
     """Return the sum of ``losses`` with its gradient, differentiating one loss at a time.
 
@@ -206,15 +223,7 @@ def in_turn(losses: Iterable[Tensor], weights: list[nn.Parameter], scale: float 
     grads: list[Tensor | None] = [None] * len(weights)
     for loss in losses:
         with torch.autocast(loss.device.type, enabled=False):  # as in Lightning's backward pass
-            try:
-                parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
-            except RuntimeError as error:
-                if "derivative for" not in str(error):
-                    raise
-                raise UsageError(
-                    "expected a network whose gradients can be differentiated, got one with an operation that has none "
-                    f"({reason(error)}): type head.first_order=true"
-                ) from error
+            parts = torch.autograd.grad(loss * scale, weights, allow_unused=True)
         grads = [b if a is None else a if b is None else a + b for a, b in zip(grads, parts, strict=True)]
         values.append(loss.detach())
     unscaled = [None if g is None else g / scale for g in grads]

@@ -73,7 +73,7 @@ class Reptile(Objective):
         if self.regularizer.on_weights and not any(p.ndim > 1 and inner.lasts(name) for name, p in adapting):
             raise UsageError(
                 "expected weights of convolutions or linear layers that adapt, which regularizer=weight_clustering "
-                "draws together, got none: type regularizer=none, or head.freeze=[]"
+                "draws together, got none: type regularizer=none, or head.adapt=all head.freeze=[]"
             )
 
     def advise(self, optimizer: Optimizer) -> None:

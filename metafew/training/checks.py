@@ -20,7 +20,7 @@ from metafew.data.task_spec import NATURAL, TaskSpec
 from metafew.distributed.launcher import check_world_size
 from metafew.errors import SIMILAR_OPTION, UsageError, did_you_mean, nearest
 from metafew.meta_parameters import meta_parameters
-from metafew.norms.running import RunningNorm
+from metafew.training import norm_checks
 from metafew.training.cuda_graph import check_graph
 from metafew.training.idle_options import check_for_idle_options
 from metafew.training.parts import Parts
@@ -152,12 +152,13 @@ def check_parts(parts: Parts) -> None:
     check_for_idle_options(parts)
     if parts.fits:
         check_objective_has_queries(parts)
-        check_tasks_form_one_batch(parts)
+        norm_checks.check_tasks_form_one_batch(parts)
+        norm_checks.warn_of_moments_of_one_process(parts)
         check_something_trains(parts)
         check_graph(parts.learner, parts.data.train, parts.trainer)
     check_fixed_ways(parts)
-    warn_of_context_sizes(parts)
-    warn_of_initial_moments(parts)
+    norm_checks.warn_of_context_sizes(parts)
+    norm_checks.warn_of_initial_moments(parts)
     check_ranks(parts)
 
 
@@ -206,32 +207,6 @@ def check_objective_has_queries(parts: Parts) -> None:
         raise UsageError("expected train.query to be at least 1, as this objective needs queries: type train.query=15")
 
 
-def check_tasks_form_one_batch(parts: Parts) -> None:
-    """Check the head and the tasks if the norm pools moments over the tasks of a meta-batch."""
-    learner, train = parts.learner, parts.data.train
-    if not learner.backbone.couples_tasks:
-        return
-    norm, instead = "this norm", "norm=transductive"
-    if not any(norm.couples_tasks for norm in learner.backbone.norms):
-        norm, instead = "this network", "norm=tasknorm backbone.norms=convert, which replace its batch norms"
-    if learner.heads[learner.trained].adapts_backbone:
-        raise UsageError(
-            f"head={learner.trained} adapts the backbone to one task at a time, and {norm} treats the tasks of "
-            f"a meta-batch as one batch: type {instead}"
-        )
-    low, high = train.contexts
-    if isinstance(train, TaskSpec) and low < high:
-        raise UsageError(
-            f"expected tasks all of one size, as {norm} treats the tasks of a meta-batch as one batch, got train.way"
-            f"={train.way} with train.shot={train.shot}: type train.way=5 train.shot=1, or norm=batch"
-        )
-    if len(datasets := parts.source.components("train")) > 1:
-        raise UsageError(
-            f"expected training tasks of one dataset, as {norm} treats the tasks of a meta-batch as one batch, got "
-            f"those of {', '.join(source.title for source in datasets)}: type norm=batch"
-        )
-
-
 def check_fixed_ways(parts: Parts) -> None:
     """Check that tasks have as many classes as the linear output layers of heads."""
     used = (parts.data.train, *[parts.data.val] * (parts.data.val.total > 0), *parts.data.test)
@@ -244,31 +219,6 @@ def check_fixed_ways(parts: Parts) -> None:
                     f"expected {spec.split}.way to be {head.fixed_way}, the classes of the linear output layer of "
                     f"head={name}, got {spec.way}: type {other}"
                 )
-
-
-def warn_of_context_sizes(parts: Parts) -> None:
-    """Warn if TaskNorm is tested with context sizes outside those of its training."""
-    low, high = parts.data.train.contexts
-    sizes = [size for spec in parts.data.test for size in spec.contexts]
-    depends_on_size = any(alpha.scale is not None for alpha in parts.learner.alphas)
-    if depends_on_size and not low <= min(sizes) <= max(sizes) <= high:
-        log.warning(
-            "TaskNorm was trained with contexts of %s images and is tested with %s: its alpha was never "
-            "fitted there (norm.alpha=independent does not depend on the size)",
-            *(" to ".join(map(str, sorted({*bounds}))) for bounds in ((low, high), (min(sizes), max(sizes)))),
-        )
-
-
-def warn_of_initial_moments(parts: Parts) -> None:
-    """Warn if a norm whose running moments are those of an earlier training has the initial ones."""
-    if parts.start is not None or parts.config["backbone"].get("weights"):
-        return
-    norms = [norm for norm in parts.learner.backbone.norms if isinstance(norm, RunningNorm)]
-    if any(norm.requires_running_moments(fit=True) and not norm.running_mean.any() for norm in norms):
-        log.warning(
-            "norm=frozen has running moments of no training, mean 0 and variance 1, and does nothing: type "
-            "backbone.weights=CKPT of a training with norm=batch"
-        )
 
 
 def check_something_trains(parts: Parts) -> None:
@@ -286,17 +236,9 @@ def check_ranks(parts: Parts) -> None:
     """Check the number of processes, and that they can divide a meta-batch evenly."""
     world_size, trainer = parts.trainer.world_size, parts.config["trainer"]
     check_world_size(trainer["devices"], trainer["num_nodes"], world_size)
-    if not parts.fits or world_size == 1:
-        return
     tasks = parts.data.train.tasks
-    if tasks % world_size:
+    if parts.fits and tasks % world_size:
         raise UsageError(
             f"expected train.tasks to be a multiple of the {world_size} processes, got {tasks}: "
             f"type train.tasks={world_size * (1 + tasks // world_size)}"
-        )
-    backbone = parts.learner.backbone
-    if backbone.couples_tasks and not any(norm.couples_tasks for norm in backbone.norms):
-        log.warning(
-            "the batch norms of this network take their moments from the tasks of one process, so that results depend "
-            "on the number of processes: type norm=batch_shared for the moments of all tasks, or trainer.devices=1"
         )

@@ -36,8 +36,8 @@ LISTED = 3
 def freeze(backbone: Backbone, which: str | Sequence[str] = "all") -> None:
     """Freeze parts of a backbone, except its meta-parameters, such as TaskNorm's scalars.
 
-    Inner loops still adapt frozen parameters to a task. Batch norms of PyTorch in a frozen part stay in eval mode, as
-    their running moments belong to the weights.
+    Inner loops still adapt frozen parameters to a task. Batch and instance norms of PyTorch in a frozen part stay in
+    eval mode, as their running moments belong to the weights.
 
     Args:
         backbone: the backbone.

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from hydra.utils import get_object
 
-from metafew.config.carried import TRAINING
 from metafew.config.moved import add_options
-from metafew.config.overrides import key
 from metafew.config.paths import typed_in
 from metafew.config.quoting import to_paste
 from metafew.data.datamodule import FewShot
@@ -27,14 +23,17 @@ from metafew.distributed.launcher import is_rank_zero, job_of_queue
 from metafew.distributed.output_folder import CHECKPOINTS, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
-from metafew.heads.head import Head
 from metafew.io import atomic_write, is_own, write_error
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
 
 CURVE = "metrics.csv"
-OF_A_TRAINING = (CURVE, "results.json", "tasks.csv", "analysis.json", "splits*.json", "*.png", "*.svg")
+FIGURES = ("learning_curve", "alpha", "episode", "projection", "confusion", "travel", "sufficient_condition")
+OF_A_TRAINING = (
+    *(CURVE, "results.json", "tasks.csv", "analysis.json"),
+    *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
+)
 """Files beside the checkpoints of a training, which would be taken for those of the next one."""
 PATHS_OF_DATA = ("root", "splits", "labels")
 """Options of ``dataset`` that do not matter where the images themselves are compared."""
@@ -42,42 +41,10 @@ OF_VALIDATION_TASKS = ("way", "shot", "query", "balance", "total")
 """Options of ``val`` on which the validation tasks depend, without those that only matter for some values of these."""
 
 
-def newest_of_this_run(head: str, overrides: Sequence[str]) -> str | None:
-    """Return the newest checkpoint in the folder of this run, or None.
-
-    In a sweep, a checkpoint of another run, whose number this one has since more values are swept, does not count.
-
-    Args:
-        head: the dotted path of the class of the head.
-        overrides: the overrides of this run.
-    """
+def newest_of_this_run() -> str | None:
+    """Return the newest checkpoint in the folder of this run, or None."""
     file = newest(Path(HydraConfig.get().runtime.output_dir))
-    if file is None:
-        return None
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        saved = checkpoint.read(file)["metafew"]["overrides"]
-        before, now = (training_words(words, head) for words in (saved, overrides))
-        if changed := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):
-            log.warning(
-                "%s is of another run of the sweep, with %s: starting a new training",
-                *(file, " ".join(before[name] for name in changed)),
-            )
-            return None
-    return str(file)
-
-
-def training_words(overrides: Sequence[str], head: str) -> dict[str, str]:
-    """Return the overrides that affect training, except paths of images, by key.
-
-    Args:
-        overrides: the overrides.
-        head: the dotted path of the class of the head.
-    """
-    made = get_object(head)
-    evaluated = made.evaluation_options if isinstance(made, type) and issubclass(made, Head) else ()
-    ignored = {*(f"head.{option}" for option in evaluated), *(f"dataset.{option}" for option in PATHS_OF_DATA)}
-    words = {key(override): override for override in overrides}
-    return {name: word for name, word in words.items() if name.partition(".")[0] in TRAINING and name not in ignored}
+    return None if file is None else str(file)
 
 
 def newest_of_this_job(out: Path) -> str | None:
@@ -238,8 +205,9 @@ def set_aside(folder: Path) -> None:
     if any(folder.glob("*.ckpt")):
         aside = next(path for path in numbered(folder) if not path.exists())
         folder.rename(aside)
-        for file in [file for pattern in OF_A_TRAINING for file in folder.parent.glob(pattern)]:
-            shutil.move(file, aside / file.name)  # which may be a link to another file system
+        for name in OF_A_TRAINING:
+            if (file := folder.with_name(name)).is_file():
+                shutil.move(file, aside / name)  # which may be a link to another file system
         log.warning("%s contained checkpoints of another training, which are now in %s", folder, aside)
 
 

@@ -158,7 +158,7 @@ def compose_run(cfg: DictConfig) -> ComposedRun:
         if cfg.ckpt == "last":
             from metafew.training.resume import newest_of_this_run
 
-            cfg.ckpt = newest_of_this_run(cfg.head["_target_"], overrides)
+            cfg.ckpt = newest_of_this_run()
         elif is_restarted() and (cfg.ckpt is None or "fit" in as_list(cfg.stages)):
             from metafew.training.resume import newest_of_this_job
 

@@ -43,7 +43,7 @@ def non_default_settings(report: dict) -> dict:
     values = flatten(config)
     settings = {group: choice for group, choice in choices.items() if choice != default_choices.get(group)}
     settings |= {key: value for key, value in values.items() if value != interpolate(default_values.get(key), values)}
-    if not report.get("analysis"):
+    if report.get("metrics") or not report.get("analysis"):  # it only matters to a run that is nothing but an analysis
         settings.pop("analyze.split", None)
     if choices.get("norm") == "own":  # a network with its own norms ignores norm.*
         settings = {key: value for key, value in settings.items() if not key.startswith("norm.")}

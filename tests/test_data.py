@@ -59,6 +59,8 @@ def test_store_holds_what_was_read_and_is_built_once(tmp_path):
     split = Split(folder, "test")
     assert split.names == ["class 3", "class 4", "class 5", "class 6"]
     assert split.images[split.rows[2]][:, 0, 0].tolist() == [[5, i] for i in range(14)]
+    (folder / "test.npy").unlink()  # as by a machine that removes old files
+    assert build(Numbered(), tmp_path) == folder and Split(folder, "test").names == split.names
     assert build(Numbered(turns=1), tmp_path) != folder
 
 

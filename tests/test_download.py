@@ -47,13 +47,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(206 if asked else 200, body[start:], span, CUT if "cut" in ways else None, "untold" not in ways)
 
     def answer(self, status, body, headers, end=None, sized=True):
-        self.send_response(status)
+        self.server.seen.append((self.path, self.headers.get("Range"), status, len(body[:end])))
+        self.send_response(status)  # after which the client may ask again
         for key, value in headers.items():
             self.send_header(key, value)
         if sized:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.server.seen.append((self.path, self.headers.get("Range"), status, len(body[:end])))
         self.close_connection = self.close_connection or end is not None
         self.wfile.write(body[:end])
 

@@ -405,14 +405,14 @@ def test_what_is_not_started_is_cancelled_if_results_cannot_be_written(tmp_path,
 
 def test_folders_of_an_experiment_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, capsys):
     def fail(*_):
-        raise PermissionError(errno.EACCES, "Permission denied", "/kept/cells")
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cells"))
 
     monkeypatch.setattr(start, "run_experiment", fail)
-    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", f"cells={tmp_path}/cells"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1, "which keeps what was finished, unlike 2"
-    assert "(/kept/cells): free some space, or type cells=DIR" in capsys.readouterr().err
+    assert f"({tmp_path}/cells): free some space, or type cells=DIR" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=tasknorm_maml", "cells=null"])
     with pytest.raises(SystemExit):
         cli.main()

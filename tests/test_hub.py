@@ -276,6 +276,29 @@ def test_hub_pools_all_splits_of_the_first_configuration(server, make, tmp_path)
     ]
 
 
+def test_hub_warns_of_a_dataset_of_which_it_has_converted_a_part(make, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(hub, "obtain", lambda target, *_: target)
+    listing = {
+        "default": {"partial-train": ["https://hub/api/datasets/a/birds/parquet/default/partial-train/0.parquet"]}
+    }
+    (tmp_path / "hub" / "a--birds").mkdir(parents=True)
+    (tmp_path / "hub" / "a--birds" / hub.LISTING).write_text(json.dumps(listing))
+    make(repo="a/birds", download=False)._downloads("a/birds")
+    assert "has converted only the first part of a/birds" in caplog.text
+
+
+def test_parquet_says_where_its_temporary_file_is_if_that_is_full(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.parquet", range(3), [0, 1, 0])
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("metafew.data.formats.parquet.TemporaryFile", Full)
+    with pytest.raises(UsageError, match="set TMPDIR to a larger one"):
+        list(Parquet([file]).open([(0, 0)]))
+
+
 def test_hub_asks_nothing_of_the_network_twice(server, make):
     first = make(repo="someone/birds")
     before = first.splits(), first.fingerprint()

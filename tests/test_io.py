@@ -152,3 +152,9 @@ def test_log_files_are_in_utf_8(tmp_path, monkeypatch):
     logging.root.warning("数据 ±")
     handler.close()
     assert (tmp_path / "train.log").read_text(encoding="utf-8") == "数据 ±\n"
+
+
+def test_a_file_elsewhere_that_cannot_be_read_is_not_blamed_on_the_output_folder(tmp_path):
+    for name, said in (("data/images.zip", "images.zip to be accessible"), ("out/results.json", "type hydra.run.dir=")):
+        with pytest.raises(UsageError, match=said), writable(tmp_path / "out"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / name))

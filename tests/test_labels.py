@@ -71,6 +71,9 @@ def test_labels_of_images(tmp_path):
     source = folder(file, fractions=[0, 0, 1])
     assert names(source)["test"] == ["a9", "a10", "b"]
     assert source.ignored == {"array more of f.npz": 1}
+    np.savez(file, x=x, y=[0, 0, 1, 1], names=np.array(["a", "b"], object))
+    with pytest.raises(UsageError, match=r"numbers or strings in names of .*, got Python objects"):
+        folder(file).splits()
     np.savez(file, x=x, y=["e\u0301", "\xe9", "a", "b"])
     with pytest.raises(UsageError, match=r"a different name for each label .* got 3 names of 4 labels"):
         folder(file).splits()

@@ -325,3 +325,9 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
 def test_a_mixture_that_cannot_be_is_refused(launch, words, said):
     with pytest.raises(UsageError, match=said):
         launch("dataset=mixture", *words)
+
+
+def test_classes_of_small_groups_are_counted():
+    classes = [Category(str(number), (0, 1, 2), 0, group) for number, group in enumerate("aaaaabb")]
+    assert plan().never_drawn(classes) == 2 and plan(way="2..8").never_drawn(classes) == 0
+    assert plan(shot=1).never_drawn(classes) == 0

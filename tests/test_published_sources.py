@@ -405,7 +405,13 @@ def mini_parquet(root):
         parquet.write_table(table, root / "data" / f"train-{number:05}-of-00002.parquet")
 
 
+def mini_cache_of_zenodo(root):
+    mini_cache(root)
+    (root / "mini-imagenet-cache-val.pkl").rename(root / "mini-imagenet-cache-validation.pkl")
+
+
 FORMS = {
+    "cache of Zenodo": (mini_cache_of_zenodo, picture, "wnids"),
     "folders": (mini_folders, plain, "wnids"),
     "folders below": (lambda root: mini_folders(root, "images"), plain, "wnids"),
     "folders of splits": (mini_split_folders, plain, "wnids"),
@@ -483,7 +489,7 @@ def test_mini_imagenet_absent(tmp_path):
 def test_mini_imagenet_two_of_three_files_are_none(tmp_path):
     mini_cache(tmp_path)
     (tmp_path / "mini-imagenet-cache-val.pkl").unlink()
-    refused(mini(tmp_path), "needs images in")
+    refused(mini(tmp_path), "needs images in", "without mini-imagenet-cache-val.pkl")
     mini_npz(tmp_path)
     assert len(mini(tmp_path).splits()["val"]) == 16
 
@@ -548,6 +554,11 @@ def test_mini_imagenet_damaged_file(tmp_path, form):
 )
 def test_mini_imagenet_damaged_list(tmp_path, content):
     mini_csv(tmp_path)
+    whole = (tmp_path / "val.csv").read_bytes()
+    (tmp_path / "val.csv").write_bytes(b"\xef\xbb\xbf" + whole)  # as Excel writes it
+    assert len(mini(tmp_path).splits()["val"]) == 16
+    (tmp_path / "val.csv").write_bytes(whole + whole.splitlines(keepends=True)[-1])
+    refused(mini(tmp_path), "val.csv", "lists an image twice")
     (tmp_path / "val.csv").write_bytes(content)
     with pytest.raises(UsageError) as found:
         mini(tmp_path).splits()
@@ -745,6 +756,11 @@ def test_cub_forms(cub_folder, tmp_path, form):
         assert np.abs(image.astype(int) - wanted).mean() < 12
     assert birds_of(root, size=16).fingerprint() == source.fingerprint()
     assert not [path for path in root.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_part_of_cub_is_not_blamed_on_the_archive(tmp_path):
+    (tmp_path / "CUB_200_2011" / "images").mkdir(parents=True)
+    refused(birds_of(tmp_path), "got a folder without them", "or remove it")
 
 
 def test_cub_boxes_hold_the_bird(cub_folder):

@@ -368,6 +368,32 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog):
     assert (tmp_path / "metrics.csv").read_text() == (whole("protonet") / "metrics.csv").read_text()
 
 
+def test_a_checkpoint_of_weights_only_is_passed_over(whole, tmp_path):
+    words = HEADS["protonet"]
+    interrupted(*words, out=tmp_path, moment="step", count=8, act=die)
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    del content["resume"], content["optimizer_states"]
+    torch.save(content, tmp_path / "checkpoints" / "of-another-callback.ckpt")
+    command(*words, "ckpt=last", out=tmp_path)
+    check_equal(tmp_path, whole("protonet"))
+
+
+def test_a_smaller_number_of_steps_than_were_taken_warns(tmp_path, caplog):
+    command("trainer.max_steps=4", out=tmp_path)
+    assert command("trainer.max_steps=2", "ckpt=last", out=tmp_path)["steps"] == 4
+    assert "is after 4 steps, more than trainer.max_steps=2" in caplog.text
+
+
+def test_a_resumed_training_has_the_patience_that_is_typed(tmp_path):
+    stopping = (
+        "+trainer.callbacks=[{{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/protonet/loss,{}}}]"
+    )
+    words = ["optimizer.lr=0", "val.every=1", "trainer.log_every_n_steps=1"]
+    command(*words, "trainer.max_steps=2", stopping.format("patience:4"), out=tmp_path)
+    more = command(*words, "trainer.max_steps=60", stopping.format("patience:9"), "ckpt=last", out=tmp_path)
+    assert 9 <= more["steps"] <= 11
+
+
 def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_error(tmp_path, caplog):
     command("ckpt=last", "save.keep=true", out=tmp_path)
     assert "which has no checkpoint yet: starting a new training" in caplog.text

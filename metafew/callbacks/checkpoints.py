@@ -133,6 +133,8 @@ class Checkpoints(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         """Set Lightning's loops to a state after a complete step, and after or before its validation."""
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits each command, not all together
+        for stopping in trainer.early_stopping_callbacks:
+            checkpoint["callbacks"].get(stopping.state_key, {})["patience"] = stopping.patience  # as typed now
         if not self.comparable:
             for key in [key for key in checkpoint["callbacks"] if key.startswith(EarlyStopping.__name__)]:
                 del checkpoint["callbacks"][key]

@@ -41,7 +41,7 @@ class FewShot(pl.LightningDataModule):
         source: the dataset.
         train: training tasks, or minibatches.
         val: validation tasks.
-        test: the tasks of each test; all tests have the same classes and queries.
+        test: the tasks of each test; all tests have the same classes and, if they are balanced, queries.
         augmentation: views of the images, in addition to those that are part of the dataset.
         cache: the folder of the stores.
         num_workers: number of processes that prefetch tasks; 0 loads them in the main process.

@@ -51,7 +51,15 @@ def store_folder(source: Source, root: Path) -> Path | None:
 def _named_by(key: Path) -> Path | None:
     """Return the store that a key file names; None if there is none."""
     folder = key.parents[1] / read_json(key).get("store", key.parent.name)
-    return folder if (folder / "store.json").is_file() else None
+    return folder if is_complete(folder) else None
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a store has all of its files, some of which may have been removed since it was built."""
+    if not (folder / "store.json").is_file():
+        return False
+    names = (f"{split}{kind}" for split in describe(folder)["splits"] for kind in (".npy", ".json", ".hashes.npy"))
+    return all((folder / name).is_file() for name in names)
 
 
 def build(source: Source, root: Path) -> Path:
@@ -136,10 +144,12 @@ def _build(source: Source, root: Path, name: str) -> Path:
 
 def _rename(unfinished: Path, path: Path) -> Path:
     """Rename a complete store to ``path``, unless a store with the same content exists there; return ``path``."""
+    if path.is_dir() and not is_complete(path):
+        shutil.rmtree(path)
     try:
         os.replace(unfinished, path)
     except OSError:
-        if not (path / "store.json").is_file():
+        if not is_complete(path):
             raise
     return path
 

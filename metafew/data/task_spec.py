@@ -130,6 +130,13 @@ class TaskSpec:
         found = (self._missing_classes(categories, group, where), self._missing_images(categories, group, where))
         return [shortage for shortage in found if shortage is not None]
 
+    def never_drawn(self, categories: Sequence[Category]) -> int:
+        """Return the number of classes in groups that are too small for a task with natural shots."""
+        if not self.natural:
+            return 0
+        groups = class_groups([category.group for category in categories], self.bounds("way")[0])
+        return len(categories) - sum(map(len, groups))
+
     def _missing_classes(self, categories: Sequence[Category], group: str, where: str) -> Shortage | None:
         low, high = self.bounds("way")
         if not self.natural:

@@ -20,6 +20,7 @@ from metafew.data.datamodule import FewShot
 from metafew.data.loader import MetaBatches
 from metafew.data.sampler import Sampler
 from metafew.data.task_spec import TaskSpec
+from metafew.distributed.collective import gather_objects
 from metafew.episode import Episode
 from metafew.evaluation.base_mean import BaseMean
 from metafew.evaluation.baselines import nearest_neighbour
@@ -185,7 +186,7 @@ class Evaluator(pl.LightningModule):
             together = [
                 adapted_together(head, self.backbone, sampler.spec, self.device) for head in self.heads.values()
             ]
-            return max(sampler.spec.tasks, min(together))
+            return max(sampler.spec.tasks, min(gather_objects(min(together))))  # processes may have unlike GPUs
 
     def _caches_features(self, sampler: Sampler) -> bool:
         """Return whether computing the features of all images in advance saves time for the tasks of ``sampler``."""

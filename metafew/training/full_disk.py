@@ -9,7 +9,8 @@ from pathlib import Path
 
 from metafew.errors import UsageError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+PERMISSIONS = (errno.EACCES, errno.EPERM)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, *PERMISSIONS)
 """Error numbers for a full or read-only disk and for missing permissions."""
 
 
@@ -26,6 +27,15 @@ def writable(folder: Path, option: str = "hydra.run.dir=DIR") -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK:
             raise
+        if (
+            error.errno in PERMISSIONS
+            and error.filename
+            and not Path(error.filename).resolve().is_relative_to(folder.resolve())
+        ):
+            raise UsageError(
+                f"expected {error.filename} to be accessible, got an error: {error.strerror}: change its permissions, "
+                "or type the path of another one"
+            ) from error
         at = f" ({error.filename})" if error.filename else ""
         raise UsageError(
             f"expected a folder that can be written to, got an error in {folder}: {error.strerror}{at}: free some "

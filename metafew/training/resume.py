@@ -63,15 +63,20 @@ def newest(out: Path) -> Path | None:
     """
     files = [file for file in (out / "checkpoints").glob("*.ckpt") if file.is_file()]  # rather than a dangling link
     files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    weights_only: tuple[Path, int] | None = None
     for number, file in enumerate(files, 1):
         try:
-            step = checkpoint.read(file)["global_step"]
+            content = checkpoint.read(file)
         except UsageError as error:
-            if number == len(files):
+            if number == len(files) and weights_only is None:
                 raise
             log.warning("%s: trying the one before it", error)
         else:
-            return further(file.with_name("last.ckpt"), file, step)
+            if "resume" in content:
+                return further(file.with_name("last.ckpt"), file, content["global_step"])
+            weights_only = weights_only or (file, content["global_step"])  # or of an earlier version
+    if weights_only is not None:
+        return further(weights_only[0].with_name("last.ckpt"), *weights_only)
     log.warning("ckpt=last resumes the training in %s, which has no checkpoint yet: starting a new training", out)
     return None
 

@@ -115,6 +115,11 @@ def resumed(parts: Parts) -> Path | None:
     ckpt = Path(parts.config["ckpt"]).absolute() if parts.resumes else None  # its folder may be a link
     if ckpt is not None and parts.start is not None:
         parts.checkpoints.comparable = resume.has_same_validation(parts.start, parts.learner.provenance["config"])
+        if parts.start["global_step"] > parts.config["trainer"]["max_steps"]:
+            log.warning(
+                "%s is after %d steps, more than trainer.max_steps=%d: its weights are tested as they are",
+                *(ckpt, parts.start["global_step"], parts.config["trainer"]["max_steps"]),
+            )
     resume.take_over(parts.out.resolve(), ckpt, parts.start["global_step"] if parts.start else 0)
     return ckpt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -10,6 +11,8 @@ from metafew.data.sources import SPLITS
 from metafew.data.task_spec import Shortage, TaskSpec
 from metafew.errors import UsageError
 from metafew.training.parts import Parts
+
+log = logging.getLogger(__name__)
 
 SHARES: dict[int, list[float]] = {1: [1], 2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
 """Fractions of classes for one to three splits; each gets at least two classes if there are two per split."""
@@ -58,6 +61,13 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
     for need, component in drawn_from:
         categories = classes[component][need.spec.split]
         parts.data.augmentation.check_applicable(need.spec.split, component.image_size, categories)
+        if isinstance(need.spec, TaskSpec) and (unused := need.spec.never_drawn(categories)):
+            log.warning(
+                "%d of %d classes of the %s split of dataset=%s are never drawn, as a task has the classes of one "
+                "group, and their groups have fewer than %d; %s.way=2..50 draws them, too",
+                *(unused, len(categories), need.spec.split, component.title, need.spec.bounds("way")[0]),
+                need.spec.split,
+            )
 
 
 def needed_tasks(parts: Parts) -> Iterator[Needed]:

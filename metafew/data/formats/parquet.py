@@ -86,7 +86,13 @@ class Parquet:
         with TemporaryFile() as encoded:
             for number, selected in rows.items():
                 for row, content in _encoded_images(self.files[number], selected):
-                    stored[number, row] = encoded.tell(), encoded.write(content)
+                    try:
+                        stored[number, row] = encoded.tell(), encoded.write(content)
+                    except OSError as error:
+                        raise UsageError(
+                            f"expected room for the encoded images in the folder of temporary files, got {error}: set "
+                            "TMPDIR to a larger one"
+                        ) from error
             for number, row in keys:
                 start, length = stored[number, row]
                 encoded.seek(start)

@@ -75,6 +75,11 @@ class CUB(Collected):
         for folder in candidates:
             if all((folder / name).is_file() for name in LISTS):
                 return folder
+        if (self.root / FOLDER).exists():
+            raise UsageError(
+                f"expected {', '.join(LISTS)} of the authors in {self.root / FOLDER}, got a folder without them: add "
+                "them, or remove it, and the archive is unpacked again"
+            )
         archive = obtain(self.root, ARCHIVE, self.download, self.name)
         unpack(archive, self.root / FOLDER, LIMIT)
         if not all((candidates[-1] / name).is_file() for name in LISTS):

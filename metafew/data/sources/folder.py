@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metafew.config.option_values import check_choice, option_path
 from metafew.data.duplicates import POLICIES
-from metafew.data.formats.arrays import Arrays, open_npz, read_npz
+from metafew.data.formats.arrays import Arrays, open_npz, read_array, read_npz
 from metafew.data.formats.collection import Collection
 from metafew.data.formats.columns import check_columns, read_columns
 from metafew.data.formats.labels import class_labels
@@ -126,7 +126,8 @@ def read_arrays(file: Path) -> Arrays:
     images, labels, names, ignored = read_npz(file)
     with open_npz(file) as arrays:
         if "names" in arrays:
-            names = dict(enumerate(map(class_name, class_labels(arrays["names"].ravel(), f"names of {file}"))))
+            words = class_labels(read_array(arrays, "names", file).ravel(), f"names of {file}")
+            names = dict(enumerate(map(class_name, words)))
             unnamed = sorted(set(labels.tolist()) - set(names), key=str)
             if unnamed or len(set(names.values())) < len(names):
                 problem = f"none for label {unnamed[0]}" if unnamed else "the same twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,10 @@ from metafew.errors import UsageError
 from metafew.io import write_json
 
 HUB = "https://huggingface.co"
+log = logging.getLogger(__name__)
+
+PARTIAL = "partial-"
+"""Prefix of the splits of a dataset of which the hub has converted only the first part."""
 LISTING = "parquet.json"  # the hub's list of files, saved next to the files
 FOLDER = re.compile(r"[^./\\][^/\\]*")  # names of configurations and splits become folder names
 REFUSED = (401, 403, 404)  # the hub's answer for repositories that do not exist
@@ -119,6 +124,13 @@ class Hub(Collected):
                 f"'{config}': type dataset.config= and one of {', '.join(configs)}"
             )
         files = []
+        named = [f"/{split} {url}" for split, urls in configs[config].items() for url in urls]
+        if any(f"/{PARTIAL}" in each for each in named):
+            log.warning(
+                "the hub has converted only the first part of %s to parquet files: images, and whole classes, may be "
+                "missing; download the dataset in another form for all of them",
+                repo,
+            )
         for split, urls in configs[config].items():
             for url in urls:
                 target, name = folder / config / split, Path(urlsplit(url).path).name

@@ -19,6 +19,7 @@ ALL_SPLITS = "train, val and test"
 """The key of a collection of all splits, which can only be divided by WordNet ids."""
 FILES = (
     [f"mini-imagenet-cache-{split}.pkl" for split in SPLITS],
+    [f"mini-imagenet-cache-{split}.pkl" for split in ("train", "validation", "test")],
     [f"miniImageNet_category_split_{split}.pickle" for split in ("train_phase_train", "val", "test")],
     [f"mini-imagenet-{split}.npz" for split in SPLITS],
     [f"mini_imagenet_{split}.npz" for split in SPLITS],
@@ -54,6 +55,12 @@ class MiniImageNet(ImageNetSubset):
             or _parquet_files(root)
         )
         if not collections:
+            if found := [names for names in FILES if any((root / name).is_file() for name in names)]:
+                missing = " and ".join(name for name in found[0] if not (root / name).is_file())
+                raise UsageError(
+                    f"dataset={self.name} needs images in {root}, which holds a part of them, without {missing}: put "
+                    "these there, too, or type dataset.root=DIR"
+                )
             raise UsageError(
                 f"dataset={self.name} needs images in {root}, which holds none, and ImageNet's terms forbid "
                 "downloading them: put there class folders named by WordNet id (n01532829/, images/n01532829/ or "
@@ -81,11 +88,13 @@ def _csv_lists(root: Path) -> dict[str, Tree] | None:
 
 def _read_list(file: Path) -> list[tuple[str, str]]:
     """Return the file name and the class of each image listed in a .csv file."""
-    with explain_damage(file, "text with the columns filename and label", KeyError, ValueError, csv.Error):
-        with file.open(newline="", encoding="utf-8") as lines:
+    with explain_damage(file, "text with the columns filename and label", KeyError, ValueError, OSError, csv.Error):
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = [(row["filename"], row["label"]) for row in csv.DictReader(lines)]
         if not rows or not all(map(all, rows)):
             raise ValueError("it has no lines, or one that lacks either")
+        if len({*rows}) < len(rows):
+            raise ValueError("it lists an image twice")
         return rows
 
 

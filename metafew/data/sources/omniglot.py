@@ -107,7 +107,7 @@ class Omniglot(Source):
 def list_drawings(path: Path) -> dict[str, int]:
     """Return the CRC-32 of the drawings in an archive, by name; raises UsageError if it is incomplete."""
     drawing, found = re.compile(rf"{path.stem}/[^/]+/[^/]+/\d{{4}}_\d\d\.png"), {}
-    with suppress(BadZipFile), ZipFile(path) as archive:
+    with explain_damage(path, "a zip file", OSError), suppress(BadZipFile), ZipFile(path) as archive:
         found = {info.filename: info.CRC for info in archive.infolist() if drawing.fullmatch(info.filename)}
     counts, expected = Counter(map(os.path.dirname, found)), CHARACTERS[path.stem]
     if len(counts) != expected or set(counts.values()) != {DRAWINGS}:

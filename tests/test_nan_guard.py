@@ -81,20 +81,25 @@ def test_a_weight_that_is_not_finite_is_never_saved(launch, monkeypatch, tmp_pat
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
+def trainer_like(**changes):
+    """Return what the guard reads of a trainer before its first step; its strategy is that of a single process."""
+    current = SimpleNamespace(ready=3)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current)))
+    whole = {
+        "precision_plugin": None,
+        "accumulate_grad_batches": 1,
+        "global_step": 0,
+        "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.5}])],
+        "checkpoint_callback": SimpleNamespace(folder=Path("nowhere")),
+        "strategy": SimpleNamespace(reduce=lambda value, reduce_op: value),
+        "fit_loop": loop,
+    }
+    return SimpleNamespace(**whole | changes)
+
+
 def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
     """Nothing is read, and so the host never waits, before the turn of all."""
-    trainer = SimpleNamespace(
-        precision_plugin=None,
-        log_every_n_steps=3,
-        accumulate_grad_batches=1,
-        global_step=0,
-        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}])],
-        checkpoint_callback=SimpleNamespace(folder=Path("nowhere")),
-        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
-        fit_loop=SimpleNamespace(
-            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=3)))
-        ),
-    )
+    trainer = trainer_like(log_every_n_steps=3)
     learner = SimpleNamespace(
         device=torch.device("cuda"), heads={"a": SimpleNamespace(learning_rates=())}, trained="a",
         state_dict=lambda: {"weight": torch.tensor([torch.nan])},
@@ -112,17 +117,7 @@ def test_losses_of_a_gpu_are_looked_at_together(monkeypatch):
 
 def test_a_loss_or_a_weight_of_another_rank_stops_this_one_too(monkeypatch):
     lost = SimpleNamespace(reduce=lambda value, reduce_op: torch.maximum(value, torch.ones_like(value)))
-    current = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
-    trainer = SimpleNamespace(
-        precision_plugin=None,
-        log_every_n_steps=1,
-        accumulate_grad_batches=1,
-        global_step=0,
-        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}])],
-        checkpoint_callback=SimpleNamespace(folder=Path("nowhere")),
-        strategy=lost,
-        fit_loop=SimpleNamespace(epoch_loop=current),
-    )
+    trainer = trainer_like(log_every_n_steps=1, strategy=lost)
     learner = SimpleNamespace(
         device=torch.device("cpu"), heads={"a": SimpleNamespace(learning_rates=())}, trained="a",
         state_dict=lambda: {"weight": torch.zeros(1)}, task_losses=torch.ones(2),

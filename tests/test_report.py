@@ -469,15 +469,25 @@ def test_differences_are_those_of_the_same_tasks_with_seeds_averaged_first(tmp_p
     assert other[1, column].mean == pytest.approx(-difference.mean, abs=1e-12) and other[0, column].mean == 0
 
 
-def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
-    lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03, 0.025], "none": [0.2, -0.3, 0.15]}
+def lifted(folder, lifts):
+    """Return the comparison of norms, the column, the difference of layer norm from batch norm, and that of each seed.
+
+    Args:
+        folder: an empty folder.
+        lifts: for each norm, what its seeds add to the accuracies of batch norm.
+    """
     for norm, each in lifts.items():
         for seed, lift in enumerate(each):
-            finished(tmp_path / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
-    table = comparison_of(tmp_path, against="norm=batch")
+            finished(folder / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
+    table = comparison_of(folder, against="norm=batch")
     (column,) = table.top
-    difference = table.differences[labels(table).index("norm=layer"), column]
     gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
+    return table, column, table.differences[labels(table).index("norm=layer"), column], gaps
+
+
+def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
+    lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03, 0.025], "none": [0.2, -0.3, 0.15]}
+    table, column, difference, gaps = lifted(tmp_path, lifts)
     assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(gaps), abs=1e-12)
     best = labels(table).index("norm=layer")
     # One seed of three is far behind: an interval over its tasks would exclude 0, that over seeds does not.
@@ -485,14 +495,7 @@ def test_rows_of_the_same_seeds_differ_by_the_t_interval_over_seeds(tmp_path):
 
 
 def test_rows_of_unequal_seeds_differ_by_the_t_interval_over_those_that_both_have(tmp_path):
-    lifts = {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03]}
-    for norm, each in lifts.items():
-        for seed, lift in enumerate(each):
-            finished(tmp_path / f"{norm}{seed}", accuracies(seed, lift), norm=norm, seed=seed)
-    table = comparison_of(tmp_path, against="norm=batch")
-    (column,) = table.top
-    difference = table.differences[labels(table).index("norm=layer"), column]
-    gaps = [np.mean(accuracies(seed, lift)) - np.mean(accuracies(seed)) for seed, lift in enumerate(lifts["layer"])]
+    _, _, difference, gaps = lifted(tmp_path, {"batch": [0.0, 0.0, 0.0], "layer": [0.02, 0.03]})
     assert difference.paired and difference.mean == pytest.approx(np.mean(gaps), abs=1e-12)
     assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 1) * stats.sem(gaps), abs=1e-12)
 

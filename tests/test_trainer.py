@@ -318,6 +318,12 @@ def test_other_callbacks_and_loggers_are_usage_errors(option, value):
         make_added(option, node, Callback)
 
 
+def test_a_callback_from_which_lightning_resumes_by_itself_is_refused():
+    node = OmegaConf.create({"_target_": "pytorch_lightning.callbacks.OnExceptionCheckpoint", "dirpath": "x"})
+    with pytest.raises(UsageError, match=r"resumes also without ckpt, .* type save\.every=10"):
+        make_added("callbacks", node, Callback)
+
+
 def test_an_error_of_a_callback_of_lightning_is_a_usage_error():
     """Only the first validation shows that EarlyStopping monitors what nobody logs."""
     stopping = EarlyStopping("val/nothing")

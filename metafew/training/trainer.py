@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, OnExceptionCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
@@ -153,9 +153,14 @@ def make_added(option: str, nodes: Any, kind: type) -> list:
         kind: the required class of each.
 
     Raises:
-        UsageError: if one of them is not.
+        UsageError: if one of them is not, or does not work with checkpoints of metafew.
     """
     added = make_each(nodes)
+    if any(isinstance(each, OnExceptionCheckpoint) for each in added):
+        raise UsageError(
+            "expected callbacks other than OnExceptionCheckpoint, from whose file Lightning resumes also without ckpt, "
+            "got that: leave it out, and type save.every=10 for a last.ckpt every ten steps"
+        )
     for each in added:
         if not isinstance(each, kind):
             raise UsageError(

@@ -118,6 +118,8 @@ def test_a_sweep_may_grow_as_long_as_its_runs_keep_their_numbers(tmp_path):
     for words in (["norm=none,layer", "seed=0,1,2"], ["seed=0,1", "norm=none,layer"], ["norm=layer,none", "seed=0,1"]):
         done = metafew("-m", *tiny, *words, "ckpt=last", cwd=tmp_path, code=2)
         assert "so that ckpt=last finds its runs, got others: type hydra.sweep.dir=sweep_2" in done.stderr
+    shared = ["norm=none,layer", "seed=0,1", "train.way=4", "ckpt=last"]
+    assert "type hydra.sweep.dir=sweep_2" in metafew("-m", *tiny, *shared, cwd=tmp_path, code=2).stderr
     assert cells(tmp_path / "sweep") == first
     done = metafew("-m", *tiny, "norm=none,layer,instance", "seed=0,1", "ckpt=last", cwd=tmp_path)
     grown = cells(tmp_path / "sweep")

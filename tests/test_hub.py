@@ -291,8 +291,14 @@ def test_parquet_says_where_its_temporary_file_is_if_that_is_full(tmp_path, monk
     file = write(tmp_path / "a.parquet", range(3), [0, 1, 0])
 
     class Full(io.BytesIO):
-        def write(self, _):
-            raise OSError(28, "No space left on device")
+        def write(self, content):
+            self.full = True
+            return super().write(content)
+
+        def close(self):  # as of a file, whose buffer is written at last
+            if getattr(self, "full", False):
+                self.full = False
+                raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("metafew.data.formats.parquet.TemporaryFile", Full)
     with pytest.raises(UsageError, match="set TMPDIR to a larger one"):

@@ -490,6 +490,9 @@ def test_mini_imagenet_two_of_three_files_are_none(tmp_path):
     mini_cache(tmp_path)
     (tmp_path / "mini-imagenet-cache-val.pkl").unlink()
     refused(mini(tmp_path), "needs images in", "without mini-imagenet-cache-val.pkl")
+    (tmp_path / "mini-imagenet-cache-test.pkl").rename(tmp_path / "mini-imagenet-cache-validation.pkl")
+    refused(mini(tmp_path), "without mini-imagenet-cache-test.pkl: put")
+    (tmp_path / "mini-imagenet-cache-validation.pkl").rename(tmp_path / "mini-imagenet-cache-test.pkl")
     mini_npz(tmp_path)
     assert len(mini(tmp_path).splits()["val"]) == 16
 

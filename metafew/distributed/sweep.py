@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
+from metafew.config.carried import TRAINING
 from metafew.config.groups import ALL
 from metafew.config.moved import add_options, update_record
+from metafew.config.overrides import key
 from metafew.config.quoting import to_paste
 from metafew.distributed.threads import share_cores
 from metafew.errors import UsageError
@@ -25,16 +29,16 @@ class ReportFailedCells(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Record the cells of an earlier sweep in the same folder, and divide the cores among concurrent cells."""
-        numbered = cast(dict, OmegaConf.to_container(config.hydra.sweep)).get("subdir") == "${hydra.job.num}"
-        try:
-            if config.get("ckpt") == "last" and numbered and config.hydra.runtime.choices["hydra/sweeper"] == "basic":
-                check_numbers(Path(config.hydra.sweep.dir), config.hydra.overrides.task)
-        except UsageError as error:
-            print(f"metafew: {error}", file=sys.stderr)
-            sys.exit(2)
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
             share_cores(config.hydra.launcher.n_jobs)
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
+        subdir = cast(dict, OmegaConf.to_container(config.hydra.sweep)).get("subdir")
+        if config.get("ckpt") == "last" and "hydra.job.num" in str(subdir):
+            try:
+                check_numbers(Path(config.hydra.sweep.dir), runs_of(config.hydra))
+            except UsageError as error:
+                print(f"metafew: {error}", file=sys.stderr)
+                sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Read the results of every cell of this sweep."""
@@ -48,28 +52,47 @@ class ReportFailedCells(Callback):
             sys.exit(1)
 
 
-def check_numbers(folder: Path, overrides: Sequence[str]) -> None:
-    """Check that the runs of an earlier sweep in a folder, which ``ckpt=last`` resumes, keep their numbers.
+def check_numbers(folder: Path, runs: list[list[str]]) -> None:
+    """Check that the runs of an earlier sweep in a folder, which ``ckpt=last`` resumes, keep their numbers and options.
+
+    Args:
+        folder: the folder of the sweep.
+        runs: the :func:`runs_of` this sweep.
 
     Raises:
-        UsageError: if they do not, as other values are swept, or in another order.
+        UsageError: if they do not.
     """
-    if not (folder / "multirun.yaml").is_file():
+    try:
+        before = runs_of(cast(DictConfig, OmegaConf.load(folder / "multirun.yaml")).hydra)
+    except (OSError, YAMLError):  # there was no earlier sweep, or its file is damaged
         return
-    before = swept(cast(DictConfig, OmegaConf.load(folder / "multirun.yaml")).hydra.overrides.task)
-    if before != swept(overrides)[: len(before)]:
+    if before != runs[: len(before)]:
         raise UsageError(
-            f"expected the values that the sweep in {folder} was started with, or more of its first one, so that "
-            f"ckpt=last finds its runs, got others: type {to_paste('hydra.sweep.dir', f'{folder}_2')} for the new ones"
+            f"expected the training options with which the sweep in {folder} was started, and more values only at the "
+            f"end of the first one that it sweeps, so that ckpt=last finds its runs, got others: type "
+            f"{to_paste('hydra.sweep.dir', f'{folder}_2')} for the new ones"
         )
 
 
-def swept(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each run of a sweep, without those that all runs share."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    varying = {each.get_key_element() for each in parsed if each.is_sweep_override()}
+def runs_of(hydra: Any) -> list[list[str]]:
+    """Return the overrides of each run of a sweep that are swept or affect training, sorted, given Hydra's options."""
+    given = OmegaConf.select(hydra, "sweeper.params") or {}
+    overrides = [*(f"{name}={values}" for name, values in given.items()), *hydra.overrides.task]
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+    kept = {key(override) for override in overrides if affects_training(key(override))}
+    kept |= {each.get_key_element() for each in parsed if each.is_sweep_override()}
     (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [[override for override in run if override.partition("=")[0] in varying] for run in runs]
+    return [sorted(override for override in run if key(override) in kept) for run in runs]
+
+
+def affects_training(name: str) -> bool:
+    """Return whether a key affects training in all cases, unlike options of heads for evaluation, and paths of images.
+
+    >>> [affects_training(name) for name in ("norm", "head", "head.test_steps", "dataset.root", "test.shot")]
+    [True, True, False, False, False]
+    """
+    group, _, option = name.partition(".")
+    return group in TRAINING and not (option and group in ("head", "dataset"))
 
 
 def error_of(cell: Path) -> str | None:

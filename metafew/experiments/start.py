@@ -50,7 +50,7 @@ def start_experiment(cfg: DictConfig) -> int:
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
     out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)
     try:
-        with writable(Path(cfg.cells), "cells=DIR hydra.run.dir=DIR"):
+        with writable(Path(cfg.cells), out, option="cells=DIR hydra.run.dir=DIR"):
             return run_experiment(experiment, cells, out, cfg.jobs)
     except UsageError as error:
         print(f"metafew: {error}", file=sys.stderr)

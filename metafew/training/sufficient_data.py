@@ -58,16 +58,18 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
         found += [(need, shortage) for shortage in lacks]
     if found:
         raise_shortage(found, needs, parts)
+    unused_classes: dict[tuple[int, int, str, str], int] = {}
     for need, component in drawn_from:
         categories = classes[component][need.spec.split]
         parts.data.augmentation.check_applicable(need.spec.split, component.image_size, categories)
         if isinstance(need.spec, TaskSpec) and (unused := need.spec.never_drawn(categories)):
-            log.warning(
-                "%d of %d classes of the %s split of dataset=%s are never drawn, as a task has the classes of one "
-                "group, and their groups have fewer than %d; %s.way=2..50 draws them, too",
-                *(unused, len(categories), need.spec.split, component.title, need.spec.bounds("way")[0]),
-                need.spec.split,
-            )
+            unused_classes[unused, len(categories), need.spec.split, component.title] = need.spec.bounds("way")[0]
+    for counts, least in unused_classes.items():
+        log.warning(
+            "%d of %d classes of the %s split of dataset=%s are never drawn, as a task has the classes of one group, "
+            "and their groups have fewer than %d",
+            *(*counts, least),
+        )
 
 
 def needed_tasks(parts: Parts) -> Iterator[Needed]:

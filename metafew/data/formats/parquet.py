@@ -83,20 +83,20 @@ class Parquet:
         for number, row in keys:
             rows.setdefault(number, set()).add(row)
         stored = {}
-        with TemporaryFile() as encoded:
-            for number, selected in rows.items():
-                for row, content in _encoded_images(self.files[number], selected):
-                    try:
+        try:
+            with TemporaryFile() as encoded:
+                for number, selected in rows.items():
+                    for row, content in _encoded_images(self.files[number], selected):
                         stored[number, row] = encoded.tell(), encoded.write(content)
-                    except OSError as error:
-                        raise UsageError(
-                            f"expected room for the encoded images in the folder of temporary files, got {error}: set "
-                            "TMPDIR to a larger one"
-                        ) from error
-            for number, row in keys:
-                start, length = stored[number, row]
-                encoded.seek(start)
-                yield BytesIO(encoded.read(length)), f"row {row} of {self.files[number]}"
+                for number, row in keys:
+                    start, length = stored[number, row]
+                    encoded.seek(start)
+                    yield BytesIO(encoded.read(length)), f"row {row} of {self.files[number]}"
+        except OSError as error:
+            raise UsageError(
+                f"expected room for the encoded images in the folder of temporary files, got {error}: set TMPDIR to a "
+                "larger one"
+            ) from error
 
 
 @contextmanager

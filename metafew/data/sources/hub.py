@@ -124,8 +124,8 @@ class Hub(Collected):
                 f"'{config}': type dataset.config= and one of {', '.join(configs)}"
             )
         files = []
-        named = [f"/{split} {url}" for split, urls in configs[config].items() for url in urls]
-        if any(f"/{PARTIAL}" in each for each in named):
+        places = [Path(urlsplit(url).path).parent.name for urls in configs[config].values() for url in urls]
+        if any(name.startswith(PARTIAL) for name in (*configs[config], *places)):
             log.warning(
                 "the hub has converted only the first part of %s to parquet files: images, and whole classes, may be "
                 "missing; download the dataset in another form for all of them",

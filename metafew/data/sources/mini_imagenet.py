@@ -55,8 +55,9 @@ class MiniImageNet(ImageNetSubset):
             or _parquet_files(root)
         )
         if not collections:
-            if found := [names for names in FILES if any((root / name).is_file() for name in names)]:
-                missing = " and ".join(name for name in found[0] if not (root / name).is_file())
+            lacking = [[name for name in names if not (root / name).is_file()] for names in FILES]
+            if fewest := min(filter(lambda names: len(names) < len(SPLITS), lacking), key=len, default=[]):
+                missing = " and ".join(fewest)
                 raise UsageError(
                     f"dataset={self.name} needs images in {root}, which holds a part of them, without {missing}: put "
                     "these there, too, or type dataset.root=DIR"

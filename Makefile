@@ -25,7 +25,7 @@ bench: $(READY) ## run the benchmarks, which report ratios of times
 train: $(READY) ## run the default experiment; ARGS="head=svm norm=batch" changes it
 	$(BIN)/python train.py $(ARGS)
 
-reproduce: $(READY) ## run every published table and figure at a small budget (14 hours; needs mini-ImageNet and Caltech-101); repeat to resume
+reproduce: $(READY) ## run every published table and figure at a small budget (13 hours; needs mini-ImageNet and Caltech-101); repeat to resume
 	$(BIN)/python scripts/reproduce.py all $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones

@@ -79,11 +79,12 @@ def test_proto_maml_descends_through_class_means_with_constant_inner_gradients()
     features = embedded(values, images)
     means = torch.stack([features[labels == label].mean(0) for label in range(W)])
     weights = [*values, 2 * means, -means.square().sum(1)]
+    rates = [*(lr * (name in head.names) for name in names), lr, lr]
     for _ in range(head.steps):
         here = [value.detach().requires_grad_() for value in weights]
         loss = cross_entropy(linear(embedded(here[:-2], images), *here[-2:]), labels)
         grads = torch.autograd.grad(loss, here)
-        weights = [value - lr * grad for value, grad in zip(weights, grads, strict=True)]
+        weights = [value - rate * grad for value, rate, grad in zip(weights, rates, grads, strict=True)]
     cross_entropy(linear(embedded(weights[:-2], queries), *weights[-2:]), task.query.labels[0]).backward()
     expected = [value.grad.clone() for value in values]
     backbone.zero_grad()
@@ -91,6 +92,12 @@ def test_proto_maml_descends_through_class_means_with_constant_inner_gradients()
     for value, gradient in zip(values, expected, strict=True):
         torch.testing.assert_close(value.grad, gradient, rtol=1e-9, atol=1e-12)
     assert max(gradient.abs().max() for gradient in expected) > 1e-6
+
+
+def test_proto_maml_leaves_scales_and_shifts_of_norms():
+    backbone = Smooth("batch")
+    head = make_head(node(CONF / "head" / "proto_maml.yaml"), backbone, trained=True)
+    assert {*head.names} == {"body.0.weight", "body.4.weight"}
 
 
 @pytest.mark.parametrize("size", [(4, 3, 2, 2), (4, 3, 1, 1), (1, 3, 2, 2), (4, 3), (5,)])

@@ -94,7 +94,7 @@ def started(monkeypatch):
         if "train.way=999" in typed:
             write_json(out / "results.json", {"error": "too many classes: type train.way=5"})
             return Child(2)
-        if {"diverges=true", "head=diverges"} & {*typed}:
+        if {"diverges=true", "head=diverges", "evaluate=[diverges]"} & {*typed}:
             write_json(out / "results.json", {"error": "not finite", "diverged": True})
             return Child(2)
         if "train.way=crash" in typed:
@@ -129,36 +129,37 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(
         cells_module, "start_subprocess", lambda typed, log, _: Copy(command(typed, tmp_path), log, log)
     )
-    rows = {"panel/good": {}, "panel/bad": {"train": ["train.way=999"]}}
+    good = {"slow_heads": ["cosine"]}
+    rows = {"panel/good": good, "panel/bad": {"train": ["train.way=999"]}}
     columns = {"ProtoNet": "test/trained/accuracy", "RR": "test/ridge/accuracy"}
     whole = table(settings=TINY, budgets={"small": []}, rows=rows, columns=columns, test=["evaluate=[ridge]"])
     whole |= {"report": True, "command": "python train.py experiment=x"}
     cells = planned(whole, Path(), ["dataset=glyphs"])
     assert run_experiment(whole, cells, Path("out")) == 1
     recorded = json.loads(Path("out/results.json").read_text())
-    report, good = recorded["rows"], cells[0].test.report
+    report, tested = recorded["rows"], cells[0].test.report
     figures = report["panel/good"]["figures"]
-    assert figures["RR"]["mean"] == good["metrics"]["test/ridge/accuracy"]["mean"] and figures["RR"]["tasks"] == 6
+    assert figures["RR"]["mean"] == tested["metrics"]["test/ridge/accuracy"]["mean"] and figures["RR"]["tasks"] == 6
     assert "999" in report["panel/bad"]["errors"][0] and "type" in report["panel/bad"]["errors"][0]
     printed = capfd.readouterr().out
     for text in (printed, Path("out/table.md").read_text()):
-        accuracy = good["metrics"]["test/protonet/accuracy"]
+        accuracy = tested["metrics"]["test/protonet/accuracy"]
         assert f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}" in text
         assert f"bad failed: {report['panel/bad']['errors'][0]}" in text
     page = Path("out/report/panel/index.html").read_text()
     assert "python train.py experiment=x" in page and "Difference from the best head" in page
     assert Path("out/report/panel/heads.csv").is_file()
     accuracies, differences = recorded["heads"]
-    assert all(re.search(rf"\| {head} \| .*±", accuracies) for head in ("protonet", "ridge"))
-    assert re.search(r"\| (protonet|ridge) \| \+0\.00", differences)
+    assert all(re.search(rf"\| {head} \| .*±", accuracies) for head in ("protonet", "ridge", "cosine"))
+    assert re.search(r"\| (protonet|ridge|cosine) \| \+0\.00", differences)
     titles = ("*All heads: panel*", "*Difference from the best head: panel (points)*")
     section = "\n".join(experiment_section("x", recorded))
     assert all(title in section for title in titles)
     assert "results, figures" in (cells[0].test.folder / "log.txt").read_text()
     done = [*cells[0].fit.folder.rglob("results.json"), cells[0].fit.folder / "log.txt"]
     times = {file: file.stat().st_mtime_ns for file in done}
-    assert len(times) == 3
-    only = whole | {"rows": {"panel/good": {}}}
+    assert len(times) == 4
+    only = whole | {"rows": {"panel/good": good}}
     assert run_experiment(only, planned(only, Path(), ["dataset=glyphs"]), Path("out")) == 0
     assert times == {file: file.stat().st_mtime_ns for file in times}
     assert "1 cells, 0 runs to do" in capfd.readouterr().out
@@ -275,6 +276,22 @@ def test_heads_are_trained_on_the_frozen_network_of_a_row(tmp_path, started):
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
     assert sorted(folders) == sorted(str(command.folder) for cell in cells for command in cell.all_commands)
     assert all(folders.index(str(cell.fit.folder)) < folders.index(str(cell.further[0][0].folder)) for cell in cells)
+
+
+def test_slow_heads_are_tested_in_runs_of_their_own(tmp_path, started):
+    slow = {"slow_heads": ["diverges", "tsa"]}
+    whole = table(rows={"one": {}, "two": slow}, test=["evaluate=[all,maml]", "test.total=9"])
+    one, two = cells = planned(whole, tmp_path)
+    (fit, failing), (same, test) = two.further
+    assert not one.further and fit == same == one.fit == two.fit
+    assert (
+        overrides_of(test) == ["test.total=9", "evaluate=[tsa]"]
+        and f"ckpt={fit.folder}/checkpoints/last.ckpt" in test.overrides
+    )
+    assert run_experiment(whole, cells, tmp_path / "out") == 1
+    folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
+    assert folders == [str(command.folder) for command in (fit, one.test, failing, test)] and one.test == two.test
+    assert one.error is None and two.error == "not finite" and two.finished and test.finished
 
 
 def test_a_head_that_fails_leaves_out_only_itself(tmp_path, started):
@@ -591,10 +608,16 @@ def test_invalid_arguments_raise(tmp_path):
         with pytest.raises(UsageError, match=message):
             plan_cells(table(), typed, budget, seeds, tmp_path, group_names())
     for changes in ({"rows": {"a/one": {"from": []}}}, {"panels": {"a": {"from": []}}}):
-        with pytest.raises(UsageError, match="entries train, test, heads, small, paper, got from: leave out from"):
+        with pytest.raises(
+            UsageError, match="entries train, test, heads, slow_heads, small, paper, got from: leave out from"
+        ):
             plan_cells(table(**changes), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"expected heads of a/one to be a list, got cnaps: write heads: \[cnaps\]"):
         plan_cells(table(rows={"a/one": {"heads": "cnaps"}}), [], "small", [0], tmp_path, group_names())
+    with pytest.raises(
+        UsageError, match=r"expected slow_heads of a/one to be a list, got tsa: write slow_heads: \[tsa\]"
+    ):
+        plan_cells(table(rows={"a/one": {"slow_heads": "tsa"}}), [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
         plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())
 
@@ -643,7 +666,12 @@ def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path
             tested = merge(
                 [word for word in cell.fit.overrides if "ckpt" not in word], cell.test.overrides, group_names()
             )
-            for words in (cell.pretraining.overrides if cell.pretraining else (), cell.fit.overrides, tuple(tested)):
+            further = [
+                merge([word for word in fit.overrides if "ckpt" not in word], test.overrides, group_names())
+                for fit, test in cell.further
+            ]
+            first = cell.pretraining.overrides if cell.pretraining else ()
+            for words in (first, cell.fit.overrides, tested, *further):
                 words = [word for word in words if not word.startswith(("ckpt=", "backbone.weights=", "stages="))]
                 if not seen.issuperset(choices_of(words)):
                     seen.update(choices_of(words))

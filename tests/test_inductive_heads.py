@@ -248,21 +248,25 @@ def test_feat_is_attention_of_torch_between_class_means():
 
 def test_feat_drops_attention_and_what_it_adds_in_training_only():
     support, query = features(6), features(6, 4, 1)
-    heads = {rate: made(FEAT, 6, temperature=2.0, dropout=rate) for rate in (0.0, 0.5, 1.0)}
-    evaluated = [head.classify(support, LABELS, query, W) for head in heads.values()]
-    assert torch.equal(evaluated[0], evaluated[1]) and torch.equal(evaluated[0], evaluated[2])
-    for head in heads.values():
+    rates = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (1.0, 1.0))
+    heads = [made(FEAT, 6, temperature=2.0, dropout=one, attention_dropout=other) for one, other in rates]
+    evaluated = [head.classify(support, LABELS, query, W) for head in heads]
+    assert all(torch.equal(evaluated[0], other) for other in evaluated)
+    for head in heads:
         head.train()
-    assert torch.equal(heads[0.0].classify(support, LABELS, query, W), evaluated[0])
-    first, second = (heads[0.5].classify(support, LABELS, query, W) for _ in range(2))
-    assert not torch.allclose(first, second)
-    dropped, norm = [], heads[1.0].transformer.norm
-    heads[1.0].transformer.dropout.register_forward_hook(lambda _, inputs, result: dropped.append(inputs[0].shape))
-    logits = heads[1.0].classify(support, LABELS, query, W)
+    assert torch.equal(heads[0].classify(support, LABELS, query, W), evaluated[0])
+    assert [(h.transformer.dropout.p, h.transformer.attention_dropout.p) for h in heads] == [*rates]
+    for head in heads[1:3]:
+        first, second = (head.classify(support, LABELS, query, W) for _ in range(2))
+        assert not torch.allclose(first, second)
+    dropped, layers = [], heads[3].transformer
+    for layer in (layers.attention_dropout, layers.dropout):
+        layer.register_forward_hook(lambda _, inputs, result: dropped.append(inputs[0].shape))
+    logits = heads[3].classify(support, LABELS, query, W)
     assert dropped == [(2, W, W), (2, W, 6)]
     for t in range(2):
         means = torch.stack([support[t, LABELS[t] == m].mean(0) for m in range(W)])
-        kept = F.layer_norm(means, (6,), norm.weight, norm.bias)
+        kept = F.layer_norm(means, (6,), layers.norm.weight, layers.norm.bias)
         torch.testing.assert_close(logits[t], -torch.cdist(query[t], kept).square() / 2)
 
 
@@ -280,6 +284,7 @@ def test_feat_drops_attention_and_what_it_adds_in_training_only():
         (lambda: made(Matching, 4, reads=0), r"head\.reads to be an integer of at least 1, got 0: type head\.reads=5"),
         (lambda: made(FEAT, 4, temperature=0), r"head\.temperature to be positive, got 0: type head\.temperature=64"),
         (lambda: made(FEAT, 4, dropout=2), r"head\.dropout to be a number from 0 to 1, got 2"),
+        (lambda: made(FEAT, 4, attention_dropout=2), r"head\.attention_dropout to be a number from 0 to 1, got 2"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):

@@ -23,6 +23,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "metafew.backbones.conv4.Conv4": {"bias": False},
     "metafew.data.sources.hub.Hub": {"invert": False},
     "metafew.backbones.resnet18.ResNet18": {"readout": "mean"},
+    "metafew.heads.feat.FEAT": {"attention_dropout": 0.5},  # head.dropout, 0.5 by default, was that of both
     "head": {"output_std": None, "memory": "auto"},
     "val": {"at_start": True, "balance": "balanced", "dirichlet": 2.0},  # at_start does not affect results
     "test": {"balance": "balanced", "dirichlet": 2.0},

@@ -134,14 +134,15 @@ def cancelling(pool: ThreadPoolExecutor, signals: list[int]) -> Iterator[None]:
 def pending_commands(cells: Sequence[Cell]) -> Iterator[list[Command]]:
     """Yield the unfinished commands of each training in order: pretraining, training, tests.
 
-    Those of a further head start with the training of its network, which is run only once.
+    Those of a further head start with the training of its network, which is run only once. Each slow head is listed by
+    itself, so that its test can run beside others and leaves out only itself if it fails.
     """
     found: dict[Command, list[Command]] = {}
     for cell in cells:
         found.setdefault(cell.fit, []).extend(cell.commands)
     for cell in cells:
         for fit, test in cell.further:
-            found.setdefault(fit, []).extend([*cell.commands[:-1], fit, test])
+            found.setdefault(test if fit == cell.fit else fit, []).extend([*cell.commands[:-1], fit, test])
     for commands in found.values():
         if pending := [command for command in dict.fromkeys(commands) if not command.finished]:
             yield pending

@@ -21,7 +21,7 @@ INTRO = """\
 
 This page checks claims of *Unraveling Meta-Learning* (Goldblum et al. 2020) and *TaskNorm* (Bronskill et al. 2020), and
 two claims of Veilleux et al. 2021, which come with tables of all heads. One command makes each table. `make reproduce`
-runs all of them at a small budget, which takes about 14 hours on two CPU cores; the same command resumes after an
+runs all of them at a small budget, which takes about 13 hours on two CPU cores; the same command resumes after an
 interruption. To run a single experiment:
 
 ```

@@ -60,7 +60,8 @@ class Cell:
         fit: the training, which several cells may share.
         test: the run that tests or analyzes it.
         pretraining: the training of its frozen backbone, if any.
-        further: for each further head, its training on the network of ``fit``, frozen, and its test.
+        further: for each further head, its training on the network of ``fit``, frozen, and its test; or for a head that
+            needs none, ``fit`` and its test.
     """
 
     row: str
@@ -120,7 +121,8 @@ def plan_cells(
     later ones take precedence. The overrides of a test are ``test`` of the same three, followed by the evaluation
     settings of their budgets. ``from`` is a pretraining with its own overrides, whose frozen backbone every row uses.
     ``heads`` of the same three are heads that are trained, too, each on the frozen network of the row, and tested like
-    it. The folder of a run is named after its overrides, so that tables can share runs.
+    it; those of ``slow_heads`` need no training, and each is tested in a run of its own, with its default options. The
+    folder of a run is named after its overrides, so that tables can share runs.
 
     Args:
         experiment: the node ``experiment`` of the YAML.
@@ -144,7 +146,7 @@ def plan_cells(
         training = [part for layer in layers for part in (layer.get("train"), layer.get(budget))]
         evaluation = filter(EVALUATION.match, merge_parts([layer.get(budget) for layer in layers], groups))
         test = merge_parts([*(layer.get("test") for layer in layers), list(evaluation), overrides], groups)
-        heads = [head for layer in layers for head in layer.get("heads", [])]
+        heads, slow = ([head for layer in layers for head in layer.get(entry, [])] for entry in ("heads", "slow_heads"))
         for seed in seeds:
             pretraining, weights = None, []
             if first := experiment.get("from"):
@@ -152,12 +154,15 @@ def plan_cells(
                 pretraining = training_command(merge_parts(parts, groups), seed, folder)
                 weights = weights_of(pretraining, checkpoint)
             fit = training_command(merge_parts([*training, overrides, weights], groups), seed, folder)
-            further = []
+            tested = [(fit, [f"evaluate=[{head}]"]) for head in slow]
             for choice in (f"head={head}" for head in heads):
                 parts = [*training, overrides, [choice], weights_of(fit, checkpoint)]
                 own = training_command(merge_parts(parts, groups), seed, folder)
-                alone = merge_parts([test, [choice, "evaluate=[]"]], groups)
-                further.append((own, test_command(own, stages, checkpoint, alone)))
+                tested.append((own, [choice, "evaluate=[]"]))
+            further = (
+                (own, test_command(own, stages, checkpoint, merge_parts([test, words], groups)))
+                for own, words in tested
+            )
             cells.append(Cell(row, seed, fit, test_command(fit, stages, checkpoint, test), pretraining, tuple(further)))
     return cells
 
@@ -171,12 +176,13 @@ def check_experiment(experiment: dict, overrides: Sequence[str], budget: str, se
     """Raise UsageError if an experiment, or its overrides, budget or seeds are invalid."""
     budgets, checkpoint = experiment["budgets"], experiment.get("checkpoint", {})
     for name, layer in [*experiment.get("panels", {}).items(), *experiment["rows"].items()]:
-        allowed = ["train", "test", "heads", *budgets]
+        allowed = ["train", "test", "heads", "slow_heads", *budgets]
         if unknown := layer.keys() - {*allowed}:
             given, entries = ", ".join(sorted(unknown)), ", ".join(allowed)
             raise UsageError(f"expected {name} to have the entries {entries}, got {given}: leave out {given}")
-        if not isinstance(heads := layer.get("heads", []), list):
-            raise UsageError(f"expected heads of {name} to be a list, got {heads}: write heads: [{heads}]")
+        for entry in ("heads", "slow_heads"):
+            if not isinstance(heads := layer.get(entry, []), list):
+                raise UsageError(f"expected {entry} of {name} to be a list, got {heads}: write {entry}: [{heads}]")
     if budget not in budgets:
         options = " or ".join(budgets)
         raise UsageError(f"expected budget to be {options}, got {budget}: type budget={next(iter(budgets))}")

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from metafew.config.carried import TRAINING
@@ -34,6 +35,8 @@ class ReportFailedCells(Callback):
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
         subdir = cast(dict, OmegaConf.to_container(config.hydra.sweep)).get("subdir")
         if config.get("ckpt") == "last" and "hydra.job.num" in str(subdir):
+            if config.hydra.runtime.choices["hydra/sweeper"] != "basic":  # another sweeper chooses values as it goes
+                return
             try:
                 check_numbers(Path(config.hydra.sweep.dir), runs_of(config.hydra))
             except UsageError as error:
@@ -64,7 +67,7 @@ def check_numbers(folder: Path, runs: list[list[str]]) -> None:
     """
     try:
         before = runs_of(cast(DictConfig, OmegaConf.load(folder / "multirun.yaml")).hydra)
-    except (OSError, YAMLError):  # there was no earlier sweep, or its file is damaged
+    except (OSError, YAMLError, OmegaConfBaseException):  # there was no earlier sweep, or its file is damaged
         return
     if before != runs[: len(before)]:
         raise UsageError(

@@ -66,6 +66,20 @@ class Twice(Followed):
         return self.norm(self.norm(self.conv(x))).mean((2, 3))
 
 
+class Single(Followed):
+    """A network that computes in float32 alone."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+class SingleFeatures(Followed):
+    """A network whose features are in float32."""
+
+    def forward(self, x):
+        return super().forward(x).float()
+
+
 LINEAR = {"anil", "boil", "cnaps", "fomaml", "logistic", "maml", "r2d2", "reptile", "ridge", "svm"}
 LINEAR |= {"meta_curvature", "proto_maml"}
 """The heads whose logits are linear in the features of a query."""
@@ -118,6 +132,11 @@ def make_converted(network, **options):
     return Model(accelerate(backbone), ProtoNet(), choices, temperature=2.0).eval().requires_grad_(False)
 
 
+def test_a_network_whose_features_are_in_float32_is_exported():
+    task, queries = make_task(make_converted(SingleFeatures))
+    close(export.task_network(task)(queries), task.predict(queries))
+
+
 @pytest.mark.parametrize("options", [{}, {"output": "norm", "readout": "mean"}], ids=str)
 def test_what_follows_a_converted_norm_is_exported_with_it(options, tmp_path):
     task, queries = make_task(make_converted(Followed, **options))
@@ -130,6 +149,11 @@ def test_what_follows_a_converted_norm_is_exported_with_it(options, tmp_path):
 def test_a_norm_in_two_places_cannot_be_exported():
     with pytest.raises(UsageError, match=r"calls each norm once, .* got one that calls a norm twice"):
         export.task_network(make_task(make_converted(Twice))[0])
+
+
+def test_a_network_of_its_own_dtype_cannot_be_exported():
+    with pytest.raises(UsageError, match=r"can compute in float64, .* got one that cannot \(.*\): remove .*x\.float"):
+        export.task_network(make_task(make_converted(Single))[0])
 
 
 @pytest.mark.parametrize("file", files("norm"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metafew.backbones.backbone import Backbone
 from metafew.episode import Labelled
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.export.layers import AdaptedHead, Divided, Features, Fitted, Modulated, keep_moments
 from metafew.heads.adapting import AdaptingHead
 from metafew.inference import Model, Task
@@ -43,14 +43,24 @@ class Probed:
     def embed(
         self, context: Tensor, targets: Tensor | None = None, record: bool | dict = True, targets_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Embed the context as the backbone does, and return the probes in place of features of targets."""
-        embedded = self.original(context, None, record)
+        """Embed the context as the backbone does, and return the probes in place of features of targets.
+
+        Raises:
+            UsageError: if the network cannot compute in float64.
+        """
+        try:
+            embedded, none = self.original(context, None, record)
+        except RuntimeError as error:  # it has embedded the same images in float32
+            raise UsageError(
+                "expected a network that can compute in float64, in which the head adapts for an export, got one that "
+                f"cannot ({reason(error)[:200]}): remove what fixes its dtype, such as x.float()"
+            ) from error
+        self.features = embedded.to(context.dtype)  # a network may fix the dtype of its features alone
         if targets is None:
-            return embedded
+            return self.features, none
         self.state = {name: tensor.detach().clone() for name, tensor in named_tensors(self.backbone).items()}
         vectors = current_vectors()
         self.vectors = [] if vectors is None else [vectors[layer] for layer in self.backbone.films]
-        self.features = embedded[0]
         return self.features, self.probes
 
 
@@ -77,7 +87,7 @@ def task_network(task: Task) -> nn.Module:
     The head adapts in float64, so that logits differ from those of :meth:`Task.predict` only by rounding.
 
     Raises:
-        UsageError: if predictions depend on one another.
+        UsageError: if predictions depend on one another, or the network cannot compute in float64.
     """
     model = copy.deepcopy(task.model).cpu().double()
     if model.backbone.transductive or model.head.transductive:

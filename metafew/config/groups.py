@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from metafew.config.overrides import key
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = PACKAGE / "conf"
@@ -160,8 +160,7 @@ def load_option(file: Path) -> DictConfig:
     try:
         node = cast(DictConfig, OmegaConf.load(file))
     except (OSError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"expected {file} to be a file of options in YAML, got {reason}: correct it") from error
+        raise UsageError(f"expected {file} to be a file of options in YAML, got {reason(error)}: correct it") from error
     bases = map(load_option, base_files(file, node.pop("defaults", [])))
     return cast(DictConfig, OmegaConf.merge(*bases, node))
 

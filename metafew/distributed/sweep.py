@@ -34,8 +34,9 @@ class ReportFailedCells(Callback):
             share_cores(config.hydra.launcher.n_jobs)
         self.before = start_times(Path(config.hydra.sweep.dir), config.hydra.output_subdir)
         subdir = cast(dict, OmegaConf.to_container(config.hydra.sweep)).get("subdir")
-        known = config.hydra.runtime.choices["hydra/sweeper"] == "basic"  # other sweepers choose values as they go
-        if known and config.get("ckpt") == "last" and "hydra.job.num" in str(subdir):
+        if config.get("ckpt") == "last" and "hydra.job.num" in str(subdir):
+            if config.hydra.runtime.choices["hydra/sweeper"] != "basic":  # another sweeper chooses values as it goes
+                return
             try:
                 check_numbers(Path(config.hydra.sweep.dir), runs_of(config.hydra))
             except UsageError as error:

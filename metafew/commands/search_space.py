@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 
 from metafew.config.quoting import parser
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 
 if TYPE_CHECKING:
     import optuna
@@ -78,7 +78,7 @@ def distribution(override: str) -> optuna.distributions.BaseDistribution | None:
     try:
         parsed = parser().parse_override(override)
     except HydraException as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(reason(error)) from error
     if not parsed.is_sweep_override():
         return None
     if not parsed.is_discrete_sweep():

@@ -25,7 +25,7 @@ from metafew.config.mistakes import in_one_line
 from metafew.config.moved import ADDED, add_options
 from metafew.config.overrides import key, merge, verbatim
 from metafew.config.paths import resolve_paths
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 
 MAIN = "train"
 """The main configuration, unless ``--config-name`` names another."""
@@ -90,9 +90,8 @@ def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, lis
         composed.ckpt = cfg.ckpt
         check_called_paths(composed, cfg.ckpt, called_paths(cfg).values(), type_targets)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"expected overrides that fit the choices in {cfg.ckpt}, got others ({reason}): "
+            f"expected overrides that fit the choices in {cfg.ckpt}, got others ({reason(error)}): "
             "type options of those choices, or choose the group again"
         ) from error
     changed = [group for group in group_names() if before.chosen(group) != start.chosen(group)]

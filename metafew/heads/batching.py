@@ -14,7 +14,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import obstacles
 from metafew.config.option_values import check_choice, check_integer
 from metafew.episode import Labelled
-from metafew.errors import UsageError
+from metafew.errors import UsageError, reason
 from metafew.heads.fast_weights import (
     FunctionalBackbone,
     Gradient,
@@ -141,14 +141,14 @@ class BatchingHead(Head):
             one_by_one = zip(*(part.split(1) for part in tasks), strict=True)
             # If the loop fails too, its error comes from the network itself.
             results = concatenated([self._batch(model, way, readout, *task) for task in one_by_one])
-            how, reason = "vmap" if execution == "chunk" else execution, " ".join(str(error).split())[:REASON]
+            how, why = "vmap" if execution == "chunk" else execution, reason(error)[:REASON]
             if self.inner != "auto":
                 raise UsageError(
                     f"expected a network that {how} can process for head.inner={self.inner}, got one that it cannot "
-                    f"({reason}): type head.inner=loop"
+                    f"({why}): type head.inner=loop"
                 ) from error
             self.batchable = False
-            log.warning("head.inner=auto is loop from here on, as %s cannot process this network (%s)", how, reason)
+            log.warning("head.inner=auto is loop from here on, as %s cannot process this network (%s)", how, why)
             return results
 
     def _batch(

@@ -30,9 +30,9 @@ for name in [*os.environ]:
 os.environ |= {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 # A collection passes over all that is imported: at Python's threshold, a tenth of the time of all tests.
 gc.set_threshold(50_000, 20, 20)
-# No test depends on how fast a machine is.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# No test depends on how fast a machine is, and every run has the same examples.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 REAL_DATA = Path(os.environ.get("METAFEW_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 
 

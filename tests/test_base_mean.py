@@ -54,6 +54,29 @@ def test_it_is_the_mean_over_each_image_once(data):
     torch.testing.assert_close(found, torch.from_numpy(every.mean(0)), rtol=1e-12, atol=0)
 
 
+def test_datasets_of_a_mixture_have_the_same_weight(data, tmp_path):
+    class Bright(Numbered):
+        name = "bright"
+
+        def splits(self):
+            found = super().splits()
+            return found | {"train": found["train"][:5]}
+
+        def read(self, keys):
+            yield from (image + 100 for image in super().read(keys))
+
+    few = FewShot(Bright(), data.train, data.val, data.test, Augmentation([], {}), tmp_path, 0)
+    few.prepare_data()
+    both = SimpleNamespace(
+        minibatches=lambda most: [*data.minibatches(most), *few.minibatches(most)],
+        transfer_batch_to_device=data.transfer_batch_to_device,
+    )
+    network = Identity(1, 2, None)
+    first, second = (base_mean(network, each, LIKE) for each in (data, few))
+    torch.testing.assert_close(base_mean(network, both, LIKE), (first + second) / 2)
+    assert (first - second).abs().min() > 0.1 and sum(SIZES[:5]) != IMAGES
+
+
 def test_images_beyond_a_number_are_left_out_at_random(data, monkeypatch):
     monkeypatch.setattr(module, "IMAGES", 10)
     (sampler,) = data.minibatches(10)

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from contracts.objectives import Smooth, make_episode
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from metafew.evaluation import calibration
 from metafew.evaluation.calibration import HIGHEST, CalibrationError, ValidationLogits, fit_temperatures
 from metafew.evaluation.evaluator import Evaluator
+from metafew.heads.protonet import ProtoNet
 
 
 def queries(way, count, temperature, seed=0):
@@ -48,6 +50,16 @@ def test_the_temperature_has_bounds_and_leaves_unanswered_queries_out():
     assert fitted((bad, labels)) is None and fitted() is None
     assert fitted((logits, logits.argmax(-1))) == pytest.approx(1 / HIGHEST, rel=5e-4)
     assert fitted((logits, logits.argmin(-1))) == pytest.approx(HIGHEST, rel=5e-4)
+
+
+def test_probabilities_in_figures_are_those_of_the_divided_logits():
+    episode, backbone = make_episode(), Smooth().double()
+    evaluator = Evaluator(backbone, {"protonet": ProtoNet()}, "together")
+    evaluator.temperatures = {"protonet": 2.0, "svm": 9.0}
+    found = evaluator.predict(episode)
+    logits = ProtoNet()(backbone, episode.support, episode.query.images, episode.way)
+    torch.testing.assert_close(found, (logits / 2).softmax(-1))
+    assert (found - logits.softmax(-1)).abs().max() > 1e-3
 
 
 def test_all_heads_share_the_gathers_of_a_fit(monkeypatch):

@@ -162,17 +162,17 @@ def test_colours_become_grey_as_pillow_makes_them(tmp_path):
 
 
 class Slow(Numbered):
-    """A source that takes its time and leaves a mark for each image that it reads."""
+    """A source that takes its time, ``seconds`` for each image, and leaves a mark for each that it reads."""
 
-    def __init__(self, marks):
+    def __init__(self, marks, seconds=0.005):
         super().__init__()
-        self.marks = marks
+        self.marks, self.seconds = marks, seconds
 
     def read(self, keys):
         for image in super().read(keys):
-            time.sleep(0.005)
             with self.marks.open("a") as file:
                 file.write("x")
+            time.sleep(self.seconds)
             yield image
 
 
@@ -193,12 +193,13 @@ def test_processes_that_start_together_build_once(tmp_path):
 
 
 def test_a_killed_build_leaves_nothing_under_the_final_name(tmp_path):
-    source, cache = Slow(tmp_path / "marks"), tmp_path / "cache"
+    source, cache = Slow(tmp_path / "marks", seconds=600), tmp_path / "cache"
     pid = start(source, cache)
     while not source.marks.exists():
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    source.seconds = 0
     assert store_folder(source, cache) is None and len(list(cache.glob("numbered-*/"))) == 1
     verify(build(source, cache))
     assert list(cache.glob("numbered-*/")) == [store_folder(source, cache)]

@@ -17,6 +17,7 @@ from metafew.heads.feat import FEAT
 from metafew.heads.lda import LDA
 from metafew.heads.matching import Matching
 from metafew.heads.nearest import Nearest
+from metafew.heads.simpleshot import SimpleShot
 
 W = 3
 LABELS = torch.tensor([[0, 0, 1, 2, 2, 2], [2, 1, 0, 0, 1, 2]])
@@ -104,6 +105,25 @@ def test_covariances_are_those_of_the_definition(covariance, d):
         if covariance == "class":  # with more features than rows, all logits lack the same constant
             expected += (logits[t].numpy() - expected).mean()
         np.testing.assert_allclose(logits[t], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("transform", ["cl2n", "l2n", "un"])
+def test_simpleshot_is_the_loop_over_its_equations(transform, train):
+    """In training, the mean of the support features takes the place of that of the training images."""
+    head, support, query = SimpleShot(transform).train(train), features(5), features(5, 4, 1)
+    head.base_mean = features(5, 1, 2)[0, 0]
+    logits = head.classify(support, LABELS, query, W)
+    for t in range(2):
+        subtracted = support[t].mean(0) if train else head.base_mean
+        rows, points = support[t].clone(), query[t].clone()
+        if transform == "cl2n":
+            rows, points = rows - subtracted, points - subtracted
+        if transform != "un":
+            rows, points = (x / x.norm(dim=-1, keepdim=True) for x in (rows, points))
+        for m in range(W):
+            squares = (points - rows[LABELS[t] == m].mean(0)).square().sum(-1)
+            torch.testing.assert_close(logits[t, :, m], -squares)
 
 
 class Unbiased(BaseEstimator):

@@ -436,7 +436,9 @@ def axes_of(word: str):
 
     def blended(other):
         def moments(a, norm):
-            alpha = 1 / (1 + np.exp(-(norm.alpha.scale.item() * S + norm.alpha.offset.item())))
+            offset, scale = norm.alpha.offset.detach().numpy(), norm.alpha.scale
+            slope = 0 if scale is None else scale.detach().numpy()
+            alpha = (1 / (1 + np.exp(-(slope * S + offset)))).reshape(-1, 1, 1)
             (mean_d, var_d), (mean_x, var_x) = context(a, norm), other(a, norm)
             mean = alpha * mean_d + (1 - alpha) * mean_x
             var = alpha * (var_d + (mean_d - mean) ** 2) + (1 - alpha) * (var_x + (mean_x - mean) ** 2)
@@ -515,6 +517,36 @@ def renormalized(norm: Norm, mean: np.ndarray, var: np.ndarray):
     s, s_r = np.sqrt(var + 0.3), np.sqrt(var_r + 0.3)
     r, d = np.clip(s / s_r, 1 / 3, 3), np.clip((mean - mean_r) / s_r, -5, 5)
     return mean - d * s / r, (s / r) ** 2 - 0.3
+
+
+@pytest.mark.parametrize("word", ["tasknorm", "tasknorm_l", "tasknorm_r"])
+@pytest.mark.parametrize(("form", "channelwise"), [("functional", True), ("independent", True), ("independent", False)])
+def test_every_form_of_alpha_follows_its_formula(word, form, channelwise, x):
+    norm = make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"), alpha=form, channelwise=channelwise)(C).double().eval()
+    with torch.no_grad():
+        norm.alpha.offset.copy_(torch.linspace(-1, 2, C)[slice(None) if channelwise else 0])
+        if form == "functional":
+            norm.alpha.scale.copy_(torch.linspace(0.3, -0.2, C))
+        if word == "tasknorm_r":
+            norm.running_mean.uniform_(0.2, 0.8)
+            norm.running_var.uniform_(0.5, 1.5)
+    reference = affine(norm, x.numpy(), *axes_of(word)(x.numpy(), norm))
+    for layer in (norm, accelerate(copy.deepcopy(norm))):
+        agree(apply(layer, x), reference)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("word", ["batch", "batch_renorm", "reptile", "transductive"])
+def test_running_moments_of_joined_rows_are_those_of_both_together(word, fast, x):
+    norm = make(OmegaConf.load(CONF / "norm" / f"{word}.yaml"), momentum=0.3, over="joined")(C).double().train()
+    norm.load_state_dict(scheme(word).state_dict())
+    before = norm.running_mean.numpy().copy(), norm.running_var.numpy().copy()
+    norm = accelerate(norm) if fast else norm
+    apply(norm, x)
+    commit(norm)
+    joined = numpy_moments(x.numpy(), (1, 3, 4))
+    for old, now, moment in zip(before, (norm.running_mean, norm.running_var), joined, strict=True):
+        agree(now, 0.7 * old + 0.3 * moment.mean(0).squeeze())
 
 
 @pytest.mark.parametrize("word", ["batch", "batch_renorm", "batch_shared", "reptile", "tasknorm_r", "transductive"])

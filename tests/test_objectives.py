@@ -43,6 +43,15 @@ def test_the_accuracy_is_measured_only_if_it_is_logged(backbone):
     assert objective(backbone, ProtoNet(), [chunk()]).loss == loss and objective.accuracy is None
 
 
+def test_the_accuracy_is_that_of_the_logits(backbone):
+    objective, episode = Episodic(OFF), three_tasks()
+    objective(backbone, ProtoNet(), [episode])
+    answered = ProtoNet()(backbone, episode.support, episode.query.images, episode.way).argmax(-1)
+    right = (answered == episode.query.labels).double().mean(1)
+    torch.testing.assert_close(objective.accuracy.double(), right.mean())
+    assert right[0] != right.mean() != 0.5
+
+
 @pytest.fixture
 def backbone():
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """The command ``metafew``: its name, version, commands and help, and all of it in a wheel."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -133,9 +134,9 @@ def wheel(tmp_path_factory):
     """The folder in which a wheel of this checkout is installed, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], capture_output=True, text=True, cwd=folder
-    )
+    own = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    words = [*pip, "wheel", "--no-deps", *own, "-w", str(folder), str(ROOT)]
+    built = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     if built.returncode and "hatchling" in built.stderr:
         pytest.skip("this needs hatchling, to be installed or found by pip")
     assert not built.returncode, built.stderr

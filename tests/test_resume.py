@@ -322,6 +322,25 @@ def test_a_validation_on_other_tasks_does_not_count(tmp_path, caplog):
     assert checkpoint.read(best)["global_step"] > 12
 
 
+@pytest.mark.parametrize(
+    ("words", "now", "same"),
+    [
+        ([], ["val.way=3"], False),
+        ([], ["val.shot=2"], False),
+        ([], ["val.query=3"], False),
+        ([], ["val.total=6"], False),
+        ([], ["val.balance=dirichlet"], False),
+        ([], ["test.seed=5"], False),
+        (["val.balance=dirichlet"], ["val.dirichlet=3"], False),
+        (["val.shot=natural"], ["val.support=77"], False),
+        ([], ["val.dirichlet=3", "val.support=77", "val.every=3", "seed=7", "test.way=3"], True),
+    ],
+)
+def test_validations_on_the_same_tasks_are_comparable(composed, words, now, same):
+    saved, config = (OmegaConf.to_container(composed(*words, *more)[0]) for more in ([], now))
+    assert resume.has_same_validation({"metafew": {"config": saved}}, config) == same
+
+
 def test_the_optimizer_of_an_earlier_version_is_refused(tmp_path):
     words = ["head=maml", "head.rates=layer", "head.steps=1", "head.test_steps=1"]
     command(*words, "trainer.max_steps=3", out=tmp_path)

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 from importlib.metadata import version
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from contracts import sampled
@@ -181,8 +183,9 @@ def test_how_many_queries_are_asked_at_once_matters_for_transductive_norms_only(
             assert report["queries"] == queries
             with (folder / "tasks.csv").open() as file:
                 rows = [row for row in csv.DictReader(file) if row["head"] == head]
-            tables[queries] = [(row["accuracy"], round(float(row["loss"]), 4)) for row in rows]
-        assert len({tuple(rows) for rows in tables.values()}) == (3 if norm == "transductive" else 1), (norm, tables)
+            tables[queries] = np.array([(float(row["accuracy"]), float(row["loss"])) for row in rows])
+        apart = [np.abs(one - other).max() for one, other in combinations(tables.values(), 2)]
+        assert min(apart) > 1e-3 if norm == "transductive" else max(apart) < 1e-4, (norm, tables)
 
 
 @pytest.mark.figures
@@ -205,7 +208,7 @@ def test_a_context_size_never_trained_warns(launch, caplog):
     assert "alpha was never fitted" not in caplog.text
 
 
-def test_an_untrained_maml_starts_from_a_zero_output(launch, tmp_path):
+def test_an_untrained_maml_is_tested_with_another_way(launch, tmp_path):
     _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
     words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "evaluate=[maml]", "test.way=3"]
     report, _ = launch(*words, "evaluate.maml.test_steps=1", out=tmp_path / "test")

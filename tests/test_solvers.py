@@ -141,7 +141,7 @@ def test_one_way_has_nothing_to_separate():
     assert not crammer_singer(gram_of(x), labels, 1).any()
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_task_is_solved(data):
     tasks, way, rows, features = (data.draw(st.integers(1, top)) for top in (3, 6, 16, 24))
@@ -170,7 +170,7 @@ def test_only_cycling_tasks_take_the_interior_point(monkeypatch):
     gram, labels = mixed_batch()
     solve_checked(gram, labels, 5)
     assert len(seen) == 1
-    assert 1 <= len(seen[0]) < 4 and any(torch.equal(seen[0][-1], task) for task in gram[1::2])
+    assert 1 <= len(seen[0]) < 4 and all(any(torch.equal(each, task) for task in gram[1::2]) for each in seen[0])
 
 
 def test_interior_point_arrives_where_the_active_set_settles():

@@ -174,6 +174,25 @@ def test_pt_map_is_the_loop_over_its_equations(power):
         np.testing.assert_allclose(logits[t].softmax(-1), sinkhorn(-3 * distances(query, centres)), atol=1e-9)
 
 
+def test_sinkhorn_iterations_of_pt_map_continue_from_the_previous_step():
+    options = {"power": 1.0, "sharpness": 3.0, "rate": 0.4}
+    found = logits_of(PTMAP(**options, steps=4, iterations=1)).softmax(-1)
+    for t, (support, labels, query) in enumerate(tasks()):
+        support, query = (unit(unit(x) - unit(x).mean(0)) for x in (support, query))
+        centres, factors = means(support, labels), np.ones(W)
+        for step in range(5):
+            plan = np.exp(-3 * distances(query, centres)) * factors
+            plan /= plan.sum(1, keepdims=True)
+            columns = plan.sum(0)
+            factors = factors / columns
+            plan = plan / columns / (plan / columns).sum(1, keepdims=True)
+            if step < 4:
+                total = np.stack([support[labels == m].sum(0) for m in range(W)]) + plan.T @ query
+                average = total / (np.bincount(labels, minlength=W) + plan.sum(0))[:, None]
+                centres = centres + 0.4 * (average - centres)
+        np.testing.assert_allclose(found[t], plan, rtol=1e-4)
+
+
 def test_a_balanced_plan_is_the_optimum():
     """Of ``sum P scores + H(P)`` among plans with these sums, by SciPy; hard where scores are large, and finite."""
     scores = features(W, 6)
@@ -230,6 +249,19 @@ def test_the_gradient_of_tim_is_that_of_autograd(options):
     weights = features(n=W, seed=2).requires_grad_()
     (expected,) = torch.autograd.grad(tim_objective(weights, *tim_parts(), **options), weights)
     torch.testing.assert_close(TIM(**options).gradient(weights.detach(), *tim_parts()), expected)
+
+
+@pytest.mark.parametrize("solver", ["adm", "gradient"])
+def test_the_change_of_tims_weights_is_a_constant_in_training(solver):
+    support, query = features().requires_grad_(), features(n=9, seed=1).requires_grad_()
+    head = TIM(solver, steps=5, lr=0.1)
+    ours = torch.autograd.grad(head.classify(support, LABELS, query, W).sin().sum(), (support, query))
+    rows, points = (F.normalize(x, dim=-1) for x in (support, query))
+    start = torch.stack([torch.stack([r[y == m].mean(0) for m in range(W)]) for r, y in zip(rows, LABELS, strict=True)])
+    solve = head.alternated if solver == "adm" else head.descended
+    change = (solve(start, rows, F.one_hot(LABELS, W).double(), points) - start).detach()
+    theirs = torch.autograd.grad(head.logits(points, start + change).sin().sum(), (support, query))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_gradient_of_tim_is_finite_where_probabilities_are_zero():

@@ -46,6 +46,14 @@ def test_the_limit_follows_its_definition_where_classes_differ_in_size():
     assert distances(support, labels, query, 2).tolist() == pytest.approx([0.0, 1.0, 3**-0.5])
 
 
+def test_with_many_examples_the_limit_has_the_rank_of_its_definition():
+    support, labels = gaussian(20, 5)
+    means = torch.stack([support[labels == m].mean(0) for m in range(5)])
+    spread = ((support - means[labels]).norm(dim=1) * (21 / 19) ** 0.5).sort().values
+    assert limit(support, labels, 5).item() == pytest.approx(spread[95].item(), rel=1e-5)  # 0.95 * 101 is 95.95
+    assert spread[95] < 0.999 * spread[99]
+
+
 def test_with_single_examples_the_limit_is_the_median_distance_between_neighbours():
     support = torch.tensor([[0.0], [1.0], [3.0], [9.0]])
     labels = torch.arange(4)

@@ -68,7 +68,7 @@ def summarize_seeds(measures: Sequence[Mapping[str, Any]]) -> Interval:
 
 
 def ranks(accuracies: np.ndarray) -> np.ndarray:
-    """Return the rank of each method, 1 for the best; indistinguishable methods share their mean rank.
+    """Return the rank of each method, 1 for the best.
 
     Two methods differ if the 95 % confidence interval of the mean of their paired differences excludes 0. The rank of a
     method is 1 + the number of better methods + half the number of methods that do not differ from it.

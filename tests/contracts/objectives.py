@@ -103,10 +103,12 @@ class ObjectiveContract:
         torch.testing.assert_close(objective(backbone, head, [episode, narrow]).loss, sum(both) / 2)
 
     def test_a_few_tasks_at_a_time_change_nothing(self, parts, episode, monkeypatch):
-        together = self.gradients(parts, [episode])
+        together, sizes, split = self.gradients(parts, [episode]), [], Episode.split
         monkeypatch.setattr(objective_module, "PIXELS", 1)
+        monkeypatch.setattr(Episode, "split", lambda self, size: sizes.append(size) or split(self, size))
         for one, other in zip(together, self.gradients(parts, [episode]), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        assert sizes == ([1] if parts[2].splits_batches else [])
 
     def test_the_gradient_by_finite_differences(self, parts, episode):
         backbone, head, objective = parts
@@ -154,7 +156,11 @@ class ObjectiveContract:
         torch.testing.assert_close(objective(backbone, head, [episode]).task_losses, plain + term.detach())
         objective.regularizer = NoRegularizer()
 
-    def test_every_optimizer_is_advised_on(self, parts):
+    def test_an_optimizer_that_does_not_suit_is_warned_of(self, parts, caplog):
         weights = [nn.Parameter(torch.zeros(1))]
+        warned = []
         for optimizer in (torch.optim.Adam(weights), torch.optim.SGD(weights, lr=1.0)):
             parts[2].advise(optimizer)
+            warned.append("type optimizer=" in caplog.text)
+            caplog.clear()
+        assert warned.count(True) == 1  # the outer step of Reptile suits no other objective, and Adam suits all others

@@ -12,9 +12,11 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
 from metafew.backbones.conv4 import Conv4
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF
 from metafew.errors import UsageError
 from metafew.heads.curvature import Curvature
+from metafew.heads.fast_weights import SupportSet
 from metafew.heads.inner import Shape
 from metafew.heads.maml import MAML
 from metafew.heads.tsa import TSA
@@ -218,6 +220,21 @@ def test_training_under_tsa_descends_through_its_steps():
     h = 1e-4
     numeric = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
     assert ours.item() == pytest.approx(numeric.item(), rel=1e-6, abs=1e-9)
+
+
+def test_adapters_of_tsa_start_from_the_identity_of_each_group():
+    class Grouped(Identity):
+        def __init__(self):
+            super().__init__(1, 6, None)
+            self.layers = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3, groups=2), nn.Conv2d(4, 6, 3))
+
+    head = tsa(Grouped())
+    images = torch.zeros(1, 2, 1, 6, 6, dtype=torch.double)
+    start = head.start(None, SupportSet(images, torch.tensor([[0, 1]]), 2))
+    depthwise, grouped, plain = (start[f"adapter.layers.{i}.weight"][0] / 1e-4 for i in range(3))
+    torch.testing.assert_close(depthwise, torch.ones(8, 1).double())
+    torch.testing.assert_close(grouped, torch.eye(2, 4).repeat(2, 1).double())
+    torch.testing.assert_close(plain, torch.eye(6, 4).double())
 
 
 def test_tsa_moves_kernels_in_their_centre_only():

@@ -445,6 +445,10 @@ def test_own_norms_need_a_network_that_has_some(composed, caplog):
     cfg, _, _ = composed(*MODULE, "backbone.norms=own", "norm=batch")
     cfg.backbone.target = f"{__name__}.Grey"
     assert make_backbone(cfg, source).own_norms and "norm has no effect here" in caplog.text
+    for norm, warned in (("tasknorm", True), ("none", False)):
+        caplog.clear()
+        make_backbone(composed("backbone=identity", f"norm={norm}")[0], source)
+        assert ("norm has no effect here, as the network has no norms" in caplog.text) == warned
     cfg, _, _ = composed("backbone=module", "backbone.target=torch.nn.Flatten", "norm=batch")
     with pytest.raises(UsageError, match="expected Flatten to have batch norms that train"):
         make_backbone(cfg, source)

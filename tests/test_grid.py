@@ -301,11 +301,25 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
             "expected one number of classes",
         ),
         (["head=reptile", "head.output=shared"], "type head.output=zero"),
+        (
+            ["head=cosine", "backbone.freeze=all", "norm=batch", "regularizer=feature_clustering"],
+            "without trainable weights: type regularizer=none, or backbone.freeze=none",
+        ),
+        (
+            ["backbone.downsample=stride", "dataset.image_size=16", "norm=instance"],
+            r"of several positions, got maps \(20, 4, 1, 1\), .*: type norm=layer",
+        ),
     ],
 )
 def test_objectives_that_do_not_fit_are_refused(quick, words, said):
     with pytest.raises(UsageError, match=said):
         quick("backbone.width=4", *words)
+
+
+def test_a_head_that_only_evaluates_may_adapt_a_network_that_is_trained_on_one_batch(quick):
+    words = ["objective=classical", "norm=batch_shared", "head=maml", "head.test_steps=1", "backbone.width=4"]
+    report, _ = quick(*words, "train.batch_size=10", "train.tasks=1")
+    assert report["metrics"]["test/maml/accuracy"]["failed"] == 0
 
 
 RANGES = [f"{split}.{word}" for split in ("train", "val", "test") for word in ("way=2..20", "shot=1..10", "query=2")]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from smooth import Smooth, W
 
+from metafew.backbones.identity import Identity
 from metafew.data.task_spec import TaskSpec
 from metafew.episode import Labelled
 from metafew.errors import UsageError
@@ -13,6 +14,7 @@ from metafew.evaluation.evaluator import Evaluator, adapted_together
 from metafew.heads import batching
 from metafew.heads.maml import MAML
 from metafew.heads.protonet import ProtoNet
+from metafew.heads.tsa import TSA
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec("test", way=W, shot=1, query=2, tasks=1, total=9, seed=0)
@@ -77,6 +79,13 @@ def test_a_step_of_evaluation_has_the_tasks_that_adapt_together(for_three):
         assert adapted_together(other, backbone, SPEC, CPU) == tasks
     larger = TaskSpec("test", way=f"2..{W}", shot="1..3", query=2, tasks=1, total=9, seed=0)
     assert adapted_together(head, backbone, larger, CPU) == 2  # some tasks have 3 W support images
+
+
+def test_the_linear_map_of_tsa_counts_with_what_a_step_keeps_of_it():
+    backbone = Identity(300, 1, None)
+    head = TSA(backbone, trained=False, adapt="linear", memory=100)
+    support, fits = torch.zeros(64, 5, 300), 100 * batching.VALUES_PER_MIB // (6 * 300**2)
+    assert fits / 2 < head.tasks_per_chunk(backbone, support, support) <= fits < len(support)
 
 
 class Drawing:

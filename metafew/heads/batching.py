@@ -104,9 +104,13 @@ class BatchingHead(Head):
     def _within_memory(self, backbone: Backbone, support: Tensor, query: Tensor) -> int:
         kept = 1 + self.steps if self.training and not self.first_order else 1
         pixels = kept * support[0, :, 0].numel() + query[0, :, 0].numel()
-        weights = kept * sum(backbone.get_parameter(name).numel() for name in self.names)
+        weights = kept * self.weights_of_a_task(backbone)
         mib = self.memory if isinstance(self.memory, int) else memory_of(query.device)
         return max(1, mib * VALUES_PER_MIB // (WIDTH * pixels + weights))
+
+    def weights_of_a_task(self, backbone: Backbone) -> int:
+        """Return the number of values that adaptation holds for each task, without activations."""
+        return sum(backbone.get_parameter(name).numel() for name in self.names)
 
     def tasks_in_step(self, backbone: Backbone, support: Tensor) -> int:
         """Return how many tasks take an inner step together outside ``vmap``, as in ``objective=reptile``."""

@@ -18,12 +18,13 @@ class Output(nn.Module):
     """The weight ``(w, d)`` and bias ``(w,)`` of an output layer before adaptation.
 
     Args:
-        kind: ``linear``, a meta-learned layer for tasks with a fixed number of classes; ``shared``, one meta-learned
-            row that all classes start from; ``zero``; ``prototype``, the layer that classifies by the nearest class
-            mean of the support set, ``weight_m = 2 p_m`` and ``bias_m = -||p_m||^2`` (Proto-MAML, Triantafillou et al.
-            2020); or ``auto``: ``zero`` in a head that was not trained, else ``linear`` if all tasks have the same way,
-            else ``shared``; for a layer that does not adapt, ``linear`` in a trained head if all tasks have the same
-            way, else ``prototype``. All but ``linear`` take any way.
+        kind: ``linear``, a meta-learned layer for tasks with a fixed number of classes; ``shared``, one random row that
+            all classes start from, which is as good as ``zero``: it changes the logits of all classes alike, so that
+            neither probabilities nor gradients depend on it, and it is not trained; ``zero``; ``prototype``, the layer
+            that classifies by the nearest class mean of the support set, ``weight_m = 2 p_m`` and ``bias_m =
+            -||p_m||^2`` (Proto-MAML, Triantafillou et al. 2020); or ``auto``: ``zero`` in a head that was not trained,
+            else ``linear`` if all tasks have the same way, else ``shared``; for a layer that does not adapt, ``linear``
+            in a trained head if all tasks have the same way, else ``prototype``. All but ``linear`` take any way.
         way: number of classes of the training tasks, or a range.
         features: dimension of the features.
         trained: whether the head is, or will be, trained.
@@ -77,6 +78,7 @@ class Output(nn.Module):
             else:
                 nn.init.normal_(self.weight, std=std)
             self.bias = nn.Parameter(torch.zeros(rows))
+            self.requires_grad_(kind == "linear")
 
     def start(self, way: int, like: Tensor) -> dict[str, Tensor]:
         """Return ``weight`` and ``bias`` for ``way`` classes; zeros are as ``like``, but in float32 or better."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ LINEAR = "linear"
 """Name of the linear map of features."""
 START, SCALE = 1e-4, 10.0
 """The factors of the identity in initial adapters, and of cosines in logits."""
+STATES = 6
+"""Copies of each weight in a step: before and after it, its gradient and direction, and two states of Adadelta."""
 
 
 class TSA(AdaptingHead):
@@ -33,10 +36,10 @@ class TSA(AdaptingHead):
 
     A convolution ``y = W * x`` becomes ``y = W * x + A x``, where the adapter ``A`` is a 1x1 convolution of the same
     stride, and features become ``L f(x)``. The network itself does not change, frozen or not. Adapters start from the
-    identity times 1e-4, and ``L`` from the identity. Steps of Adadelta minimize the mean cross-entropy of the support
-    set under the nearest centroid by cosine, ``logit_m = 10 cos(L f(x), p_m)`` with ``p_m`` the mean of ``L f`` over
-    the support images of class ``m``, and queries are labelled in the same way. This equals adding ``A`` to the central
-    position of ``W``, which is how it is computed.
+    identity times 1e-4 (in grouped convolutions, of each group), and ``L`` from the identity. Steps of Adadelta
+    minimize the mean cross-entropy of the support set under the nearest centroid by cosine, ``logit_m = 10 cos(L f(x),
+    p_m)`` with ``p_m`` the mean of ``L f`` over the support images of class ``m``, and queries are labelled in the same
+    way. This equals adding ``A`` to the central position of ``W``, which is how it is computed.
 
     Li et al. place adapters beside the 3x3 convolutions in the residual blocks of a ResNet-18; here, they are beside
     all 3x3 convolutions of any network. The default rates are theirs for domains that are new to the network; in those
@@ -80,11 +83,21 @@ class TSA(AdaptingHead):
         adapters = [Shape(ADAPTER + name, torch.Size(size[:2])) for name, size in sizes.items() if len(size) == 4]
         shapes = [*adapters, Shape(LINEAR, torch.Size((backbone.features, backbone.features)))]
         self.rates, self.shapes, self.test_steps = TwoRates(lr, linear_lr, shapes), shapes, test_steps
+        modules = {name: backbone.get_submodule(name.rpartition(".")[0]) for name in names}
+        self.groups = {ADAPTER + name: cast(nn.Conv2d, module).groups for name, module in modules.items()}
+
+    def weights_of_a_task(self, backbone: Backbone) -> int:
+        """Return the number of values that adaptation holds for each task: the kernels, and the states of Adadelta."""
+        adapting = sum(size.numel() for _, size in self.shapes)
+        return super().weights_of_a_task(backbone) + STATES * adapting
 
     def start(self, model: Model, tasks: SupportSet) -> Weights:
         """Return the adapters ``(t, o, i)`` and the linear map ``(t, d, d)`` before adaptation."""
         dtype, device = torch.promote_types(tasks.images.dtype, torch.float32), tasks.images.device
-        start = {name: START * torch.eye(size[0], size[1], dtype=dtype, device=device) for name, size in self.shapes}
+        start = {}
+        for name, size in self.shapes:
+            groups = self.groups.get(name, 1)
+            start[name] = START * torch.eye(size[0] // groups, size[1], dtype=dtype, device=device).repeat(groups, 1)
         start[LINEAR] = torch.eye(len(start[LINEAR]), dtype=dtype, device=device)
         return for_each(start, len(tasks.images))
 

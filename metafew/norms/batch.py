@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, group_moments
+from metafew.norms.running import GroupedNorm
 
 
 class BatchNorm(GroupedNorm):
@@ -19,9 +18,3 @@ class BatchNorm(GroupedNorm):
         momentum: weight of the newest step in the running moments.
         over: ``apart`` or ``joined``.
     """
-
-    def moments(self, own: Moments | None, context: int) -> Moments:
-        """Return the moments of the groups in training, the running moments in evaluation."""
-        if own is None:
-            return self.running_mean, self.running_var
-        return self.record(*group_moments(own, context, self.over))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from metafew.config.option_values import check_range
 from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, group_moments
+from metafew.norms.running import GroupedNorm
 
 
 class BatchRenorm(GroupedNorm):
@@ -48,9 +48,9 @@ class BatchRenorm(GroupedNorm):
 
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return the moments with which plain normalization gives the corrected result."""
+        mean, var = super().moments(own, context)
         if own is None:
-            return self.running_mean, self.running_var
-        mean, var = self.record(*group_moments(own, context, self.over))
+            return mean, var
         std, running_std = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
         r = (std.detach() / running_std).clamp(1 / self.r_max, self.r_max)
         d = ((mean.detach() - self.running_mean) / running_std).clamp(-self.d_max, self.d_max)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metafew.distributed.collective import mean_over_processes
 from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, group_moments
+from metafew.norms.running import GroupedNorm
 
 
 class BatchShared(GroupedNorm):
@@ -27,9 +27,9 @@ class BatchShared(GroupedNorm):
 
     def moments(self, own: Moments | None, context: int) -> Moments:
         """Return moments ``(1, n, c)`` shared by all tasks in training, the running moments in evaluation."""
+        mean, var = super().moments(own, context)
         if own is None:
-            return self.running_mean, self.running_var
-        mean, var = self.record(*group_moments(own, context, self.over))
+            return mean, var
         # Groups have equal sizes, so the moments of their union follow from theirs.
         shared_mean = mean_over_processes(mean.mean(0, keepdim=True))
         shared_var = mean_over_processes((var + (mean - shared_mean).square()).mean(0, keepdim=True))

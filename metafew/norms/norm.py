@@ -150,9 +150,10 @@ class Norm(nn.Module):
                 f"expected a batch of {tasks} tasks with {context} context rows or more each, got {x.shape[0]} rows: "
                 "open task_scope(n_tasks, n_context) with the numbers of the batch"
             )
-        if x.ndim == 2 and self.needs_positions:
+        if self.needs_positions and x.shape[2:].numel() == 1:
             raise UsageError(
-                f"expected maps (b, c, h, w), got rows {tuple(x.shape)}, which normalization per image and "
-                "channel would set to 0: type norm=layer, or name the layers to replace in backbone.norms"
+                f"expected maps (b, c, h, w) of several positions, got {'rows' if x.ndim == 2 else 'maps'} "
+                f"{tuple(x.shape)}, which normalization per image and channel would set to 0: type norm=layer, or name "
+                "the layers to replace in backbone.norms"
             )
         return as_maps(x)

@@ -114,6 +114,12 @@ class GroupedNorm(RunningNorm):
         """Whether rows are normalized by the moments of their group in the current mode."""
         return self.training or not self.evaluates_with_running
 
+    def moments(self, own: Any, context: int) -> Moments:
+        """Return the moments of the groups ``(t, n, c)``, or the running moments where these are used."""
+        if own is None:
+            return self.running_mean, self.running_var
+        return self.record(*group_moments(own, context, self.over))
+
     def pooled_moments(self, context: int, rows: int) -> bool:
         """Return whether all rows of a task are one group."""
         return self.uses_batch_moments and (context == rows or self.over == "joined")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from metafew.norms.norm import Moments
-from metafew.norms.running import GroupedNorm, group_moments
+from metafew.norms.running import GroupedNorm
 
 
 class Transductive(GroupedNorm):
@@ -21,7 +20,3 @@ class Transductive(GroupedNorm):
 
     transductive = True
     evaluates_with_running = False
-
-    def moments(self, own: Moments, context: int) -> Moments:
-        """Return the moments of the groups ``(t, n, c)``."""
-        return self.record(*group_moments(own, context, self.over))

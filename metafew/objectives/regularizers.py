@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import reduce
 from typing import ClassVar
 
@@ -47,8 +48,8 @@ class Regularizer(nn.Module):
         self.weight = weight
 
 
-class FeatureClustering(Regularizer):
-    """Pull images of a class together and push classes apart: ``weight * R_FC``.
+class PairRegularizer(Regularizer):
+    """A term of the features of pairs of classes: ``weight * measure``.
 
     Args:
         weight: factor of the measure.
@@ -56,25 +57,31 @@ class FeatureClustering(Regularizer):
 
     on_features = True
     exemptions: ClassVar = DRAWN_ON_THE_HOST
+    measure: Callable[[Tensor], Tensor]
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""
-        return self.weight * feature_clustering(pairs)
+        return self.weight * self.measure(pairs)
 
 
-class HyperplaneVariation(Regularizer):
+class FeatureClustering(PairRegularizer):
+    """Pull images of a class together and push classes apart: ``weight * R_FC``.
+
+    Args:
+        weight: factor of the measure.
+    """
+
+    measure = staticmethod(feature_clustering)
+
+
+class HyperplaneVariation(PairRegularizer):
     """Penalize changes of the plane between two classes when their images are redrawn: ``weight * (2 R_HV)^2``.
 
     Args:
         weight: factor of the measure; 1 in the authors' code, which calls this feature clustering.
     """
 
-    on_features = True
-    exemptions: ClassVar = DRAWN_ON_THE_HOST
-
-    def forward(self, pairs: Tensor) -> Tensor:
-        """Return the term of each task, ``(...)``, from features ``(..., p, 2, 2, d)`` of pairs of classes."""
-        return self.weight * hyperplane_variation(pairs)
+    measure = staticmethod(hyperplane_variation)
 
 
 class WeightClustering(Regularizer):

@@ -28,6 +28,7 @@ from metafew.data.store import store_root
 from metafew.data.task_spec import TaskSpec, task_options
 from metafew.errors import UsageError
 from metafew.norms.fast import accelerate
+from metafew.norms.none import Identity as NoNorm
 from metafew.norms.own import OwnNorms
 from metafew.objectives.objective import Objective
 from metafew.training.evaluated_heads import make_evaluated_heads
@@ -152,8 +153,9 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
         if "channels" in cfg.dataset:
             raise
         raise UsageError(re.sub(r"dataset\.channels=\d+, or ", "", str(error))) from error
-    if backbone.own_norms and not isinstance(options["norm"], OwnNorms):
-        log.warning("norm has no effect here, as backbone.norms=own keeps the layers of the network")
+    if (backbone.own_norms or not backbone.norms) and not is_none_or_own(options["norm"]):
+        why = "backbone.norms=own keeps the layers of the network" if backbone.own_norms else "the network has no norms"
+        log.warning("norm has no effect here, as %s", why)
     backbone.keep_frozen()
     chosen = cfg.backbone.get("freeze")  # checkpoints of earlier versions have none
     freeze(backbone, ("none" if cfg.backbone.weights is None else "all") if chosen is None else chosen)
@@ -161,6 +163,11 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
         backbone.to(memory_format=torch.channels_last)  # as the images; otherwise each pass would copy the weights
     accept_task_weights(accelerate(backbone))
     return backbone
+
+
+def is_none_or_own(norm: Any) -> bool:
+    """Return whether what makes the layers of ``norm=`` is that of ``none`` or ``own``."""
+    return isinstance(norm, OwnNorms) or getattr(norm, "func", None) is NoNorm
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:

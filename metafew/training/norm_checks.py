@@ -21,7 +21,7 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
     if not any(norm.couples_tasks for norm in learner.backbone.norms):
         norm, instead = "this network", "norm=tasknorm backbone.norms=convert, which replace its batch norms"
         running = "norm=batch backbone.norms=convert"
-    if learner.heads[learner.trained].adapts_backbone:
+    if learner.objective.trains_head and learner.heads[learner.trained].adapts_backbone:
         raise UsageError(
             f"head={learner.trained} adapts the backbone to one task at a time, and {norm} treats the tasks of "
             f"a meta-batch as one batch: type {instead}"

@@ -1,7 +1,7 @@
 import errno
+import gzip
 import io
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from metafew.errors import UsageError
 
 FILES = {"cats/1.png": b"one", "cats/deep/2.png": bytes(range(256)) * 5000, "dogs/1.png": b""}
 TOTAL = sum(map(len, FILES.values()))
-KINDS = ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "A.ZIP"]
+KINDS = ["a.tar.gz", "a.tgz"]
 MEGABYTE = 1 << 20
 
 
@@ -24,18 +24,10 @@ def tarinfo(name, size=0, kind=tarfile.REGTYPE, link="", mode=0o644):
 
 def make(path, files, mode=0o644):
     """Write an archive of files, behind a folder."""
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("cats/", "")
-            for name, content in files.items():
-                info = zipfile.ZipInfo(name)
-                info.external_attr, info.compress_type = (0o100000 | mode) << 16, zipfile.ZIP_DEFLATED
-                archive.writestr(info, content)
-    else:
-        with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
-            archive.addfile(tarinfo("cats", kind=tarfile.DIRTYPE))
-            for name, content in files.items():
-                archive.addfile(tarinfo(name, len(content), mode=mode), io.BytesIO(content))
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarinfo("cats", kind=tarfile.DIRTYPE))
+        for name, content in files.items():
+            archive.addfile(tarinfo(name, len(content), mode=mode), io.BytesIO(content))
     return path
 
 
@@ -66,7 +58,7 @@ def test_every_file_is_unpacked(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_member(tmp_path, kind):
-    archive = make(tmp_path / kind, {f"./{name}" if kind == "a.tar" else name: c for name, c in FILES.items()})
+    archive = make(tmp_path / kind, {f"./{name}" if kind == "a.tgz" else name: c for name, c in FILES.items()})
     for name, whole in FILES.items():
         assert read(archive, [name], len(whole))[name] == whole
     with pytest.raises(UsageError, match=rf"{kind}.*cats/deep/2\.png has 1280000 bytes where 1000 are allowed"):
@@ -76,7 +68,7 @@ def test_one_member(tmp_path, kind):
 
 
 def test_an_existing_folder_is_kept_and_a_killed_attempt_is_removed(tmp_path):
-    archive = make(tmp_path / "a.zip", FILES)
+    archive = make(tmp_path / "a.tgz", FILES)
     (tmp_path / ".new.part").mkdir()
     (tmp_path / ".new.part" / "half").write_bytes(b"")
     unpack(archive, tmp_path / "new", TOTAL)
@@ -87,52 +79,33 @@ def test_an_existing_folder_is_kept_and_a_killed_attempt_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x", "C:\\x", "\\x", "C:x", ".."])
-@pytest.mark.parametrize("kind", ["a.zip", "a.tar"])
-def test_members_outside_the_folder(tmp_path, kind, name):
-    text = refused(make(tmp_path / kind, {"good": b"", name: b"evil"}))
+def test_members_outside_the_folder(tmp_path, name):
+    text = refused(make(tmp_path / "a.tgz", {"good": b"", name: b"evil"}))
     assert f"{name} would lie outside" in text
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {kind, ".here.lock"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.tgz", ".here.lock"}
 
 
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"]
 )
 def test_links_and_devices_in_a_tar(tmp_path, kind):
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         archive.addfile(tarinfo("good", 4), io.BytesIO(b"good"))
         archive.addfile(tarinfo("evil", kind=kind, link="good"))
-    assert "evil is a link or a device" in refused(tmp_path / "a.tar")
+    assert "evil is a link or a device" in refused(tmp_path / "a.tgz")
     with pytest.raises(UsageError, match="evil is a link or a device"):
-        read(tmp_path / "a.tar", ["evil"], 100)
-    assert read(tmp_path / "a.tar", ["good"], 4)["good"] == b"good"
+        read(tmp_path / "a.tgz", ["evil"], 100)
+    assert read(tmp_path / "a.tgz", ["good"], 4)["good"] == b"good"
 
 
-def test_a_link_in_a_zip(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        info = zipfile.ZipInfo("evil")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
-    assert "evil is a link or a device" in refused(tmp_path / "a.zip")
-
-
-@pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
 @pytest.mark.parametrize("count", [1, 50])
-def test_a_bomb(tmp_path, kind, count):
+def test_a_bomb(tmp_path, count):
     files = {f"zeros{i}": bytes(50 * MEGABYTE // count) for i in range(count)}
-    archive = make(tmp_path / kind, files)
+    archive = make(tmp_path / "a.tgz", files)
     assert archive.stat().st_size < MEGABYTE / 5
     assert "are allowed" in refused(archive, MEGABYTE)
     with pytest.raises(UsageError, match="are allowed"):
         read(archive, ["zeros0"], MEGABYTE - 1)
-
-
-def test_a_zip_that_lies_about_sizes(tmp_path):
-    archive = make(tmp_path / "a.zip", {"zeros": bytes(5 * MEGABYTE)})
-    lie = archive.read_bytes().replace((5 * MEGABYTE).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
-    archive.write_bytes(lie)
-    with zipfile.ZipFile(archive) as file:
-        assert file.getinfo("zeros").file_size == 1000
-    assert "zeros cannot be read" in refused(archive, MEGABYTE)
 
 
 def test_a_sparse_tar_of_ten_gigabytes(tmp_path):
@@ -142,19 +115,10 @@ def test_a_sparse_tar_of_ten_gigabytes(tmp_path):
     header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    (tmp_path / "a.tar").write_bytes(header + bytes(10240))
-    with tarfile.open(tmp_path / "a.tar") as archive:
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(header + bytes(10240)))
+    with tarfile.open(tmp_path / "a.tgz") as archive:
         assert archive.next().size == size
-    assert f"hole has {size} bytes where {MEGABYTE} are allowed" in refused(tmp_path / "a.tar", MEGABYTE)
-
-
-def test_an_encrypted_zip(tmp_path):
-    archive = make(tmp_path / "a.zip", {"secret": b"text"})
-    content = bytearray(archive.read_bytes())
-    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        content[content.rindex(signature) + flags] |= 1
-    archive.write_bytes(content)
-    assert "secret cannot be read" in (text := refused(archive)) and "encrypted" in text
+    assert f"hole has {size} bytes where {MEGABYTE} are allowed" in refused(tmp_path / "a.tgz", MEGABYTE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,29 +126,25 @@ def test_an_encrypted_zip(tmp_path):
 def test_a_cut_archive(tmp_path, kind, keep):
     rng = np.random.default_rng(0)
     whole = make(tmp_path / kind, {f"{i}.png": rng.bytes(1500 + 100 * i) for i in range(10)}).read_bytes()
-    end = len(whole) - tarfile.RECORDSIZE if kind == "a.tar" and keep == -10 else len(whole)
-    (tmp_path / kind).write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep % end])
+    (tmp_path / kind).write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     assert "cannot be read" in refused(tmp_path / kind)
 
 
 def test_a_tar_cut_between_members_or_with_a_damaged_header(tmp_path):
-    archive = make(tmp_path / "a.tar", {f"{i}.png": bytes(512) for i in range(3)})
-    whole = bytearray(archive.read_bytes())
-    archive.write_bytes(whole[: 512 * 5])  # the folder and two files
+    archive = make(tmp_path / "a.tgz", {f"{i}.png": bytes(512) for i in range(3)})
+    whole = bytearray(gzip.decompress(archive.read_bytes()))
+    archive.write_bytes(gzip.compress(whole[: 512 * 5]))  # the folder and two files
     assert "cut off or damaged after 2560 bytes" in refused(archive)
     whole[512 * 3 + 150] ^= 1  # in the checksum of a header
-    archive.write_bytes(whole)
+    archive.write_bytes(gzip.compress(whole))
     assert "cut off or damaged after 1536 bytes" in refused(archive)
 
 
-def test_changed_bytes_in_a_zip(tmp_path):
-    archive = tmp_path / "a.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("picture", b"unmistakable")
-    archive.write_bytes(archive.read_bytes().replace(b"unmistakable", b"unmistakible"))
-    assert "picture cannot be read" in refused(archive)
-    with pytest.raises(UsageError, match="picture cannot be read"):
-        read(archive, ["picture"], 100)
+def test_changed_bytes(tmp_path):
+    whole = gzip.decompress(make(tmp_path / "a.tgz", {"picture": b"unmistakable"}).read_bytes())
+    stored = gzip.compress(whole, 0).replace(b"unmistakable", b"unmistakible")
+    (tmp_path / "a.tgz").write_bytes(stored)
+    assert "cannot be read (CRC check failed" in refused(tmp_path / "a.tgz")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,12 +154,12 @@ def test_not_an_archive(tmp_path, kind):
 
 
 def test_a_file_where_another_member_needs_a_folder(tmp_path):
-    assert "cannot be unpacked" in refused(make(tmp_path / "a.zip", {"a": b"", "a/b": b""}))
+    assert "cannot be unpacked" in refused(make(tmp_path / "a.tgz", {"a": b"", "a/b": b""}))
 
 
 def test_a_name_that_no_file_can_have(tmp_path):
-    assert "cannot be unpacked" in refused(make(tmp_path / "a.tar", {"a\0b" + "c" * 200: b""}))
-    assert "cannot be unpacked" in refused(make(tmp_path / "a.zip", {"c" * 300: b""}))
+    assert "cannot be unpacked" in refused(make(tmp_path / "a.tgz", {"a\0b" + "c" * 200: b""}))
+    assert "cannot be unpacked" in refused(make(tmp_path / "a.tgz", {"c" * 300: b""}))
 
 
 def test_a_disk_without_room(tmp_path, monkeypatch):
@@ -207,4 +167,4 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(archives.os, "replace", full)
-    assert "No space left on device" in refused(make(tmp_path / "a.zip", FILES))
+    assert "No space left on device" in refused(make(tmp_path / "a.tgz", FILES))

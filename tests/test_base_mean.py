@@ -12,6 +12,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.backbones.identity import Identity
 from metafew.data.augment import Augmentation
 from metafew.data.datamodule import FewShot, to_model_input
+from metafew.data.minibatches import Minibatches
 from metafew.data.task_spec import TaskSpec
 from metafew.errors import UsageError
 from metafew.evaluation import base_mean as module
@@ -96,6 +97,12 @@ def test_norms_take_as_many_images_as_in_training_as_their_context(data):
         mean, variance = images.mean(), images.var(correction=0)
         parts.append((images - mean).square().flatten(1) / (variance + 1e-5))
     torch.testing.assert_close(base_mean(backbone, data, LIKE), torch.cat(parts).mean(0))
+
+
+def test_chunks_of_one_image_are_no_minibatches(data, monkeypatch):
+    monkeypatch.setattr(data, "train", Minibatches("train", 4, tasks=4, total=8, seed=0, pairs=False))
+    (sampler,) = data.minibatches(IMAGES)
+    assert (sampler.spec.chunk, sampler.spec.total) == (2, 38)
 
 
 def test_all_heads_that_use_it_have_it():

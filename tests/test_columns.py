@@ -29,6 +29,18 @@ def test_usual_names(tmp_path, header):
     assert read(tmp_path, f"{header}\na.png,x\n").rows == [(2, ("a.png", "x"))]
 
 
+@pytest.mark.parametrize("word", ["valid", "val", "train", "test"])
+def test_a_column_may_have_the_name_of_a_split(tmp_path, word):
+    table = read(tmp_path, f"file,class,{word}\na.png,x,1\n")
+    assert table.rows == [(2, ("a.png", "x"))] and table.unused == [word]
+
+
+def test_empty_lines_before_the_header_count(tmp_path):
+    assert read(tmp_path, "\n\r\n\nfile;class\na.png;x\n").rows == [(5, ("a.png", "x"))]
+    with pytest.raises(UsageError, match="file and class in line 4"):
+        read(tmp_path, "\n\nfile,class\na.png,\n")
+
+
 def test_named_columns(tmp_path, caplog):
     table = read(tmp_path, "x,y,file,class\n1,2,3,4\n", **{"file": "y", "class": "x"})
     assert table.rows == [(2, ("2", "1"))] and table.unused == ["file", "class"] and not caplog.messages

@@ -324,6 +324,10 @@ def test_a_test_without_an_option_of_the_training_warns(tmp_path, caplog):
     warn_of_other_conversions(folder(tmp_path, invert=True), start, "a.ckpt")
     assert "converted with resample=lanczos, unlike those in the training of a.ckpt, with area" in caplog.text
     assert "invert" not in caplog.text
+    assert caplog.text.rstrip().endswith("with area: this dataset has no such option")
+    warn_of_other_conversions(folder(tmp_path, invert=False), start, "a.ckpt")
+    messages = [message for message in caplog.messages if "invert=False" in message]
+    assert messages and not [message for message in messages if "no such option" in message]
 
 
 # store, predictions and the loaded model have the same pixels

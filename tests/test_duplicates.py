@@ -181,6 +181,18 @@ def test_equal_vectors_are_found_by_row(tmp_path):
     )
 
 
+def test_classes_of_one_name_in_two_splits_are_two_classes(tmp_path):
+    x = np.arange(24, dtype=np.float64).reshape(6, 4)
+    y = {"y_train": list("aabb"), "y_test": list("ac")}
+    np.savez(tmp_path / "v.npz", x_train=x[[0, 1, 1, 2]], x_test=x[[0, 3]], **y)
+    source = Features(str(tmp_path / "v.npz"))
+    summary = describe(build(source, tmp_path / "c"))["summary"]
+    copies = {kind: found["images"] for kind, found in summary["duplicates"].items()}
+    assert copies == {"across_classes": 2, "across_splits": 1}
+    (warning,) = warnings(source, summary)
+    assert "images in several classes: 2" in warning and "a (train) and b (train)" in warning
+
+
 def folder(root, **options):
     settings = {"splits": None, "labels": None, "fractions": [0.5, 0, 0.5], "split_seed": 0, "channels": 1}
     settings |= {"layout": "auto", "columns": None}
@@ -199,6 +211,17 @@ def photos(tmp_path):
         for i in range(3):
             Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(tmp_path / "photos" / name / f"{i}.bmp")
     return tmp_path / "photos"
+
+
+def test_too_few_test_images_without_copies_end_a_run_before_training(photos, tmp_path, launch):
+    for i in (1, 2):
+        shutil.copy(photos / "d" / "0.bmp", photos / "d" / f"{i}.bmp")
+    (tmp_path / "s.json").write_text('{"train": ["a", "b"], "test": ["c", "d"]}')
+    words = ["dataset=folder", f"dataset.root={photos}", f"dataset.splits={tmp_path}/s.json", "dataset.duplicates=drop"]
+    shape = ["val.total=0", "train.way=2", "train.query=1", "test.way=2", "test.query=1", "dataset.image_size=16"]
+    with pytest.raises(UsageError, match=r"in the test split .*dataset\.duplicates=warn$"):
+        launch(*words, *shape, out=tmp_path / "run")
+    assert not [*(tmp_path / "run").rglob("*.ckpt")]
 
 
 def count_reads(source):

@@ -145,6 +145,13 @@ def test_fractions_are_not_advised_where_a_file_divides_the_classes(check, datas
         check(*words, "val.total=0")
 
 
+def test_only_evaluation_needs_a_task_of_each_dataset_of_a_mixture(check):
+    words = ["dataset=mixture", "dataset.sources=[glyphs,{dataset:glyphs,name:others}]", "trainer.max_steps=1"]
+    assert check(*words).data.train.total == 1
+    with pytest.raises(UsageError, match=r"val\.total to be at least 2, .* got 1: type val\.total=200"):
+        check(*words, "val.total=1")
+
+
 def test_measures_at_validations_need_some(check):
     with pytest.raises(UsageError, match=r"every 10 steps, got val\.total=0: type analyze\.every=0"):
         check("val.total=0", "analyze.every=10")

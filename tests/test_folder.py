@@ -449,6 +449,14 @@ def test_the_error_on_an_archive_unpacks_it(tmp_path, labels):
     assert names(folder(command[-1])) == names(folder(photos))
 
 
+@pytest.mark.parametrize("splits", [None, "s.json"])
+def test_columns_without_a_csv_file_are_refused(tmp_path, splits):
+    grow(tmp_path, "abc")
+    (tmp_path / "s.json").write_text('{"train": ["a", "b"], "test": ["c"]}')
+    said = refused(folder(tmp_path, splits=splits, columns={"class": "kind"}))
+    assert "expected a CSV file for the columns that dataset.columns names, got none" in said
+
+
 def test_sentences_on_arrays(tmp_path):
     file, images = tmp_path / "set.npz", np.zeros((3, 5, 5), np.uint8)
     np.savez(file, x=images, y=[0, 1, 2], names=["ant", "bee"])

@@ -165,7 +165,7 @@ def test_parquet_names_a_damaged_image_and_damaged_pages(tmp_path):
     found = Parquet([file])
     assert colours(found, [(0, 0)]) == expected([0])
     for row in (1, 2):
-        with pytest.raises(UsageError, match=rf"row {row} of .*a\.parquet"):
+        with pytest.raises(UsageError, match=rf"row {row} of .*a\.parquet .* or take it out of the file$"):
             list(found.open([(0, row)]))
     content = bytearray(file.read_bytes())
     content[4:60] = bytes(56)
@@ -371,6 +371,22 @@ def test_hub_reads_parquet_files_of_a_folder(make, tmp_path):
     categories = {c.name: c.keys for found in own.splits().values() for c in found}
     assert categories == {name: ((0, (0, row)), (0, (1, row))) for row, name in enumerate("wxyz")}
     assert [tuple(image[:, 0, 0]) for image in own.read(categories["y"])] == expected([6, 2])
+
+
+def test_hub_refuses_options_of_files_that_it_does_not_read(make, tmp_path):
+    file = write(tmp_path / "a.parquet", range(4), list("wxyz"))
+    with pytest.raises(UsageError, match=r"expected dataset\.config=null, as .*, got birds: type dataset\.config=null"):
+        make(root=file, config="birds").splits()
+    with pytest.raises(UsageError, match=r"expected a CSV file for the columns that dataset\.columns names, got none"):
+        make(root=file, columns="{class: kind}").splits()
+
+
+def test_names_of_digits_are_names(tmp_path):
+    file = write(tmp_path / "b.parquet", range(8), list("aabbccdd"), label="2023")
+    words = ["dataset=hub", f"dataset.root={file}", "dataset.label=2023"]
+    found = make_source(compose_overrides(words)).splits()
+    assert {c.name for split in found.values() for c in split} == set("abcd")
+    assert make_source(compose_overrides([*words, "dataset.repo=a/b", "dataset.config=7"])).config == "7"
 
 
 def pixels(mode, shape):

@@ -15,6 +15,7 @@ from conftest import REAL_DATA
 from PIL import Image
 
 from metafew.data.formats.arrays import Arrays, read_npz, read_pickle
+from metafew.data.formats.damage import intact
 from metafew.data.sources import cifar, cub, shipped_split
 from metafew.data.sources.cifar import CIFARFS, FC100
 from metafew.data.sources.cub import CUB
@@ -136,6 +137,11 @@ def test_arrays_decode_encoded_images(form):
 def test_arrays_refuse_what_is_no_image(images):
     with pytest.raises(UsageError, match="image 1 of "):
         list(Arrays(images, [0, 1], None, [Path("f.npz")]).open([1]))
+
+
+def test_a_damaged_image_in_an_array_is_taken_out_of_its_file():
+    with pytest.raises(UsageError, match=r"^image 1 of f\.npz cannot .*: replace it or take it out of the file$"):
+        list(intact(Arrays([encoded(picture("a")), b"x"], [0, 1], None, [Path("f.npz")]).open([0, 1])))
 
 
 def test_arrays_refuse_another_number_of_labels():
@@ -385,10 +391,11 @@ def mini_phases(root):
         first += len(wnids)
 
 
-def mini_npz(root, pattern="mini-imagenet-{}.npz", numbers=True):
+def mini_npz(root, pattern="mini-imagenet-{}.npz", numbers=True, named=False):
     for split, wnids in MINI.items():
         images, labels = stacked(wnids, 2)
-        np.savez(root / pattern.format(split), images=images, labels=labels if numbers else np.array(wnids)[labels])
+        content = {"images": images, "labels": labels if numbers else np.array(wnids)[labels]}
+        np.savez(root / pattern.format(split), **content | ({"names": wnids} if named else {}))
 
 
 def mini_parquet(root):
@@ -421,6 +428,7 @@ FORMS = {
     "phases": (mini_phases, picture, "wnids"),
     "npz": (mini_npz, picture, "numbers"),
     "npz with wnids": (lambda root: mini_npz(root, "mini_imagenet_{}.npz", False), picture, "wnids"),
+    "npz with names": (lambda root: mini_npz(root, named=True), picture, "wnids"),
     "npz of splits": (lambda root: mini_npz(root, "{}.npz"), picture, "numbers"),
     "parquet": (mini_parquet, picture, "wnids"),
 }

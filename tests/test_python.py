@@ -244,6 +244,7 @@ def test_a_loop_of_ones_own_trains():
         ("glyphs", {"test.seed": 5}, "train.query, train.support, got test.seed: leave it out"),
         ("glyphs", {"split": "test", "test": {"queries": "single"}}, "test.dirichlet, got test.queries: leave it out"),
         ("glyphs", {"head": "svm"}, "got head: leave it out"),
+        ("omniglot", {"dataset": {"download": "no"}}, "dataset.download to be true or false, got no"),
         ("glyphs", {"seed": -1}, "expected seed to be an integer of at least 0"),
         ("glyphs", {"steps": 2.5}, "expected steps to be an integer of at least 1"),
         (

@@ -20,6 +20,3 @@ class ArraySplit(Split):
 
     def __init__(self, images: np.ndarray, categories: Sequence[Category]):
         self.hold(images, None, categories)
-
-    def __reduce__(self) -> tuple:
-        return ArraySplit, (self.images, self.categories)

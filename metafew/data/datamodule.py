@@ -131,11 +131,11 @@ class FewShot(pl.LightningDataModule):
         """Return, for each training dataset, minibatches of its images as a test would see them.
 
         They contain each image once, or ``most`` random images, except that the last minibatch may repeat some. Each
-        has as many images as the largest context of training.
+        has as many images as the largest context of training, and at least two.
         """
         samplers = []
         for source in self.source.components("train"):
-            split, size = self._split(source, "train"), self.train.contexts[1]
+            split, size = self._split(source, "train"), max(2, self.train.contexts[1])
             total = -(-min(most, sum(map(len, split.rows))) // size)
             spec = Minibatches("train", size, tasks=1, total=total, seed=self.val.seed, pairs=False)
             samplers.append(MinibatchSampler(split, spec, self.augmentation.chain("test", source.jitter)))

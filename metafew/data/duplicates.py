@@ -71,8 +71,9 @@ def count_copies(groups: Sequence[Sequence[Stored]], describe: Callable[[str, in
     """Return the number of copies of each kind, with examples; an empty dictionary if there are none.
 
     ``within_class`` counts images beyond the first of each group of equal images in a class. ``across_classes`` and
-    ``across_splits`` count distinct images that occur in several classes or splits. An example contains the classes,
-    the number of copies that they share, and the names of two equal images.
+    ``across_splits`` count distinct images that occur in several classes or splits; classes of different splits are
+    different, whatever their names. An example contains the classes, the number of copies that they share, and the
+    names of two equal images.
 
     Args:
         groups: the groups of equal images.
@@ -80,7 +81,7 @@ def count_copies(groups: Sequence[Sequence[Stored]], describe: Callable[[str, in
     """
     kinds: dict[str, Callable[[Stored], Any]] = {
         "within_class": lambda image: image.row,
-        "across_classes": lambda image: image.name,
+        "across_classes": lambda image: (image.split, image.number),
         "across_splits": lambda image: image.split,
     }
     copies = {}

@@ -127,15 +127,14 @@ class Sampler:
         rng, classes, query, shots = self._draw_classes(index)
         # Shuffle all images and draw all views, so that later draws do not depend on the shot.
         rows = [rng.permutation(self.split.rows[c]) for c in classes]
-        views = self.views and [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
+        views = [self._draw_views(rng, np.full(len(r), c)) for r, c in zip(rows, classes, strict=True)]
 
         def select(places: list[np.ndarray]) -> DrawnRows:
             def cut(by_class: list[np.ndarray]) -> np.ndarray:
                 return np.concatenate([x[part] for x, part in zip(by_class, places, strict=True)])
 
             labels = np.repeat(np.arange(len(classes)), [len(part) for part in places])
-            parameters = cut(views) if views else self._draw_views(rng, labels)  # which draws nothing without views
-            return DrawnRows(cut(rows), classes[labels], labels, parameters)
+            return DrawnRows(cut(rows), classes[labels], labels, cut(views))
 
         counts = self._count_queries(index, query, np.array([len(r) for r in rows]) - shots)
         # Queries beyond ``query`` come from the end, so that they do not depend on the shot, as long as the class has

@@ -172,18 +172,18 @@ def _write_images(folder: Path, source: Source) -> tuple[dict[str, list[dict]], 
         UnreadableImages: with the damaged images of all splits.
     """
     classes: dict[str, list[dict]] = {}
-    keys, hashes, faults = {}, {}, []
+    keys, hashes, errors = {}, {}, []
     for split, categories in source.splits().items():
         rows = {key: row for row, key in enumerate(dict.fromkeys(key for c in categories for key in c.keys))}
         images = track(source.read(list(rows)), f"{source.name}: {split} images", total=len(rows), transient=True)
         try:
             hashes[split] = _write_array(folder / f"{split}.npy", images, len(rows), source)
         except UnreadableImages as error:
-            faults += error.faults
+            errors.append(error)
         classes[split] = [c._asdict() | {"keys": [rows[key] for key in c.keys]} for c in categories]
         keys[split] = list(rows)
-    if faults:
-        raise UnreadableImages(faults)
+    if errors:
+        raise UnreadableImages.joined(errors)
     groups = find_copies(classes, hashes)
     copies = count_copies(groups, lambda split, row: source.describe(keys[split][row]))
     if groups and source.duplicates == "drop":

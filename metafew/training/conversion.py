@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,16 +48,17 @@ def follow_training(cfg: DictConfig, start: dict, overrides: Sequence[str]) -> N
 
 
 def warn_of_other_conversions(source: Source, start: dict, ckpt: str) -> None:
-    """Warn of test images that are converted otherwise than in training, as their dataset has no option for it."""
+    """Warn of test images that are converted otherwise than in training, perhaps as their dataset has no option."""
     saved = start["metafew"]["model"].get("conversion") or {}
     for part in source.components("test"):
         own = part.conversion.options if part.conversion else {}
         for option in ("invert", "resample"):
             if option in saved and own.get(option, saved[option]) != saved[option]:
+                lacks = option not in signature(type(part)).parameters
                 log.warning(
-                    "images of %s are converted with %s=%s, unlike those in the training of %s, with %s: this dataset "
-                    "has no such option",
+                    "images of %s are converted with %s=%s, unlike those in the training of %s, with %s%s",
                     *(part.display_name, option, own[option], ckpt, saved[option]),
+                    ": this dataset has no such option" if lacks else "",
                 )
 
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from metafew.backbones.backbone import Backbone
 from metafew.backbones.task_weights import accept_task_weights
 from metafew.config.groups import CONF
+from metafew.config.option_types import check_option_types
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.minibatches import Minibatches
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 def make_source(cfg: DictConfig) -> Source:
     """Return the dataset. A mixture (``_partial_``) also receives the function that makes its parts."""
+    check_option_types(cfg.dataset, "dataset.")
     source = make(cfg.dataset)
     if isinstance(source, Source):
         return source
@@ -62,7 +64,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
     """
     options = dict(item) if isinstance(item, Mapping) else {"dataset": str(item)}
     dataset = options.pop("dataset", "folder")
-    label = options.pop("name", Path(options.get("root", dataset)).resolve().name)
+    label = options.pop("name", Path(str(options.get("root", dataset))).resolve().name)
     files = {file.stem: file for file in (CONF / "dataset").glob("*.yaml")}
     if dataset not in files:
         folders = [path for path in (Path(dataset), Path(data_dir) / dataset) if path.is_dir()]
@@ -82,6 +84,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
             f"{', '.join(allowed)}: take it out of dataset.sources"
         )
     cfg.dataset.update({**options, "image_size": image_size})
+    check_option_types(cfg.dataset, "dataset.")
     source = make(cfg.dataset)
     source.label = str(label)
     return source

@@ -24,6 +24,7 @@ from metafew.training.conversion import images_of_training, warn_of_other_conver
 from metafew.training.data_report import check_base_images, report_data
 from metafew.training.out_of_memory import enough_memory
 from metafew.training.parts import Parts
+from metafew.training.sufficient_data import needed_tasks
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def prepare(parts: Parts) -> dict[str, dict]:
     # Before Lightning launches other ranks, which would wait forever if this rank failed to build a store.
     parts.data.prepare_data()
     found = report_data(parts)
+    for need in needed_tasks(parts):
+        parts.data.sampler(need.spec)  # raises an error if too few images remain without copies
     if parts.start is not None and not parts.fits:
         warn_of_other_conversions(parts.source, parts.start, parts.config["ckpt"])
     check_base_images(parts)

@@ -45,7 +45,7 @@ def check_tasks_can_be_drawn(parts: Parts) -> None:
     for need, component in drawn_from:
         spec, categories = need.spec, classes[component][need.spec.split]
         datasets = len(parts.source.components(spec.split))
-        if spec.total < datasets:
+        if need.part != "fit" and spec.total < datasets:  # training draws the dataset of each task at random
             option = "analyze.tasks" if need.part == "analyze" else f"{spec.split}.total"
             raise UsageError(
                 f"expected {option} to be at least {datasets}, one task for each dataset of the mixture, got "

@@ -1,58 +1,26 @@
-"""Read zip and tar files, accepting only ordinary files up to a size limit.
+"""Read tar archives compressed by gzip, accepting only ordinary files up to a size limit.
 
 ``tarfile.data_filter`` does not replace these checks. It accepts links within the folder, extracts ``/x`` as ``x``, and
-accepts a name such as ``C:x`` on systems where it is a file name; ``zipfile`` renames members that would lie outside.
-Archives of datasets have no such members, so archives with any are refused. Neither library limits the total size, but
-both read no more of a member than its declared size.
+accepts a name such as ``C:x`` on systems where it is a file name. Archives of datasets have no such members, so
+archives with any are refused. ``tarfile`` does not limit the total size, but reads no more of a member than its
+declared size.
 """
 
 from __future__ import annotations
 
-import lzma
 import os
 import shutil
-import stat
-import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, NamedTuple
-from zipfile import BadZipFile, ZipFile
 
 from filelock import FileLock
 
 from metafew.errors import UsageError
 
 CHUNK = 1 << 20  # bytes
-UNREADABLE = (
-    BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,  # zipfile: the member is encrypted, or its compression is not supported
-)
-
-
-class Member(NamedTuple):
-    """A file in an archive.
-
-    Attributes:
-        name: its path in the archive.
-        size: its declared number of bytes.
-        ordinary: whether it is a regular file rather than a link or a device.
-        open: opens it for reading.
-    """
-
-    name: str
-    size: int
-    ordinary: bool
-    open: Callable[[], IO[bytes]]
+UNREADABLE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> None:
@@ -61,13 +29,13 @@ def unpack(archive: Path, folder: Path, limit: int) -> None:
     Permissions in the archive are ignored: files get the permissions of new files.
 
     Args:
-        archive: a .zip, .tar, .tar.gz or .tgz file.
+        archive: a .tar.gz or .tgz file.
         folder: the folder to create.
         limit: maximum total size of the files, in bytes.
 
     Raises:
-        UsageError: if the archive is damaged or encrypted, its files exceed ``limit``, or a member is not an ordinary
-            file below ``folder``; or if the disk is full.
+        UsageError: if the archive is damaged, its files exceed ``limit``, or a member is not an ordinary file below
+            ``folder``; or if the disk is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,14 +55,14 @@ def extract(archive: Path, folder: Path, limit: int) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted process
     try:
         unfinished.mkdir()
-        for member in members(archive):
+        for tar, member in members(archive):
             path = PureWindowsPath(member.name)  # parses the separators and roots of every system
             if path.anchor or ".." in path.parts:
                 raise refusal(archive, member, "would lie outside its folder")
             file = unfinished.joinpath(*path.parts)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb") as output:
-                for chunk in contents(archive, member, limit):
+                for chunk in contents(archive, tar, member, limit):
                     limit -= output.write(chunk)
         os.replace(unfinished, folder)
     finally:
@@ -105,85 +73,66 @@ def read(archive: Path, names: Sequence[str], limit: int) -> dict[str, bytes]:
     """Return the contents of members of an archive, in a single pass.
 
     Args:
-        archive: a .zip, .tar, .tar.gz or .tgz file.
+        archive: a .tar.gz or .tgz file.
         names: the paths of the members.
         limit: maximum size of each member, in bytes.
 
     Raises:
-        UsageError: if the archive is damaged or encrypted, a member is missing, or one has more than ``limit`` bytes.
+        UsageError: if the archive is damaged, a member is missing, or one has more than ``limit`` bytes.
     """
     requested, found = {PurePosixPath(name): name for name in names}, {}
-    for member in members(archive):
+    for tar, member in members(archive):
         if (name := requested.get(PurePosixPath(member.name))) and name not in found:
-            found[name] = b"".join(contents(archive, member, limit))
+            found[name] = b"".join(contents(archive, tar, member, limit))
             if len(found) == len(names):
                 return found
     missing = next(name for name in names if name not in found)
     raise UsageError(f"expected {archive} to contain {missing}, got no such file: replace it with a complete copy")
 
 
-def members(archive: Path) -> Iterator[Member]:
-    """Yield the members of a zip or tar file in order, except folders.
+def members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the open archive with each of its members in order, except folders.
 
     Raises:
         UsageError: if the archive is damaged.
     """
     try:
-        yield from (zip_members if archive.suffix.lower() == ".zip" else tar_members)(archive)
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if not member.isdir():
+                    yield tar, member
+            tar.fileobj.seek(tar.offset)  # where tarfile stopped: at the end or, without an error, at a damaged header
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"cut off or damaged after {tar.offset} bytes")
+            while tar.fileobj.read(CHUNK):  # to the end, where gzip verifies the checksum
+                pass
     except UNREADABLE as error:
         raise UsageError(
             f"expected {archive} to be an intact archive, but it cannot be read ({error}): replace it with a good copy"
         ) from error
 
 
-def zip_members(archive: Path) -> Iterator[Member]:
-    """Yield the members of a zip file."""
-    with ZipFile(archive) as file:
-        for info in file.infolist():
-            if not info.is_dir():
-                kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not made on Unix
-                yield Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), partial(file.open, info))
-
-
-def tar_members(archive: Path) -> Iterator[Member]:
-    """Yield the members of a tar file."""
-    with tarfile.open(archive, "r:gz" if archive.suffix.lower() in (".gz", ".tgz") else "r:") as file:
-        for info in file:
-            if not info.isdir():
-                yield Member(info.name, info.size, info.isreg(), partial(open_tar_member, file, info))
-        file.fileobj.seek(file.offset)  # where tarfile stopped: at the end or, without an error, at a damaged header
-        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"cut off or damaged after {file.offset} bytes")
-        while file.fileobj.read(CHUNK):  # to the end, where gzip verifies the checksum
-            pass
-
-
-def open_tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    """Open an ordinary file in a tar file."""
-    stream = file.extractfile(info)
-    assert stream is not None  # only folders and devices have no content
-    return stream
-
-
-def contents(archive: Path, member: Member, limit: int) -> Iterator[bytes]:
+def contents(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> Iterator[bytes]:
     """Yield a member in chunks.
 
     Raises:
         UsageError: if it is not an intact, ordinary file of at most ``limit`` bytes.
     """
-    if not member.ordinary:
+    if not member.isreg():
         raise refusal(archive, member, "is a link or a device")
     if member.size > limit:
         raise refusal(archive, member, f"has {member.size} bytes where {limit} are allowed")
     try:
-        with member.open() as file:
-            while chunk := file.read(CHUNK):
+        stream = tar.extractfile(member)
+        assert stream is not None  # only folders and devices have no content
+        with stream:
+            while chunk := stream.read(CHUNK):
                 yield chunk
     except UNREADABLE as error:
         raise refusal(archive, member, f"cannot be read ({error})") from error
 
 
-def refusal(archive: Path, member: Member, fault: str) -> UsageError:
+def refusal(archive: Path, member: tarfile.TarInfo, fault: str) -> UsageError:
     """Return a UsageError about a member and its fault."""
     return UsageError(
         f"expected {archive} to contain only intact ordinary files, but {member.name} {fault}: replace the archive"

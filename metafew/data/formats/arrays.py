@@ -112,12 +112,29 @@ def _as_image(content: bytes | np.ndarray, name: str) -> Image.Image | np.ndarra
 
 
 def read_npz(file: Path) -> LabelledFile:
-    """Read an .npz file of images and labels under the names :data:`IMAGES` and :data:`LABELS`."""
+    """Read an .npz file of images and labels under the names :data:`IMAGES` and :data:`LABELS`.
+
+    An array ``names``, if there is one, has the class names of labels 0, 1, ...
+    """
     with open_npz(file) as arrays:
         used = find_name(arrays, LABELS)
         labels = class_labels(read_array(arrays, used, file), f"{used} of {file}")
         ignored = unused_arrays(file, arrays, (used, find_name(arrays, IMAGES), "names"))
-    return LabelledFile(npz_images(file), labels, None, ignored)
+        names = _names_of_labels(read_array(arrays, "names", file), labels, file) if "names" in arrays else None
+    return LabelledFile(npz_images(file), labels, names, ignored)
+
+
+def _names_of_labels(words: np.ndarray, labels: np.ndarray, file: Path) -> dict[Any, str]:
+    """Return the class names of labels 0, 1, ...; raises UsageError unless each label has a name of its own."""
+    names = dict(enumerate(map(class_name, class_labels(words.ravel(), f"names of {file}"))))
+    unnamed = sorted(set(labels.tolist()) - set(names), key=str)
+    if unnamed or len(set(names.values())) < len(names):
+        problem = f"none for label {unnamed[0]}" if unnamed else "the same twice"
+        raise UsageError(
+            f"expected names in {file} to be a different name for each label, got {len(names)}, {problem}: correct the "
+            "file"
+        )
+    return names
 
 
 def npz_images(file: Path) -> Callable[[], np.ndarray]:

@@ -54,6 +54,15 @@ def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     return {role: str(name) for role, name in given.items()}
 
 
+def check_columns_are_read(columns: Mapping[str, str], files: Sequence[str | int | None]) -> None:
+    """Raise UsageError if columns are named, and none of the files of a dataset is a CSV file."""
+    if columns and all(file is None or str(file).lower().endswith(".json") for file in files):
+        raise UsageError(
+            f"expected a CSV file for the columns that dataset.columns names, got none for {columns}: type "
+            "dataset.splits=FILE.csv, or dataset.columns=null"
+        )
+
+
 def read_columns(file: Path, roles: Sequence[str], named: Mapping[str, str]) -> Columns:
     """Read columns of a CSV file with a header, separated by commas, semicolons or tabs.
 
@@ -67,8 +76,8 @@ def read_columns(file: Path, roles: Sequence[str], named: Mapping[str, str]) -> 
             value.
     """
     with explain_damage(file, "CSV", OSError, ValueError, csv.Error, advice="correct the file"):
-        text = file.read_bytes().decode("utf-8-sig").lstrip("\r\n")
-        separator = max(SEPARATORS, key=lambda each: len(next(_rows(text, each), (0, []))[1]))
+        text = file.read_bytes().decode("utf-8-sig")
+        separator = max(SEPARATORS, key=lambda each: len(next((row for _, row in _rows(text, each) if any(row)), [])))
         table = [(line, row) for line, row in _rows(text, separator) if any(row)]
     header = table[0][1] if table else []
     places = _find_columns(file, header, roles, named)
@@ -91,11 +100,6 @@ def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 def _find_columns(file: Path, header: Sequence[str], roles: Sequence[str], named: Mapping[str, str]) -> list[int]:
     """Return the column index of each role; raises UsageError unless there is exactly one column."""
-    if any(cell.lower().endswith(SUFFIXES) or cell.lower() in WORDS for cell in header):
-        raise UsageError(
-            f"expected the first line of {file} to be a header, such as {','.join(roles)}, got {', '.join(header)}: "
-            "add that line"
-        )
     usual = {
         role: [place for place, name in enumerate(header) if re.sub(r"[\W_]", "", name.lower()) in USUAL[role]]
         for role in roles
@@ -107,6 +111,11 @@ def _find_columns(file: Path, header: Sequence[str], roles: Sequence[str], named
             if role in named and not typed[role]:
                 log.warning("%s has no column %s, so %s is read instead", file, named[role], header[found[role][0]])
         return [place for (place,) in found.values()]
+    if any(cell.lower().endswith(SUFFIXES) or cell.lower() in WORDS for cell in header):
+        raise UsageError(
+            f"expected the first line of {file} to be a header, such as {','.join(roles)}, got {', '.join(header)}: "
+            "add that line"
+        )
     taken = {place for places in found.values() for place in places}
     free = iter([name for place, name in enumerate(header) if place not in taken])
     example = {role: header[places[0]] if places else next(free, "NAME") for role, places in found.items()}

@@ -19,28 +19,34 @@ class UnreadableImages(UsageError):
 
     Args:
         faults: the name and fault of each image.
+        place: what contains them: a ``folder``, or another ``file`` such as an array or an archive.
     """
 
-    def __init__(self, faults: Sequence[tuple[str, str]]):
-        self.faults = list(faults)
+    def __init__(self, faults: Sequence[tuple[str, str]], place: str = "folder"):
+        self.faults, self.place = list(faults), place
         named = [f"{name} ({problem})" for name, problem in self.faults[:LISTED]]
         if len(self.faults) > LISTED:
             named.append(f"and {len(self.faults) - LISTED} more")
         (name, problem), *others = self.faults
-        super().__init__(
-            f"{len(self.faults)} images cannot be read: {', '.join(named)}: replace them or take them out of the folder"
-            if others
-            else f"{name} cannot be read as an image ({problem}): replace it or take it out of the folder"
-        )
+        if others:
+            said = f"{len(self.faults)} images cannot be read: {', '.join(named)}: replace them or take them"
+        else:
+            said = f"{name} cannot be read as an image ({problem}): replace it or take it"
+        super().__init__(f"{said} out of the {place}")
+
+    @classmethod
+    def joined(cls, errors: Sequence[UnreadableImages]) -> UnreadableImages:
+        """Return one error for the images of several."""
+        return cls([fault for error in errors for fault in error.faults], errors[0].place)
 
 
-def readable(images: Iterator[T], faults: list[tuple[str, str]]) -> Iterator[T]:
-    """Yield the readable images, and append the others to ``faults``.
+def readable(images: Iterator[T], errors: list[UnreadableImages]) -> Iterator[T]:
+    """Yield the readable images, and append the errors of the others to ``errors``.
 
     Args:
         images: an iterator that raises UnreadableImages for a damaged image and continues with the next, as ``map``
             does.
-        faults: the name and fault of each damaged image.
+        errors: the errors so far.
     """
     while True:
         try:
@@ -48,15 +54,15 @@ def readable(images: Iterator[T], faults: list[tuple[str, str]]) -> Iterator[T]:
         except StopIteration:
             return
         except UnreadableImages as error:
-            faults += error.faults
+            errors.append(error)
 
 
 def intact(images: Iterator[T]) -> Iterator[T]:
     """Yield the readable images; after the last one, raise UnreadableImages for all others at once."""
-    faults: list[tuple[str, str]] = []
-    yield from readable(images, faults)
-    if faults:
-        raise UnreadableImages(faults)
+    errors: list[UnreadableImages] = []
+    yield from readable(images, errors)
+    if errors:
+        raise UnreadableImages.joined(errors)
 
 
 @contextmanager

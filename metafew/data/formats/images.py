@@ -52,7 +52,7 @@ def decode(file: Path | IO[bytes], name: str) -> Image.Image:
         if image.mode != "LAB":  # which Pillow cannot convert
             return image
         problem = "its colours are CIELAB, not RGB"
-    raise UnreadableImages([(name, problem)])
+    raise UnreadableImages([(name, problem)], "folder" if isinstance(file, Path) else "file")
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:

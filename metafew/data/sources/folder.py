@@ -10,11 +10,10 @@ from pathlib import Path
 
 from metafew.config.option_values import check_choice, option_path
 from metafew.data.duplicates import POLICIES
-from metafew.data.formats.arrays import Arrays, open_npz, read_array, read_npz
+from metafew.data.formats.arrays import Arrays, read_npz
 from metafew.data.formats.collection import Collection
-from metafew.data.formats.columns import check_columns, read_columns
-from metafew.data.formats.labels import class_labels
-from metafew.data.formats.names import class_name, data_name
+from metafew.data.formats.columns import check_columns, check_columns_are_read, read_columns
+from metafew.data.formats.names import data_name
 from metafew.data.formats.scan import Scan
 from metafew.data.formats.tree import Tree
 from metafew.data.sources.class_folders import LAYOUTS, read_class_folders
@@ -46,9 +45,10 @@ class Folder(Collected):
         image_size: height and width of the stored images, in pixels.
         fit: ``crop`` takes the central square of an image, ``stretch`` resizes the full image, ``pad`` adds margins.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
-        white: the value of white in images of more than 8 bits; None derives it from all of them (see
-            :meth:`~metafew.data.formats.conversion.Conversion.decide`).
-        background: ``white`` or ``black``, behind transparent pixels and in margins; None derives it from all images.
+        white: the value of white in images of more than 8 bits; None for 65535 or, if there are images in floating
+            point, a value derived from all (see :meth:`~metafew.data.formats.conversion.Conversion.decide`).
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None for white, unless more
+            transparent images are faint on white than on black.
         duplicates: how to treat equal images: ``warn``, ``error`` (refuse them) or ``drop``.
 
     Raises:
@@ -101,11 +101,13 @@ class Folder(Collected):
                 f"expected dataset.layout=auto, as {root if arrays else self.labels} contains the labels, got "
                 f"{self.layout}: type dataset.layout=auto"
             )
+        check_columns_are_read(self.columns, [self.labels, self.listing])
         images: Arrays | Tree
         if self.labels is not None:
             images = read_labelled(root, find_file(root, "labels", self.labels), self.columns)
         elif arrays:
-            images = read_arrays(root)
+            found = read_npz(root)
+            images = Arrays(found.images, found.labels, found.names, [root], found.ignored)
         else:
             # A file of splits names the class folders.
             layout = "classes" if self.listing is not None and self.layout == "auto" else self.layout
@@ -119,23 +121,6 @@ class Folder(Collected):
     def group(self, name: str) -> str:
         """Return the path above the folder of a class, such as its alphabet; ``""`` if there is none."""
         return name.rpartition("/")[0]
-
-
-def read_arrays(file: Path) -> Arrays:
-    """Read an .npz file of images, labels and optionally ``names``, the class names of labels 0, 1, ..."""
-    images, labels, names, ignored = read_npz(file)
-    with open_npz(file) as arrays:
-        if "names" in arrays:
-            words = class_labels(read_array(arrays, "names", file).ravel(), f"names of {file}")
-            names = dict(enumerate(map(class_name, words)))
-            unnamed = sorted(set(labels.tolist()) - set(names), key=str)
-            if unnamed or len(set(names.values())) < len(names):
-                problem = f"none for label {unnamed[0]}" if unnamed else "the same twice"
-                raise UsageError(
-                    f"expected names in {file} to be a different name for each label, got {len(names)}, {problem}: "
-                    "correct the file"
-                )
-    return Arrays(images, labels, names, [file], ignored)
 
 
 def relative_to(root: Path, image: str) -> str:

@@ -17,7 +17,7 @@ from metafew.config.option_values import check_choice, option_path
 from metafew.data.download import TIMEOUT, Remote, explain, obtain
 from metafew.data.duplicates import POLICIES
 from metafew.data.formats.collection import Collection
-from metafew.data.formats.columns import check_columns
+from metafew.data.formats.columns import check_columns, check_columns_are_read
 from metafew.data.formats.parquet import Parquet
 from metafew.data.sources.class_splits import check_fractions_sum_to_one, divide, find_file
 from metafew.data.sources.collected import Collected
@@ -54,8 +54,10 @@ class Hub(Collected):
         channels: 1 or 3; images are converted.
         image_size: height and width of the stored images, in pixels.
         fit: ``crop`` takes the central square of an image, ``stretch`` resizes the full image, ``pad`` adds margins.
-        white: the value of white in images of more than 8 bits; None derives it from all of them.
-        background: ``white`` or ``black``, behind transparent pixels and in margins; None derives it from all images.
+        white: the value of white in images of more than 8 bits; None for 65535 or, if there are images in floating
+            point, a value derived from all.
+        background: ``white`` or ``black``, behind transparent pixels and in margins; None for white, unless more
+            transparent images are faint on white than on black.
         download: whether missing files are downloaded into ``root``.
         duplicates: how to treat equal images: ``warn``, ``error`` (refuse them) or ``drop``.
         invert: whether images are drawings in dark ink on a light background, to be stored with ink 255 on 0.
@@ -71,8 +73,8 @@ class Hub(Collected):
         self,
         repo: str | None,
         root: str | int,
-        config: str | None,
-        label: str | None,
+        config: str | int | None,
+        label: str | int | None,
         splits: str | None,
         columns: Mapping[str, str] | None,
         fractions: Sequence[float],
@@ -93,14 +95,21 @@ class Hub(Collected):
                 f"expected dataset.repo to be OWNER/NAME on {HUB}, got {repo}: type dataset.repo=OWNER/NAME"
             )
         check_fractions_sum_to_one(fractions)
-        self.repo, self.root, self.label_column = repo, option_path("dataset.root", root), label
-        self.config = None if config is None else str(config)  # the command line parses 2023 as a number
+        self.repo, self.root = repo, option_path("dataset.root", root)
+        # The command line parses 2023 as a number.
+        self.config, self.label_column = (None if name is None else str(name) for name in (config, label))
         self.listing, self.columns = splits, check_columns(columns)
         self.fractions, self.split_seed, self.download = fractions, split_seed, download
         self.duplicates = duplicates
 
     def find(self) -> tuple[list[Collection], Mapping[str, Sequence[str]]]:
         """Return the images of all files, and the class names of each split."""
+        if self.repo is None and self.config is not None:
+            raise UsageError(
+                f"expected dataset.config=null, as dataset.repo=null reads the files in {self.root}, got "
+                f"{self.config}: type dataset.config=null, or dataset.repo=OWNER/NAME"
+            )
+        check_columns_are_read(self.columns, [self.listing])
         local = [self.root] if self.root.is_file() else sorted(self.root.glob("*.parquet"))
         files = local if self.repo is None else self._downloads(self.repo)
         if not files:

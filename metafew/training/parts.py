@@ -132,14 +132,14 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and "data" in start["metafew"]:
         no_effect["dataset"] += resume.PATHS_OF_DATA  # the images themselves are compared
     data = make_data(cfg, source, learner.objective)
-    training = training_options(written)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    training = training_options(written) | {"train": config["train"]}
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
     restore_fitted(learner, start if resumes or not fits else None)
     loggers: list[Logger] = []
     if fits:
-        loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
+        loggers.append(MetricsFile(out / "metrics.csv", resumes))
     loggers += [make(node) for node in cfg.get("logger", {}).values()]
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return Parts(
         source=source,
         learner=learner,

@@ -16,6 +16,7 @@ from metafew.config.groups import ALL
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
+from metafew.data.task_spec import TaskSpec
 from metafew.distributed.launcher import job_of_queue
 from metafew.evaluation import results
 from metafew.evaluation.base_mean import without_training_images
@@ -58,6 +59,11 @@ class Parts:
     def fits(self) -> bool:
         """Whether the run trains."""
         return "fit" in self.stages
+
+    @property
+    def tested(self) -> list[TaskSpec]:
+        """The tasks of each test, which an analysis also follows; none if the run only trains."""
+        return [] if self.stages == ["fit"] else self.data.test
 
     @property
     def untrained_heads(self) -> list[str]:

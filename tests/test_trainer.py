@@ -333,7 +333,7 @@ def test_a_callback_from_which_lightning_resumes_by_itself_is_refused():
     ("name", "options", "advice"),
     [
         ("StochasticWeightAveraging", {"swa_lrs": 0.1}, "of epochs, .* pytorch_lightning.callbacks.EMAWeightAveraging"),
-        ("GradientAccumulationScheduler", {"scheduling": {0: 2}}, "with the epoch, .* trainer.accumulate_grad_batches=4$"),
+        ("GradientAccumulationScheduler", {"scheduling": {0: 2}}, r"with the epoch, .* trainer\.\w+_batches=4$"),
     ],
 )
 def test_a_callback_that_counts_epochs_is_refused(name, options, advice):

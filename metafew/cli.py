@@ -26,7 +26,7 @@ from metafew.config.help import folders, help_on, help_text
 from metafew.config.hydra_parser import accept_any_help
 from metafew.config.mistakes import in_one_line
 from metafew.config.paths import resolve_paths
-from metafew.distributed.launcher import is_rank_zero, launched_world_size
+from metafew.distributed.launcher import is_one_process, is_rank_zero, launched_world_size
 from metafew.distributed.output_folder import named_by_clock, require_named
 from metafew.distributed.report_once import (
     already_reported,
@@ -159,7 +159,7 @@ def run_sweep_cell(cfg: DictConfig, out: Path) -> None:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         if finished(out, config, partial(data_fingerprints, cfg)):
             print(f"{out} was finished before: delete it to run it again")
-        elif (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1) and launched_world_size() < 2:
+        elif not is_one_process(cfg.trainer.devices, cfg.trainer.num_nodes) and launched_world_size() < 2:
             run_cell(out)
         else:
             composed.start(out)

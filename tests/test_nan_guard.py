@@ -159,6 +159,7 @@ def test_tasks_that_a_solver_gave_up_are_counted_and_said_once(launch, monkeypat
         ("train", ["objective=classical"], ["a smaller train.batch_size", "accumulate_grad_batches=2", "bf16-mixed"]),
         ("val", ["head=protonet"], ["val.tasks=1", "a smaller val.query", "trainer.precision=bf16-mixed"]),
         ("test", ["head=protonet"], ["test.tasks=1", "test.queries=class", "trainer.precision=bf16-mixed"]),
+        ("analyze", ["stages=[fit,analyze]", "val.total=0"], ["test.tasks=1", "a smaller test.query", "bf16-mixed"]),
         ("test", ["evaluate=[maml]"], ["test.tasks=1", "evaluate.maml.inner=loop", "trainer.precision=bf16-mixed"]),
     ],
 )  # fmt: skip
@@ -176,6 +177,7 @@ def test_memory_that_runs_out_names_three_settings(launch, monkeypatch, phase, w
     with pytest.raises(UsageError, match=f"memory ran out in a step of {phase} \\(CUDA out of memory\\)") as caught:
         launch("trainer.max_steps=1", *words)
     assert all(setting in str(caught.value) for setting in settings)
+    assert "test.queries" not in str(caught.value) or phase == "test"
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 from contracts import sampled, takes_steps
-from runs import HALF, TINY, state
+from runs import HALF, TINY, curves, state
 from smooth import Smooth
 from torch import nn
 from torch.nn import functional as F
 
 from metafew.config.groups import CONF
 from metafew.episode import Episode, Labelled
+from metafew.errors import UsageError
 from metafew.heads.fast_weights import autograd_gradient, vmap_safe_gradient
 from metafew.heads.maml import MAML
 from metafew.norms.batch import BatchNorm
@@ -151,6 +152,23 @@ def test_moments_that_overflowed_are_left_out():
     norm.absorb(torch.tensor([[2.0, 4.0, 2.0], [math.inf, 8.0, 2.0]]))
     assert torch.equal(norm.running_mean, torch.tensor([0.1, 0.2])) and torch.equal(before[0], norm.running_mean)
     assert torch.equal(before[1], norm.running_var)
+
+
+def test_a_fused_optimizer_logs_the_gradient_without_the_scale(launch, tmp_path):
+    words = [*HALF, "norm=batch", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "stages=[fit]", "val.total=0"]
+    one, other = (
+        curves(launch(*words, f"+optimizer.fused={fused}", out=tmp_path / fused)[1])[0]["train/gradient_norm"]
+        for fused in ("false", "true")
+    )
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_gradients_of_a_fused_optimizer_are_not_clipped_in_float16(launch, tmp_path):
+    words = ["trainer.max_steps=1", "stages=[fit]", "trainer.gradient_clip_val=1.0"]
+    launch(*words, "+optimizer.fused=true", out=tmp_path / "float32")
+    launch(*words, *HALF, out=tmp_path / "apart")
+    with pytest.raises(UsageError, match=r"got a fused one: leave out optimizer\.fused, or type trainer\.precision=bf"):
+        launch(*words, *HALF, "+optimizer.fused=true", out=tmp_path / "both")
 
 
 @pytest.mark.parametrize(

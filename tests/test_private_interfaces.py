@@ -188,6 +188,12 @@ def scaler():
     assert "self.scaler = scaler" in inspect.getsource(MixedPrecision.__init__)
 
 
+def amp_scaling():
+    for fused in (False, True):
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], fused=fused)
+        assert getattr(optimizer, "_step_supports_amp_scaling", False) == fused
+
+
 def forward_context():
     trainer = pl.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False)
     with trainer.precision_plugin.forward_context():
@@ -243,6 +249,7 @@ PRIVATE = [
     Private('["loops"]["fit_loop"]', "pytorch_lightning", "ckpt=last repeats or skips steps", loops),
     Private("batch_progress.current.ready", "pytorch_lightning", "a diverged run leaves no last.ckpt", batch_progress),
     Private(".precision_plugin", "pytorch_lightning", "float16 runs end at the first overflow", scaler),
+    Private("_step_supports_amp_scaling", "torch", "float16 with a fused optimizer logs scaled gradients", amp_scaling),
     Private("_SubprocessScriptLauncher", "pytorch_lightning", "runs whose results stay in copies are made", launchers),
     Private("forward_context", "pytorch_lightning", "measures are not taken in the run's precision", forward_context),
 ]

@@ -185,6 +185,12 @@ def test_several_devices_under_joblib_are_a_usage_error(tmp_path):
         subprocesses.run_cell(tmp_path)
 
 
+def test_one_chosen_gpu_is_one_process():
+    chosen = OmegaConf.create([1, "1", [3], 2, "2", [0, 1], -1, "auto", None])
+    assert [launcher.is_one_process(devices, 1) for devices in chosen] == [True] * 3 + [False] * 6
+    assert not launcher.is_one_process(1, 2)
+
+
 @pytest.mark.parametrize(
     ("given", "devices", "count"),
     [

@@ -329,6 +329,7 @@ def test_train_does_what_the_command_does(launch, tmp_path):
         ([], {"trainer": {"devices": 2}}, "expected one process"),
         ([], {"head": {"c": -1.0}, "backbone.width": 4}, r"expected an option of the head .* type head="),
         (["train.way=1000"], {}, "type train.way=153"),
+        (["train.way=1000"], {"trainer": {"devices": "1"}}, "type train.way=153"),
         (["hydra.run.dir=file/out"], {}, "a folder that can be created"),
     ],
     ids=str,

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
-from runs import PATIENCE, TINY
+from runs import PATIENCE, TINY, curves
 
 from metafew import cli
 from metafew.config.groups import CONF, describe_groups
@@ -333,6 +333,9 @@ def test_a_validation_on_other_tasks_does_not_count(tmp_path, caplog):
         ([], ["test.seed=5"], False),
         (["val.balance=dirichlet"], ["val.dirichlet=3"], False),
         (["val.shot=natural"], ["val.support=77"], False),
+        (["val.way=${test.way}"], ["test.way=3"], False),
+        (["val.way=${test.way}", "test.way=3"], ["val.way=3"], True),
+        (["test.seed=${seed}"], ["seed=7"], False),
         ([], ["val.dirichlet=3", "val.support=77", "val.every=3", "seed=7", "test.way=3"], True),
     ],
 )
@@ -411,6 +414,31 @@ def test_a_resumed_training_has_the_patience_that_is_typed(tmp_path):
     command(*words, "trainer.max_steps=2", stopping.format("patience:4"), out=tmp_path)
     more = command(*words, "trainer.max_steps=60", stopping.format("patience:9"), "ckpt=last", out=tmp_path)
     assert 9 <= more["steps"] <= 11
+
+
+def test_a_training_that_patience_ended_goes_on_with_a_longer_one(tmp_path):
+    stopping = "{{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/protonet/loss,patience:{}}}"
+    words = ["optimizer.lr=0", "val.every=1", "trainer.max_steps=60"]
+    first = command(*words, f"+trainer.callbacks=[{stopping.format(1)}]", out=tmp_path)
+    again = command(*words, f"+trainer.callbacks=[{stopping.format(6)}]", "ckpt=last", out=tmp_path)
+    assert first["steps"] <= 3 and 7 <= again["steps"] <= 9
+
+
+def test_from_an_earlier_step_what_is_later_is_undone(tmp_path, caplog):
+    command("save.keep=true", "trainer.max_steps=6", out=tmp_path / "a")
+    words = [f"ckpt={tmp_path}/a/checkpoints/step-000003.ckpt", "trainer.max_steps=3"]
+    for name, best in (("b", "not copied"), ("a", "deleted")):
+        command(*words, out=tmp_path / name)
+        assert f"where training resumes, so it is {best}" in caplog.text
+        assert not (tmp_path / name / "checkpoints/best.ckpt").exists()
+        assert [row["step"] for row in curves(tmp_path / name)] == [0, 1, 2]
+
+
+def test_training_tasks_that_follow_those_of_the_test_are_compared(tmp_path):
+    command("train.shot=${test.shot}", "trainer.max_steps=1", out=tmp_path)
+    command("train.shot=1", "trainer.max_steps=2", "ckpt=last", out=tmp_path)
+    with pytest.raises(UsageError, match="different ones for train than in"):
+        command("train.shot=${test.shot}", "test.shot=2", "trainer.max_steps=3", "ckpt=last", out=tmp_path)
 
 
 def test_without_a_checkpoint_training_starts_and_other_options_are_a_usage_error(tmp_path, caplog):

@@ -208,6 +208,12 @@ def test_a_context_size_never_trained_warns(launch, caplog):
     assert "alpha was never fitted" not in caplog.text
 
 
+def test_a_run_that_only_trains_needs_no_tasks_that_suit_a_test(launch, caplog):
+    words = ["head=maml", "head.steps=1", "head.test_steps=1", "train.way=3", "val.way=3", "trainer.max_steps=2"]
+    report, _ = launch(*words, "stages=[fit]")
+    assert report["steps"] == 2 and "alpha was never fitted" not in caplog.text
+
+
 def test_an_untrained_maml_is_tested_with_another_way(launch, tmp_path):
     _, fit = launch("trainer.max_steps=1", out=tmp_path / "fit")
     words = ["stages=[test]", f"ckpt={fit}/checkpoints/last.ckpt", "evaluate=[maml]", "test.way=3"]

@@ -65,6 +65,11 @@ def test_what_belongs_to_metafew_is_refused_by_name(name):
         check_trainer_options({name: value})
 
 
+def test_a_limit_of_predictions_is_one_of_analyzed_tasks():
+    with pytest.raises(UsageError, match=r"analyze.tasks sets .*: type analyze\.tasks=200$"):
+        check_trainer_options({"limit_predict_batches": 3})
+
+
 @pytest.mark.parametrize("value", [60, "60", "1:00", "00:12:00:00 hours"])
 def test_a_time_of_another_form_is_a_usage_error(value):
     said = rf"expected trainer.max_time to be days, .*, got {value}: type \+\+trainer.max_time="
@@ -324,6 +329,19 @@ def test_a_callback_from_which_lightning_resumes_by_itself_is_refused():
         make_added("callbacks", node, Callback)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "advice"),
+    [
+        ("StochasticWeightAveraging", {"swa_lrs": 0.1}, "of epochs, .* pytorch_lightning.callbacks.EMAWeightAveraging"),
+        ("GradientAccumulationScheduler", {"scheduling": {0: 2}}, r"with the epoch, .* trainer\.\w+_batches=4$"),
+    ],
+)
+def test_a_callback_that_counts_epochs_is_refused(name, options, advice):
+    node = OmegaConf.create({"_target_": f"pytorch_lightning.callbacks.{name}", **options})
+    with pytest.raises(UsageError, match=f"expected callbacks other than {name}, which .*{advice}"):
+        make_added("callbacks", node, Callback)
+
+
 def test_an_error_of_a_callback_of_lightning_is_a_usage_error():
     """Only the first validation shows that EarlyStopping monitors what nobody logs."""
     stopping = EarlyStopping("val/nothing")
@@ -437,6 +455,12 @@ def test_a_callback_that_ends_training_finishes_it(launch, caplog):
     report, _ = launch(*words)
     assert (report["steps"], report["finished"]) == (2, True)
     assert "a callback ended training after 2 of 30 steps" in caplog.messages
+
+
+def test_a_smallest_number_of_steps_only_delays_the_end(launch):
+    stopping = f"+trainer.callbacks=[{STOPPING}, patience: 1, min_delta: 1.0}}]"
+    report, _ = launch("trainer.max_steps=30", "val.every=1", "+trainer.min_steps=4", stopping)
+    assert report["steps"] == 4
 
 
 @pytest.mark.parametrize(("saved", "expected"), [({}, True), ({"finished": True}, True), ({"finished": False}, False)])

@@ -41,7 +41,8 @@ class Checkpoints(ModelCheckpoint):
     """Write best.ckpt and last.ckpt, from which a run resumes as if it had never been interrupted.
 
     Lightning would skip an interrupted validation, lose the best score in a different folder, and draw different random
-    numbers. A run that is stopped by a signal writes last.ckpt.
+    numbers. A run that is stopped by a signal writes last.ckpt. Where ``trainer.max_time`` ends a training, Lightning
+    validates once more, and this validation counts.
 
     Args:
         folder: the folder of the checkpoints.
@@ -134,7 +135,11 @@ class Checkpoints(ModelCheckpoint):
         """Set Lightning's loops to a state after a complete step, and after or before its validation."""
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits each command, not all together
         for stopping in trainer.early_stopping_callbacks:
-            checkpoint["callbacks"].get(stopping.state_key, {})["patience"] = stopping.patience  # as typed now
+            saved = checkpoint["callbacks"].get(stopping.state_key, {})
+            saved["patience"] = stopping.patience  # as typed now
+            exhausted = saved.get("stopping_reason") == EarlyStoppingReason.PATIENCE_EXHAUSTED.value
+            if exhausted and saved["wait_count"] < stopping.patience:
+                saved["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value
         if not self.comparable:
             for key in [key for key in checkpoint["callbacks"] if key.startswith(EarlyStopping.__name__)]:
                 del checkpoint["callbacks"][key]

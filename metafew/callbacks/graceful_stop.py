@@ -50,23 +50,13 @@ class GracefulStop(Callback):
         if index % trainer.accumulate_grad_batches == 0:
             self.end(trainer)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End between two batches, of which all processes have the same number."""
-        self.end(trainer)
-
-    def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End between two batches."""
-        self.end(trainer)
-
-    def on_predict_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End between two batches."""
-        self.end(trainer)
-
-    def end(self, trainer: pl.Trainer) -> None:
-        """Raise SIGTERMException in all processes if one of them received a signal."""
+    def end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Raise SIGTERMException in all processes, which have the same number of batches, if one received a signal."""
         asked = self.asked
         if trainer.world_size > 1:
             flag = torch.tensor(float(asked), device=trainer.strategy.root_device)
             asked = bool(trainer.strategy.reduce(flag, reduce_op="max"))
         if asked:
             raise SIGTERMException
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = end

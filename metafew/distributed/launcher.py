@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from metafew.distributed.output_folder import claim, named_by_clock, require_named
 from metafew.errors import UsageError, reason
@@ -23,6 +23,11 @@ def is_rank_zero() -> bool:
     """Return whether this process is rank zero of the run, with any launcher."""
     ranks = ["RANK"] if "RANK" in os.environ else ["NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"]
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def is_one_process(devices: Any, nodes: int) -> bool:
+    """Return whether a run has one process, given ``trainer.devices``, a number or a list, and ``num_nodes``."""
+    return nodes == 1 and (len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1")
 
 
 def launched_world_size() -> int:

@@ -18,12 +18,12 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
-        steps: if the file exists, number of steps whose rows are kept; later steps will be repeated.
+        resumes: whether the rows that it has at the start are kept.
     """
 
-    def __init__(self, path: Path, steps: int):
+    def __init__(self, path: Path, resumes: bool):
         super().__init__()
-        self.path, self.steps = path, steps
+        self.path, self.resumes = path, resumes
         self.columns: list[str] = []
 
     name = version = ""
@@ -42,13 +42,25 @@ class MetricsFile(Logger):
 
     def _widen(self, row: dict[str, Any]) -> None:
         """Rewrite the file with the columns of ``row`` added."""
-        rows = []
-        if self.path.exists() and (self.columns or self.steps):
-            complete = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # the last row may have been truncated
-            lines = complete.splitlines()
-            rows = [old for old in csv.DictReader(lines) if self.columns or int(old["step"]) < self.steps]
+        rows = read_rows(self.path) if self.path.exists() and (self.columns or self.resumes) else []
         self.columns = sorted({*row, *(rows[0] if rows else self.columns)})
-        with atomic_write(self.path, newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(self.path, self.columns, rows)
+
+
+def copy_rows(old: Path, new: Path, steps: int) -> None:
+    """Copy the rows of the first ``steps`` steps, as later steps will be repeated; ``new`` may be ``old``."""
+    rows = [row for row in read_rows(old) if int(row["step"]) < steps]
+    write_rows(new, [*rows[0]] if rows else ["step"], rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file, except a last one that was truncated."""
+    return [*csv.DictReader(path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines())]
+
+
+def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    """Write a file of these rows."""
+    with atomic_write(path, newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -23,6 +23,7 @@ from metafew.meta_parameters import meta_parameters
 from metafew.training import norm_checks
 from metafew.training.cuda_graph import check_graph
 from metafew.training.idle_options import check_for_idle_options
+from metafew.training.learner import unscales_in_step
 from metafew.training.parts import Parts
 from metafew.training.sufficient_data import check_tasks_can_be_drawn
 from metafew.training.trainer_options import check_clipping, check_trainer_options
@@ -156,6 +157,7 @@ def check_parts(parts: Parts) -> None:
         norm_checks.warn_of_moments_of_one_process(parts)
         check_something_trains(parts)
         check_graph(parts.learner, parts.data.train, parts.trainer)
+        check_scale_of_clipping(parts)
     check_fixed_ways(parts)
     norm_checks.warn_of_context_sizes(parts)
     norm_checks.warn_of_initial_moments(parts)
@@ -209,7 +211,7 @@ def check_objective_has_queries(parts: Parts) -> None:
 
 def check_fixed_ways(parts: Parts) -> None:
     """Check that tasks have as many classes as the linear output layers of heads."""
-    used = (parts.data.train, *[parts.data.val] * (parts.data.val.total > 0), *parts.data.test)
+    used = (parts.data.train, *[parts.data.val] * (parts.data.val.total > 0), *parts.tested)
     specs = [spec for spec in used if isinstance(spec, TaskSpec)]
     for name, head in parts.learner.heads.items():
         for spec in specs:
@@ -229,6 +231,19 @@ def check_something_trains(parts: Parts) -> None:
             f"expected a parameter to train, and the backbone and head={parts.learner.trained} have none that is not "
             f"frozen: type stages=[test], which trains nothing and writes no checkpoint{thaw}, or head=cosine, or "
             "choose another head or head.output"
+        )
+
+
+def check_scale_of_clipping(parts: Parts) -> None:
+    """Check that gradients in float16 are divided by the loss scale before they are clipped."""
+    scaled = getattr(parts.trainer.precision_plugin, "scaler", None) is not None
+    if not (scaled and parts.trainer.gradient_clip_val):
+        return
+    if unscales_in_step(parts.learner.make_optimizer(parts.learner.parameter_groups())):
+        raise UsageError(
+            "expected an optimizer that is not fused with trainer.gradient_clip_val in float16, as a fused one divides "
+            "gradients by the loss scale only after they are clipped, got a fused one: leave out optimizer.fused, or "
+            "type trainer.precision=bf16-mixed"
         )
 
 

@@ -123,7 +123,7 @@ def make_learner(
         schedule,
         queries=cfg.test.queries,
         provenance=provenance,
-        cuda_graph=fit and cfg.get("cuda_graph", False),  # checkpoints of earlier versions have none
+        cuda_graph=fit and cfg.cuda_graph,
     )
     if fit:
         objective.prepare(backbone, heads[learner.trained])

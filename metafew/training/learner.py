@@ -89,7 +89,8 @@ class Learner(Evaluator):
         if self.logs_this_step:
             norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self.log("train/lr", optimizer.param_groups[0]["lr"])
-            self.log("train/gradient_norm", torch.stack(norms).norm() if norms else 0.0)
+            scale = self.objective.loss_scale if unscales_in_step(optimizer) else 1.0
+            self.log("train/gradient_norm", torch.stack(norms).norm() / scale if norms else 0.0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer and a schedule that is stepped once per optimizer step."""
@@ -132,3 +133,8 @@ class Learner(Evaluator):
                 "weights"
             )
         follow(checkpoint, self.make_optimizer, self.make_schedule)
+
+
+def unscales_in_step(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer, being fused, divides gradients by the loss scale of float16 only in its step."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -42,9 +42,9 @@ def check_tasks_form_one_batch(parts: Parts) -> None:
 def warn_of_context_sizes(parts: Parts) -> None:
     """Warn if TaskNorm is tested with context sizes outside those of its training."""
     low, high = parts.data.train.contexts
-    sizes = [size for spec in parts.data.test for size in spec.contexts]
+    sizes = [size for spec in parts.tested for size in spec.contexts]
     depends_on_size = any(alpha.scale is not None for alpha in parts.learner.alphas)
-    if depends_on_size and not low <= min(sizes) <= max(sizes) <= high:
+    if sizes and depends_on_size and not low <= min(sizes) <= max(sizes) <= high:
         log.warning(
             "TaskNorm was trained with contexts of %s images and is tested with %s: its alpha was never "
             "fitted there (norm.alpha=independent does not depend on the size)",

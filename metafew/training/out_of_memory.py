@@ -13,6 +13,9 @@ from pytorch_lightning.utilities.memory import is_oom_error
 from metafew.errors import UsageError
 from metafew.training.learner import Learner
 
+EVALUATING: dict[TrainerFn | None, str] = {TrainerFn.TESTING: "test", TrainerFn.PREDICTING: "analyze"}
+"""Stages by the state of the Trainer; any other evaluation is a validation."""
+
 
 @contextmanager
 def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
@@ -23,16 +26,17 @@ def enough_memory(trainer: pl.Trainer, learner: Learner) -> Iterator[None]:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not is_oom_error(error):
             raise
         reason = " ".join(str(error).split(". ")[0].split()).rstrip(".")
-        split = "train" if learner.training else "test" if trainer.state.fn == TrainerFn.TESTING else "val"
-        settings = ", ".join(smaller(learner, split))
+        stage = "train" if learner.training else EVALUATING.get(trainer.state.fn, "val")
+        settings = ", ".join(smaller(learner, stage))
         raise UsageError(
-            f"memory ran out in a step of {split} ({reason}): type {settings}, or trainer.precision=bf16-mixed"
+            f"memory ran out in a step of {stage} ({reason}): type {settings}, or trainer.precision=bf16-mixed"
         ) from error
 
 
-def smaller(learner: Learner, split: str) -> list[str]:
-    """Return settings that reduce the memory of a step of ``split``."""
-    heads = [learner.trained] if split == "train" else [*learner.heads]
+def smaller(learner: Learner, stage: str) -> list[str]:
+    """Return settings that reduce the memory of a step of ``train``, ``val``, ``test`` or ``analyze``."""
+    split = "test" if stage == "analyze" else stage  # whose tasks an analysis draws, for the trained head only
+    heads = [learner.trained] if stage in ("train", "analyze") else [*learner.heads]
     options = {name: learner.heads[name].memory_option for name in heads if learner.heads[name].adapts_backbone}
     name = next((name for name, option in options.items() if option), None)
     if split == "train" and learner.objective.minibatches:
@@ -42,7 +46,7 @@ def smaller(learner: Learner, split: str) -> list[str]:
     elif split == "train":
         second = "trainer.accumulate_grad_batches=2 with half of it"
     else:
-        second = "a smaller val.query" if split == "val" else "test.queries=class"
+        second = "test.queries=class" if stage == "test" else f"a smaller {split}.query"
     first = "a smaller train.tasks" if split == "train" else f"{split}.tasks=1"
-    # Where every head adapts, a step of an evaluation has as many tasks as head.memory allows.
-    return [second] if split != "train" and len(options) == len(heads) else [first, second]
+    # Where every head adapts, a step of val or test has as many tasks as head.memory allows.
+    return [second] if stage in ("val", "test") and len(options) == len(heads) else [first, second]

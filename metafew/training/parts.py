@@ -16,6 +16,7 @@ from metafew.config.groups import ALL
 from metafew.config.option_values import as_list
 from metafew.data.datamodule import FewShot
 from metafew.data.sources import Source
+from metafew.data.task_spec import TaskSpec
 from metafew.distributed.launcher import job_of_queue
 from metafew.evaluation import results
 from metafew.evaluation.base_mean import without_training_images
@@ -58,6 +59,11 @@ class Parts:
     def fits(self) -> bool:
         """Whether the run trains."""
         return "fit" in self.stages
+
+    @property
+    def tested(self) -> list[TaskSpec]:
+        """The tasks of each test, which an analysis also follows; none if the run only trains."""
+        return [] if self.stages == ["fit"] else self.data.test
 
     @property
     def untrained_heads(self) -> list[str]:
@@ -132,14 +138,14 @@ def make_parts(cfg: DictConfig, choices: dict[str, str], overrides: list[str], o
     if start is not None and "data" in start["metafew"]:
         no_effect["dataset"] += resume.PATHS_OF_DATA  # the images themselves are compared
     data = make_data(cfg, source, learner.objective)
-    training = training_options(written)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    training = training_options(written) | {"train": config["train"]}
     resumes = fits and start is not None and resume.is_same_training(start, training, cfg.ckpt, out, no_effect, data)
     restore_fitted(learner, start if resumes or not fits else None)
     loggers: list[Logger] = []
     if fits:
-        loggers.append(MetricsFile(out / "metrics.csv", start["global_step"] if start is not None and resumes else 0))
+        loggers.append(MetricsFile(out / "metrics.csv", resumes))
     loggers += [make(node) for node in cfg.get("logger", {}).values()]
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return Parts(
         source=source,
         learner=learner,

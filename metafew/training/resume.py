@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from metafew.config.moved import add_options
 from metafew.config.paths import typed_in
@@ -24,6 +25,7 @@ from metafew.distributed.output_folder import CHECKPOINTS, numbered
 from metafew.distributed.subprocesses import TERMINATED
 from metafew.errors import UsageError
 from metafew.io import atomic_write, is_own, write_error
+from metafew.loggers.metrics_file import copy_rows
 from metafew.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def is_same_training(
 
     Args:
         start: the content of the checkpoint.
-        training: :func:`metafew.config.carried.training_options` of this run.
+        training: :func:`metafew.config.carried.training_options` of this run, with ``train`` resolved.
         ckpt: path of the checkpoint.
         out: folder of this run.
         evaluation_options: for each group, the names of options that have no effect on training.
@@ -110,9 +112,11 @@ def is_same_training(
     Raises:
         UsageError: if a different training would start in the folder of the checkpoint.
     """
+    saved = start["metafew"]
+    train = {"train": resolved(saved["config"], "train")} if "config" in saved else {}  # not in earlier versions
     before, now = (
         without_evaluation(options, evaluation_options)
-        for options in (add_options(start["metafew"]["training"], training), training)
+        for options in (add_options(saved["training"] | train, training), training)
     )
     changed = [group for group in now if before.get(group) != now[group]]
     if not changed and "resume" in start:  # missing from checkpoints of earlier versions
@@ -160,6 +164,11 @@ def without_evaluation(training: dict, evaluation_options: Mapping[str, Sequence
     }
 
 
+def resolved(config: Mapping, section: str) -> Any:
+    """Return a section of a configuration as checkpoints store it, with resolved interpolations."""
+    return OmegaConf.to_container(OmegaConf.create(dict(config))[section], resolve=True)
+
+
 def has_same_validation(start: dict, config: Mapping) -> bool:
     """Return whether validation tasks are those of a checkpoint, so that accuracies can be compared; if not, warn.
 
@@ -169,9 +178,9 @@ def has_same_validation(start: dict, config: Mapping) -> bool:
     """
 
     def tasks(of: Mapping) -> list:
-        val = of["val"]
+        val = resolved(of, "val")
         own = [val["support"] if val["shot"] == NATURAL else None, val["balance"] != BALANCES[0] and val["dirichlet"]]
-        return [*(val[key] for key in OF_VALIDATION_TASKS), *own, of["test"]["seed"]]
+        return [*(val[key] for key in OF_VALIDATION_TASKS), *own, resolved(of, "test")["seed"]]
 
     saved = start["metafew"].get("config", config)  # missing from checkpoints of earlier versions
     if tasks(add_options(saved, dict(config))) == tasks(config):
@@ -217,16 +226,21 @@ def set_aside(folder: Path) -> None:
 
 
 def copy_history(ckpt: Path, step: int, out: Path) -> None:
-    """Copy best.ckpt, last.ckpt and metrics.csv as they were at ``step``, that of ``ckpt``."""
+    """Copy best.ckpt, last.ckpt and metrics.csv as of ``step``, that of ``ckpt``, which may be in ``out`` already."""
     folder = out / "checkpoints"
     best = ckpt.with_name("best.ckpt")
     named = CHECKPOINTS.fullmatch(ckpt.parent.name)
     # A curve that was set aside is beside its checkpoints.
     curve = (ckpt if named and named[1] else ckpt.parent).with_name(CURVE)
-    copies = [(ckpt, folder / "last.ckpt"), (curve, out / CURVE)]
+    copies = [(ckpt, folder / "last.ckpt")]
     if best.is_file() and checkpoint.read(best)["global_step"] > step:
-        log.warning("%s was written after the step of %s, where training resumes, so it is not copied", best, ckpt)
-        (folder / "best.ckpt").unlink(missing_ok=True)
+        own = best == folder / "best.ckpt"
+        log.warning(
+            "%s was written after the step of %s, where training resumes, so it is %s",
+            *(best, ckpt, "deleted" if own else "not copied"),
+        )
+        if own:
+            best.unlink()
     else:
         copies.insert(0, (best, folder / "best.ckpt"))
     for old, new in copies:
@@ -234,6 +248,8 @@ def copy_history(ckpt: Path, step: int, out: Path) -> None:
             folder.mkdir(exist_ok=True)
             with old.open("rb") as source, atomic_write(new, "wb") as file:
                 shutil.copyfileobj(source, file)
+    if curve.is_file():
+        copy_rows(curve, out / CURVE, step)
 
 
 def exit_after_signal(out: Path, fits: bool = True) -> NoReturn:

@@ -29,7 +29,7 @@ from metafew.config.option_values import as_list
 from metafew.config.overrides import key, verbatim
 from metafew.config.paths import resolve_paths
 from metafew.config.quoting import overrides
-from metafew.distributed.launcher import is_restarted
+from metafew.distributed.launcher import is_one_process, is_restarted
 from metafew.errors import UsageError
 
 
@@ -125,7 +125,7 @@ def run_here(cfg: DictConfig) -> Run | UsageError:
             )
         composed = compose_run(cfg)
         trainer = composed.cfg.trainer
-        if (trainer.devices, trainer.num_nodes) != (1, 1):
+        if not is_one_process(trainer.devices, trainer.num_nodes):
             raise UsageError(
                 f"expected one process, got trainer.devices={trainer.devices}: pass trainer.devices=1, or type "
                 f"python train.py trainer.devices={trainer.devices}"

@@ -12,7 +12,13 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, OnExceptionCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    OnExceptionCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
@@ -36,6 +42,21 @@ EXAMPLES = {
     "callbacks": "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/protonet/accuracy, mode: max}",
     "logger": "{_target_: pytorch_lightning.loggers.CSVLogger, save_dir: logs}",
 }
+REFUSED: dict[type, tuple[str, str]] = {
+    OnExceptionCheckpoint: (
+        "from whose file Lightning resumes also without ckpt",
+        "leave it out, and type save.every=10 for a last.ckpt every ten steps",
+    ),
+    StochasticWeightAveraging: (
+        "which averages the weights of epochs, and a training is one",
+        "type '+trainer.callbacks=[{_target_: pytorch_lightning.callbacks.EMAWeightAveraging}]'",
+    ),
+    GradientAccumulationScheduler: (
+        "which changes with the epoch, and a training is one",
+        "type trainer.accumulate_grad_batches=4",
+    ),
+}
+"""Callbacks that do not work in a run: why, and what to do instead."""
 
 
 def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path) -> pl.Trainer:
@@ -84,6 +105,7 @@ def make_trainer(cfg: DictConfig, trained: str, loggers: list[Logger], out: Path
         default_root_dir=str(out),
         val_check_interval=options.accumulate_grad_batches * min(cfg.val.every, options.max_steps),
         check_val_every_n_epoch=None,
+        min_epochs=0,  # with min_steps, Lightning would make it 1, the whole training
         limit_val_batches=None if cfg.val.total else 0,
         num_sanity_val_steps=options.get("num_sanity_val_steps", -1 if cfg.val.at_start else 0),
         enable_model_summary=options.get("enable_model_summary", False),
@@ -153,15 +175,13 @@ def make_added(option: str, nodes: Any, kind: type) -> list:
         kind: the required class of each.
 
     Raises:
-        UsageError: if one of them is not, or does not work with checkpoints of metafew.
+        UsageError: if one of them is not, or is one of :data:`REFUSED`.
     """
     added = make_each(nodes)
-    if any(isinstance(each, OnExceptionCheckpoint) for each in added):
-        raise UsageError(
-            "expected callbacks other than OnExceptionCheckpoint, from whose file Lightning resumes also without ckpt, "
-            "got that: leave it out, and type save.every=10 for a last.ckpt every ten steps"
-        )
     for each in added:
+        for refused, (why, instead) in REFUSED.items():
+            if isinstance(each, refused):
+                raise UsageError(f"expected callbacks other than {refused.__name__}, {why}, got that: {instead}")
         if not isinstance(each, kind):
             raise UsageError(
                 f"expected trainer.{option} to be a list of {kind.__name__}s, each with its _target_, got {nodes}: "

@@ -51,7 +51,7 @@ OWNED = {
         None, "val.total sets the number of validation tasks", "type val.total=200, or 0 for none"
     ),
     "limit_test_batches": Owned(None, "test.total sets the number of test tasks", "type test.total=600"),
-    "limit_predict_batches": Owned(None, "a run has no stage that predicts", "type test.total=600"),
+    "limit_predict_batches": Owned(None, "analyze.tasks sets the number of analyzed tasks", "type analyze.tasks=200"),
     "val_check_interval": Owned(None, "val.every sets the steps between validations", "type val.every=100"),
     "check_val_every_n_epoch": Owned(None, "val.every sets the steps between validations", "type val.every=100"),
     "enable_checkpointing": Owned(True, "a run tests and resumes from its checkpoints", "type save.every=1000000"),

@@ -12,7 +12,7 @@ from metafew.config.carried import carried, training_options
 from metafew.config.compose import chosen_options, compose_on_checkpoint, defer_to_checkpoint, main_words
 from metafew.config.groups import CONF
 from metafew.config.overrides import verbatim
-from metafew.distributed.subprocesses import main_configuration
+from metafew.distributed.subprocesses import main_configuration, options_of_launch
 from metafew.errors import UsageError
 
 
@@ -241,3 +241,7 @@ def test_a_subprocess_finds_the_main_configuration(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     flags = ["--config-name", "mine", "--config-path", "/conf", "--config-dir", "/my own"]
     assert main_configuration() == flags
+    hydra.overrides = {"hydra": ["hydra.run.dir=here", "hydra.searchpath=[file://mine]"]}
+    assert options_of_launch() == [*flags, "hydra.searchpath=[file://mine]"]
+    hydra.job.config_name, hydra.runtime.config_sources = "train", [{"provider": "main", "path": str(CONF)}]
+    assert options_of_launch() == ["hydra.searchpath=[file://mine]"], "metafew's own needs no flags"

@@ -1,6 +1,8 @@
 """On a device other than the CPU: every step stays on it, the host does not wait, and results are those of the CPU."""
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +21,12 @@ from contracts.devices import (
     waits_of,
 )
 from contracts.norms import Q, S, check_fast_execution, make_x, scheme
-from contracts.steps import evaluate, prepare_tables, train
+from contracts.steps import TRAINER, evaluate, prepare_tables, train
 from runs import ROOT
 from torch import nn
 
 from metafew.analysis.features.observer import Observer
+from metafew.backbones.identity import Identity
 from metafew.config.groups import CONF
 from metafew.data.augment import Affine
 from metafew.data.datamodule import FewShot, to_model_input
@@ -159,6 +162,19 @@ def test_predictions_and_cached_features():
         evaluate(learner, episode)
         assert learner.predict(episode).device == DEVICE
     assert not waits.places
+
+
+def test_features_of_a_network_without_weights_are_cached_on_the_device_of_the_run(monkeypatch):
+    monkeypatch.setattr(TRAINER.precision_plugin, "forward_context", nullcontext, raising=False)
+    learner = make_learner("nearest", backbone=Identity(1, SIZE, None)).double()
+    images, turns = np.zeros((9, 1, SIZE, SIZE), np.uint8), np.zeros(9, int)
+    split = SimpleNamespace(images=images, turns=turns, gather=lambda numbers, _: images[numbers])
+    sampler = SimpleNamespace(split=split, views=None, spec=SimpleNamespace(total=9, images=(9, 9)))
+    assert not [*learner.parameters()]
+    with another_device():
+        cache = learner.to(DEVICE)._feature_cache(SimpleNamespace(dataset=SimpleNamespace(sampler=sampler)))
+        for features in cache(make_episode()):
+            assert features.device == DEVICE and features.dtype == torch.double
 
 
 @pytest.mark.parametrize("head", ["protonet", "maml"])

@@ -33,7 +33,7 @@ from metafew.experiments.cells import run_experiment
 from metafew.experiments.claims import LINE
 from metafew.experiments.claims_table import claims_tables
 from metafew.experiments.page import experiment_section, reproduction_page, results_file
-from metafew.experiments.plan import Cell, Command, fingerprint, plan_cells
+from metafew.experiments.plan import ENTRIES, Cell, Command, fingerprint, plan_cells
 from metafew.experiments.progress import Progress
 from metafew.experiments.record import collect_results, measured_seeds, result_tables
 from metafew.io import write_json
@@ -41,7 +41,7 @@ from metafew.io import write_json
 NAMES = [file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))]
 KEYS = {"title", "paper", "setting", "settings", "budgets", "rows", "columns"}
 OPTIONAL = {"minutes", "parts", "from", "panels", "test", "stages", "checkpoint", "figures", "claims", "published"}
-OPTIONAL |= {"report", "ours"}
+OPTIONAL |= {"report", "ours", "heads", "slow_heads"}
 ROWS = {
     "a/good": {"train": ["norm=layer"]},
     "a/bad": {"train": ["train.way=999"]},
@@ -229,6 +229,15 @@ def test_equal_trainings_are_one_and_a_seed_is_another(tmp_path):
     assert fingerprint(["a", "b"]) != fingerprint(["a"])
 
 
+def test_another_checkpoint_is_tested_in_a_folder_of_its_own(tmp_path):
+    plain, last, best = (
+        planned(table(checkpoint=checkpoint), tmp_path)[0].test
+        for checkpoint in ({}, {"small": "last"}, {"small": "best"})
+    )
+    assert plain == last and plain.folder.name == fingerprint(["stages=[test]", *overrides_of(plain)])
+    assert best.folder != last.folder and best.folder.parent == last.folder.parent
+
+
 def test_a_test_on_other_images_than_those_of_training_is_an_error(tmp_path):
     cell = planned(table(), tmp_path)[0]
     for run, images in ((cell.fit, "a"), (cell.test, "b")):
@@ -276,6 +285,16 @@ def test_heads_are_trained_on_the_frozen_network_of_a_row(tmp_path, started):
     folders = [words[-1].removeprefix("hydra.run.dir=") for words in started]
     assert sorted(folders) == sorted(str(command.folder) for cell in cells for command in cell.all_commands)
     assert all(folders.index(str(cell.fit.folder)) < folders.index(str(cell.further[0][0].folder)) for cell in cells)
+
+
+def test_heads_of_the_table_are_those_of_every_row(tmp_path):
+    whole = table(rows={"a/one": {}, "a/two": {"heads": ["feat"]}}, heads=["cnaps"], slow_heads=["tsa"])
+    tests = [[test.overrides for _, test in cell.further] for cell in planned(whole, tmp_path)]
+    named = [[word for words in each for word in words if word in FURTHER] for each in tests]
+    assert named == [["evaluate=[tsa]", "head=cnaps"], ["evaluate=[tsa]", "head=cnaps", "head=feat"]]
+
+
+FURTHER = {"evaluate=[tsa]", "head=cnaps", "head=feat"}
 
 
 def test_slow_heads_are_tested_in_runs_of_their_own(tmp_path, started):
@@ -357,6 +376,22 @@ def test_after_an_interruption_no_run_starts_and_the_message_says_how_to_resume(
     assert cells[0].finished and len(started) == 3 and "train.way=interrupt" in started[-1]
 
 
+def test_an_interruption_keeps_figures_and_tables_of_heads(tmp_path, started):
+    figure = {"draw": "builtins.print", "from": "test", "rows": {"first": "first"}}
+    rows = {"first": {}, "second": {"train": ["train.way=interrupt"]}}
+    whole = table(rows=rows, figures={"drawn": figure}, report=True)
+    assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out") == 130
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    assert report["figures"] == ["drawn"] and "heads" in report
+
+
+def test_the_flags_of_the_command_line_come_before_the_words_of_every_run(tmp_path, started, capsys):
+    whole = table(rows={"one": {}}, flags=["--config-dir", "/my own"])
+    run_experiment(whole, planned(whole, tmp_path), tmp_path / "out")
+    assert [typed[:2] for typed in started] == [["--config-dir", "/my own"]] * 2
+    assert "python -m metafew --config-dir '/my own' " in capsys.readouterr().out
+
+
 def test_every_training_prints_its_commands_and_the_remaining_time(tmp_path, started, capsys, monkeypatch):
     now = iter(range(0, 6000, 600))
     monkeypatch.setattr(cells_module.time, "monotonic", lambda: next(now))
@@ -406,6 +441,8 @@ def test_seeds_and_tasks_are_paired(tmp_path, started):
     assert [each["line"] for each in report["claims"][1]["evidence"]][-1] == "one[R_FC] < two"
     assert [claim["verdict"] for claim in report["claims"][1:]] == ["partly", "reproduced", "undecided"]
     assert report["rows"]["one"]["figures"]["R_FC"]["mean"] == 1.25 and report["minutes"] == 3.0
+    noted = "over test tasks or, for measures of pairs of classes, over pairs; accuracies of tasks in percent"
+    assert result_tables(report)[0].notes[0].endswith(noted)
 
 
 def test_what_is_not_started_is_cancelled_if_results_cannot_be_written(tmp_path, started, monkeypatch):
@@ -527,7 +564,11 @@ def test_a_run_that_another_process_holds_is_waited_for(tmp_path, started):
 def test_a_figure_that_cannot_be_drawn_does_not_prevent_the_table(tmp_path, started, capsys):
     figure = {"draw": "metafew.analysis.compare.feature_plots.alpha_curves", "from": "test", "rows": {"one": "one"}}
     whole = table(rows={"one": {}}, figures={"alpha": figure})
+    (tmp_path / "out").mkdir()
+    for suffix in ("png", "svg"):  # of an earlier command
+        (tmp_path / f"out/alpha.{suffix}").touch()
     assert run_experiment(whole, planned(whole, tmp_path), tmp_path / "out") == 0
+    assert not [*(tmp_path / "out").glob("alpha.*")]
     assert "alpha is not drawn: expected runs with alpha" in capsys.readouterr().out
     assert json.loads((tmp_path / "out/results.json").read_text())["figures"] == []
     assert (tmp_path / "out/table.md").exists()
@@ -618,6 +659,11 @@ def test_invalid_arguments_raise(tmp_path):
         UsageError, match=r"expected slow_heads of a/one to be a list, got tsa: write slow_heads: \[tsa\]"
     ):
         plan_cells(table(rows={"a/one": {"slow_heads": "tsa"}}), [], "small", [0], tmp_path, group_names())
+    with pytest.raises(UsageError, match=r"expected slow_heads of experiment to be a list, got tsa: write slow_heads"):
+        plan_cells(table(slow_heads="tsa"), [], "small", [0], tmp_path, group_names())
+    for entry, advice in (("checkpoints", "write checkpoint"), ("xyz", "leave out xyz")):
+        with pytest.raises(UsageError, match=f"expected experiment to have the entries .*, got {entry}: {advice}"):
+            plan_cells(table() | {entry: {"paper": "best"}}, [], "small", [0], tmp_path, group_names())
     with pytest.raises(UsageError, match=r"for each budget, got best: write checkpoint: \{small: best\}"):
         plan_cells(table(checkpoint="best"), [], "small", [0], tmp_path, group_names())
 
@@ -647,7 +693,7 @@ def seen():
 def test_every_word_of_a_published_table_composes(name, composed, seen, tmp_path):
     """Every word and every choice is in a run that composes; runs that only mix words of others are left out."""
     whole, options = composed_of(name)
-    assert set(whole) >= KEYS and set(whole) - KEYS <= OPTIONAL
+    assert set(whole) >= KEYS and set(whole) - KEYS <= OPTIONAL and {*ENTRIES} == KEYS | OPTIONAL
     assert options == ("small", "outputs/cells", 2)
     assert {"small", "paper"} <= set(whole["budgets"]) <= {"small", "medium", "paper"}
     assert {*whole.get("ours", ())} <= whole["claims"].keys()
@@ -732,18 +778,24 @@ def test_tables_share_their_trainings(budget, tmp_path):
     assert trainings("unraveling_mini_clustering") < trainings("unraveling_mini_imagenet")
 
 
-def test_the_command_line_hands_over(composed, monkeypatch):
+def test_the_command_line_hands_over(composed, monkeypatch, tmp_path):
     typed = ["experiment=unraveling_table1", "seeds=[1,2]", "jobs=3", "trainer.max_steps=4", "data_dir=/private"]
     typed += ["cuda_graph=true", "+trainer.benchmark=true", "data.num_workers=2"]
     chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": typed}}
     chosen |= {"job": {"config_name": "train", "chdir": None}}
-    hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "unraveling_table1"}}})
-    seen = []
-    monkeypatch.setattr(start, "run_experiment", lambda *arguments: seen.append(arguments) or 1)
+    chosen["overrides"]["hydra"] = ["hydra.run.dir=here", "hydra.searchpath=[file://mine]"]
+    sources = [{"provider": "main", "path": str(CONF)}]
+    runtime = {"choices": {"experiment": "unraveling_table1"}, "cwd": str(tmp_path), "config_sources": sources}
+    hydra = OmegaConf.create(chosen | {"runtime": runtime})
+    seen, folders = [], []
+    monkeypatch.setattr(
+        start, "run_experiment", lambda *arguments: seen.append(arguments) or folders.append(Path.cwd()) or 1
+    )
     cfg, _, _ = composed(*typed)
     monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)
     assert start.start_experiment(cfg) == 1
     ((whole, cells, out, jobs),) = seen
+    assert folders == [tmp_path] and whole["flags"] == ["hydra.searchpath=[file://mine]"]
     assert whole["title"].endswith(", with trainer.max_steps=4") and out == Path("here") and jobs == 3
     assert {cell.seed for cell in cells} == {1, 2} and "trainer.max_steps=4" in cells[0].fit.overrides
     assert "data_dir=/private" in cells[0].fit.overrides and "/private" not in json.dumps(collect_results(whole, cells))
@@ -768,9 +820,10 @@ def test_unsupported_options_are_errors(word, code, tmp_path):
 def test_options_of_an_experiment_are_checked(word, composed, monkeypatch):
     own = word.startswith("--")
     cfg, _, _ = composed("experiment=tasknorm_maml", *[word] * (not own))
-    chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word]}}
+    chosen = {"mode": RunMode.RUN, "run": {"dir": "here"}, "overrides": {"task": [word], "hydra": []}}
     chosen |= {"job": {"config_name": "mine" if own else "train", "chdir": None}}
-    hydra = OmegaConf.create(chosen | {"runtime": {"choices": {"experiment": "tasknorm_maml"}}})
+    runtime = {"choices": {"experiment": "tasknorm_maml"}, "config_sources": []}
+    hydra = OmegaConf.create(chosen | {"runtime": runtime})
     monkeypatch.setattr(start, "run_experiment", lambda *_: 0)
     monkeypatch.setattr(start.HydraConfig, "get", lambda: hydra)
     if word == "seeds=3":  # a single seed

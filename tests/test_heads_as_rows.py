@@ -64,7 +64,9 @@ def test_the_report_writes_them(runs, tmp_path, capsys):
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<b>transductive</b>" in page and "tim †" in page
     with (tmp_path / "report" / "heads.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["runs"] == "svm"]
+        every = [*csv.DictReader(file)]
+    rows = [row for row in every if row["runs"] == "svm"]
+    assert {row["measure"] for row in every} == {row["measure"] for row in rows}, "a baseline is that of no head"
     assert [row["measure"] for row in rows] == [f"norm={norm}" for norm in ("batch", "layer", "transductive")]
     assert float(rows[0]["difference"]) == pytest.approx((HEADS["svm"] - HEADS["tim"]).mean())
     assert [row["transductive"] for row in rows] == ["False", "False", "True"] and rows[0]["paired"] == "True"

@@ -3,6 +3,7 @@
 import csv
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from metafew.evaluation.evaluator import Evaluator
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.results import collect, write_tasks
 from metafew.evaluation.results_table import percent, print_results, short
-from metafew.evaluation.statistics import interval, score
+from metafew.evaluation.statistics import interval, ranks, score
 from metafew.predictions import NO_ANSWER, answers, probabilities
 
 ONE = torch.ones(())
@@ -46,6 +47,10 @@ def test_interval_is_students_95_percent_interval(count, student):
     assert found["ci95"] == pytest.approx(student * values.std().item() / count**0.5, rel=1e-5)
     assert found["tasks"] == count
     assert interval(values[:1].numpy())["ci95"] is None
+
+
+def test_a_single_task_decides_nothing():
+    assert ranks(np.array([[0.1], [0.9]])).tolist() == [1.5, 1.5]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

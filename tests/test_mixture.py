@@ -215,6 +215,12 @@ def test_a_mixture_trains_and_tests_with_every_kind_of_head(launch, photographs,
     assert len({(row["way"], row["shot"]) for row in rows}) > 2
 
 
+def test_a_mixture_that_is_only_trained_has_no_ranks(launch, photographs):
+    words = ["dataset=mixture", f"dataset.sources=[glyphs,{photographs}]", *FEW, "dataset.image_size=16"]
+    report, _ = launch(*words, "evaluate=[ridge]", "stages=[fit]")
+    assert report["heads"] == {} and "average_rank" not in report
+
+
 class Coloured(Grouped):
     """The same in three channels."""
 

@@ -298,6 +298,14 @@ def test_an_analysis_is_kept_when_a_newer_run_only_tests(tmp_path):
     assert run.analysis["split"] == "test"
 
 
+def test_an_analysis_of_the_weights_before_a_resumed_training_is_not_read(tmp_path):
+    analyzed(tmp_path / "a", test=True)
+    assert Run.in_folder(tmp_path / "a").analysis["split"] == "test"
+    file = tmp_path / "a/results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"analysis": None}))
+    assert Run.in_folder(tmp_path / "a").analysis == {}
+
+
 def find(table, name):
     """Return the column of a name."""
     return next(column for column, own in table.columns.items() if own == name)
@@ -791,6 +799,16 @@ def test_the_page_lists_its_contents_its_date_and_the_commands_of_runs(tmp_path)
     links, places = re.findall(r'href="#(\w+)">([^<]*)<', page), re.findall(r'<section id="(\w+)">\n<h2>([^<]*)<', page)
     assert links == places and [title for _, title in links][:2] == ["Accuracy", "Difference from the best (points)"]
     assert re.search(r"2 runs, written 20\d\d-\d\d-\d\d", page)
+
+
+def test_the_page_has_the_command_of_each_merged_run(tmp_path):
+    for name in ("svm", "ridge"):
+        evaluated(tmp_path / "runs" / name, **{name: ({}, accuracies(1))})
+        (tmp_path / "runs" / name / ".hydra").mkdir()
+        (tmp_path / "runs" / name / ".hydra" / "overrides.yaml").write_text(f"- evaluate=[{name}]\n")
+    assert report.main([str(tmp_path / "runs"), f"out={tmp_path / 'o'}"]) == 0
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert all(f"metafew train &#x27;evaluate=[{name}]&#x27;" in page for name in ("svm", "ridge"))
 
 
 # statistics

@@ -131,6 +131,19 @@ def test_a_figure_says_if_its_probabilities_are_uncalibrated(monkeypatch, tmp_pa
     assert ["with the uncalibrated probability" in title for title in titles] == [False, True]
 
 
+@pytest.mark.figures
+def test_queries_have_a_heading_though_the_first_class_has_none(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(run_plots, "save", lambda figure, path: figures.append(figure))
+    images = torch.rand(1, 2, 1, 4, 4)
+    support, query = Labelled(images, torch.tensor([[0, 1]])), Labelled(images, torch.tensor([[1, 1]]))
+    episode = Episode(support, query, way=2, index=torch.zeros(1), source=0)
+    run_plots.episode_sheet(episode, torch.full((1, 2, 2), 0.5), ["a", "b"], tmp_path)
+    shown = [axes for axes in figures[0].axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left").split(",")[0] for axes in shown] == ["support", "queries"]
+    assert [axes.axison for axes in shown] == [True, False]
+
+
 def test_without_validation_the_best_is_the_last(launch, tmp_path, caplog, sheets):
     words = ["val.total=0", "trainer.log_every_n_steps=1"]
     with caplog.at_level("INFO"):

@@ -105,6 +105,22 @@ def test_a_trial_with_failed_validation_tasks_is_the_last(tmp_path, monkeypatch,
     assert order == sorted(order, key="120".index) and ["0", "90.00 % (2 failed) "] in rows
 
 
+def test_a_trial_without_validation_is_worse_than_one_with_failed_tasks(tmp_path, monkeypatch):
+    def launch(typed, log, threads):
+        values = dict(word.split("=", 1) for word in typed)
+        validation = {"val/svm/accuracy": 0.9, "val/svm/failed": 2}
+        report = {"error": "not finite"} if values["seed"] == "0" else {"validation": validation}
+        write_json(Path(values["hydra.run.dir"]) / "results.json", report)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(cells, "start_subprocess", launch)
+    monkeypatch.setattr(search, "data_fingerprints", lambda _: {})
+    search.search(["seed=0,1", "trials=12", f"out={tmp_path}"])
+    study = search.open_study(tmp_path, ["seed=0,1"], {})
+    assert {str(trial.params["seed"]) for trial in study.trials} == {"0", "1"}
+    assert str(study.best_params["seed"]) == "1"
+
+
 def test_the_command_of_the_best_trial_trains_it(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "v.npz", x_train=np.ones((9, 2)), y_train=np.arange(9) % 3)
     monkeypatch.setattr(search, "data_fingerprints", lambda _: {})

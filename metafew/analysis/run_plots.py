@@ -123,7 +123,7 @@ def episode_sheet(
             axes.set_xlabel(text, fontsize=6.5, labelpad=2, parse_math=False, **style)
     for axes in figure.axes:
         if not axes.images:
-            axes.remove()
+            axes.set_axis_off()  # its title stays, also if the first class has no query
     save(figure, path)
 
 

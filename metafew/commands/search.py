@@ -10,6 +10,7 @@ resumes the search in DIR. Defaults are trials=20 out=outputs/search.
 
 from __future__ import annotations
 
+import math
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -140,7 +141,8 @@ def run_trial(study: optuna.Study, space: Space, out: Path, console: Console) ->
     if not validation:
         error = report.get("error", "it was never validated")
         trial.set_user_attr("error", error)
-        study.tell(trial, 0.0)  # the sampler ignores trials in the state FAIL, and would propose similar ones again
+        # The sampler ignores trials in the state FAIL, and would propose similar ones again.
+        study.tell(trial, -math.inf)
         print_plain(console, f"  failed: {error}")
     else:
         failed = validation.get("failed", 0)

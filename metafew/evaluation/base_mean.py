@@ -15,7 +15,7 @@ from metafew.data.datamodule import FewShot, to_model_input
 from metafew.data.minibatches import MinibatchSampler
 from metafew.data.sources.source import Source
 from metafew.evaluation.eval_mode import evaluating
-from metafew.evaluation.feature_cache import images_per_pass
+from metafew.evaluation.feature_cache import empty_of, images_per_pass
 from metafew.heads.head import Head
 from metafew.precision import precise
 
@@ -52,9 +52,11 @@ class BaseMean:
         outdated = trainer.state.fn == TrainerFn.FITTING and self.step != trainer.global_step
         if self.heads and (outdated or self.value is None):
             data = cast(FewShot, trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
-            like = next(backbone.parameters(), torch.empty(0))
             with evaluating(backbone), trainer.precision_plugin.forward_context():
-                self.value, self.step = base_mean(backbone, data, like), trainer.global_step
+                self.value, self.step = (
+                    base_mean(backbone, data, empty_of(trainer.lightning_module)),
+                    trainer.global_step,
+                )
 
 
 def without_training_images(source: Source) -> list[str]:

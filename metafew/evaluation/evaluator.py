@@ -26,7 +26,7 @@ from metafew.evaluation.base_mean import BaseMean
 from metafew.evaluation.baselines import nearest_neighbour
 from metafew.evaluation.calibration import CalibrationError, ValidationLogits, fit_temperatures
 from metafew.evaluation.eval_mode import evaluating
-from metafew.evaluation.feature_cache import FeatureCache, is_worthwhile, tasks_per_step
+from metafew.evaluation.feature_cache import FeatureCache, empty_of, is_worthwhile, tasks_per_step
 from metafew.evaluation.metrics import PerTask, summary
 from metafew.evaluation.statistics import score
 from metafew.heads.head import FeatureHead, Head
@@ -200,7 +200,7 @@ class Evaluator(pl.LightningModule):
         if not self._caches_features(sampler):
             return None
         with self.trainer.precision_plugin.forward_context():
-            return FeatureCache(self.backbone, sampler, like=next(self.backbone.parameters(), torch.empty(0)))
+            return FeatureCache(self.backbone, sampler, like=empty_of(self))
 
     def _measure(
         self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -35,6 +38,11 @@ class FeatureCache:
         assert episode.ids is not None  # samplers set the ids of images in each episode
         support, query = episode.ids
         return self.tables[episode.source][support], self.tables[episode.source][query]
+
+
+def empty_of(model: pl.LightningModule) -> Tensor:
+    """Return an empty tensor with the device and precision of a model, whose backbone may have no parameters."""
+    return torch.empty(0, device=model.device, dtype=cast(torch.dtype, model.dtype))
 
 
 def is_worthwhile(backbone: Backbone, sampler: Sampler) -> bool:

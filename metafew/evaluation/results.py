@@ -41,7 +41,7 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
 
     A mean that is not finite, such as that of the loss if a task failed, becomes None.
 
-    For a mixture, metrics of each head on each dataset are added and, with several heads, ``average_rank``.
+    For a mixture, metrics of each head on each dataset are added.
 
     Args:
         tables: one dictionary per test: the tables computed by :class:`~metafew.evaluation.metrics.PerTask`, by name.
@@ -73,8 +73,7 @@ def collect(tables: list[dict[str, Tensor]], shots: list, heads: list[str], sour
     for value in metrics.values():
         if not math.isfinite(value["mean"]):
             value |= {"mean": None, "ci95": None}
-    average = {"average_rank": average_ranks(tables[0], heads, len(sources))} if parts and len(heads) > 1 else {}
-    return {"metrics": metrics, "baselines": baselines, **average}
+    return {"metrics": metrics, "baselines": baselines}
 
 
 def describe_heads(

@@ -111,8 +111,12 @@ def differences_to_best(accuracies: Mapping[str, np.ndarray], heads: Collection[
 
 
 def contains_zero(difference: Mapping[str, Any]) -> bool:
-    """Return whether the confidence interval of a difference contains 0."""
-    return abs(difference["mean"]) <= (difference["ci95"] or 0.0)
+    """Return whether the confidence interval of a difference contains 0; that of a single task, without one, does.
+
+    >>> contains_zero({"mean": 0.2, "ci95": 0.1}), contains_zero({"mean": 0.2, "ci95": None})
+    (False, True)
+    """
+    return difference["ci95"] is None or abs(difference["mean"]) <= difference["ci95"]
 
 
 def format_percent(measure: Mapping[str, Any] | None, unit: str = "", digits: int = 2) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from metafew.analysis.compare.comparison_plots import remove
 from metafew.analysis.compare.report import make_report
 from metafew.distributed.subprocesses import PROGRAM, TERMINATED, forward_signals, start_subprocess
 from metafew.distributed.threads import VARIABLE, threads_of_each
@@ -37,7 +38,8 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
     training. Concurrent experiments can share runs.
 
     Args:
-        experiment: the node ``experiment`` of the YAML, with ``name``, ``budget`` and ``command``.
+        experiment: the node ``experiment`` of the YAML, with ``name``, ``budget``, ``command`` and, if its runs need
+            any, the ``flags`` that precede their overrides.
         cells: its cells, from :func:`metafew.experiments.plan.plan_cells`.
         out: the output folder.
         jobs: number of concurrent runs, which share the cores.
@@ -46,15 +48,16 @@ def run_experiment(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int
         The exit code: 0, 1 if a cell failed, 130 after an interruption.
     """
     console = Console()
-    if run_commands(experiment, cells, out, jobs, console):
-        print(f"metafew: interrupted; {out} keeps all finished runs: type the same command to resume", file=sys.stderr)
-        return 130
+    signals = run_commands(experiment, cells, out, jobs, console)
     report = collect_results(experiment, cells)
     report["figures"] = list(draw_figures(experiment, cells, out, console))
     panels = runs_by_panel(cells) if experiment.get("report") else {}
     if experiment.get("report"):
         report["heads"] = [table.markdown() for table in head_tables(panels)]
     write_json(out / "results.json", report)
+    if signals:
+        print(f"metafew: interrupted; {out} keeps all finished runs: type the same command to resume", file=sys.stderr)
+        return 130
     tables = result_tables(report)
     (out / "table.md").write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
     for table in tables:
@@ -81,7 +84,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
     begin = time.monotonic()
     progress = Progress(cells, begin)
     todo = f"{experiment['title']}: {len(cells)} cells, {len(runs)} runs to do, {at_once} at a time{each}"
-    minutes = experiment.get("minutes", {}).get(experiment["budget"])
+    minutes, flags = experiment.get("minutes", {}).get(experiment["budget"]), experiment.get("flags", [])
     trainings = {cell.fit for cell in cells if runs.intersection(cell.all_commands)}
     print_plain(console, f"{todo}: {describe_cost(len(trainings), jobs, minutes)}" if waiting else todo)
     children: list[subprocess.Popen] = []
@@ -93,7 +96,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
                 with locked(command, signals):
                     if command.finished:
                         continue
-                    if signals or command in failed or not run_in_process(command, children, signals, threads):
+                    if signals or command in failed or not run_in_process(command, children, signals, threads, flags):
                         failed.add(command)
                         return
 
@@ -105,7 +108,7 @@ def run_commands(experiment: dict, cells: Sequence[Cell], out: Path, jobs: int, 
                 future.result()
                 commands, done = running.pop(future), len(waiting) - len(running)
                 if not signals:
-                    lines = [shlex.join(["python", *PROGRAM, *command.arguments]) for command in commands]
+                    lines = [shlex.join(["python", *PROGRAM, *flags, *command.arguments]) for command in commands]
                     so_far = f"{done}/{len(waiting)}: {format_time(now - begin, done, len(running))}"
                     print_plain(console, "\n  ".join([so_far, *lines]))
             if not signals:
@@ -166,7 +169,11 @@ def locked(command: Command, signals: Sequence[int]) -> Iterator[None]:
 
 
 def run_in_process(
-    command: Command, children: list[subprocess.Popen], signals: list[int], threads: str | None = None
+    command: Command,
+    children: list[subprocess.Popen],
+    signals: list[int],
+    threads: str | None = None,
+    flags: Sequence[str] = (),
 ) -> bool:
     """Run one command with its output in log.txt, and return whether it succeeded.
 
@@ -177,11 +184,12 @@ def run_in_process(
         children: holds its process while it runs.
         signals: receives the signal that ended it, if any, to stop other runs too.
         threads: its ``OMP_NUM_THREADS``; None for that of this process.
+        flags: what precedes its overrides.
     """
     command.folder.mkdir(parents=True, exist_ok=True)
     (command.folder / "results.json").unlink(missing_ok=True)
     with (command.folder / "log.txt").open("a", encoding="utf-8") as log:
-        child = start_subprocess(command.arguments, log, threads)
+        child = start_subprocess([*flags, *command.arguments], log, threads)
         children.append(child)
         if signals:  # received before the child was registered
             child.terminate()
@@ -204,8 +212,7 @@ def draw_figures(experiment: dict, cells: Sequence[Cell], out: Path, console: Co
     """
     names = list(experiment["rows"])
     for name, figure in experiment.get("figures", {}).items():
-        file = out / f"{name}.png"
-        file.unlink(missing_ok=True)
+        file = remove(out / f"{name}.png")
         by_panel = {panel: [row for row in names if panel_of(row) == panel] for panel in map(panel_of, names)}
         rows = by_panel if figure.get("by") == "panel" else figure.get("rows") or {row: row for row in names}
         folders = {label: finished_folders(cells, row, figure["from"]) for label, row in rows.items()}

@@ -12,11 +12,19 @@ from pathlib import Path
 
 from metafew.config.overrides import merge
 from metafew.config.quoting import override
-from metafew.errors import UsageError
+from metafew.errors import UsageError, nearest
 from metafew.io import read_json
 
 EXPERIMENT_KEYS = ("experiment", "budget", "seeds", "jobs", "cells")
 """Keys of the experiment itself; all other overrides apply to each of its runs."""
+HEADS = ("heads", "slow_heads")
+ENTRIES = (
+    "title", "paper", "setting", "report", "settings", "parts", "minutes", "budgets", "from", "panels", "test", *HEADS,
+    "stages", "checkpoint", "rows", "columns", "figures", "claims", "ours", "published",
+)  # fmt: skip
+"""Entries of the node ``experiment`` of a YAML."""
+STARTED = ("name", "budget", "command", "flags")
+"""Entries that the command line adds to them."""
 EVALUATION = re.compile(r"(test\.(?!seed=)|analyze\.(?!every=)|evaluate|data_dir=|cache_dir=)")
 """Overrides that do not affect training, as ``test.seed``, which draws validation tasks, and ``analyze.every`` do."""
 
@@ -122,7 +130,8 @@ def plan_cells(
     settings of their budgets. ``from`` is a pretraining with its own overrides, whose frozen backbone every row uses.
     ``heads`` of the same three are heads that are trained, too, each on the frozen network of the row, and tested like
     it; those of ``slow_heads`` need no training, and each is tested in a run of its own, with its default options. The
-    folder of a run is named after its overrides, so that tables can share runs.
+    folder of a run is named after its overrides, and that of a test of another checkpoint than the last also after that
+    checkpoint, so that tables can share runs.
 
     Args:
         experiment: the node ``experiment`` of the YAML.
@@ -133,20 +142,21 @@ def plan_cells(
         groups: the groups of the configuration.
 
     Raises:
-        UsageError: if a row or panel has unknown entries, the checkpoint is not set for each budget, budget or seeds
-            are invalid, or an override sets what the experiment sets itself.
+        UsageError: if the experiment, a row or a panel has unknown entries, the checkpoint is not set for each budget,
+            budget or seeds are invalid, or an override sets what the experiment sets itself.
     """
     check_experiment(experiment, overrides, budget, seeds)
     stages = f"stages=[{','.join(experiment.get('stages', ['test']))}]"
     checkpoint = f"{experiment.get('checkpoint', {}).get(budget, 'last')}.ckpt"
     table = {"train": experiment["settings"], "test": experiment.get("test"), **experiment["budgets"]}
+    table |= {entry: experiment.get(entry, []) for entry in HEADS}
     cells = []
     for row, own in experiment["rows"].items():
         layers = [table, experiment.get("panels", {}).get(row.partition("/")[0], {}), own]
         training = [part for layer in layers for part in (layer.get("train"), layer.get(budget))]
         evaluation = filter(EVALUATION.match, merge_parts([layer.get(budget) for layer in layers], groups))
         test = merge_parts([*(layer.get("test") for layer in layers), list(evaluation), overrides], groups)
-        heads, slow = ([head for layer in layers for head in layer.get(entry, [])] for entry in ("heads", "slow_heads"))
+        heads, slow = ([head for layer in layers for head in layer.get(entry, [])] for entry in HEADS)
         for seed in seeds:
             pretraining, weights = None, []
             if first := experiment.get("from"):
@@ -175,12 +185,14 @@ def weights_of(training: Command, checkpoint: str) -> list[str]:
 def check_experiment(experiment: dict, overrides: Sequence[str], budget: str, seeds: Sequence[int]) -> None:
     """Raise UsageError if an experiment, or its overrides, budget or seeds are invalid."""
     budgets, checkpoint = experiment["budgets"], experiment.get("checkpoint", {})
-    for name, layer in [*experiment.get("panels", {}).items(), *experiment["rows"].items()]:
-        allowed = ["train", "test", "heads", "slow_heads", *budgets]
-        if unknown := layer.keys() - {*allowed}:
-            given, entries = ", ".join(sorted(unknown)), ", ".join(allowed)
-            raise UsageError(f"expected {name} to have the entries {entries}, got {given}: leave out {given}")
-        for entry in ("heads", "slow_heads"):
+    own, of_rows = {key: experiment[key] for key in experiment.keys() - STARTED}, ("train", "test", *HEADS, *budgets)
+    layers = [*experiment.get("panels", {}).items(), *experiment["rows"].items()]
+    for name, layer, allowed in [("experiment", own, ENTRIES), *((*each, of_rows) for each in layers)]:
+        if unknown := sorted(layer.keys() - allowed):
+            near, entries = nearest(unknown[0], allowed), ", ".join(allowed)
+            advice = f"write {near}" if near else f"leave out {unknown[0]}"
+            raise UsageError(f"expected {name} to have the entries {entries}, got {unknown[0]}: {advice}")
+        for entry in HEADS:
             if not isinstance(heads := layer.get(entry, []), list):
                 raise UsageError(f"expected {entry} of {name} to be a list, got {heads}: write {entry}: [{heads}]")
     if budget not in budgets:
@@ -205,7 +217,8 @@ def training_command(overrides: Sequence[str], seed: int, folder: Path) -> Comma
 def test_command(fit: Command, stages: str, checkpoint: str, overrides: Sequence[str]) -> Command:
     """Return the test, or other stages, of a training's checkpoint."""
     tested = (stages, override("ckpt", fit.folder / "checkpoints" / checkpoint), *overrides)
-    return Command(fit.folder / fingerprint([stages, *overrides]), tested)
+    marked = [] if checkpoint == "last.ckpt" else [checkpoint]  # folders of the last one keep their names
+    return Command(fit.folder / fingerprint([stages, *overrides, *marked]), tested)
 
 
 def merge_parts(parts: Sequence[Sequence[str | list[str]] | None], groups: Sequence[str]) -> list[str]:

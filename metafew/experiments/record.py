@@ -164,10 +164,10 @@ def panel_notes(rows: Mapping[str, Mapping], published: list[str]) -> list[str]:
         published: the source of the published results, if the table has them.
     """
     counts = {len(figure["seeds"]) for row in rows.values() for figure in row["figures"].values()} or {1}
-    tasks = "95 % interval over test tasks, or over pairs of classes for measures other than accuracy"
+    tasks = "95 % interval over test tasks or, for measures of pairs of classes, over pairs"
     seeds = f"95 % t-interval over {' or '.join(map(str, sorted(counts - {1})))} seeds"
     over = " or, for one seed, ".join([seeds] * (max(counts) > 1) + [tasks] * (1 in counts))
-    notes = [f"mean ± {over}; accuracies in percent"]
+    notes = [f"mean ± {over}; accuracies of tasks in percent"]
     failed = any(figure.get("failed") for row in rows.values() for figure in row["figures"].values())
     marked = any(row["transductive"] or marked_figures(row) for row in rows.values())
     notes += [FAILED] * failed + [DAGGER] * marked + published

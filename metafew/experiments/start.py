@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from metafew.config.groups import group_names
 from metafew.config.overrides import key, verbatim
 from metafew.config.paths import typed_in
 from metafew.distributed.launcher import require_one_process
+from metafew.distributed.subprocesses import options_of_launch
 from metafew.errors import UsageError
 from metafew.experiments.cells import run_experiment
 from metafew.experiments.plan import EXPERIMENT_KEYS, plan_cells
@@ -42,15 +44,16 @@ def start_experiment(cfg: DictConfig) -> int:
         "name": chosen.runtime.choices["experiment"],
         "budget": cfg.budget,
         "command": " ".join(["python train.py", *shown]),
+        "flags": options_of_launch(),
     }
     of_runs = [override for override in overrides if key(override) not in EXPERIMENT_KEYS]
     # The table differs from that of the YAML.
     if changed := [override for override in of_runs if override in shown and not SPEED.match(override)]:
         experiment["title"] += f", with {' '.join(changed)}"
     cells = plan_cells(experiment, of_runs, cfg.budget, seeds, Path(cfg.cells), group_names())
-    out = typed_in() / chosen.run.dir if chosen.job.chdir else Path(chosen.run.dir)
+    out = Path(chosen.run.dir)
     try:
-        with writable(Path(cfg.cells), out, option="cells=DIR hydra.run.dir=DIR"):
+        with chdir(typed_in()), writable(Path(cfg.cells), out, option="cells=DIR hydra.run.dir=DIR"):
             return run_experiment(experiment, cells, out, cfg.jobs)
     except UsageError as error:
         print(f"metafew: {error}", file=sys.stderr)

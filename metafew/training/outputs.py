@@ -42,15 +42,18 @@ def make_report(parts: Parts, outcome: Outcome, unsolved: Counter[str]) -> dict:
     best = parts.checkpoints.best_model_score if parts.data.val.total else None
     validation = {} if best is None else {"accuracy": best.item(), "failed": parts.checkpoints.failed}
     shots = as_list(config["test"]["shot"])
+    heads = results.describe_heads(learner.tables, shots, learner.transductive, learner.seconds, len(sources))
+    ranked = learner.heads if heads and len(sources) > 1 and len(learner.heads) > 1 else ()
     report = {
         **results.collect(learner.tables, shots, list(learner.heads), list(sources)),
+        **({"average_rank": {head: heads[head]["rank"] for head in ranked}} if ranked else {}),
         "calibration": results.by_shot(learner.calibration, shots),
         "analysis": outcome.analysis,
         "sources": sources,
         "data": outcome.data,
         "tested_on": dict(zip(sources, parts.data.test_images(), strict=True)) if learner.tables else {},
         "chosen": outcome.chosen,
-        "heads": results.describe_heads(learner.tables, shots, learner.transductive, learner.seconds, len(sources)),
+        "heads": heads,
         "differences": results.differences(learner.tables, shots, list(learner.heads)),
         "transductive": any(learner.transductive.values()),
         "over": config["norm"].get("over"),

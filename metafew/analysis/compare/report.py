@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,9 +111,11 @@ def write_report(
             write_tables(folder, tables, omitted)
             write_cells(folder / "table.csv", comparison)
             if heads:
-                write_cells(folder / HEADS, heads)
+                measured = {key: cell for key, cell in heads.cells.items() if not key[1].baseline}
+                write_cells(folder / HEADS, replace(heads, cells=measured))
             write_runs(folder / "runs.csv", [run for run in runs if run.heads])
-        sections = report_sections(tables, comparison, figures, omitted, [run.command for run in runs])
+        commands = [each.command for run in runs for each in (run, *run.merged)]
+        sections = report_sections(tables, comparison, figures, omitted, commands)
         page = document("Runs compared", f"{len(runs)} run{'s' * (len(runs) > 1)}", command, sections)
         (folder / "index.html").write_text(page, "utf-8")
     except OSError as error:

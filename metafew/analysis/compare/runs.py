@@ -202,13 +202,13 @@ class Run:
 
     @property
     def analyzed(self) -> Path:
-        """The folder with the newest analysis.json."""
-        return next((folder for folder in self.folders if (folder / "analysis.json").is_file()), self.folder)
+        """The folder with the newest analysis, if any."""
+        return next(filter(is_analyzed, self.folders), self.folder)
 
     @cached_property
     def analysis(self) -> dict:
         """The content of analysis.json; empty without ``stages=[analyze]``."""
-        return read_object(self.analyzed / "analysis.json")
+        return read_object(self.analyzed / "analysis.json") if is_analyzed(self.analyzed) else {}
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -247,6 +247,15 @@ class Run:
         if (self.folder / name).is_file():
             with (self.folder / name).open(newline="", encoding="utf-8", errors="replace") as lines:
                 yield from csv.DictReader(lines)
+
+
+def is_analyzed(folder: Path) -> bool:
+    """Return whether a folder has an analysis.json, which its results.json records unless it is of an earlier version.
+
+    A training that was resumed leaves behind the analysis of its earlier weights.
+    """
+    recorded = read_object(folder / "results.json").get("analysis", True)
+    return bool(recorded) and (folder / "analysis.json").is_file()
 
 
 def read_object(file: Path) -> dict:

@@ -16,7 +16,7 @@ from metafew.backbones.backbone import Backbone
 from metafew.data.sampler import Sampler
 from metafew.episode import Episode
 from metafew.evaluation.evaluator import Evaluator
-from metafew.evaluation.feature_cache import CACHE_BYTES, FeatureCache, parts, rows
+from metafew.evaluation.feature_cache import CACHE_BYTES, FeatureCache, empty_of, parts, rows
 from metafew.heads.head import FeatureHead, Head
 from metafew.heads.shared_features import SharedFeatures
 from metafew.objectives.clustering import draw_pairs, pairwise
@@ -76,7 +76,7 @@ class Observer(pl.LightningModule):
         backbone = self.learner.backbone
         self.learner.base_mean.update(backbone, self.trainer)
         with self.trainer.precision_plugin.forward_context():
-            self.split_features = embed_split(backbone, self.sampler, like=next(backbone.parameters(), torch.empty(0)))
+            self.split_features = embed_split(backbone, self.sampler, like=empty_of(self))
 
     def predict_step(self, batch: list[Episode], _: int) -> list[Observed]:
         """Return the observation of each task of the batch."""

@@ -26,7 +26,7 @@ NAMES = {"convert": "metafew.norms.convert", "task_scope": "metafew.norms.runnin
 """Public names that are imported on first access, and the modules that define them."""
 
 
-def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
+def load(path: str | PathLike, trust: str | Sequence[str] = (), chosen: str | None = None) -> Model:
     """Load a trained model from a checkpoint, to adapt it to new tasks.
 
     The model consists of the trained backbone and head, with weights in float32, in eval mode and on the CPU;
@@ -42,7 +42,8 @@ def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = N
 
     Args:
         path: a checkpoint from the folder ``checkpoints`` of a run.
-        trust: dotted paths of further classes that may be called, such as the network of ``backbone=module``.
+        trust: dotted paths of further classes that may be called, such as the network of ``backbone=module``, or one
+            such path.
         chosen: the setting to use if the head has several, such as ``lr0.5_steps10``; None uses the first.
 
     Raises:

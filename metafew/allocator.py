@@ -27,7 +27,8 @@ def use_huge_pages() -> None:
     for the next step, so that the process stays at its peak size. Results do not change.
 
     Settings in the environment take precedence: ``THP_MEM_ALLOC_ENABLE=0`` disables huge pages, and
-    ``MALLOC_TRIM_THRESHOLD_=131072`` (or any other setting of malloc) leaves freed memory to malloc.
+    ``MALLOC_TRIM_THRESHOLD_=131072`` (or another of :data:`SETTINGS`, or ``glibc.malloc`` in ``GLIBC_TUNABLES``) leaves
+    freed memory to malloc.
     """
     if HUGE_PAGES.exists():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

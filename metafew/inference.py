@@ -242,11 +242,12 @@ class Task:
         return [None if number == NO_ANSWER else self.classes[number] for number in answers(found).tolist()]
 
 
-def load(path: str | PathLike, trust: Sequence[str] = (), chosen: str | None = None) -> Model:
+def load(path: str | PathLike, trust: str | Sequence[str] = (), chosen: str | None = None) -> Model:
     """Return the model of a checkpoint: :func:`metafew.load`."""
     content = checkpoint.read(path)
     provenance = content["metafew"]
     cfg = OmegaConf.create(provenance["model"])
+    trust = [trust] if isinstance(trust, str) else trust
     check_called_paths(cfg, path, trust, lambda targets: f"type trust={sorted({*trust, *targets.values()})} with it")
     # Frozen first, as heads that expect a frozen backbone warn about any other.
     backbone = make_backbone(cfg, cfg.images).requires_grad_(False)

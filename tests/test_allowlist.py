@@ -152,3 +152,4 @@ def test_a_network_of_the_user_is_loaded_when_it_is_named(launch, tmp_path):
     with pytest.raises(UsageError, match=r"would call torch\.nn\.Flatten"):
         metafew.load(path)
     assert metafew.load(path, trust=["torch.nn.Flatten"]).choices["backbone"] == "module"
+    assert metafew.load(path, trust="torch.nn.Flatten").choices["backbone"] == "module"

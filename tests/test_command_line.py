@@ -8,7 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from omegaconf import OmegaConf
 from runs import compose_in, metafew
 
@@ -109,6 +112,7 @@ def test_a_tilde_is_the_home_folder_for_other_commands(monkeypatch):
         (["backbone=18"], "backbone", "backbone=resnet18"),
         (["dataset=101"], "dataset", "dataset=glyphs"),
         (["norm=null"], "norm", "norm=none"),
+        (["hydra.run.dir=None"], "hydra.run.dir to be a folder, got None", "hydra.run.dir=DIR"),
         (["~norm"], "norm", "norm=none"),
         (["~head=protonet"], "got ~head", "head=protonet"),
         (["~seed"], "a value of seed", "leave out ~seed"),
@@ -193,12 +197,59 @@ def test_every_group_refuses_numbers_and_null(group):
         ("head.lr=0.1", "type head=maml head.lr=0.1"),
         ("logger.wandb.project=a b", "type logger=wandb 'logger.wandb.project=a b'"),
         ("epochs=3", "type --cfg job to see them all"),
+        ("evaluate.svm.c=1", "expected evaluate.svm.c to come with evaluate=svm, .*: type evaluate=svm evaluate.svm.c"),
+        ("norm=None", r"got None: type norm=none$"),
+        ("evaluate=[svm,None]", "got None: leave out evaluate$"),
+        ("~train.wya", "got ~train.wya: leave out ~train.wya$"),
+        ("~head.lr=0.1", "got ~head.lr=0.1: leave out ~head.lr=0.1$"),
+        ("~logger.wandb.group", "leave out ~logger.wandb.group$"),
     ],
 )
 def test_an_unknown_word_is_one_line_with_the_nearest_that_exists(word, typed):
     with pytest.raises(UsageError, match=f"^{ONE_LINE}$") as caught:
         compose_overrides([word])
     assert caught.match(typed)
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["evaluate=[svm,ridge]", "evaluate.svm.cc=1"], r"mean evaluate.svm.c\?\): type evaluate.svm.c=1"),
+        (["evaluate=svm", "evaluate.c=1"], "type evaluate.svm.c=1"),
+        (["logger=wandb", "logger.wandb.projct=x"], "type logger.wandb.project=x"),
+        (["logger=wandb", "logger.project=x"], "type logger.wandb.project=x"),
+        (["augment=standard", "~augment.views.colr"], r"got ~augment.views.colr \(.*\?\): type ~augment.views.colour$"),
+    ],
+)
+def test_an_unknown_option_of_a_choice_is_one_line_with_the_nearest_of_the_choice(words, typed):
+    with pytest.raises(UsageError, match=f"^{ONE_LINE}$") as caught:
+        compose_overrides(words)
+    assert caught.match(typed)
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"),
+    [
+        ("head=svm,protonet", "-m head=svm,protonet for a run of each"),
+        ("hydra/launcher=basic,joblib", "-m hydra/launcher=basic,joblib for a run of each"),
+        ("seed=0,1", "-m seed=0,1 for a run of each, or 'seed=[0,1]' for a list"),
+    ],
+)
+def test_several_values_are_advised_where_they_are_taken(word, typed, tmp_path):
+    done = metafew(word, cwd=tmp_path, code=2)
+    assert done.stderr.endswith(f"got {word.partition('=')[2]}: type {typed}\n")
+    with pytest.raises(UsageError) as caught:  # outside of the command line, there are no sweeps
+        compose_overrides([word], sweeps=False)
+    assert "-m" not in str(caught.value) and str(caught.value).endswith(word.partition(",")[0])
+
+
+def test_the_word_that_hydra_cannot_read_is_named(tmp_path):
+    words = ["dataset=folder", "dataset.root=~/birds"]  # which it could not read either, if it were not quoted
+    for wrong, message in ((["train.way=[5"], "got 'train.way=[5'"), (["+seed=1"], "already at 'seed'")):
+        (line,) = metafew(*words, *wrong, cwd=tmp_path, code=2).stderr.splitlines()
+        assert message in line and "birds" not in line
+    (line,) = metafew("seed=1", "--config-name", "nope", cwd=tmp_path, code=2).stderr.splitlines()
+    assert "Cannot find primary config 'nope'" in line and "such as head=svm" not in line
 
 
 @pytest.mark.parametrize("word", ["foo", "=5", "train.way=[5", "seed=1,2", "+seed=1", "dataset@x=glyphs"])
@@ -223,6 +274,12 @@ def test_the_nearest_word_has_the_same_end_or_is_similar():
     assert nearest("batch_size", ["dataset.image_size"]) is None
     assert nearest("", ["seed"]) is None
     assert nearest("x", ["trainer.max_steps"]) is None
+
+
+def test_an_application_of_hydra_keeps_its_version_and_its_name(tmp_path):
+    with initialize_config_dir(str(tmp_path), version_base="1.2", job_name="mine"):
+        compose_overrides([])
+        assert (str(VersionBase.instance().getbase()), JobRuntime.instance().get("name")) == ("1.2", "mine")
 
 
 def test_defaults_are_those_of_the_configuration():

@@ -90,7 +90,7 @@ def test_every_value_of_every_option_is_shown(group):
         file = CONF / group / f"{option}.yaml"
         assert describe_option(CONF, group, option).startswith(f"{group}={option}: {text}\n")
         if group != "experiment" and "# @package" not in file.read_text():
-            keys = {f"{group}.{key}" for key in keys_of(group, option)}
+            keys = {*keys_of(group, option)}
             parts = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
             assert keys - parts <= commented(file, group).keys() <= keys
 

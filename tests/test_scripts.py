@@ -134,6 +134,7 @@ def test_prepare_says_when_a_store_has_changed(folder, tmp_path, capsys):
         (["glyphs"], "missing EQUAL"),
         (["dataset=folder"], "type dataset.root=DIR"),
         (["dataset=glyphs", "out=sheet.glyphs"], "sheet.glyphs"),
+        (["dataset=glyphs,omniglot"], "got glyphs,omniglot: type dataset=glyphs\n"),
     ],
 )
 def test_prepare_explains_itself_in_one_line(typed, sentence, capsys):
@@ -295,6 +296,32 @@ def test_a_conversion_that_the_checkpoint_does_not_contain_is_stated(dataset, re
     assert shown.startswith("metafew: fit=crop and invert=false are used, as") and reason in shown
     choose_conversion(model, empty | {"fit": "pad", "invert": "true"})
     assert not capsys.readouterr().err
+
+
+def test_differences_from_the_conversion_in_training_are_stated_in_words_of_the_command_line(capsys):
+    trained = {"fit": "crop", "invert": True, "white": 255, "background": None}
+    model = SimpleNamespace(
+        channels=1, image_size=8, conversion=Conversion(1, 8, **trained), trained_conversion=trained, drawings=True
+    )
+    values = predict.parse(["invert=false", "white=null", "background=black"], ())
+    conversion = choose_conversion(model, values)
+    assert (conversion.invert, conversion.white, conversion.background) == (False, None, "black")
+    lines = capsys.readouterr().err.splitlines()
+    stated = [line.removeprefix("metafew: expected ").partition(": ")[0] for line in lines]
+    assert stated == [
+        "invert=true, as in training, got false",
+        "white=255, as in training, got null",
+        "background=null, as in training, got black",
+    ]
+    choose_conversion(model, predict.parse(["background=null"], ()))
+    assert not capsys.readouterr().err
+
+
+def test_predict_and_export_refuse_a_model_of_vectors(monkeypatch):
+    model = SimpleNamespace(image_size=1, choices={"dataset": "features"})
+    monkeypatch.setattr(predict.metafew, "load", lambda *_: model)
+    with pytest.raises(UsageError, match=r"of images, got one of vectors \(dataset=features\): call metafew.load"):
+        predict.load({"ckpt": "a.ckpt", "trust": "", "chosen": ""})
 
 
 def test_predict_converts_images_as_the_model_was_trained(launch, folder, tmp_path, monkeypatch, capsys):
@@ -554,6 +581,11 @@ def test_an_empty_option_of_a_command_is_refused(name, word, tmp_path, monkeypat
     assert import_module(f"metafew.commands.{name}").main(["runs", word]) == 2
     assert f"to have a value, got {word}: leave it out, or type {word}VALUE" in capsys.readouterr().err
     assert (tmp_path / "table.md").read_text() == "mine"
+
+
+def test_reproduce_refuses_the_folder_of_a_run(tmp_path, capsys):
+    assert reproduce.main(["heads", f"hydra.run.dir={tmp_path}"], tmp_path / "docs") == 2
+    assert capsys.readouterr().err.endswith(f"got hydra.run.dir={tmp_path}: type out=DIR instead\n")
 
 
 def test_the_folder_of_finished_runs_can_be_chosen(monkeypatch, tmp_path):

@@ -98,13 +98,16 @@ def make_heads(heads: Heads, backbone: Identity, way: int | str, seed: int) -> d
     """Return heads by name; those given as names on the command line are made with their default options.
 
     Raises:
-        UsageError: if there is no head of a given name, or two heads have the same name.
+        UsageError: if there is no head of a given name, two heads have the same name, or one is neither a name nor a
+            head, such as a class.
     """
-    if isinstance(heads, str | Head):
+    if isinstance(heads, str | Head | type):
         heads = [heads]
     given = [*heads.items()] if isinstance(heads, Mapping) else [(name_of(head), head) for head in heads]
     if not given:
         raise UsageError("expected one head or more, got none: pass heads=['protonet', 'svm']")
+    if wrong := [head for _, head in given if not isinstance(head, str | Head)]:
+        raise UsageError(f"expected heads as words or objects, got {wrong[0]!r}: pass 'svm' or metafew.heads.SVM()")
     names = [name for name, _ in given]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UsageError(

@@ -124,7 +124,8 @@ def dataset_sampler(name: str, shape: Shape, drawn: Drawn, options: Mapping[str,
     if name not in options_of("dataset"):
         raise UsageError(no_option("dataset", name))
     split = drawn.split
-    cfg = compose_overrides([f"dataset={name}", *overrides({split: shape.given()}), *overrides(options)])
+    words = [f"dataset={name}", *overrides({split: shape.given()}), *overrides(options)]
+    cfg = compose_overrides(words, sweeps=False)
     own = task_options(cfg[split])
     shapes = [f"{split}.{name}" for name in own]
     for option in map(key, overrides(options)):

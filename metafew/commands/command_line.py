@@ -55,6 +55,12 @@ def own_options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[
     return options, others
 
 
+def check_out(words: Sequence[str]) -> None:
+    """Raise UsageError if overrides choose the folder of a run, for a command of several runs in the folder ``out``."""
+    if folder := next((word for word in words if word.startswith("hydra.run.dir=")), None):
+        raise UsageError(f"expected out=DIR for the folder of several runs, got {folder}: type out=DIR instead")
+
+
 def print_message(message: object) -> None:
     """Print a line for the user on the standard error."""
     print(f"metafew: {message}", file=sys.stderr)

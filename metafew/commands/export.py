@@ -8,7 +8,7 @@ probabilities; this works with any norm and head that are not transductive. The 
 for torch.export, or .onnx, which needs the extra metafew[export]. The input is a batch of images (n, c, h, w) in
 float32 from 0 to 1, for any n: what model.conversion makes of image files, divided by 255; the file contains their size
 and the names of the classes as metadata. The images of support are converted as in training, unless you type
-fit=crop|stretch|pad, invert=true|false, white=NUMBER or background=white|black. A model with a custom network
+fit=crop|stretch|pad, invert=true|false, white=NUMBER|null or background=white|black|null. A model with a custom network
 (backbone=module) requires trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head.
 """
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metafew.commands.command_line import print_message
+from metafew.config.quoting import override
 from metafew.data.formats.conversion import CHOICES, Conversion
 from metafew.data.formats.damage import readable
 from metafew.data.formats.tree import Tree
@@ -24,22 +25,25 @@ def choose_conversion(model: Model, values: Mapping[str, str], examples: Tree | 
 
     Args:
         model: the model.
-        values: the command line; empty for what was not typed.
+        values: the command line; empty for what was not typed, and null for None.
         examples: the examples, whose background determines ``invert`` for models trained on drawings without files.
     """
     parsers = {"invert": "true".__eq__, "white": parse_number}
-    typed = {key: parsers.get(key, str)(values[key]) for key in CHOICES if values[key]}
+    given = {key: values[key] for key in CHOICES if values[key]}
+    typed = {key: None if word == "null" else parsers.get(key, str)(word) for key, word in given.items()}
     for key, value in typed.items():
         trained = (model.trained_conversion or typed)[key]
         if value != trained:
             print_message(
-                f"expected {key}={trained}, as in training, got {values[key]}: leave it out to follow the training"
+                f"expected {override(key, trained)}, as in training, got {values[key]}: leave it out to follow the "
+                "training"
             )
     conversion = Conversion(model.channels, model.image_size, **model.conversion.options | typed)
     if model.trained_conversion is None and model.drawings and "invert" not in typed:
         conversion.invert = is_inverted(model, conversion, examples)
     elif model.trained_conversion is None and not model.drawings and not {"fit", "invert"} <= typed.keys():
-        dataset, used = model.choices["dataset"], f"fit={conversion.fit} and invert={str(conversion.invert).lower()}"
+        dataset = model.choices["dataset"]
+        used = f"{override('fit', conversion.fit)} and {override('invert', conversion.invert)}"
         unlike = ", whose datasets are converted in different ways" if dataset == "mixture" else ""
         print_message(
             f"{used} are used, as the checkpoint does not say how dataset={dataset} converts image files{unlike}: type "

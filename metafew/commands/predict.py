@@ -7,10 +7,10 @@ inside query are named after classes, the accuracy on their images is measured. 
 beside predictions.csv, as predictions.png and predictions.html.
 
 Images are converted as in training, unless you type fit=crop|stretch|pad, invert=true|false (true for dark ink on
-paper), white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels). Models
-trained on glyphs expect bright ink on a dark background: without invert=, images are inverted if the examples have a
-light background. A model with a custom network (backbone=module) requires trust=my_package.MyNetwork; chosen=NAME
-selects one of several options of a head (head.lr=[0.1,0.5] in training).
+paper), white=NUMBER (in images of more than 8 bits) or background=white|black (behind transparent pixels), of which
+null is the default of a dataset. Models trained on glyphs expect bright ink on a dark background: without invert=,
+images are inverted if the examples have a light background. A model with a custom network (backbone=module) requires
+trust=my_package.MyNetwork; chosen=NAME selects one of several options of a head (head.lr=[0.1,0.5] in training).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def parse(
     if missing := [key for key in required if key not in values]:
         lacking = " and ".join(f"{key}=..." for key in missing)
         raise UsageError(f"expected {lacking} too, got {' '.join(arguments)}: type {usage}")
-    for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": BACKGROUNDS}.items():
+    for key, allowed in {"invert": ("true", "false"), "fit": FITS, "background": (*BACKGROUNDS, "null")}.items():
         if values[key] not in ("", *allowed):
             raise UsageError(f"expected {key} to be {' or '.join(allowed)}, got {values[key]}: type {key}={allowed[0]}")
     return values
@@ -184,9 +184,19 @@ def predict(values: dict[str, str]) -> None:
 
 
 def load(values: Mapping[str, str]) -> Model:
-    """Return the model that the command line names."""
+    """Return the model that the command line names.
+
+    Raises:
+        UsageError: if it cannot be loaded, or was trained on vectors.
+    """
     # Commas, or a list in Hydra's grammar, as the error for a checkpoint with other classes advises.
-    return metafew.load(values["ckpt"], re.findall(r"[\w.]+", values["trust"]), values["chosen"] or None)
+    model = metafew.load(values["ckpt"], re.findall(r"[\w.]+", values["trust"]), values["chosen"] or None)
+    if model.image_size == 1:
+        raise UsageError(
+            f"expected a model of images, got one of vectors (dataset={model.choices['dataset']}): call metafew.load "
+            "in Python, whose models adapt to vectors"
+        )
+    return model
 
 
 def adapt(model: Model, examples: Tree, conversion: Conversion) -> Task:

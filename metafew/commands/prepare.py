@@ -38,7 +38,7 @@ def prepare(arguments: Sequence[str]) -> None:
     from metafew.training.factory import make_source  # imports torch
 
     options, overrides = own_options(arguments, {"out": None})
-    cfg = compose_overrides(overrides)
+    cfg = compose_overrides(overrides, sweeps=False)
     source = make_source(cfg)
     stores = {each: build(each, store_root(cfg.cache_dir)) for each in source.all_components()}
     for folder in stores.values():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from metafew.commands.command_line import own_options, run_command
+from metafew.commands.command_line import check_out, own_options, run_command
 from metafew.config.groups import options_of
 from metafew.config.quoting import override
 from metafew.distributed.subprocesses import TERMINATED, run_subprocess
@@ -49,6 +49,7 @@ def reproduce(arguments: Sequence[str], docs: Path) -> None:
 def run_experiments(arguments: Sequence[str], docs: Path) -> list[str]:
     """Run each experiment of the command line, keep its results, and return the names of those that failed."""
     options, words = own_options(arguments, {"out": "outputs"})
+    check_out(words)
     overrides, names = [word for word in words if "=" in word], [word for word in words if "=" not in word]
     out = Path(options["out"])
     known = options_of("experiment")

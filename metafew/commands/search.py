@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from metafew.cli import data_fingerprints
-from metafew.commands.command_line import own_options, run_command
+from metafew.commands.command_line import check_out, own_options, run_command
 from metafew.commands.search_space import Space
 from metafew.config.command_line import readable
 from metafew.config.compose import compose_overrides
@@ -52,6 +52,7 @@ def search(arguments: Sequence[str]) -> None:
     if find_spec("optuna") is None:
         raise UsageError("expected the package optuna, got no such package: type pip install 'metafew[sweep]'")
     options, words = own_options(arguments, DEFAULTS)
+    check_out(words)
     overrides = readable(words)
     if not options["trials"].isdecimal() or not int(options["trials"]):
         raise UsageError(f"expected trials to be an integer of at least 1, got {options['trials']}: type trials=20")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob
 
-from metafew.config.groups import common_options, default_options, group_names
+from metafew.config.groups import LISTS_OF_OPTIONS, common_options, default_options, group_names, is_group
 from metafew.config.mistakes import no_option
 from metafew.config.paths import FOLDERS, PATHS
 from metafew.config.quoting import OPENING, elements, parsed, quoted
@@ -26,8 +26,6 @@ INFO = {"info", "i"}
 """Hydra's flags with an optional value."""
 SWITCHES = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m", "shell-completion", "sc"}
 """Hydra's flags without a value."""
-LISTS_OF_OPTIONS = ("evaluate", "logger")
-"""Groups that take several options."""
 VALUES = {
     "cfg": ("job", "hydra", "all"),
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -56,10 +54,8 @@ def readable(words: Sequence[str]) -> list[str]:
         elif found := WORD.fullmatch(word):
             check_list_is_one_word(words[place:])
             key = found["key"].lstrip("+~").split("@")[0]
-            check_null(key, found["value"])
-            check_group(key, found["value"])
-            if key in FOLDERS and found["value"].strip() in ("", "null", "''", '""'):
-                raise UsageError(f"expected {key} to be a folder, got {found['value'] or 'none'}: type {key}=DIR")
+            check = check_group if is_group(key) else check_folder if key in FOLDERS else check_null
+            check(key, found["value"])
             words[place] = f"{found['key']}={readable_value(key, found['value'], sweeps)}"
     return words
 
@@ -176,6 +172,12 @@ def check_list_is_one_word(words: Sequence[str]) -> None:
             raise UsageError(f"expected a list without spaces, got {joined} in {count} words: type {advice}")
 
 
+def check_folder(key: str, value: str) -> None:
+    """Check that a folder has a name."""
+    if value.strip() in ("", "null", "None", "''", '""'):
+        raise UsageError(f"expected {key} to be a folder, got {value or 'none'}: type {key}=DIR")
+
+
 def check_null(key: str, value: str) -> None:
     """Check that a value is not ``None``, which Hydra parses as a string."""
     if "None" in parts(value):
@@ -189,8 +191,6 @@ def check_group(key: str, value: str) -> None:
     Raises:
         UsageError: if one of them is not; Hydra would print a traceback.
     """
-    if key not in group_names() and "/" not in key:  # Hydra's own groups, such as hydra/launcher, have a slash
-        return
     if key in group_names() and key not in LISTS_OF_OPTIONS and value.startswith("["):
         raise UsageError(no_option(key, value))
     for part in parts(value):

@@ -12,8 +12,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,28 +38,34 @@ DEFERRED: set[str] = set()
 """Keys of the overrides that :func:`defer_to_checkpoint` changed."""
 
 
-def compose_overrides(overrides: Sequence[str]) -> DictConfig:
+def compose_overrides(overrides: Sequence[str], sweeps: bool = True) -> DictConfig:
     """Compose a configuration from overrides, outside of ``train.py``.
+
+    Args:
+        overrides: the overrides.
+        sweeps: whether a sweep is advised for several values of an option.
 
     Raises:
         UsageError: if Hydra cannot parse an override, or rejects it.
     """
     register_evaluation_heads(overrides)
     words = readable(overrides)
-    with in_one_line(words), initialized_hydra():
+    with in_one_line(words, sweeps), initialized_hydra():
         return resolve_paths(hydra.compose(MAIN, words, return_hydra_config=True))
 
 
 @contextmanager
 def initialized_hydra() -> Iterator[None]:
     """Initialize Hydra with metafew's configurations inside this context, also inside a Hydra application."""
-    outer = GlobalHydra.instance().hydra
+    outer, job, base = GlobalHydra.instance().hydra, JobRuntime.instance().get("name"), VersionBase.instance().getbase()
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = outer
+        JobRuntime.instance().set("name", job)
+        VersionBase.instance().version_base = base
 
 
 def compose_on_checkpoint(cfg: DictConfig, saved: dict) -> tuple[DictConfig, list[str]]:

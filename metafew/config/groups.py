@@ -25,6 +25,8 @@ ALL = "all"
 lists the heads that are always kept."""
 SEARCH_PATH = "hydra.searchpath="
 CONFIG_DIR = ("--config-dir", "-cd")
+LISTS_OF_OPTIONS = ("evaluate", "logger")
+"""Groups that take several options, each of which is configured below its own name."""
 NOT_COMMON = ("defaults", "hydra")
 """Parts of conf/train.yaml that are not options of metafew."""
 
@@ -92,6 +94,11 @@ def current_options(group: str, chosen: Any) -> dict[str, Any]:
 def group_names() -> list[str]:
     """Return the names of all groups, including ``evaluate``, whose options are those of ``head``."""
     return [*describe_groups(), "evaluate"]
+
+
+def is_group(key: str) -> bool:
+    """Return whether a key is the name of a group, of metafew or of Hydra itself, such as ``hydra/launcher``."""
+    return key in group_names() or "/" in key
 
 
 def register_evaluation_heads(words: Sequence[str] = ()) -> None:

@@ -33,19 +33,6 @@ def parsed(value: str) -> tuple[Any, ...]:
         return ()
 
 
-def can_be_read(word: str) -> bool:
-    """Return whether Hydra's grammar can parse a word of a command line.
-
-    >>> can_be_read("head=svm"), can_be_read("~augment.views.flip"), can_be_read("head =svm"), can_be_read("head")
-    (True, True, False, False)
-    """
-    try:
-        parser().parse_override(word)
-    except HydraException:
-        return False
-    return True
-
-
 def quoted(text: str) -> str:
     """Return ``text`` in a form that Hydra parses as this string, quoted only if necessary.
 

@@ -98,7 +98,7 @@ def train(words: Sequence[str], options: Mapping[str, Any]) -> Run:
             "once for each run"
         )
     register_evaluation_heads(typed)
-    with in_one_line(typed), initialized_hydra(), unchanged_logging(), warnings.catch_warnings():
+    with in_one_line(typed, sweeps=False), initialized_hydra(), unchanged_logging(), warnings.catch_warnings():
         hydra: Any = GlobalHydra.instance().hydra
         try:
             outcome = hydra.run(MAIN, run_here, defer_to_checkpoint(readable(typed))).return_value

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from contracts import node, skip_exempt
+from metafew.errors import UsageError
 from metafew.norms.fast import accelerate
 from metafew.norms.norm import Norm
 from metafew.norms.running import commit
@@ -135,7 +136,12 @@ class NormContract:
         torch.testing.assert_close(torch.vmap(slope)(x[:, :5]), looped, rtol=1e-9, atol=1e-9)
 
     def test_one_support_row_and_one_pixel(self, file, x):
-        assert apply(scheme(file).train(), x[:1, :2, :, :1, :1], context=1).isfinite().all()
+        norm, pixel = scheme(file).train(), x[:1, :2, :, :1, :1]
+        if norm.needs_positions:
+            with pytest.raises(UsageError, match="of several positions"):
+                apply(norm, pixel, context=1)
+            pixel = x[:1, :2, :, :1, :2]
+        assert apply(norm, pixel, context=1).isfinite().all()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_moments_are_precise_in_half_precision(self, file, dtype, x):

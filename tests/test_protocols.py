@@ -18,6 +18,7 @@ LOOSE = {
     "ps1": "Python defines it in a notebook or an interactive session only",
     "monitor": "Lightning's callbacks that have one share no base class",
     "strict": "as monitor",
+    "_step_supports_amp_scaling": "torch sets it on fused optimizers only",
     "pending": "modules that record moments share no base class",
 }
 """Names that may be looked up with a default, with the reason."""

@@ -56,7 +56,6 @@ class PairRegularizer(Regularizer):
     """
 
     on_features = True
-    exemptions: ClassVar = DRAWN_ON_THE_HOST
     measure: Callable[[Tensor], Tensor]
 
     def forward(self, pairs: Tensor) -> Tensor:
@@ -71,6 +70,7 @@ class FeatureClustering(PairRegularizer):
         weight: factor of the measure.
     """
 
+    exemptions: ClassVar = DRAWN_ON_THE_HOST
     measure = staticmethod(feature_clustering)
 
 
@@ -81,6 +81,7 @@ class HyperplaneVariation(PairRegularizer):
         weight: factor of the measure; 1 in the authors' code, which calls this feature clustering.
     """
 
+    exemptions: ClassVar = DRAWN_ON_THE_HOST
     measure = staticmethod(hyperplane_variation)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,13 @@ WARM_UP = 3
 """Steps before one is captured, in which libraries choose their kernels and allocate their workspaces."""
 EXEMPTIONS = ("cuda_graph", "host_waits")
 """Exemptions of modules whose steps cannot be captured."""
+
+
+@runtime_checkable
+class Exempt(Protocol):
+    """A module that does not satisfy every contract."""
+
+    exemptions: ClassVar[dict[str, str]]
 
 
 class Results(NamedTuple):
@@ -214,7 +221,7 @@ def check_capturable(learner: Any) -> None:
     """Raise UsageError if a module gives a reason why the training steps that it takes part in cannot be captured."""
     trained = [learner.heads[learner.trained]] * learner.objective.trains_head
     for module in (m for part in (learner.backbone, learner.objective, *trained) for m in part.modules()):
-        reasons = getattr(module, "exemptions", {})
+        reasons = module.exemptions if isinstance(module, Exempt) else {}
         if found := [reasons[key] for key in EXEMPTIONS if key in reasons]:
             raise UsageError(
                 "expected training steps that a CUDA graph can capture for cuda_graph=true, got "

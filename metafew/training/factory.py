@@ -170,7 +170,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
 
 def is_none_or_own(norm: Any) -> bool:
     """Return whether what makes the layers of ``norm=`` is that of ``none`` or ``own``."""
-    return isinstance(norm, OwnNorms) or getattr(norm, "func", None) is NoNorm
+    return isinstance(norm, OwnNorms) or (isinstance(norm, partial) and norm.func is NoNorm)
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:

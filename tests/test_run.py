@@ -127,7 +127,7 @@ def test_a_figure_says_if_its_probabilities_are_uncalibrated(monkeypatch, tmp_pa
     episode = Episode(rows, rows, way=2, index=torch.zeros(1), source=0)
     for calibrated in (True, False):
         run_plots.episode_sheet(episode, torch.full((1, 2, 2), 0.5), ["a", "b"], tmp_path, calibrated)
-    titles = [" ".join(axes.get_title(loc="left") for axes in figure.axes) for figure in figures]
+    titles = [" ".join(" ".join(axes.get_title(loc="left") for axes in figure.axes).split()) for figure in figures]
     assert ["with the uncalibrated probability" in title for title in titles] == [False, True]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 
 import torch
 from matplotlib.axes import Axes
@@ -91,10 +91,15 @@ def episode_sheet(
     way = min(episode.way, 10)
     support = [episode.support.images[0][episode.support.labels[0] == c][:5] for c in range(way)]
     queried = [torch.nonzero(episode.query.labels[0] == c).flatten()[:12] for c in range(way)]
-    shots, columns, size, gap = max(map(len, support)), max(map(len, queried)), 0.85, 0.6
-    width, height = size * (shots + columns + gap) + NAMES, size * 1.5 * way + 0.6
+    shots, columns, size, gap = max(map(len, support)), max(2, *map(len, queried)), 0.85, 0.6
+    some = "" if way == episode.way else f" (10 of {episode.way} classes)"
+    kind = "" if calibrated else "uncalibrated "
+    heading = f"queries, with the {kind}probability of the predicted class, which is named if it is wrong{some}"
+    lines = wrap(heading, 12 * columns)  # that many letters fit above a column
+    above = 0.3 + 0.15 * len(lines)
+    width, height = size * (shots + columns + gap) + NAMES, size * 1.5 * way + 0.15 + above
     figure = Figure(figsize=(width, height))
-    frame = {"left": NAMES / width, "right": 0.99, "top": 1 - 0.45 / height, "bottom": 0.35 / height}
+    frame = {"left": NAMES / width, "right": 0.99, "top": 1 - above / height, "bottom": 0.35 / height}
     grid = figure.subplots(
         way,
         shots + 1 + columns,
@@ -102,11 +107,8 @@ def episode_sheet(
         width_ratios=[*[1] * shots, gap, *[1] * columns],
         gridspec_kw={**frame, "wspace": 0.08, "hspace": 0.55},
     )
-    some = "" if way == episode.way else f" (10 of {episode.way} classes)"
     grid[0, 0].set_title("support", fontsize=9, loc="left")
-    kind = "" if calibrated else "uncalibrated "
-    title = f"queries, with the {kind}probability of the predicted class, which is named if it is wrong{some}"
-    grid[0, shots + 1].set_title(title, fontsize=9, loc="left")
+    grid[0, shots + 1].set_title("\n".join(lines), fontsize=9, loc="left")
     for label, row in enumerate(grid):
         for axes, image in zip(row, support[label], strict=False):
             draw_image(axes, image)

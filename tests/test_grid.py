@@ -302,10 +302,6 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
         ),
         (["head=reptile", "head.output=shared"], "type head.output=zero"),
         (
-            ["head=cosine", "backbone.freeze=all", "norm=batch", "regularizer=feature_clustering"],
-            "without trainable weights: type regularizer=none, or backbone.freeze=none",
-        ),
-        (
             ["backbone.downsample=stride", "dataset.image_size=16", "norm=instance"],
             r"of several positions, got maps \(20, 4, 1, 1\), .*: type norm=layer",
         ),
@@ -314,6 +310,13 @@ def test_weight_clustering_changes_what_reptile_learns(quick, norm):
 def test_objectives_that_do_not_fit_are_refused(quick, words, said):
     with pytest.raises(UsageError, match=said):
         quick("backbone.width=4", *words)
+
+
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_a_regularizer_of_features_of_a_frozen_network_warns(quick, caplog, freeze):
+    words = ["head=cosine", "norm=batch", f"backbone.freeze={freeze}", "regularizer=feature_clustering"]
+    quick("backbone.width=4", "stages=[fit]", *words)
+    assert ("regularizer has no effect here" in caplog.text) == (freeze == "all")
 
 
 def test_a_head_that_only_evaluates_may_adapt_a_network_that_is_trained_on_one_batch(quick):

@@ -315,8 +315,14 @@ def test_a_dataset_may_be_there_twice_under_another_name_be_it_that_of_a_head(la
             ["dataset.sources=[{dataset:glyphs,colour:3}]"],
             "colour is no option of dataset=glyphs in a mixture, where it takes jitter",
         ),
-        (["dataset.sources=[{dataset:glyphs,jitter:false}]"], "dataset.jitter to be a view .* or null, got False"),
-        (["dataset.sources=[{dataset:omniglot,download:no}]"], "dataset.download to be true or false, got no"),
+        (
+            ["dataset.sources=[{dataset:glyphs,jitter:false}]"],
+            "glyphs.jitter to be a view .* or null, got False: correct it in dataset.sources",
+        ),
+        (
+            ["dataset.sources=[{dataset:omniglot,download:no}]"],
+            "omniglot.download to be true or false, got no: correct it in dataset.sources",
+        ),
         (["dataset.sources=[{dataset:folder,root:2023}]"], "2023 is not a folder"),
         (["dataset.sources=[mixture]"], "cannot be a part of a mixture"),
         (["dataset.sources=[glyphs]", "objective=classical"], "expected the classes of one dataset"),

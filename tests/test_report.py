@@ -304,6 +304,11 @@ def test_an_analysis_of_the_weights_before_a_resumed_training_is_not_read(tmp_pa
     file = tmp_path / "a/results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"analysis": None}))
     assert Run.in_folder(tmp_path / "a").analysis == {}
+    tested = {"analysis": None, "seconds": {"test": 1.0}}
+    for ckpt, read in ((tmp_path / "a/checkpoints/best.ckpt", True), (tmp_path / "b/checkpoints/best.ckpt", False)):
+        report = json.loads(file.read_text())
+        file.write_text(json.dumps(report | tested | {"config": report["config"] | {"ckpt": str(ckpt)}}))
+        assert bool(Run.in_folder(tmp_path / "a").analysis) == read
 
 
 def find(table, name):

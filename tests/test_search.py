@@ -165,6 +165,7 @@ def test_overrides_are_fixed_or_searched():
         (["seed=0,1", "stages=[test]"], "expected no stages, as a search trains, got stages=[test]: leave it out"),
         (["seed=0,1", "experiment=heads"], "expected no experiment, as a search trains"),
         (["seed=0,1", "hydra.run.dir=mine"], "expected out=DIR for the folder of several runs, got hydra.run.dir=mine"),
+        (["seed=0,1", "++hydra.sweep.dir=mine"], "got ++hydra.sweep.dir=mine: type out=DIR instead"),
         (["seed=0,1", "ckpt=a.ckpt"], "got ckpt=a.ckpt: leave it out, or type backbone.weights=PATH"),
     ],
 )

@@ -9,6 +9,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from metafew.config.overrides import key
+from metafew.config.paths import FOLDERS
 from metafew.errors import UsageError
 from metafew.io import print_any_character
 
@@ -57,7 +59,7 @@ def own_options(arguments: Sequence[str], defaults: Mapping[str, Any]) -> tuple[
 
 def check_out(words: Sequence[str]) -> None:
     """Raise UsageError if overrides choose the folder of a run, for a command of several runs in the folder ``out``."""
-    if folder := next((word for word in words if word.startswith("hydra.run.dir=")), None):
+    if folder := next((word for word in words if key(word) in FOLDERS), None):
         raise UsageError(f"expected out=DIR for the folder of several runs, got {folder}: type out=DIR instead")
 
 

@@ -22,7 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 from metafew.config.allowlist import called_paths, check_called_paths
 from metafew.config.carried import MACHINE, Composition, carried, choose, differences, lay
 from metafew.config.command_line import readable
-from metafew.config.groups import CONF, current_options, describe_groups, group_names, register_evaluation_heads
+from metafew.config.groups import (
+    CONF,
+    current_options,
+    describe_groups,
+    group_names,
+    register_evaluation_heads,
+    searched,
+)
 from metafew.config.mistakes import in_one_line
 from metafew.config.moved import ADDED, add_options
 from metafew.config.overrides import key, merge, verbatim
@@ -178,9 +185,8 @@ def load(main: str, overrides: Sequence[str]) -> DictConfig:
     """Return Hydra's composition of overrides and a main configuration in this run."""
     # A search path applies only to the command line that contains it, and is not saved.
     of_hydra = verbatim(HydraConfig.get().overrides.hydra)
-    search_path = [override for override in of_hydra if override.lstrip("+").startswith("hydra.searchpath=")]
     loader = GlobalHydra.instance().config_loader()
-    return loader.load_configuration(main, [*search_path, *overrides], RunMode.RUN)
+    return loader.load_configuration(main, [*searched(of_hydra), *overrides], RunMode.RUN)
 
 
 def main_words() -> list[str]:

@@ -23,7 +23,7 @@ CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 ALL = "all"
 """The option of ``evaluate`` for all heads that fit; in a configuration, a key next to those of the heads, whose value
 lists the heads that are always kept."""
-SEARCH_PATH = "hydra.searchpath="
+SEARCH_PATH = "hydra.searchpath"
 CONFIG_DIR = ("--config-dir", "-cd")
 LISTS_OF_OPTIONS = ("evaluate", "logger")
 """Groups that take several options, each of which is configured below its own name."""
@@ -143,6 +143,15 @@ def named_with_all(words: Sequence[str]) -> list[str]:
     return [name for name in names if name != ALL]
 
 
+def searched(words: Sequence[str]) -> list[str]:
+    """Return the words that set Hydra's search path.
+
+    >>> searched(["head=svm", "+hydra.searchpath=[file://mine]"])
+    ['+hydra.searchpath=[file://mine]']
+    """
+    return [word for word in words if key(word) == SEARCH_PATH]
+
+
 def search_folders(words: Sequence[str]) -> Iterator[Path]:
     """Yield the folders of options that a command line names, if it chooses heads to evaluate.
 
@@ -152,7 +161,7 @@ def search_folders(words: Sequence[str]) -> Iterator[Path]:
     if any(key(word) == "evaluate" for word in words):
         for word, following in zip_longest(words, words[1:], fillvalue=""):
             flag, _, value = word.partition("=")
-            if word.startswith(SEARCH_PATH):
+            if searched([word]):
                 yield from map(Path, re.findall(r"file://([^\],'\"]+)", value))
             elif flag in CONFIG_DIR and (value or following):
                 yield Path(value or following)

@@ -42,7 +42,7 @@ NUMBER = re.compile(r"\b(int|float)\b")
 """A number type in an annotation."""
 
 
-def check_option_types(node: DictConfig, path: str = "") -> None:
+def check_option_types(node: DictConfig, path: str = "", advice: str = "type --cfg job to see its default") -> None:
     """Check the type of each option of a component, and that every number is finite.
 
     Only annotations made of :data:`KINDS` are checked. Components check lists themselves.
@@ -50,6 +50,7 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
     Args:
         node: a configuration, or a part of one.
         path: key of ``node`` in the configuration, with a trailing dot.
+        advice: what to do instead.
 
     Raises:
         UsageError: if an option does not have the type of its argument, or is not finite.
@@ -59,25 +60,25 @@ def check_option_types(node: DictConfig, path: str = "") -> None:
         if name not in node or not KINDS.keys() >= set(kinds):
             continue
         if not any(KINDS[kind].accepts(node[name]) for kind in kinds):
-            raise wrong_type(f"{path}{name}", " or ".join(KINDS[kind].name for kind in kinds), node[name])
+            raise wrong_type(f"{path}{name}", " or ".join(KINDS[kind].name for kind in kinds), node[name], advice)
     for name in numbers_of_others(node.get("_target_")) & {*node}:
         if isinstance(node[name], bool):
-            raise wrong_type(f"{path}{name}", "a number", node[name])
+            raise wrong_type(f"{path}{name}", "a number", node[name], advice)
     for name, count in numbers_in_tuples(node.get("_target_")).items():
         value = node.get(name, [0] * count)
         if not OmegaConf.is_list(value) or len(value) != count or not all(map(KINDS["float"].accepts, value)):
-            raise wrong_type(f"{path}{name}", f"a list of {count} numbers", value)
+            raise wrong_type(f"{path}{name}", f"a list of {count} numbers", value, advice)
     for key in node:
         full = path + str(key)
         if OmegaConf.is_missing(node, key):
             continue
         if OmegaConf.is_dict(node[key]):
-            check_option_types(node[key], f"{full}.")
+            check_option_types(node[key], f"{full}.", advice)
         elif OmegaConf.is_list(node[key]):
             if not all(map(math.isfinite, numbers_in(OmegaConf.to_container(node[key])))):
-                raise wrong_type(full, "a list whose numbers are finite", node[key])
+                raise wrong_type(full, "a list whose numbers are finite", node[key], advice)
         elif isinstance(node[key], float) and not math.isfinite(node[key]):
-            raise wrong_type(full, "a finite number", node[key])
+            raise wrong_type(full, "a finite number", node[key], advice)
 
 
 def numbers_in(value: Any) -> Iterator[float]:
@@ -93,9 +94,9 @@ def numbers_in(value: Any) -> Iterator[float]:
         yield value
 
 
-def wrong_type(key: str, expected: str, value: Any) -> UsageError:
+def wrong_type(key: str, expected: str, value: Any, advice: str) -> UsageError:
     """Return the error for an option with the wrong type."""
-    return UsageError(f"expected {key} to be {expected}, got {value}: type --cfg job to see its default")
+    return UsageError(f"expected {key} to be {expected}, got {value}: {advice}")
 
 
 def argument_annotations(target: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from hydra.core.hydra_config import HydraConfig
 
 from metafew.config.compose import MAIN
-from metafew.config.groups import CONF
+from metafew.config.groups import CONF, searched
 from metafew.config.overrides import verbatim
 from metafew.config.paths import typed_in
 from metafew.config.quoting import override
@@ -104,8 +104,7 @@ def options_of_launch() -> list[str]:
     """Return the flags and words with which a run finds the options that this process finds; none for metafew's own."""
     flags, words = main_configuration(), verbatim(HydraConfig.get().overrides.hydra)
     own = ["--config-name", MAIN, "--config-path", str(CONF)]
-    searched = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
-    return [*(flags if flags != own else []), *searched]
+    return [*(flags if flags != own else []), *searched(words)]
 
 
 def run_cell(out: Path) -> None:

@@ -53,10 +53,8 @@ class BaseMean:
         if self.heads and (outdated or self.value is None):
             data = cast(FewShot, trainer.datamodule)  # type: ignore[attr-defined]  # set when the stage starts
             with evaluating(backbone), trainer.precision_plugin.forward_context():
-                self.value, self.step = (
-                    base_mean(backbone, data, empty_of(trainer.lightning_module)),
-                    trainer.global_step,
-                )
+                self.value = base_mean(backbone, data, empty_of(trainer.lightning_module))
+            self.step = trainer.global_step
 
 
 def without_training_images(source: Source) -> list[str]:

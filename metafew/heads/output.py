@@ -20,7 +20,7 @@ class Output(nn.Module):
     Args:
         kind: ``linear``, a meta-learned layer for tasks with a fixed number of classes; ``shared``, one random row that
             all classes start from, which is as good as ``zero``: it changes the logits of all classes alike, so that
-            neither probabilities nor gradients depend on it, and it is not trained; ``zero``; ``prototype``, the layer
+            neither probabilities nor other gradients depend on it, and its own is 0; ``zero``; ``prototype``, the layer
             that classifies by the nearest class mean of the support set, ``weight_m = 2 p_m`` and ``bias_m =
             -||p_m||^2`` (Proto-MAML, Triantafillou et al. 2020); or ``auto``: ``zero`` in a head that was not trained,
             else ``linear`` if all tasks have the same way, else ``shared``; for a layer that does not adapt, ``linear``
@@ -78,7 +78,6 @@ class Output(nn.Module):
             else:
                 nn.init.normal_(self.weight, std=std)
             self.bias = nn.Parameter(torch.zeros(rows))
-            self.requires_grad_(kind == "linear")
 
     def start(self, way: int, like: Tensor) -> dict[str, Tensor]:
         """Return ``weight`` and ``bias`` for ``way`` classes; zeros are as ``like``, but in float32 or better."""
@@ -87,8 +86,12 @@ class Output(nn.Module):
                 f"expected {self.way} classes, for which this output layer was made, got a task of {way}: "
                 "type head.output=shared"
             )
-        if self.kind in ("linear", "shared"):
-            return {"weight": self.weight.expand(way, -1), "bias": self.bias.expand(way)}
+        if self.kind == "linear":
+            return {"weight": self.weight, "bias": self.bias}
+        if self.kind == "shared":
+            # Gradients of 0 are rounding errors otherwise, along which Adam takes whole steps.
+            weight, bias = (value.detach() + 0 * value for value in (self.weight, self.bias))
+            return {"weight": weight.expand(way, -1), "bias": bias.expand(way)}
         dtype = torch.promote_types(like.dtype, torch.float32)  # features are in a shorter one under autocast
         shapes = {"weight": (way, self.features), "bias": (way,)}
         return {name: like.new_zeros(shape, dtype=dtype) for name, shape in shapes.items()}

@@ -68,7 +68,7 @@ class Norm(nn.Module):
     couples_tasks = False
     """Whether, in training, the tasks of a meta-batch change one another's results."""
     needs_positions = False
-    """Whether rows without positions cannot be normalized, as a single value minus its own mean is 0."""
+    """Whether a single position cannot be normalized, as a single value minus its own mean is 0."""
     exemptions: ClassVar[dict[str, str]] = {}
     """Contracts of tests/contracts/norms.py that the scheme does not keep, each with the reason."""
 
@@ -141,8 +141,8 @@ class Norm(nn.Module):
         """Return rows ``(b, c)``, sequences ``(b, c, l)`` or volumes as maps ``(b, c, h, w)``, and maps as they are.
 
         Raises:
-            UsageError: if the rows of ``x`` are not those of the tasks of the scope, or have no positions and the
-                moments need some.
+            UsageError: if the rows of ``x`` are not those of the tasks of the scope, or have fewer than two positions
+                and the moments need several.
         """
         tasks, context, *_ = current()
         if x.shape[0] % tasks or x.shape[0] < tasks * context:

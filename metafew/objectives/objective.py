@@ -95,10 +95,7 @@ class Objective(nn.Module):
         if self.trains_head:
             check_one_rate(head)
         if self.regularizer.on_features and not any(weight.requires_grad for weight in backbone.parameters()):
-            raise UsageError(
-                "expected a backbone that is trained, as the regularizer acts on its features, got one without "
-                "trainable weights: type regularizer=none, or backbone.freeze=none"
-            )
+            log.warning("regularizer has no effect here, as the backbone, on whose features it acts, is frozen")
         if self.regularizer.on_weights and not self.regularizes_weights:
             raise UsageError(
                 "expected a regularizer of features, got regularizer=weight_clustering, which acts in the inner loop "

@@ -84,7 +84,7 @@ def make_part(data_dir: str, item: str | Mapping[str, Any], image_size: int) -> 
             f"{', '.join(allowed)}: take it out of dataset.sources"
         )
     cfg.dataset.update({**options, "image_size": image_size})
-    check_option_types(cfg.dataset, "dataset.")
+    check_option_types(cfg.dataset, f"{dataset}.", "correct it in dataset.sources")
     source = make(cfg.dataset)
     source.label = str(label)
     return source
@@ -156,9 +156,7 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
         if "channels" in cfg.dataset:
             raise
         raise UsageError(re.sub(r"dataset\.channels=\d+, or ", "", str(error))) from error
-    if (backbone.own_norms or not backbone.norms) and not is_none_or_own(options["norm"]):
-        why = "backbone.norms=own keeps the layers of the network" if backbone.own_norms else "the network has no norms"
-        log.warning("norm has no effect here, as %s", why)
+    warn_of_norm_without_effect(backbone, options["norm"])
     backbone.keep_frozen()
     chosen = cfg.backbone.get("freeze")  # checkpoints of earlier versions have none
     freeze(backbone, ("none" if cfg.backbone.weights is None else "all") if chosen is None else chosen)
@@ -168,9 +166,12 @@ def make_backbone(cfg: DictConfig, source: Source) -> Backbone:
     return backbone
 
 
-def is_none_or_own(norm: Any) -> bool:
-    """Return whether what makes the layers of ``norm=`` is that of ``none`` or ``own``."""
-    return isinstance(norm, OwnNorms) or (isinstance(norm, partial) and norm.func is NoNorm)
+def warn_of_norm_without_effect(backbone: Backbone, norm: Any) -> None:
+    """Warn if the backbone has no layers of ``norm``, what makes those of ``norm=``, unless it is ``own`` or none."""
+    if backbone.own_norms and not isinstance(norm, OwnNorms):
+        log.warning("norm has no effect here, as backbone.norms=own keeps the layers of the network")
+    elif not (backbone.own_norms or backbone.norms or (isinstance(norm, partial) and norm.func is NoNorm)):
+        log.warning("norm has no effect here, as the network has no norms")
 
 
 def make_objective(cfg: DictConfig, source: Source, backbone: Backbone) -> Objective:

@@ -16,9 +16,11 @@ import yaml
 
 from metafew.analysis.compare.settings import flatten, format_overrides, non_default_settings
 from metafew.config.compose import MAIN
+from metafew.config.groups import searched
 from metafew.config.moved import update_record
 from metafew.data.formats.names import data_name
 from metafew.distributed.sweep import without_own_ckpt
+from metafew.io import is_own
 
 OWN_DATA = ("folder", "features")
 """Options of ``dataset`` for images and vectors of the user's own."""
@@ -123,7 +125,7 @@ class Run:
                 flags = [word for folder in folders for word in ("--config-dir", folder)]
                 main = recorded["hydra"].get("job", {}).get("config_name") or MAIN
                 flags += ["--config-name", main] * (main != MAIN)
-                return flags + [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
+                return flags + searched(words)
         return []
 
     def _recorded(self, name: str) -> object:
@@ -250,12 +252,14 @@ class Run:
 
 
 def is_analyzed(folder: Path) -> bool:
-    """Return whether a folder has an analysis.json, which its results.json records unless it is of an earlier version.
+    """Return whether a folder has an analysis.json of the weights of its results.json.
 
     A training that was resumed leaves behind the analysis of its earlier weights.
     """
-    recorded = read_object(folder / "results.json").get("analysis", True)
-    return bool(recorded) and (folder / "analysis.json").is_file()
+    report = read_object(folder / "results.json")
+    recorded = report.get("analysis", True)  # missing from results of earlier versions
+    tests = "fit" not in report.get("seconds", {}) and is_own(report.get("config", {}).get("ckpt"), folder)
+    return bool(recorded or tests) and (folder / "analysis.json").is_file()
 
 
 def read_object(file: Path) -> dict:

@@ -216,9 +216,7 @@ def check_fixed_ways(parts: Parts) -> None:
     for name, head in parts.learner.heads.items():
         for spec in specs:
             if head.fixed_way is not None and spec.bounds("way") != (head.fixed_way, head.fixed_way):
-                same = f"{spec.split}.way={head.fixed_way}"
-                other = same if parts.start is not None else "head.output=shared"
-                other += f", or {same}" if parts.start is None and spec.split != "train" else ""
+                other = "head.output=shared" if parts.start is None else f"{spec.split}.way={head.fixed_way}"
                 raise UsageError(
                     f"expected {spec.split}.way to be {head.fixed_way}, the classes of the linear output layer of "
                     f"head={name}, got {spec.way}: type {other}"

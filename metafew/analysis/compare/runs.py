@@ -258,8 +258,9 @@ def is_analyzed(folder: Path) -> bool:
     """
     report = read_object(folder / "results.json")
     recorded = report.get("analysis", True)  # missing from results of earlier versions
-    tests = "fit" not in report.get("seconds", {}) and is_own(report.get("config", {}).get("ckpt"), folder)
-    return bool(recorded or tests) and (folder / "analysis.json").is_file()
+    ckpt = report.get("config", {}).get("ckpt")
+    only_tests = "fit" not in report.get("seconds", {}) and isinstance(ckpt, str) and is_own(ckpt, folder)
+    return bool(recorded or only_tests) and (folder / "analysis.json").is_file()
 
 
 def read_object(file: Path) -> dict:

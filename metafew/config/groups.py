@@ -161,7 +161,7 @@ def search_folders(words: Sequence[str]) -> Iterator[Path]:
     if any(key(word) == "evaluate" for word in words):
         for word, following in zip_longest(words, words[1:], fillvalue=""):
             flag, _, value = word.partition("=")
-            if searched([word]):
+            if key(word) == SEARCH_PATH:
                 yield from map(Path, re.findall(r"file://([^\],'\"]+)", value))
             elif flag in CONFIG_DIR and (value or following):
                 yield Path(value or following)

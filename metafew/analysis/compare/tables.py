@@ -244,10 +244,7 @@ def accuracy_notes(comparison: Comparison, spread: str) -> list[str]:
     if len(comparison.rows) > 1:
         notes.append(TOP)
     if comparison.average_ranks is not None:
-        notes.append(
-            "average rank over columns: a rank is 1, plus the rows that are better, plus half of those that do not "
-            "differ"
-        )
+        notes.append("average rank over columns: a rank is 1 plus the better rows and half of those that do not differ")
     if any(times_of_heads(comparison)):
         notes.append(f"{TIME}: milliseconds that the head takes, without the embedding of images")
     if any(cell.transductive for cell in comparison.cells.values()):

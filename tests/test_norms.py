@@ -20,7 +20,7 @@ from metafew.errors import UsageError
 from metafew.norms.batch import BatchNorm
 from metafew.norms.fast import accelerate, decelerate
 from metafew.norms.kernels import pieces
-from metafew.norms.kernels.group_moments import GroupMoments
+from metafew.norms.kernels.group_moments import GroupMoments, moments_of_groups
 from metafew.norms.kernels.normalize import Normalize
 from metafew.norms.kernels.pooled_moments import PooledMoments, Pooling
 from metafew.norms.norm import Norm, pool
@@ -166,9 +166,11 @@ def test_who_overrides_moments_is_asked_for_them(kind, x):
     torch.testing.assert_close(ours if kind is Named else 2 * ours, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("large", [1, 2**14])
 @pytest.mark.parametrize("x", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight", [torch.float64, torch.float32, torch.bfloat16])
-def test_weights_and_images_of_any_precision(x, weight):
+def test_weights_and_images_of_any_precision(x, weight, large, monkeypatch):
+    monkeypatch.setattr(pieces, "LARGE", large)
     images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     with rows(1, 4, record=False):
         y = accelerate(nn.Sequential(BatchNorm(3).to(weight), MAX))(images.to(x))
@@ -177,12 +179,14 @@ def test_weights_and_images_of_any_precision(x, weight):
     torch.testing.assert_close(y.float(), reference, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("large", [1, 2**14])
 @pytest.mark.parametrize("cached", [1, 2**19])
 @pytest.mark.parametrize("word", ["batch", "tasknorm"])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pool", [nn.Identity(), MAX])
-def test_bfloat16_is_rounded_once_forward_and_twice_backward(word, pool, memory, cached, x, monkeypatch):
-    monkeypatch.setattr("metafew.norms.kernels.pieces.CACHED", cached)
+def test_bfloat16_is_rounded_once_forward_and_three_times_backward(word, pool, memory, cached, large, x, monkeypatch):
+    monkeypatch.setattr(pieces, "CACHED", cached)
+    monkeypatch.setattr(pieces, "LARGE", large)
     layers, images = accelerate(nn.Sequential(scheme(word).float(), pool)), x.flatten(0, 1).bfloat16()
     results = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -195,7 +199,7 @@ def test_bfloat16_is_rounded_once_forward_and_twice_backward(word, pool, memory,
         results.append((y.float(), grad.float()))
     (y, grad), (exact_y, exact_grad) = results
     torch.testing.assert_close(y, exact_y, rtol=2**-8, atol=1e-5)
-    # Two roundings: of the gradient of the maxima or of the scaled values, and of the sum with that of the moments.
+    # Three roundings: of the scaled gradient, of the gradient through the moments, and of their sum.
     torch.testing.assert_close(grad, exact_grad, rtol=2**-7, atol=2**-8 * exact_grad.abs().max().item())
 
 
@@ -242,6 +246,97 @@ def test_moments_of_groups_and_their_gradients_of_both_orders(groups):
 
     assert torch.autograd.gradcheck(f, x)
     assert torch.autograd.gradgradcheck(f, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("rows_of_piece", [1, 2, 6])
+@pytest.mark.parametrize("width", [4, 5])  # of five columns
+@pytest.mark.parametrize("large", [1, 2**14])
+def test_half_precision_agrees_with_float64(large, width, rows_of_piece, groups, memory, dtype, monkeypatch):
+    monkeypatch.setattr(pieces, "CACHED", rows_of_piece * 3 * 5 * width)
+    monkeypatch.setattr(pieces, "LARGE", large)  # 1: torch's kernels of batch normalization
+    torch.manual_seed(0)
+    x, dense = (torch.randn(6, 3, 5, 5).to(dtype).to(memory_format=memory)[..., :width] for _ in range(2))
+    mean_slope = torch.randn(6, 3, 1, 1).to(dtype).expand(x.shape)  # the gradient of a mean over positions
+    scale, shift = torch.randn(2, 1, groups, 3)
+    parts = x.double().unflatten(0, (groups, -1))
+
+    def agree(ours, exact, one_rounding=False):
+        tolerance = torch.finfo(dtype).eps if one_rounding else 1e-5
+        assert ours.dtype == (dtype if one_rounding else torch.float32)
+        torch.testing.assert_close(ours.double(), exact.double().view(ours.shape), rtol=tolerance, atol=1e-5)
+
+    for v in (dense, mean_slope):
+        dots, sums = pieces.group_sums(v, x, scale)
+        of_groups = v.double().unflatten(0, (groups, -1))
+        agree(dots, (of_groups * parts).sum((1, 3, 4)))
+        agree(sums, of_groups.sum((1, 3, 4)))
+    mean, var = moments_of_groups(x, groups)
+    agree(mean, parts.mean((1, 3, 4)))
+    agree(var, parts.var((1, 3, 4), correction=0))
+    scales, shifts = (each.double().view(groups, 1, 3, 1, 1) for each in (scale, shift))
+    agree(pieces.scale_shift(x, scale), scales * parts, one_rounding=True)
+    agree(pieces.scale_shift(x, scale, shift), scales * parts + shifts, one_rounding=True)
+
+
+def test_values_of_tasks_and_of_all_tasks_and_of_any_precision(monkeypatch):
+    monkeypatch.setattr(pieces, "LARGE", 1)
+    torch.manual_seed(0)
+    x, of_all, of_tasks = torch.randn(4, 3, 5, 5).bfloat16(), torch.randn(3), torch.randn(2, 1, 3)
+    rows_of_tasks = of_tasks.repeat_interleave(2, 0).view(4, 3, 1, 1)
+    for scale, shift, exact in [
+        (of_all, of_tasks, of_all.view(3, 1, 1) * x.float() + rows_of_tasks),
+        (of_tasks, of_all, rows_of_tasks * x.float() + of_all.view(3, 1, 1)),
+    ]:
+        for dtype in (torch.float32, torch.float64):
+            y = pieces.scale_shift(x, scale, shift.to(dtype))
+            torch.testing.assert_close(y.float(), exact, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_moments_of_many_values_in_half_precision_are_precise(memory):
+    x = torch.randn(64, 3, 84, 84, generator=torch.Generator().manual_seed(0)).relu_().bfloat16()
+    mean, var = moments_of_groups(x.to(memory_format=memory), 1)
+    torch.testing.assert_close(mean.flatten().double(), x.double().mean((0, 2, 3)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(var.flatten().double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [nn.Identity(), MAX])
+def test_batched_gradients_in_half_precision(pool, memory, monkeypatch):
+    monkeypatch.setattr(pieces, "LARGE", 1)
+    layers = accelerate(nn.Sequential(BatchNorm(3), pool))
+    images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    leaf = images.to(memory_format=memory).requires_grad_()
+    with rows(2, 2, record=False):
+        y = layers(leaf)
+        weights = torch.randn(2, *y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        (batched,) = torch.autograd.grad(y, leaf, weights, is_grads_batched=True, retain_graph=True)
+        looped = [torch.autograd.grad(y, leaf, weight, retain_graph=True)[0] for weight in weights]
+
+        def slope(scale):
+            return torch.func.grad(lambda x: (scale * layers(x)).float().square().sum())(leaf.detach())
+
+        scales = torch.tensor([1.0, 2.0])
+        slopes = torch.vmap(slope)(scales), torch.stack([slope(scale) for scale in scales])
+    for one, other in ((batched, torch.stack(looped)), slopes):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2**-6, atol=2**-7 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [MAX, nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(5, 1, 2)], ids=str)
+def test_gradients_of_overlapping_maxima_are_added_up_precisely(pool, memory, monkeypatch):
+    monkeypatch.setattr(pieces, "LARGE", 1)
+    monkeypatch.setattr(pieces, "CACHED", 1)
+    x = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0)).bfloat16().to(memory_format=memory)
+    of_x = []
+    for leaf in (x.requires_grad_(), x.detach().double().requires_grad_()):
+        maxima, *_ = PooledMoments.apply(leaf, 1, 1, Pooling.of(pool))
+        v = torch.randn(maxima.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        of_x.append(torch.autograd.grad(maxima, leaf, v.to(maxima.dtype))[0].double())
+    assert (of_x[0] - of_x[1]).norm() < 2e-3 * of_x[1].norm()
 
 
 POOLINGS = [

@@ -47,6 +47,14 @@ ATEN = {
     "batch_norm_update_stats": (
         "(Tensor input, Tensor? running_mean, Tensor? running_var, float momentum) -> (Tensor, Tensor)"
     ),
+    "native_batch_norm": (
+        "(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, "
+        "float momentum, float eps) -> (Tensor, Tensor, Tensor)"
+    ),
+    "native_batch_norm_backward": (
+        "(Tensor grad_out, Tensor input, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, "
+        "Tensor? save_invstd, bool train, float eps, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
+    ),
     "max_pool2d_with_indices": (
         "(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
         "bool ceil_mode=False) -> (Tensor, Tensor)"

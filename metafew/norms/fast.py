@@ -8,6 +8,9 @@ can pool first:
 - Everything else: moments per image and :class:`~metafew.norms.kernels.normalize.Normalize`, a few rows at a time on a
   CPU, with hand-written first and second derivatives.
 
+On a CPU in half precision, large groups use torch's kernels of batch normalization
+(:mod:`metafew.norms.kernels.native`).
+
 On a CPU, a max-pooling directly after a norm without negative weights runs before it, in the pass that computes the
 moments (:mod:`metafew.norms.kernels.pooled_moments`), so that fewer values are normalized, a quarter for 2 x 2. If one
 of the two layers has hooks, the norm runs first. (On a GPU, checking the weights would synchronize with the host.)

@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from metafew.norms.kernels import native
 from metafew.norms.kernels.pieces import (
     POSITIONS,
+    SUMMED,
     add_affine,
     by_piece,
     concatenate,
     group_size,
     group_sums,
     on_cpu,
+    pieces,
+    pieces_of_groups,
     scale_shift,
+    suits_native,
     to_rows,
 )
 from metafew.precision import precise
@@ -47,7 +52,9 @@ class GroupMoments(Function):
         x, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
             return GroupMomentsBackward.apply(grad, grad_mean, grad_var, x, mean), None, None
-        return add_affine(grad, x, *slope_and_level(grad_mean, grad_var, x, mean)), None, None
+        for piece, entries in pieces_of_groups(x, *slope_and_level(grad_mean, grad_var, x, mean)):
+            add_affine(grad[piece], x[piece], *entries)
+        return grad, None, None
 
     @staticmethod
     def vmap(info, dims: tuple[int, None, None], x: Tensor, tasks: int, groups: int):
@@ -65,7 +72,7 @@ class GroupMomentsBackward(Function):
     @staticmethod
     def forward(grad: Tensor, grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         """Return ``grad + slope x + level``."""
-        slope, level = slope_and_level(grad_mean, grad_var, x, mean)
+        slope, level = (to_rows(each, x) for each in slope_and_level(grad_mean, grad_var, x, mean))
         return torch.addcmul(grad, x, slope).add_(level).to(x.dtype)
 
     @staticmethod
@@ -80,7 +87,7 @@ class GroupMomentsBackward(Function):
         count = group_size(x, mean)
         dots, sums = group_sums(v, x, mean)
         slope = grad_var * (2 / count)
-        of_x = scale_shift(v, to_rows(slope, x), to_rows(slope * sums / -count, x))
+        of_x = scale_shift(v, slope, slope * sums / -count)
         return v, sums / count, torch.addcmul(dots, mean, sums, value=-1) * (2 / count), of_x, None
 
 
@@ -90,15 +97,29 @@ def moments_of_groups(x: Tensor, groups: int) -> tuple[Tensor, ...]:
     if rows == 1:
         return by_piece(image_moments, x)
     if on_cpu(x):
-        return concatenate([batch_moments(group) for group in x.split(rows)])
+        return concatenate([moments_of_rows(group) for group in x.split(rows)])
     parts = precise(x).unflatten(0, (groups, rows))
     mean = parts.mean(IN_GROUP, keepdim=True)
     return mean.flatten(), (parts - mean).square().mean(IN_GROUP)
 
 
-def batch_moments(group: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means and variances ``(c,)`` over rows and positions, by the fastest kernel on a CPU."""
-    return torch.ops.aten.batch_norm_update_stats(precise(group), None, None, 0.0)
+def moments_of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means and variances, ``(c,)`` or ``(1, c)``, over all rows and positions, on a CPU."""
+    if not suits_native(x, 1):
+        return native.moments(precise(x))
+    parts = [x[piece] for piece in pieces(x, SUMMED)]
+    return union([native.moments(part) for part in parts], [len(part) for part in parts])
+
+
+def union(moments: list[tuple[Tensor, Tensor]], sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the moments of the union of parts with moments ``(c,)`` and numbers of rows ``sizes``, as ``(1, c)``.
+
+    As :func:`metafew.norms.norm.pool`, for parts of different size.
+    """
+    mean, var = (torch.stack(parts) for parts in zip(*moments, strict=True))
+    share = (mean.new_tensor(sizes) / sum(sizes)).unsqueeze(1)
+    of_all = (share * mean).sum(0, keepdim=True)
+    return of_all, (share * (var + (mean - of_all).square())).sum(0, keepdim=True)
 
 
 def image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +131,7 @@ def image_moments(part: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slope_and_level(grad_mean: Tensor, grad_var: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean``, broadcast to the rows of ``x``."""
+    """Return ``slope = 2 grad_var / n`` and ``level = grad_mean / n - slope mean``."""
     count = group_size(x, mean)
     slope = grad_var * (2 / count)
-    return to_rows(slope, x), to_rows(torch.addcmul(grad_mean / count, slope, mean, value=-1), x)
+    return slope, torch.addcmul(grad_mean / count, slope, mean, value=-1)

@@ -24,7 +24,7 @@ class Normalize(Function):
     def forward(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Return ``y`` in the precision of ``x``, computed in that of the moments."""
         scale = weight * torch.rsqrt(var + eps)
-        return scale_shift(x, to_rows(scale, x), to_rows(torch.addcmul(bias, mean, scale, value=-1), x))
+        return scale_shift(x, scale, torch.addcmul(bias, mean, scale, value=-1))
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -75,7 +75,7 @@ class NormalizeBackward(Function):
         of_inverse = of_scale * weight + dots * (of_weight + 2 * half * weight)
         return (
             of_grad.to(grad.dtype),
-            scale_shift(grad, to_rows(along, x)),
+            scale_shift(grad, along),
             (sums * along).neg_().sum_to_size(mean.shape),
             (of_inverse * inverse**3).mul_(-0.5).sum_to_size(var.shape),
             (of_scale * inverse).sum_to_size(weight.shape),
@@ -90,7 +90,7 @@ def _gradients(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tenso
     dots, sums = group_sums(grad, x, scale)
     dots = torch.addcmul(dots, mean, sums, value=-1)
     return (
-        scale_shift(grad, to_rows(scale, x)),
+        scale_shift(grad, scale),
         (sums * scale).neg_().sum_to_size(mean.shape),
         (dots * scale * inverse.square()).mul_(-0.5).sum_to_size(var.shape),
         (dots * inverse).sum_to_size(weight.shape),

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from metafew.norms.kernels import native
 from metafew.norms.kernels.group_moments import (
     GroupMomentsBackward,
-    batch_moments,
     image_moments,
     moments_of_groups,
     slope_and_level,
+    union,
 )
-from metafew.norms.kernels.pieces import add_affine, concatenate, has_memory, piece_of, pieces
+from metafew.norms.kernels.pieces import add_affine, concatenate, has_memory, pieces, pieces_of_groups
 from metafew.precision import precise
 
 aten = torch.ops.aten
@@ -41,6 +42,15 @@ class Pooling(NamedTuple):
             for size in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
         )
         return cls(kernel_size, stride, padding, dilation, pool.ceil_mode)
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a value may be in several windows."""
+        sizes, strides, dilations = (
+            (each, each) if isinstance(each, int) else each for each in (self.kernel_size, self.stride, self.dilation)
+        )
+        pairs = zip(sizes, strides, dilations, strict=True)
+        return any((size - 1) * dilation >= stride for size, stride, dilation in pairs)
 
 
 class PooledMoments(Function):
@@ -80,14 +90,15 @@ class PooledMoments(Function):
         if torch.is_grad_enabled() or not has_memory(grad):
             of_x = aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.pooling, where)
             return GroupMomentsBackward.apply(of_x, grad_mean, grad_var, x, mean), None, None, None
-        slope, level = slope_and_level(grad_mean, grad_var, x, mean)
         of_x = torch.empty_like(x)
-        for piece in pieces(x):
-            rows, of_rows = precise(x[piece]), of_x[piece]
+        for piece, entries in pieces_of_groups(x, *slope_and_level(grad_mean, grad_var, x, mean)):
+            rows, of_rows = x[piece], of_x[piece]
+            if ctx.pooling.overlapping:  # adds up several gradients
+                rows = precise(rows)
             total = of_rows if rows.dtype == x.dtype else torch.empty_like(rows)
             arguments = grad[piece].to(rows.dtype), rows, *ctx.pooling, where[piece]
             aten.max_pool2d_with_indices_backward.grad_input(*arguments, grad_input=total)
-            add_affine(total, rows, piece_of(slope, piece), piece_of(level, piece))
+            add_affine(total, rows, *entries)
             if total is not of_rows:
                 of_rows.copy_(total)
         return of_x, None, None, None
@@ -106,18 +117,7 @@ def _by_piece(x: Tensor, groups: int, pooling: Pooling) -> tuple[Tensor, ...]:
         moments, sizes = [], []
         for piece in pieces(rows):
             aten.max_pool2d_with_indices.out(rows[piece], *pooling, out=out[piece], indices=indices[piece])
-            moments.append((image_moments if of_images else batch_moments)(rows[piece]))
+            moments.append((image_moments if of_images else native.moments)(rows[piece]))
             sizes.append(len(rows[piece]))
         found.append(concatenate(moments) if of_images else union(moments, sizes))
     return maxima, where, *concatenate(found)
-
-
-def union(moments: list[tuple[Tensor, Tensor]], sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Return the moments of the union of parts with moments ``(c,)`` and numbers of rows ``sizes``, as ``(1, c)``.
-
-    As :func:`metafew.norms.norm.pool`, for parts of different size.
-    """
-    mean, var = (torch.stack(parts) for parts in zip(*moments, strict=True))
-    share = (mean.new_tensor(sizes) / sum(sizes)).unsqueeze(1)
-    of_all = (share * mean).sum(0, keepdim=True)
-    return of_all, (share * (var + (mean - of_all).square())).sum(0, keepdim=True)

@@ -92,7 +92,7 @@ class GroupMomentsBackward(Function):
 
 
 def moments_of_groups(x: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Return means and variances, ``(groups * c,)`` or ``(groups, c)``, of equally large groups of consecutive rows."""
+    """Return means and variances, ``(groups, c)`` or flat, of equally large groups of consecutive rows."""
     rows = x.shape[0] // groups
     if rows == 1:
         return by_piece(image_moments, x)
@@ -104,7 +104,7 @@ def moments_of_groups(x: Tensor, groups: int) -> tuple[Tensor, ...]:
 
 
 def moments_of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means and variances, ``(c,)`` or ``(1, c)``, over all rows and positions, on a CPU."""
+    """Return means and variances ``(1, c)`` over all rows and positions, on a CPU."""
     if not suits_native(x, 1):
         return native.moments(precise(x))
     parts = [x[piece] for piece in pieces(x, SUMMED)]
@@ -112,11 +112,13 @@ def moments_of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def union(moments: list[tuple[Tensor, Tensor]], sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Return the moments of the union of parts with moments ``(c,)`` and numbers of rows ``sizes``, as ``(1, c)``.
+    """Return the moments of the union of parts with moments ``(1, c)`` and numbers of rows ``sizes``.
 
     As :func:`metafew.norms.norm.pool`, for parts of different size.
     """
-    mean, var = (torch.stack(parts) for parts in zip(*moments, strict=True))
+    mean, var = concatenate(moments)
+    if len(sizes) == 1:
+        return mean, var
     share = (mean.new_tensor(sizes) / sum(sizes)).unsqueeze(1)
     of_all = (share * mean).sum(0, keepdim=True)
     return of_all, (share * (var + (mean - of_all).square())).sum(0, keepdim=True)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metafew.precision import precise
-
 aten = torch.ops.aten
 
 
@@ -21,12 +19,12 @@ def dense(x: Tensor) -> bool:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means and population variances ``(c,)`` over rows and positions, of any precision.
+    """Return means and population variances ``(1, c)`` over rows and positions, of any precision.
 
     The result has the precision of the running moments, float32 or better.
     """
-    x = x if dense(x) else precise(x)
-    return aten.batch_norm_update_stats(x, *_standard(x), 0.0)
+    mean, var = aten.batch_norm_update_stats(x, *_standard(x), 0.0)
+    return mean.unsqueeze(0), var.unsqueeze(0)
 
 
 def sums(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

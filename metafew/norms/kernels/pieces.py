@@ -49,9 +49,11 @@ def concatenate(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
-def by_piece(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-    """Apply ``function`` to pieces of ``rows`` and concatenate each of its results."""
-    return concatenate([function(*(r[piece] for r in rows)) for piece in pieces(rows[0])])
+def by_piece(
+    function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, of_channel: int = CACHED
+) -> tuple[Tensor, ...]:
+    """Apply ``function`` to :func:`pieces` of ``rows`` and concatenate each of its results."""
+    return concatenate([function(*(r[piece] for r in rows)) for piece in pieces(rows[0], of_channel)])
 
 
 def group_size(x: Tensor, moments: Tensor) -> int:
@@ -83,11 +85,9 @@ def group_sums(v: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of ``v x`` and of ``v`` over positions and groups of rows, in the shape of ``like``."""
     groups = like.numel() // x.shape[1]
     if suits_native(x, groups) and has_memory(v) and (v.dtype, v.stride()) == (x.dtype, x.stride()):
-        parts = [
-            concatenate([native.sums(of_v[piece], of_x[piece]) for piece in pieces(of_x, SUMMED)])
-            for of_v, of_x in zip(v.chunk(groups), x.chunk(groups), strict=True)
-        ]
-        dots, sums = (torch.stack([each.sum(0) for each in of_groups]) for of_groups in zip(*parts, strict=True))
+        of_groups = zip(v.chunk(groups), x.chunk(groups), strict=True)
+        parts = [by_piece(native.sums, *rows, of_channel=SUMMED) for rows in of_groups]
+        dots, sums = (torch.stack([part.sum(0) for part in each]) for each in zip(*parts, strict=True))
     elif groups == 1 and len(pieces(x)) == 1:
         dots, sums = _sums(v, x, (0, *POSITIONS))
     else:

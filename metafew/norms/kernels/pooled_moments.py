@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from metafew.norms.kernels import native
 from metafew.norms.kernels.group_moments import (
     GroupMomentsBackward,
     image_moments,
     moments_of_groups,
+    moments_of_rows,
     slope_and_level,
     union,
 )
@@ -90,11 +90,10 @@ class PooledMoments(Function):
         if torch.is_grad_enabled() or not has_memory(grad):
             of_x = aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.pooling, where)
             return GroupMomentsBackward.apply(of_x, grad_mean, grad_var, x, mean), None, None, None
-        of_x = torch.empty_like(x)
+        of_x, overlapping = torch.empty_like(x), ctx.pooling.overlapping
         for piece, entries in pieces_of_groups(x, *slope_and_level(grad_mean, grad_var, x, mean)):
-            rows, of_rows = x[piece], of_x[piece]
-            if ctx.pooling.overlapping:  # adds up several gradients
-                rows = precise(rows)
+            # Overlapping windows add up several gradients of one value.
+            rows, of_rows = precise(x[piece]) if overlapping else x[piece], of_x[piece]
             total = of_rows if rows.dtype == x.dtype else torch.empty_like(rows)
             arguments = grad[piece].to(rows.dtype), rows, *ctx.pooling, where[piece]
             aten.max_pool2d_with_indices_backward.grad_input(*arguments, grad_input=total)
@@ -117,7 +116,7 @@ def _by_piece(x: Tensor, groups: int, pooling: Pooling) -> tuple[Tensor, ...]:
         moments, sizes = [], []
         for piece in pieces(rows):
             aten.max_pool2d_with_indices.out(rows[piece], *pooling, out=out[piece], indices=indices[piece])
-            moments.append((image_moments if of_images else native.moments)(rows[piece]))
+            moments.append((image_moments if of_images else moments_of_rows)(rows[piece]))
             sizes.append(len(rows[piece]))
         found.append(concatenate(moments) if of_images else union(moments, sizes))
     return maxima, where, *concatenate(found)
